@@ -1,0 +1,222 @@
+"""Two ways of answering one question: slow thinking reasons first, fast thinking answers at once.
+
+A completion is `<think> reasoning </think><answer> happy, excited </answer>`. Fast thinking is not another prompt and
+is not trained: the same question is asked, and the completion is started for the model with an empty think block,
+`<think></think><answer>`, so that it can only go on with the answer (the paper: "triggering direct answers").
+
+This module writes the questions and completions, and reads completions back: strictly for the format reward, leniently
+for the labels, because a sampled text can be anything. The inner blanks of `<answer> happy` make the first token of
+each emotion word the one that begins with a blank, wherever the word stands.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from mer_r1.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FAST_PREFILL = "<think></think><answer>"
+MAX_SUBTITLE_CHARACTERS = 1000
+FULL_QUESTION = (
+    "{subtitle} Which emotions does the person in this clip feel? Study the face, listen to the voice and weigh the "
+    "words, and notice where they disagree. Reason step by step inside <think> </think>. Then list every emotion that "
+    "is evident, as English words separated by commas, inside <answer> </answer>."
+)
+SHORT_QUESTION = "{subtitle} Weigh face, voice and words: <think> reasons </think><answer> emotions </answer>"
+DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
+EMOTIONS_QUESTION = "{subtitle} Which emotions?"
+
+_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+_STRICT_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+_PIECE = re.compile(r"[^,;\n\r/、，；]+")
+_WORD = re.compile(r"\S+")
+_WRAPPING = frozenset("[](){}<>【】「」『』《》\"'“”‘’`*_.。!！?？:：•-")
+
+
+class ThinkingMode(StrEnum):
+    """How the model is made to answer: SLOW reasons before it answers, FAST answers directly."""
+
+    SLOW = "slow"
+    FAST = "fast"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a completion says.
+
+    Attributes:
+        reasoning: Text of the first think block, trimmed; "" where there is none.
+        answer: Text of the answer that was read, trimmed; "" where there is none.
+        labels: Its emotion words: lower-case, inner blanks single, each once, in order.
+        well_formed: Whether the completion is exactly one think block, then exactly one answer block, and nothing else
+            but white space. The empty think block of fast thinking is well formed too.
+    """
+
+    reasoning: str
+    answer: str
+    labels: tuple[str, ...]
+    well_formed: bool
+
+
+def question(subtitle: str | None, style: Literal["full", "short"] = "full") -> str:
+    """The user's question about one clip, the same for slow and fast thinking.
+
+    Args:
+        subtitle: What is said in the clip; None or blank is stated as "no subtitle".
+        style: "full" for large models; "short" for the tiny model, whose prompts have some 70 tokens.
+
+    Raises:
+        UserError: Unknown style.
+    """
+    if style not in ("full", "short"):
+        raise UserError(f"style: expected 'full' or 'short', got {style!r}")
+    return (FULL_QUESTION if style == "full" else SHORT_QUESTION).format(subtitle=_subtitle_sentence(subtitle))
+
+
+def base_question(subtitle: str | None, task: Literal["describe", "emotions"]) -> str:
+    """The question of the tiny model's base stage, which knows no reasoning format yet.
+
+    Args:
+        subtitle: What is said in the clip.
+        task: "describe" asks what is seen and heard, "emotions" for emotion words alone.
+
+    Raises:
+        UserError: Unknown task.
+    """
+    if task not in ("describe", "emotions"):
+        raise UserError(f"task: expected 'describe' or 'emotions', got {task!r}")
+    return (DESCRIBE_QUESTION if task == "describe" else EMOTIONS_QUESTION).format(
+        subtitle=_subtitle_sentence(subtitle)
+    )
+
+
+def prefill(mode: ThinkingMode) -> str:
+    """The beginning of the completion that is written for the model: nothing when slow, an empty think when fast."""
+    return FAST_PREFILL if ThinkingMode(mode) is ThinkingMode.FAST else ""
+
+
+def format_completion(reasoning: str, labels: Sequence[str]) -> str:
+    """The completion with this reasoning and these labels; an empty reasoning gives the fast form.
+
+    `parse` gives the reasoning and the (lower-cased, trimmed) labels back.
+
+    Raises:
+        UserError: No labels, a label that would not be read back as one word, or a tag inside the reasoning.
+
+    >>> format_completion("", ["happy", "excited"])
+    '<think></think><answer> happy, excited </answer>'
+    """
+    reasoning = reasoning.strip()
+    if _TAG.search(reasoning):
+        raise UserError(f"reasoning: must not contain think or answer tags, got {reasoning!r:.80}")
+    if not labels:
+        raise UserError("labels: expected at least one emotion word for the answer, got none")
+    for label in labels:
+        spans = [] if _TAG.search(label) else list(_label_spans(label, 0, len(label)))
+        if [label[start:end] for start, end in spans] != [label.strip()]:
+            raise UserError(f"labels: {label!r:.80} would not be read back as one emotion word")
+    think = f"<think> {reasoning} </think>" if reasoning else "<think></think>"
+    return f"{think}<answer> {', '.join(label.strip() for label in labels)} </answer>"
+
+
+def parse(completion: str) -> Parsed:
+    """Read a completion: strictly for its form, leniently for its content. Never raises, linear in the text's length.
+
+    Labels come from the last <answer>, closed or not; without one, from the text that a lone </answer> closes or that
+    follows the last </think>. A text without any of these tags gives no labels: it would be reasoning cut short.
+    """
+    tags = list(_TAG.finditer(completion))
+    start, end = _answer_range(completion, tags)
+    labels = dict.fromkeys(_label_at(completion, span) for span in _label_spans(completion, start, end))
+    return Parsed(
+        _reasoning(completion, tags), completion[start:end].strip(), tuple(labels), _well_formed(completion, tags)
+    )
+
+
+def answer_word_spans(completion: str) -> list[tuple[int, int]]:
+    """Where each emotion word of the answer stands: (start, end) characters, repeated words included.
+
+    The labels of `parse` are these spans in lower case, each once. The first token of every span is an anchor of the
+    category confidence.
+
+    >>> answer_word_spans("<think></think><answer> sad, ill at ease </answer>")
+    [(24, 27), (29, 40)]
+    """
+    return list(_label_spans(completion, *_answer_range(completion, list(_TAG.finditer(completion)))))
+
+
+def _subtitle_sentence(subtitle: str | None) -> str:
+    """The subtitle in quotes, as one line that can hold neither tags nor a chat template's special tokens."""
+    text = " ".join((subtitle or "").split())
+    if not text:
+        return "No subtitle."
+    if len(text) > MAX_SUBTITLE_CHARACTERS:
+        logger.warning("subtitle of %d characters cut to %d", len(text), MAX_SUBTITLE_CHARACTERS)
+        text = text[:MAX_SUBTITLE_CHARACTERS] + "…"
+    return 'Subtitle: "' + text.replace("<", "‹").replace(">", "›").replace('"', "'") + '"'
+
+
+def _well_formed(completion: str, tags: Sequence[re.Match[str]]) -> bool:
+    if [tag.group() for tag in tags] != _STRICT_TAGS:
+        return False
+    think, _, answer, end = tags
+    outside = completion[: think.start()] + completion[tags[1].end() : answer.start()] + completion[end.end() :]
+    return not outside.strip()
+
+
+def _reasoning(completion: str, tags: Sequence[re.Match[str]]) -> str:
+    """Text from the first <think> to the next tag, or to the end."""
+    for index, tag in enumerate(tags):
+        if tag.group().lower() == "<think>":
+            end = tags[index + 1].start() if index + 1 < len(tags) else len(completion)
+            return completion[tag.end() : end].strip()
+    return ""
+
+
+def _answer_range(completion: str, tags: Sequence[re.Match[str]]) -> tuple[int, int]:
+    """Start and end of the text that holds the labels; an empty range where there is none."""
+    names = [tag.group().lower() for tag in tags]
+    ends = [*(tag.start() for tag in tags[1:]), len(completion)]
+    for name in ("<answer>", "</answer>", "</think>"):
+        if name not in names:
+            continue
+        last = len(names) - 1 - names[::-1].index(name)
+        if name == "</answer>":  # an answer that was closed but never opened
+            return (tags[last - 1].end() if last else 0), tags[last].start()
+        return tags[last].end(), ends[last]
+    return 0, 0
+
+
+def _label_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Spans of the labels in text[start:end]: split at separators and the word "and", wrapping punctuation removed."""
+    for piece in _PIECE.finditer(text, start, end):
+        words: list[tuple[int, int]] = []
+        for word in _WORD.finditer(text, piece.start(), piece.end()):
+            if word.group().lower() == "and":
+                yield from _unwrapped(text, words)
+                words = []
+            else:
+                words.append(word.span())
+        yield from _unwrapped(text, words)
+
+
+def _unwrapped(text: str, words: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The span of consecutive words without brackets, quotes, bullets and stops around it; nothing if none is left."""
+    if not words:
+        return
+    start, end = words[0][0], words[-1][1]
+    while start < end and (text[start] in _WRAPPING or text[start].isspace()):
+        start += 1
+    while start < end and (text[end - 1] in _WRAPPING or text[end - 1].isspace()):
+        end -= 1
+    if start < end:
+        yield start, end
+
+
+def _label_at(completion: str, span: tuple[int, int]) -> str:
+    return " ".join(completion[span[0] : span[1]].lower().split())
