@@ -32,10 +32,8 @@ def group_spread(values: Tensor, num_generations: int) -> Tensor:
     [1.4142135381698608, 1.4142135381698608, 0.0, 0.0]
     """
     grouped = _grouped(values, num_generations)
-    scorable = ~grouped.isnan()
-    deviation = torch.where(scorable, grouped - grouped.nanmean(dim=1, keepdim=True), 0.0)
-    count = scorable.sum(dim=1, keepdim=True)
-    variance = (deviation**2).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+    count = (~grouped.isnan()).sum(dim=1, keepdim=True)
+    variance = (_centred(grouped) ** 2).nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
     return variance.sqrt().expand_as(grouped).reshape(-1)
 
 
@@ -62,7 +60,7 @@ def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0) 
     """
     grouped = _grouped(values, num_generations)
     spread = group_spread(values, num_generations)
-    centred = (grouped - grouped.nanmean(dim=1, keepdim=True)).reshape(-1)
+    centred = _centred(grouped).reshape(-1)
     has_signal = (spread > MIN_SPREAD) & ~centred.isnan()
     safe = torch.where(has_signal, spread + epsilon, 1.0)
     return torch.where(has_signal, centred / safe, 0.0)
@@ -115,6 +113,14 @@ def normalise_then_sum(rewards_per_func: Tensor, weights: Tensor, num_generation
         (B*G,) advantages.
     """
     return (normalise_each(rewards_per_func, num_generations, epsilon) * weights).sum(dim=1)
+
+
+def _centred(grouped: Tensor) -> Tensor:
+    # Deviations from the mean, by way of the least value of each group: so equal values deviate by exactly 0, whatever
+    # their size. Their float32 mean alone can be off by a rounding that no fixed threshold tells from a spread.
+    lowest = torch.where(grouped.isnan(), torch.inf, grouped).amin(dim=1, keepdim=True)
+    above = grouped - lowest
+    return above - above.nanmean(dim=1, keepdim=True)
 
 
 def _grouped(values: Tensor, num_generations: int) -> Tensor:

@@ -1,10 +1,10 @@
 """Slow-fast confidence calibration (SFCC): slow thinking is held against the confidence of fast thinking.
 
 At an *anchor* (where a word of the answer begins) the policy gives every category a probability: the sum over the
-tokens that can begin a word of that category. The same answer has such a probability with the rollout's own reasoning in
-the context (slow) and without it (fast). Correct categories should keep or exceed their fast confidence; for incorrect ones
-the suppression that slow thinking brings should stay. Each wish becomes a term that is normalised within the group and
-added to its own side of the advantage: the first to recall, the second to precision.
+tokens that can begin a word of that category. The same answer has such a probability with the rollout's own reasoning
+in the context (slow) and without it (fast). Correct categories should keep or exceed their fast confidence; for
+incorrect ones the suppression that slow thinking brings should stay. Each wish becomes a term that is normalised within
+the group and added to its own side of the advantage: the first to recall, the second to precision.
 
 Categories come in partitions (emotion wheels here): within one, a token belongs to at most one category; partitions are
 kept apart and averaged. Nothing in this file knows about emotions: any set-valued answer works.
@@ -70,7 +70,7 @@ class Method:
         for field, allowed in self.ALLOWED.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"method.{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
-        if self.alpha < 0 or self.clip <= 0 or self.format_weight < 0:
+        if not (self.alpha >= 0 and self.format_weight >= 0 and self.clip > 0):  # so written, it refuses NaN too
             raise ValueError("method.alpha and method.format_weight must not be negative, method.clip must be positive")
 
     @property

@@ -27,7 +27,7 @@ FULL_QUESTION = (
     "words, and notice where they disagree. Reason step by step inside <think> </think>. Then list every emotion that "
     "is evident, as English words separated by commas, inside <answer> </answer>."
 )
-SHORT_QUESTION = "{subtitle} Weigh face, voice and words: <think> reasons </think><answer> emotions </answer>"
+SHORT_QUESTION = "{subtitle} Weigh face, voice and words."
 DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
 EMOTIONS_QUESTION = "{subtitle} Which emotions?"
 

@@ -1,0 +1,121 @@
+"""Where the words of an answer begin, in tokens, and which tokens can begin a word of which category.
+
+The calibration reads the policy's next-token probabilities where each emotion word of the answer begins. This file ties
+the words (taxonomy, thinking) to a tokenizer; the numbers are made in ``calibration``.
+Source: METHOD.md, "category confidence" (authors' fork).
+"""
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from mer_r1.calibration import CategoryTokens
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import answer_word_spans
+
+TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Where a completion's answer stands, in tokens.
+
+    Attributes:
+        start: first token after the tag that the answer follows (0 where that tag was prefilled).
+        anchors: first token of each emotion word, ascending; empty if the answer has none.
+    """
+
+    start: int
+    anchors: list[int]
+
+
+def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str = "") -> AnswerTokens:
+    """Find the answer and its words among the tokens of a completion.
+
+    Args:
+        completion_ids: sampled tokens.
+        tokenizer: of the policy.
+        prefilled: text that the completion continues (`thinking.prefill`), no part of its tokens.
+    """
+    text = tokenizer.decode(completion_ids, skip_special_tokens=False)
+    spans = [(start - len(prefilled), end - len(prefilled)) for start, end in answer_word_spans(prefilled + text)]
+    spans = [span for span in spans if span[0] >= 0]
+    if not spans:
+        return AnswerTokens(0, [])
+    ends = _token_ends(completion_ids, text, tokenizer)
+    anchors = sorted({bisect_right(ends, start) for start, _ in spans})
+    # The answer begins behind the last tag before its first word, well-formed or not: no reasoning is left in it.
+    tags = [tag.end() for tag in TAG.finditer(text, 0, spans[0][0])]
+    start = bisect_right(ends, tags[-1] - 1) + 1 if tags else 0
+    return AnswerTokens(min(start, anchors[0]), anchors)
+
+
+def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
+    # Character offset at which each token ends. Tokens that hold part of a character make the pieces disagree with the
+    # whole; then each prefix is decoded, which is always right and slow.
+    pieces = tokenizer.batch_decode([[token] for token in completion_ids], skip_special_tokens=False)
+    if "".join(pieces) == text:
+        return list(accumulate(len(piece) for piece in pieces))
+    return [len(tokenizer.decode(completion_ids[: i + 1], skip_special_tokens=False)) for i in range(len(pieces))]
+
+
+def first_tokens(words: Sequence[str], tokenizer: Any) -> set[int]:
+    """First token of each word, with and without a leading space, as is and capitalised."""
+    forms = {form for word in words for form in (word, word.capitalize())}
+    texts = sorted({prefix + form for form in forms for prefix in ("", " ")})
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return {ids[0] for ids in encoded if ids}
+
+
+def category_tokens(
+    taxonomy: Taxonomy, tokenizer: Any, level: str = "category"
+) -> tuple[CategoryTokens, list[tuple[str, str]]]:
+    """The tokens that begin any word of each category; a token of several categories of one wheel is left out.
+
+    Args:
+        taxonomy: wheels and word forms.
+        tokenizer: of the policy.
+        level: "category" has one partition per wheel with its level-1 sectors; "word" one partition with a category per
+            base word (variant A1: word-level confidence).
+
+    Returns:
+        The token sets, and the (partition, category) name of each of the C columns.
+    """
+    if level == "word":
+        by_base = defaultdict(list)
+        for form in sorted(taxonomy.forms):
+            by_base[taxonomy.base(form)].append(form)
+        partitions = [("words", {base: forms for base, forms in by_base.items() if base})]
+    else:
+        partitions = [
+            (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
+            for wheel in taxonomy.wheels
+        ]
+    names: list[tuple[str, str]] = []
+    token_ids, category, partition = [], [], []
+    for index, (partition_name, members) in enumerate(partitions):
+        owner: dict[int, set[int]] = defaultdict(set)
+        for name, words in members.items():
+            for token in first_tokens(list(words), tokenizer):
+                owner[token].add(len(names))
+            names.append((partition_name, name))
+            partition.append(index)
+        for token, owners in sorted(owner.items()):
+            if len(owners) == 1:
+                token_ids.append(token)
+                category.append(next(iter(owners)))
+    tensors = (torch.tensor(values, dtype=torch.long) for values in (token_ids, category, partition))
+    return CategoryTokens(*tensors), names
+
+
+def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tuple[str, str]]) -> list[bool]:
+    """Which of the C columns of `category_tokens` hold one of the labels."""
+    bases = {taxonomy.base(label.strip().lower()) for label in labels}
+    sectors = {wheel.name: taxonomy.categories(labels, wheel) for wheel in taxonomy.wheels}
+    return [name in (bases if partition == "words" else sectors[partition]) for partition, name in names]

@@ -1,0 +1,223 @@
+"""Goes through all rows and all files of a manifest, in parallel, and reports everything that is wrong.
+
+Reading is strict and stops at the first broken row; here everything is looked at. A decoder is a large C library fed
+with foreign bytes: if it takes a worker process down, the clip that did it is named and the others go on.
+"""
+
+import multiprocessing
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer_r1.clips import Clip, manifest_rows
+from mer_r1.errors import UserError
+from mer_r1.media import MediaLimits, read_media
+from mer_r1.taxonomy import Taxonomy
+
+Progress = Callable[[int, int], Any]
+"""Called with the number of clips done since the last call, and the number of all clips."""
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of reading one clip.
+
+    Attributes:
+        problem: why it cannot be used; None if it can.
+        notes: `Media.notes`.
+        has_picture: whether there are frames.
+        has_sound: whether there is a waveform.
+        seconds: length of the part that was read.
+    """
+
+    problem: str | None = None
+    notes: tuple[str, ...] = ()
+    has_picture: bool = False
+    has_sound: bool = False
+    seconds: float = 0.0
+
+    @property
+    def note_kinds(self) -> set[str]:
+        """The notes with their numbers blanked, so that they can be counted."""
+        return {_NUMBER.sub("…", note) for note in self.notes}
+
+
+def probe_clip(clip: Clip, limits: MediaLimits | None = None) -> Probe:
+    """Read one clip's media here."""
+    try:
+        media = read_media(clip.video, clip.audio, limits)
+    except UserError as error:
+        return Probe(problem=str(error))
+    return Probe(None, media.notes, media.frames is not None, media.waveform is not None, media.seconds)
+
+
+def probe_clips(
+    clips: Sequence[Clip],
+    limits: MediaLimits | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Probe]:
+    """Read the media of clips.
+
+    Args:
+        clips: the clips.
+        limits: see `read_media`.
+        workers: processes; all cores that we may use if None; up to 1 reads in this process.
+        progress: called with (1, number of clips) for each clip done.
+
+    Returns:
+        One probe a clip, in order.
+    """
+    workers = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers or 1
+    tell = (lambda: progress(1, len(clips))) if progress else (lambda: None)
+    if min(workers, len(clips)) <= 1:
+        probes = []
+        for clip in clips:
+            probes.append(probe_clip(clip, limits))
+            tell()
+        return probes
+    found = _in_processes(dict(enumerate(clips)), limits, workers, tell)
+    # A crashed worker takes its whole pool down: read what is left one at a time to learn which clip does it.
+    for index in range(len(clips)):
+        if index not in found:
+            alone = _in_processes({index: clips[index]}, limits, 1, tell)
+            if index not in alone:
+                tell()
+            found[index] = alone.get(index, Probe(problem="reading it crashes the decoder"))
+    return [found[index] for index in range(len(clips))]
+
+
+def _in_processes(
+    clips: dict[int, Clip], limits: MediaLimits | None, workers: int, tell: Callable[[], Any]
+) -> dict[int, Probe]:
+    """Probes by index; incomplete if a worker died."""
+    found: dict[int, Probe] = {}
+    # Started afresh, not forked: the caller may have threads (a progress bar, a deep-learning library).
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pending: dict[Future[Probe], int] = {}
+        left = iter(clips.items())
+        try:
+            while True:
+                while len(pending) < 8 * workers and (item := next(left, None)) is not None:
+                    pending[pool.submit(probe_clip, item[1], limits)] = item[0]
+                if not pending:
+                    return found
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    found[pending.pop(future)] = future.result()
+                    tell()
+        except BrokenProcessPool:
+            return found
+
+
+@dataclass
+class CheckReport:
+    """Everything wrong with a manifest, and what is in it.
+
+    Attributes:
+        n_rows: rows that are not empty lines.
+        n_ok: rows without any problem.
+        problems: (line, id or None, problem) in the file's order. A row may have several.
+        counts: problems of each kind: row, id, file, labels.
+        notes: number of clips of each note that is no problem, such as "no sound".
+        splits: rows of each split ("none" without one).
+        channels: readable clips with picture, with sound, with subtitle, with labels, with reasoning.
+        seconds: total, shortest, median and longest length of the readable clips with media.
+    """
+
+    n_rows: int = 0
+    n_ok: int = 0
+    problems: list[tuple[int, str | None, str]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, int] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def check_manifest(
+    path: Path | str,
+    *,
+    taxonomy: Taxonomy | None = None,
+    workers: int | None = None,
+    limits: MediaLimits | None = None,
+    progress: Progress | None = None,
+    allow_absolute: bool = False,
+) -> CheckReport:
+    """Check every row and every file of a manifest, in parallel.
+
+    Args:
+        path: the manifest.
+        taxonomy: if given, gold labels are looked up: a row with none on any wheel is broken, single ones are noted.
+        workers: processes; all cores if None, 1 reads here.
+        limits: how much of each file is read.
+        progress: told of each clip whose files have been read.
+        allow_absolute: see `read_manifest`.
+
+    Raises:
+        UserError: only if the manifest itself cannot be read.
+    """
+    report, counts, notes, sound_rows = CheckReport(), Counter[str](), Counter[str](), []
+    for number, clip_id, clip, wrong in manifest_rows(Path(path), allow_absolute):
+        report.n_rows += 1
+        report.problems += [(number, clip_id, problem) for problem in wrong]
+        counts.update("id" if problem.startswith("id:") else "row" for problem in wrong)
+        if clip is not None:
+            sound_rows.append((number, clip))
+    clips = [clip for _, clip in sound_rows]
+    probes = probe_clips(clips, limits, workers, progress)
+    for (number, clip), probe in zip(sound_rows, probes, strict=True):
+        unplaced = _unplaced(clip, taxonomy)
+        problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
+        if unplaced and len(unplaced) == len(clip.labels or ()):
+            problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
+        elif unplaced:
+            notes["a gold label is on no wheel"] += 1
+        report.problems += [(number, clip.id, text) for _, text in problems]
+        counts.update(kind for kind, _ in problems)
+        notes.update(probe.note_kinds)
+        report.n_ok += not problems
+    report.problems.sort(key=lambda problem: problem[0])
+    report.counts, report.notes = dict(counts), dict(notes.most_common())
+    _describe(report, clips, probes)
+    return report
+
+
+def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe]) -> None:
+    report.splits = dict(Counter(clip.split or "none" for clip in clips))
+    readable = [(clip, probe) for clip, probe in zip(clips, probes, strict=True) if probe.problem is None]
+    report.channels = {
+        "picture": sum(probe.has_picture for _, probe in readable),
+        "sound": sum(probe.has_sound for _, probe in readable),
+        "subtitle": sum(bool(clip.subtitle.strip()) for clip, _ in readable),
+        "labels": sum(clip.labels is not None for clip, _ in readable),
+        "reasoning": sum(bool(clip.reasoning) for clip, _ in readable),
+    }
+    lengths = [probe.seconds for _, probe in readable if probe.has_picture or probe.has_sound]
+    if lengths:
+        report.seconds = {
+            "total": sum(lengths),
+            "shortest": min(lengths),
+            "median": statistics.median(lengths),
+            "longest": max(lengths),
+        }
+
+
+def _unplaced(clip: Clip, taxonomy: Taxonomy | None) -> list[str]:
+    if taxonomy is None or clip.labels is None:
+        return []
+    wheels = range(len(taxonomy.wheels))
+    return [label for label in clip.labels if not any(taxonomy.sector(label, wheel) for wheel in wheels)]

@@ -1,0 +1,246 @@
+"""One clip, and how one line of a manifest becomes one.
+
+A manifest is data from elsewhere: every field is checked for its type, unknown keys are mistakes (most often a
+misspelt one), and no path may lead out of the manifest's folder, neither by `..`, nor by a link, nor by being absolute.
+All problems of a line are found at once, so that `mer-r1 check` can list them.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer_r1.containers import shown
+from mer_r1.errors import UserError
+
+SPLITS = ("train", "val", "test")
+KEYS = ("id", "video", "audio", "subtitle", "labels", "reasoning", "split", "meta")
+MAX_ID_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sample: somebody seen, heard, or quoted, and what they feel.
+
+    Attributes:
+        id: unique within a manifest.
+        video: file with the picture, and with the sound unless `audio` is given.
+        audio: file with the sound, where it is not in the video file.
+        subtitle: what is said; "" if unknown.
+        labels: gold emotion words; None if there is no annotation.
+        reasoning: text for the cold start; None if there is none.
+        split: "train", "val", "test" or None.
+        meta: anything else that belongs to the clip, as JSON values.
+    """
+
+    id: str
+    video: Path | None = None
+    audio: Path | None = None
+    subtitle: str = ""
+    labels: tuple[str, ...] | None = None
+    reasoning: str | None = None
+    split: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def parse_row(line: bytes, folder: Path, allow_absolute: bool = False) -> tuple[Clip | None, str | None, list[str]]:
+    """Read one manifest line.
+
+    Args:
+        line: its bytes.
+        folder: the manifest's folder, which relative paths start from and may not leave.
+        allow_absolute: whether paths may be absolute.
+
+    Returns:
+        The clip (None if there is any problem), its id as far as it can be told, and all problems: each names the
+        field, what came and what was expected.
+    """
+    row = _json_object(line)
+    if isinstance(row, str):
+        return None, None, [row]
+    problems = [_unknown_key(key) for key in row if key not in KEYS]
+    clip_id = _id(row, problems)
+    paths = {}
+    for name in ("video", "audio"):
+        paths[name] = _path(row, name, folder, allow_absolute, problems)
+    subtitle = _text(row, "subtitle", problems) or ""
+    reasoning = _text(row, "reasoning", problems)
+    labels = _labels(row, problems)
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        problems.append(f"split: got {_came(split)}, expected one of {', '.join(SPLITS)} or null")
+    meta = row.get("meta")
+    if meta is not None and not isinstance(meta, dict):
+        problems.append(f"meta: got {_came(meta)}, expected an object")
+    if not problems and not (paths["video"] or paths["audio"] or subtitle.strip()):
+        problems.append("video, audio and subtitle are all empty, expected at least one of them")
+    if problems:
+        return None, clip_id, problems
+    return (
+        Clip(clip_id or "", paths["video"], paths["audio"], subtitle, labels, reasoning, split, meta or {}),
+        clip_id,
+        [],
+    )
+
+
+def path_problem(text: str, folder: Path, allow_absolute: bool = False) -> str | None:
+    """Why a path must not be followed; None if it may be.
+
+    Args:
+        text: the path as written.
+        folder: the folder that it must stay in, links resolved.
+        allow_absolute: whether it may be absolute, and then lie anywhere.
+    """
+    if not text.strip():
+        return "an empty path"
+    if "://" in text:
+        return "an address, expected a path to a local file"
+    path = Path(text)
+    if ".." in path.parts:
+        return "a path with '..', expected one that stays in the manifest's folder"
+    if path.is_absolute():
+        return None if allow_absolute else "an absolute path, expected one relative to the manifest's folder"
+    try:
+        real, root = os.path.realpath(folder / path), os.path.realpath(folder)
+        os.fsencode(real)
+    except (ValueError, OSError) as error:
+        return f"not a possible file name ({error})"
+    # A link inside the folder that an absolute path could reach anyway is no escape.
+    if allow_absolute or real == root or real.startswith(root.rstrip(os.sep) + os.sep):
+        return None
+    return "a link that leads out of the manifest's folder"
+
+
+def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[int, str | None, Clip | None, list[str]]]:
+    """Read a manifest row by row.
+
+    Yields:
+        Line number from 1, id as far as known, the clip (None if there is any problem) and all problems of the row.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    lines_of: dict[str, int] = {}
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if not line.strip():
+                    continue
+                clip, clip_id, problems = parse_row(line, path.parent, allow_absolute)
+                if clip_id is not None and lines_of.setdefault(clip_id, number) != number:
+                    clip = None
+                    first = lines_of[clip_id]
+                    problems.append(f"id: got {clip_id!r} again, expected unique ids (first in line {first})")
+                yield number, clip_id, clip, problems
+    except OSError as error:
+        raise UserError(f"{shown(path)}: the manifest cannot be read ({error.strerror})") from None
+
+
+def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """What an unknown key probably meant, as the end of a sentence.
+
+    >>> nearest("vidoe", KEYS)
+    "; did you mean 'video'?"
+    """
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
+
+
+def _json_object(line: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte {error.start + 1} of the line)"
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg}, column {error.colno})"
+    except RecursionError:
+        return "not JSON that can be read (nested too deeply)"
+    except ValueError as error:
+        return f"not JSON that can be read ({shown(str(error))[:200]})"
+    return row if isinstance(row, dict) else f'got {_came(row)}, expected an object like {{"id": ...}}'
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _unknown_key(key: str) -> str:
+    return f"unknown key {_came(key)}{shown(nearest(key, KEYS))}"
+
+
+def _id(row: Mapping[str, Any], problems: list[str]) -> str | None:
+    value = row.get("id")
+    if not isinstance(value, str) or not value.strip():
+        problems.append(f"id: got {_came(value) if 'id' in row else 'nothing'}, expected a unique text")
+        return None
+    if len(value) > MAX_ID_CHARACTERS or not value.isprintable():
+        problems.append(f"id: got {_came(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
+        return None
+    return value
+
+
+def _text(row: Mapping[str, Any], name: str, problems: list[str]) -> str | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        problems.append(f"{name}: got {_came(value)}, expected a text or null")
+        return None
+    return value if _is_unicode(name, value, problems) else None
+
+
+def _labels(row: Mapping[str, Any], problems: list[str]) -> tuple[str, ...] | None:
+    value = row.get("labels")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        problems.append(f"labels: got {_came(value)}, expected a list of emotion words, or null without annotation")
+        return None
+    for label in value:
+        if not isinstance(label, str) or not label.strip():
+            problems.append(f"labels: got {_came(label)} in the list, expected an emotion word")
+            return None
+        if not _is_unicode("labels", label, problems):
+            return None
+    return tuple(value)
+
+
+def _path(row: Mapping[str, Any], name: str, folder: Path, allow_absolute: bool, problems: list[str]) -> Path | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        problems.append(f"{name}: got {_came(value)}, expected a path or null")
+        return None
+    problem = path_problem(value, folder, allow_absolute)
+    if problem:
+        problems.append(f"{name}: got {_came(value)}, {problem}")
+        return None
+    return folder / value
+
+
+def _is_unicode(name: str, value: str, problems: list[str]) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        problems.append(f"{name}: got {_came(value)}, expected text without half characters (lone surrogates)")
+        return False
+    return True
+
+
+def _came(value: Any) -> str:
+    """A value as it may be printed in a message."""
+    text = shown(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,245 @@
+"""Recipes: one YAML file a stage, every field of which can be set on the command line.
+
+A recipe is TRL's own configuration (`SFTConfig`, `GRPOConfig`, and so `TrainingArguments`) with the few fields that
+this project adds. Paths have no default. Defaults that differ from TRL's say why.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from trl import GRPOConfig, SFTConfig
+
+from mer_r1.calibration import Method
+from mer_r1.errors import UserError
+from mer_r1.model import TinyConfig
+
+
+@dataclass
+class DataFields:
+    """What every stage needs to know about its model and data.
+
+    Attributes:
+        model: checkpoint to start from, a folder or a hub name.
+        manifest: the JSONL manifest of the clips.
+        split: the rows of the manifest with this split; "all" takes every row.
+        clips: of those, a slice such as "0:400".
+        features_dir: where decoded inputs and tower features are kept; beside the manifest if not given.
+        train_towers: train the vision and audio towers too (else they are frozen and their outputs cached).
+        decode_workers: processes that decode clips.
+        lora_rank: 0 trains the language model in full, above it LoRA of that rank on the language model only.
+    """
+
+    model: str | None = None
+    manifest: str | None = None
+    split: str = "train"
+    clips: str | None = None
+    features_dir: str | None = None
+    train_towers: bool = False
+    decode_workers: int = 2
+    lora_rank: int = 0
+
+
+@dataclass
+class _Host:
+    """Settings of the host trainers that this project changes."""
+
+    # Our columns (clip index, kind, target) are no arguments of the model's forward.
+    remove_unused_columns: bool = False
+    report_to: str | list[str] | None = "tensorboard"
+    logging_steps: float = 5
+    # Tiny batches of short sequences gain nothing from it; the recipes of large models turn it on.
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class SFTRecipe(_Host, DataFields, SFTConfig):
+    """`mer-r1 sft`: the cold start on slow-format reasoning (METHOD.md: 2 epochs, 2e-5).
+
+    Attributes:
+        targets: what is learned. "slow": reasoning and careful answer; "base": the tiny model's base stage, a
+            description and a broad direct answer in turn.
+    """
+
+    targets: str = "slow"
+    learning_rate: float = 2e-5
+    num_train_epochs: float = 2
+
+
+@dataclass
+class BuildRecipe(SFTRecipe):
+    """`mer-r1 build --tiny`: make the tiny policy and take it through its base stage.
+
+    Attributes:
+        tiny: sizes, fields of `model.TinyConfig`.
+    """
+
+    targets: str = "base"
+    train_towers: bool = True
+    tiny: dict[str, Any] | None = None
+
+
+@dataclass
+class RLRecipe(_Host, DataFields, GRPOConfig):
+    """`mer-r1 rl`: MER-R1 and the methods it is compared with (METHOD.md: 1 epoch, 2e-6, G = 4, beta 0.04).
+
+    The fields from `method` to `confidence_clip` are those of `calibration.Method`.
+
+    Attributes:
+        wheels: folder of the official emotion wheels; the built-in wheels if not given.
+        confidence_level: "category" or "word".
+        confidence_clip: clip of the calibration terms.
+    """
+
+    method: str = "mer-r1"
+    format_weight: float = 0.1
+    alpha: float = 0.1
+    space: str = "advantage"
+    sides: str = "both"
+    anchors: str = "all"
+    confidence_level: str = "category"
+    confidence_clip: float = 5.0
+    wheels: str | None = None
+    learning_rate: float = 2e-6
+    num_train_epochs: float = 1
+    num_generations: int | None = 4
+    beta: float = 0.04
+    epsilon: float = 0.2
+    max_completion_length: int | None = 1024
+    # Per-sequence means as in GRPO; TRL's default (dapo) weighs every token of the batch the same.
+    loss_type: str = "grpo"
+
+    def method_choices(self) -> Method:
+        """The method's choices as one object.
+
+        Raises:
+            UserError: if a choice is not one of the method's.
+        """
+        try:
+            return Method(
+                name=self.method,
+                format_weight=self.format_weight,
+                alpha=self.alpha,
+                space=self.space,
+                sides=self.sides,
+                anchors=self.anchors,
+                level=self.confidence_level,
+                clip=self.confidence_clip,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+Recipe = TypeVar("Recipe", SFTRecipe, BuildRecipe, RLRecipe)
+
+
+SECTIONS = {SFTRecipe: "sft", BuildRecipe: "build", RLRecipe: "rl"}
+
+
+def shipped_recipe(name: str) -> Path:
+    """Path of a recipe that comes with the package.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "recipes", package.parents[1] / "recipes"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise UserError(f"no recipe named {name} comes with this installation")
+
+
+def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str]) -> Recipe:
+    """Read a recipe file and lay command-line settings over it.
+
+    A file may hold several stages: the sections "build", "sft" and "rl", each laid over the section "common".
+
+    Args:
+        kind: the recipe's dataclass.
+        file: YAML, or None for defaults only.
+        overrides: "key=value", or "--key", "value" in turn ("--key=value" and a bare "--flag" work too).
+
+    Raises:
+        UserError: for an unknown key (naming the nearest), a missing file or a value of the wrong type.
+    """
+    values = _read_file(kind, Path(file)) if file is not None else {}
+    values.update(_parse_overrides(overrides))
+    fields = {item.name: item for item in dataclasses.fields(kind) if item.init}
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            raise UserError(f"unknown key {key!r} in the recipe{f': did you mean {near[0]!r}?' if near else ''}")
+        values[key] = _coerce(key, value, hints[key])
+    if not values.get("output_dir"):
+        raise UserError("the recipe has no output_dir: say where the checkpoints go (output_dir=DIR)")
+    try:
+        recipe = kind(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the recipe does not fit together: {' '.join(str(error).split())}") from error
+    if isinstance(recipe, BuildRecipe) and recipe.tiny:
+        unknown = set(recipe.tiny) - {item.name for item in dataclasses.fields(TinyConfig)}
+        if unknown:
+            raise UserError(f"unknown key {sorted(unknown)[0]!r} under tiny: the sizes are those of model.TinyConfig")
+    return recipe
+
+
+def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"no recipe at {path}: expected a YAML file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected key: value lines, got {type(content).__name__}")
+    sections = {"common", *SECTIONS.values()}
+    if not content.keys() <= sections:
+        return content
+    if SECTIONS[kind] not in content:
+        raise UserError(f"{path} has no section {SECTIONS[kind]}: it holds {', '.join(content)}")
+    return {**(content.get("common") or {}), **(content[SECTIONS[kind]] or {})}
+
+
+def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    words = list(overrides)
+    while words:
+        word = words.pop(0)
+        flag = word.startswith("--")
+        key, given, value = word.removeprefix("--").partition("=")
+        if not given:
+            if not flag:
+                raise UserError(f"cannot read {word!r}: settings are given as key=value or --key value")
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        values[key.replace("-", "_")] = yaml.safe_load(value)
+    return values
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    # YAML reads 2e-6 as text and 1 as an integer; the recipe's own types decide.
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None or any(_fits(value, option) for option in options):
+        return value
+    for option in options:
+        if option in (float, int) and isinstance(value, str | int):
+            try:
+                return option(value)
+            except ValueError:
+                continue
+        if option is str and isinstance(value, int | float):
+            return str(value)
+    names = ", ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
+    raise UserError(f"{key} must be {names}, got {value!r}")
+
+
+def _fits(value: Any, option: Any) -> bool:
+    if option in (int, float) and isinstance(value, bool):
+        return False
+    origin = typing.get_origin(option) or option
+    return option is Any or (isinstance(origin, type) and isinstance(value, origin))

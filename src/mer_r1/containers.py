@@ -1,0 +1,253 @@
+"""Opens one local media file and nothing else.
+
+A media file can be hostile: a playlist that names other files or addresses, a name that FFmpeg reads as a protocol or
+as an image pattern, a picture of a gigapixel in a hundred kilobytes. So FFmpeg never sees a name here. Python opens the
+file, only demuxers of plain media formats may look at it, whatever else they want opened is refused, and the size of a
+picture is bounded before memory is taken for it (FLV and MPEG streams are probed without that bound: their streams
+are not known when the file is opened; FFmpeg's own bounds hold there).
+"""
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+
+from mer_r1.errors import UserError
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """How much of a clip is read. What these limits cut off is said in `Media.notes`.
+
+    Attributes:
+        max_frames: frames taken from a clip, evenly over its length; fewer if it has fewer.
+        fps: frames per second wanted; None takes `max_frames` whatever the length. Never more than `max_frames`.
+        size: (height, width) that every frame is scaled to; None keeps the shape.
+        max_side: longest side of a frame in pixels, larger ones are scaled down; not used where `size` is given.
+        max_pixels: pixels of a coded frame above which a file is refused (default: 8K UHD).
+        max_seconds: only the clip's first so many seconds are read.
+        sampling_rate: of the waveform, in Hz.
+        max_bytes: compressed video that is held in memory at once; a longer stretch is cut there.
+    """
+
+    max_frames: int = 8
+    fps: float | None = None
+    size: tuple[int, int] | None = None
+    max_side: int = 1280
+    max_pixels: int = 7680 * 4320
+    max_seconds: float = 30.0
+    sampling_rate: int = 16000
+    max_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        """Refuse limits that leave nothing to read."""
+        for name in ("max_frames", "max_side", "max_pixels", "max_seconds", "sampling_rate", "max_bytes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"MediaLimits.{name} is {getattr(self, name)!r}, expected a number above 0")
+        if self.fps is not None and not self.fps > 0:
+            raise UserError(f"MediaLimits.fps is {self.fps!r}, expected a number above 0 or None")
+        if self.size is not None and min(self.size) < 1:
+            raise UserError(f"MediaLimits.size is {self.size!r}, expected (height, width) of at least 1 pixel")
+
+
+DECODING_ERRORS = (av.FFmpegError, ValueError, RuntimeError, MemoryError, OverflowError, LookupError)
+"""What PyAV raises on damaged content (`UserError` is a ValueError too: let it through first)."""
+
+FORMATS = {
+    "mov": ("MP4/MOV", ".mp4 .m4v .m4a .mov .3gp .3g2"),
+    "matroska": ("Matroska/WebM", ".mkv .webm .mka"),
+    "avi": ("AVI", ".avi"),
+    "flv": ("FLV", ".flv"),
+    "asf": ("ASF/WMV", ".wmv .wma .asf"),
+    "mpeg": ("MPEG", ".mpg .mpeg .vob"),
+    "mpegts": ("MPEG-TS", ".ts .m2ts .mts"),
+    "wav": ("WAV", ".wav"),
+    "w64": ("Wave64", ".w64"),
+    "mp3": ("MP3", ".mp3"),
+    "flac": ("FLAC", ".flac"),
+    "ogg": ("Ogg", ".ogg .oga .ogv .opus"),
+    "aac": ("AAC", ".aac"),
+    "aiff": ("AIFF", ".aif .aiff"),
+    "au": ("AU", ".au .snd"),
+    "caf": ("CAF", ".caf"),
+}
+"""Demuxers that may be used: FFmpeg's name (its first) -> what people call it, its usual file endings."""
+
+_ENDINGS = {ending: name for name, (_, endings) in FORMATS.items() for ending in endings.split()}
+
+_TEXT_MARKS = (
+    (b"#EXTM3U", "an HLS playlist, which names other files"),
+    (b"ffconcat", "a concat list, which names other files"),
+    (b"<MPD", "a DASH manifest, which names other files"),
+    (b"[playlist]", "a playlist, which names other files"),
+    (b"<smil", "a SMIL playlist, which names other files"),
+    (b"v=0", "an SDP description, which names addresses"),
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself (git lfs pull)"),
+    (b"<!DOCTYPE html", "a web page (a failed download?)"),
+    (b"<html", "a web page (a failed download?)"),
+)
+
+_IN_MEMORY_BYTES = 32 * 2**20
+
+
+def shown(path: Path | str) -> str:
+    r"""A path as it may be printed: one line, valid UTF-8, whatever bytes its name holds.
+
+    >>> shown("a\nb\udcff.mp4")
+    'a\\nb\\udcff.mp4'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path))
+
+
+def local_file(path: Path | str) -> Path:
+    """The path, known to be a non-empty regular file that we may read.
+
+    Raises:
+        UserError: it is missing, a folder, a device or pipe, empty, or no possible name.
+    """
+    path = Path(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a zero byte, or a lone surrogate
+        raise UserError(f"{shown(path)}: not a possible file name ({error})") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{shown(path)}: a folder, expected a media file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{shown(path)}: not a regular file, expected a media file")
+    if status.st_size == 0:
+        raise UserError(f"{shown(path)}: the file is empty")
+    return path
+
+
+class _Nameless:
+    """A file object without a name: FFmpeg must judge by content and has no folder to look for neighbours in."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell, self.close = file.read, file.seek, file.tell, file.close
+
+
+def _open_file(path: Path) -> Any:
+    try:
+        file = path.open("rb")
+        if os.fstat(file.fileno()).st_size > _IN_MEMORY_BYTES:
+            return _Nameless(file)
+        with file:
+            return io.BytesIO(file.read())
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+
+
+def _refuse_text(file: Any) -> None:
+    head = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    for mark, meaning in _TEXT_MARKS:
+        if head.startswith(mark) or (mark.startswith(b"<") and head.startswith(b"<") and mark in head):
+            raise UserError(f"{meaning}; expected the video or sound itself")
+
+
+def riff_note(path: Path) -> list[str]:
+    """Whether a RIFF file (WAV, AVI) has fewer bytes than its header states; FFmpeg does not tell."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = os.fstat(file.fileno()).st_size
+    stated = int.from_bytes(head[4:8], "little") + 8
+    if not head.startswith(b"RIFF") or stated <= size or stated > 0xFFFFFF00:  # the largest values mean "unknown"
+        return []
+    return [f"cut off: {size} of the {stated} bytes that its header states"]
+
+
+def _refuse_other_files(url: str, *_: Any) -> None:
+    raise UserError(f"wants to open another file ({shown(url)}); expected the video or sound itself")
+
+
+@contextmanager
+def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
+    """Open a media file for demuxing; errors while it is open get the file's name in front.
+
+    Args:
+        path: a local file; its name is never interpreted.
+        max_pixels: largest picture, in pixels, that a decoder may allocate.
+
+    Yields:
+        av.container.InputContainer.
+
+    Raises:
+        UserError: not a readable local file, a playlist, no known media format, or damage that stops reading.
+    """
+    path = local_file(path)
+    file = _open_file(path)
+    try:
+        _refuse_text(file)
+        with _demuxer(file, max_pixels) as container:
+            yield container
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from None
+    except DECODING_ERRORS as error:
+        raise UserError(f"{shown(path)}: damaged, reading stopped ({type(error).__name__})") from None
+    finally:
+        file.close()
+
+
+def _demuxer(file: Any, max_pixels: int) -> Any:
+    container = _demuxer_with(file, {"max_pixels": decoder_bound(max_pixels)})
+    # A picture above the limit leaves no size behind. Ask the header alone, without any decoder, to say why.
+    if any(stream.codec_context and not stream.codec_context.width for stream in container.streams.video):
+        position = file.tell()
+        file.seek(0)
+        with _demuxer_with(file, {"codec_whitelist": "none"}) as header:
+            for stream in header.streams.video:
+                check_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
+        file.seek(position)
+    return container
+
+
+def decoder_bound(max_pixels: int) -> str:
+    """FFmpeg's option `max_pixels`; it counts a decoder's margins too, so it is looser than the limit itself."""
+    return str(max_pixels + max_pixels // 8 + 100_000)
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse a picture that is too large to be decoded.
+
+    Raises:
+        UserError: more than `max_pixels` pixels.
+    """
+    if width * height > max_pixels:
+        raise UserError(f"pictures of {width} × {height} pixels, expected at most {max_pixels} pixels")
+
+
+def _demuxer_with(file: Any, options: dict[str, str]) -> Any:
+    safe = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none", "max_streams": "64"}
+    try:
+        return av.open(file, "r", options=safe | options, metadata_errors="replace", io_open=_refuse_other_files)
+    except UserError:
+        raise
+    except DECODING_ERRORS:
+        names = ", ".join(name for name, _ in FORMATS.values())
+        raise UserError(
+            f"no readable video or sound in it (damaged, cut off or another format); expected one of {names}"
+        ) from None
+
+
+def naming_notes(path: Path, format_name: str) -> list[str]:
+    """Whether the file's ending and its content agree; the content decides.
+
+    Args:
+        path: the file.
+        format_name: FFmpeg's name of the format found, such as "mov,mp4,m4a,3gp,3g2,mj2".
+    """
+    expected = _ENDINGS.get(path.suffix.lower())
+    found = next((name for name in format_name.split(",") if name in FORMATS), None)
+    if expected is None or found is None or expected == found:
+        return []
+    return [f"named {path.suffix} but holds {FORMATS[found][0]}"]

@@ -1,0 +1,198 @@
+"""The whole story in one run: scenes, base, SFT, RL with MER-R1, evaluation, report.
+
+The same functions and recipes as the single commands; each finished stage is kept, so an interrupted demo goes on where
+it stopped. Test scenes are only ever evaluated on.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mer_r1.errors import UserError
+
+STAGES = ("scenes", "base", "sft", "rl", "evaluation")
+CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of everything: clips of each split, and the length of the stages."""
+
+    train: int = 3600
+    val: int = 60
+    test: int = 500
+    build: tuple[str, ...] = ()
+    sft: tuple[str, ...] = ()
+    rl: tuple[str, ...] = ()
+
+
+FULL = DemoSize()
+QUICK = DemoSize(
+    train=800,
+    val=20,
+    test=100,
+    build=("clips=0:500", "max_steps=200"),
+    sft=("clips=500:700", "num_train_epochs=4"),
+    rl=("clips=700:", "max_steps=12"),
+)
+
+
+def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | None = None) -> Path:
+    """Run the demo into a folder; returns the path of its report.
+
+    Args:
+        out: run folder. What is finished in it is kept; the size and seed must be the same.
+        quick: a small version.
+        seed: of scenes, model and training.
+        console: where progress and the final table go.
+
+    Raises:
+        UserError: if the folder holds a demo of another size or seed.
+    """
+    console = console or Console()
+    size = QUICK if quick else FULL
+    run = _Run(out, {"quick": quick, "seed": seed}, console)
+    manifest = out / "scenes" / "manifest.jsonl"
+    run.stage("scenes", lambda: _write_scenes(out / "scenes", size, seed, console))
+    common = [f"manifest={manifest}", f"seed={seed}", "disable_tqdm=true"]
+    from mer_r1 import config, train
+
+    recipes: dict[str, tuple[Any, Any, tuple[str, ...], str | None]] = {
+        "base": (config.BuildRecipe, train.run_build, size.build, None),
+        "sft": (config.SFTRecipe, train.run_sft, size.sft, "base"),
+        "rl": (config.RLRecipe, train.run_rl, size.rl, "sft"),
+    }
+    for name, (kind, function, changes, start) in recipes.items():
+        settings = [*common, f"output_dir={out / name}", "resume_from_checkpoint=true", *changes]
+        if start:
+            settings.append(f"model={out / start / 'model'}")
+        recipe = config.read_recipe(kind, config.shipped_recipe("tiny"), settings)
+        run.stage(name, partial(_train, function, recipe, console))
+    run.stage("evaluation", lambda: _evaluate(out, manifest, seed, console))
+    return _conclude(run, manifest, seed)
+
+
+class _Run:
+    """Which stages of a run folder are finished, and how long they took."""
+
+    def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
+        self.out, self.console = out, console
+        self.file = out / "stages.json"
+        out.mkdir(parents=True, exist_ok=True)
+        found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        if found.get("settings", settings) != settings:
+            raise UserError(f"{out} holds a demo with {found['settings']}, not {settings}: choose another --out")
+        self.state: dict[str, Any] = {"settings": settings, "seconds": found.get("seconds", {})}
+
+    def stage(self, name: str, function: Callable[[], Any]) -> None:
+        number = f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}"
+        if name in self.state["seconds"]:
+            self.console.print(f"{number}: done before, {self.state['seconds'][name]:.0f} s")
+            return
+        began = time.perf_counter()
+        function()
+        self.state["seconds"][name] = round(time.perf_counter() - began, 1)
+        unfinished = self.file.with_suffix(".partial")
+        unfinished.write_text(json.dumps(self.state, indent=2), encoding="utf-8")
+        unfinished.replace(self.file)
+        self.console.print(f"{number}: {self.state['seconds'][name]:.0f} s")
+
+
+def _write_scenes(folder: Path, size: DemoSize, seed: int, console: Console) -> None:
+    from mer_r1.scenes import write_scenes
+
+    splits = {"train": size.train, "val": size.val, "test": size.test}
+    total = sum(splits.values())
+    with _bar(console, "scenes", total) as advance:
+        write_scenes(folder, total, seed, splits=splits, progress=advance)
+
+
+def _train(function: Callable[..., Path], recipe: Any, console: Console) -> None:
+    from transformers import TrainerCallback
+
+    with _bar(console, "clips", None) as clips, _bar(console, "steps", None) as steps:
+
+        class Steps(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                steps(1, state.max_steps)
+
+        function(recipe, clips, [Steps()])
+
+
+def _evaluate(out: Path, manifest: Path, seed: int, console: Console) -> None:
+    from mer_r1.predict import evaluate_model
+    from mer_r1.rollout import Sampling
+    from mer_r1.thinking import ThinkingMode
+
+    sampling = Sampling(max_new_tokens=96, temperature=0.0, seed=seed)
+    both, slow = list(ThinkingMode), [ThinkingMode.SLOW]
+    jobs: list[tuple[str, str, list[ThinkingMode], str | None]] = [("sft", "sft", both, None), ("rl", "rl", both, None)]
+    jobs += [(f"rl-{channel}-exchanged", "rl", slow, channel) for channel in CONDITIONS.values()]
+    for name, stage, modes, exchange in jobs:
+        with _bar(console, f"evaluation {name}", None) as advance:
+            evaluate_model(
+                str(out / stage / "model"),
+                manifest,
+                out / "eval" / name,
+                modes,
+                sampling,
+                exchange=exchange,
+                batch_size=64,
+                progress=advance,
+            )
+
+
+def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
+    from mer_r1.evaluate import build_table, compare, read_records, write_summary
+    from mer_r1.predict import commit, versions
+    from mer_r1.report import write_report
+
+    out = run.out
+    records = {name: f"eval/{name}/records.jsonl" for name in ("sft", "rl")}
+    titles = {"sft": "SFT (cold start)", "rl": "RL (MER-R1)"}
+    page: dict[str, Any] = {
+        "title": "MER-R1 on generated scenes",
+        "stages": [
+            {"name": name, "title": titles[name], "records": records[name], "logs": f"{name}/log.jsonl"}
+            for name in records
+        ],
+        "manifest": str(manifest.relative_to(out)),
+        "conditions": {name: f"eval/rl-{channel}-exchanged/records.jsonl" for name, channel in CONDITIONS.items()},
+        "seed": seed,
+        "settings": run.state["settings"],
+        "seconds": run.state["seconds"],
+        "versions": versions(),
+        "commit": commit(),
+    }
+    (out / "run.json").write_text(json.dumps(page, indent=2), encoding="utf-8")
+    summaries = {titles[name]: write_summary(out / "eval" / name, seed=seed) for name in records}
+    after, before = (read_records(out / records[name]) for name in ("rl", "sft"))
+    differences = {"MER-R1 slow - SFT slow": compare(after, before, "slow", seed=seed)}
+    for name, channel in CONDITIONS.items():
+        write_summary(out / "eval" / f"rl-{channel}-exchanged", seed=seed, condition=name)
+        mixed = read_records(out / page["conditions"][name])
+        differences[f"{name} - as it is (slow)"] = compare(mixed, after, "slow", seed=seed)
+    run.console.print(build_table(summaries, differences))
+    report = write_report(out)
+    run.console.print(f"report: {report}")
+    return report
+
+
+@contextmanager
+def _bar(console: Console, what: str, total: int | None) -> Iterator[Callable[..., None]]:
+    columns = (TextColumn(f"  {what}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(done: int, of: int | None = None) -> None:
+            bar.update(task, advance=done, total=of or total)
+
+        yield advance

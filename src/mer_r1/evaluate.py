@@ -1,0 +1,304 @@
+"""How good is slow thinking, how good is fast, and is the difference real?
+
+Every number is a mean over clips, and a few hundred clips leave room for luck; so every mean comes with a 95 %
+bootstrap interval: the clips are drawn again and again with replacement, and the middle 95 % of the means is shown. Two
+results are compared on the same clips, by their difference on each clip. Hard clips are hard for both sides and cancel
+out, which makes a paired interval much narrower than two separate ones.
+
+"F1" is the paper's unified F1: precision, recall and F1 of one clip are averaged over the emotion wheels, then over the
+clips. Clips whose gold words no wheel can place are skipped, and clips that could not be read are errors. Neither
+enters a mean, and both are counted. An answer without any word scores 0.
+
+Whether a model uses its senses is measured by giving every clip another clip's sound or picture (`derange`) and
+comparing.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from mer_r1 import taxonomy as wheel_words
+from mer_r1.bootstrap import Interval, bootstrap
+from mer_r1.errors import UserError
+from mer_r1.records import SCORE_NAMES, Record, append_record, done_keys, read_records, rescore
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import ThinkingMode
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "Difference",
+    "Interval",
+    "ModeSummary",
+    "Record",
+    "Summary",
+    "append_record",
+    "bootstrap",
+    "build_table",
+    "compare",
+    "derange",
+    "done_keys",
+    "read_records",
+    "rescore",
+    "summarise",
+    "write_summary",
+]
+
+RECORDS_FILE = "records.jsonl"
+SUMMARY_FILE = "summary.json"
+SLOW_MINUS_FAST = "slow - fast"
+
+
+class ModeSummary(TypedDict):
+    """One mode's results.
+
+    `n` clips are scored; of all `n_records`, `n_errors` could not be read, `n_skipped` have no gold word that a wheel
+    can place. `n_unparsed` answers hold no word (they count as 0). The scores and `well_formed` are in [0, 1];
+    `categories` is the mean over wheels; the confidences are probabilities of the categories that the gold words
+    name (correct) and of all others (incorrect), at the words of the model's own answer.
+    """
+
+    n_records: int
+    n: int
+    n_skipped: int
+    n_errors: int
+    n_unparsed: int
+    precision: Interval
+    recall: Interval
+    f1: Interval
+    well_formed: Interval
+    labels: Interval
+    categories: Interval
+    tokens: Interval
+    seconds: Interval
+    confidence_correct: Interval
+    confidence_incorrect: Interval
+
+
+class Difference(TypedDict):
+    """Paired differences over the `n` clips scored on both sides; `n_unmatched` are scored on one side only."""
+
+    n: int
+    n_unmatched: int
+    precision: Interval
+    recall: Interval
+    f1: Interval
+
+
+class Summary(TypedDict):
+    """Results of one set of records, ready for JSON. `condition` says what was done to the clips, None for nothing."""
+
+    model: str
+    condition: str | None
+    seed: int
+    resamples: int
+    modes: dict[str, ModeSummary]
+    differences: dict[str, Difference]
+
+
+def summarise(
+    records: Sequence[Record],
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    taxonomy: Taxonomy | None = None,
+    condition: str | None = None,
+) -> Summary:
+    """Results of each mode and, where both modes are there, the paired differences slow minus fast.
+
+    Args:
+        records: One per clip and mode, see `read_records`.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+        taxonomy: Tells which confidences belong to gold categories; the built-in wheels by default.
+        condition: What was done to the clips, such as "audio exchanged".
+    """
+    wheels = taxonomy or wheel_words.builtin()
+    by_mode = {mode.value: [record for record in records if record.mode == mode] for mode in ThinkingMode}
+    modes = {mode: _summarise_mode(rows, wheels, seed, resamples) for mode, rows in by_mode.items() if rows}
+    differences = {}
+    if len(modes) == 2:
+        slow, fast = (by_mode[mode] for mode in (ThinkingMode.SLOW, ThinkingMode.FAST))
+        differences[SLOW_MINUS_FAST] = _difference(slow, fast, seed, resamples)
+    return {
+        "model": ", ".join(sorted({record.model for record in records if record.model})),
+        "condition": condition,
+        "seed": seed,
+        "resamples": resamples,
+        "modes": modes,
+        "differences": differences,
+    }
+
+
+def compare(
+    records_a: Sequence[Record],
+    records_b: Sequence[Record],
+    mode: ThinkingMode | str,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Difference:
+    """Paired differences a minus b in one mode, on the clips that both have scored (MER-R1 slow minus SFT slow)."""
+    chosen = ThinkingMode(mode)
+    side_a, side_b = ([record for record in records if record.mode == chosen] for records in (records_a, records_b))
+    return _difference(side_a, side_b, seed, resamples)
+
+
+def derange(ids: Iterable[str], seed: int = 0) -> dict[str, str]:
+    """For every clip another clip: no clip keeps its own, each is used once; the order of `ids` does not matter.
+
+    Raises:
+        UserError: Fewer than two ids, or one that comes twice.
+    """
+    left = sorted(ids)
+    if len(left) < 2 or len(set(left)) < len(left):
+        raise UserError(f"exchange: expected at least two different clips, got {len(set(left))} in {len(left)} rows")
+    right = list(left)
+    generator = random.Random(seed)
+    for last in range(len(right) - 1, 0, -1):  # Sattolo's shuffle: one cycle through all clips
+        other = generator.randrange(last)
+        right[last], right[other] = right[other], right[last]
+    return dict(zip(left, right, strict=True))
+
+
+def write_summary(
+    out_dir: Path | str,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    wheels: Path | str | None = None,
+    condition: str | None = None,
+) -> Summary:
+    """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
+
+    Args:
+        out_dir: Folder with `records.jsonl`.
+        seed: Of the bootstrap, as `resamples`.
+        resamples: How often the clips are drawn again.
+        wheels: Folder of the official wheels; the built-in ones if None.
+        condition: What was done to the clips.
+
+    Raises:
+        UserError: No records there, or broken ones.
+    """
+    path = Path(out_dir) / RECORDS_FILE
+    taxonomy = wheel_words.load(wheels)
+    records = rescore(read_records(path), taxonomy)
+    if not records:
+        raise UserError(f"{path}: no records in it, expected one JSON object per clip and mode")
+    summary = summarise(records, seed=seed, resamples=resamples, taxonomy=taxonomy, condition=condition)
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    (Path(out_dir) / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def build_table(
+    summary: Summary | Mapping[str, Summary], comparisons: Mapping[str, Difference] | None = None
+) -> "Table":
+    """A terminal table (rich): a row for each stage and mode, then the paired differences.
+
+    Args:
+        summary: One summary, or stage title -> summary.
+        comparisons: Further paired differences by name.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    stages: Mapping[str, Any] = {"": summary} if "modes" in summary else summary
+    table = Table(title="Means over clips, 95 % bootstrap intervals", caption=Text(_counts_text(stages)))
+    for name in ("", "clips", "precision", "recall", "F1", "labels", "well formed"):
+        table.add_column(name, justify="left" if not name else "right")
+    for stage, entry in stages.items():
+        for mode, row in entry["modes"].items():
+            cells = [_plain(row[name]) for name in SCORE_NAMES]
+            extra = [_number(row["labels"]["mean"], 2), _number(row["well_formed"]["mean"], 3)]
+            table.add_row(Text(f"{stage} {mode}".strip()), str(row["n"]), *cells, *extra)
+    table.add_section()
+    own = {
+        f"{stage} {name}".strip(): row for stage, entry in stages.items() for name, row in entry["differences"].items()
+    }
+    for name, row in {**own, **(comparisons or {})}.items():
+        table.add_row(Text(name), str(row["n"]), *(_plain(row[score], signed=True) for score in SCORE_NAMES))
+    return table
+
+
+def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, resamples: int) -> ModeSummary:
+    answered = [record for record in records if record.error is None]
+    scored = [record.scores for record in answered if record.scores is not None]
+    confidences = np.array([_confidences(record, taxonomy) for record in answered]).reshape(-1, 2)
+
+    def over(value: Callable[[Record], float]) -> Interval:
+        return bootstrap(map(value, answered), seed=seed, resamples=resamples)
+
+    precision, recall, f1 = (
+        bootstrap([scores[name] for scores in scored], seed=seed, resamples=resamples) for name in SCORE_NAMES
+    )
+    return {
+        "n_records": len(records),
+        "n": len(scored),
+        "n_skipped": len(answered) - len(scored),
+        "n_errors": len(records) - len(answered),
+        "n_unparsed": sum(not record.labels for record in answered),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "well_formed": over(lambda record: record.well_formed),
+        "labels": over(lambda record: len(record.labels)),
+        "categories": over(lambda record: _mean([len(sectors) for sectors in record.categories.values()])),
+        "tokens": over(lambda record: record.tokens),
+        "seconds": over(lambda record: record.seconds),
+        "confidence_correct": bootstrap(confidences[:, 0], seed=seed, resamples=resamples),
+        "confidence_incorrect": bootstrap(confidences[:, 1], seed=seed, resamples=resamples),
+    }
+
+
+def _confidences(record: Record, taxonomy: Taxonomy) -> tuple[float, float]:
+    """Mean confidence in gold and in other sectors, each wheel by itself, then averaged (as in METHOD)."""
+    correct, incorrect = [], []
+    for wheel in taxonomy.wheels:
+        values = {key: value for key, value in record.confidence.get(wheel.name, {}).items() if value is not None}
+        gold = taxonomy.categories(record.gold or (), wheel)
+        if gold:
+            correct.append(_mean([value for sector, value in values.items() if sector in gold]))
+            incorrect.append(_mean([value for sector, value in values.items() if sector not in gold]))
+    return _mean(correct), _mean(incorrect)
+
+
+def _difference(side_a: Iterable[Record], side_b: Iterable[Record], seed: int, resamples: int) -> Difference:
+    a, b = ({r.id: r.scores for r in side if r.error is None and r.scores is not None} for side in (side_a, side_b))
+    pairs = [(scores, b[clip_id]) for clip_id, scores in a.items() if clip_id in b]
+    precision, recall, f1 = (
+        bootstrap([x[name] - y[name] for x, y in pairs], seed=seed, resamples=resamples) for name in SCORE_NAMES
+    )
+    unmatched = len(a) + len(b) - 2 * len(pairs)
+    return {"n": len(pairs), "n_unmatched": unmatched, "precision": precision, "recall": recall, "f1": f1}
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of the known values, NaN if there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _counts_text(stages: Mapping[str, Any]) -> str:
+    parts = []
+    for stage, entry in stages.items():
+        for mode, row in entry["modes"].items():
+            counts = {"skipped": row["n_skipped"], "errors": row["n_errors"], "without a word": row["n_unparsed"]}
+            parts += [f"{stage} {mode}: {count} {name}".strip() for name, count in counts.items() if count]
+    return "; ".join(parts)
+
+
+def _number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    return "–" if value is None else format(value, f"{'+' if signed else ''}.{digits}f")
+
+
+def _plain(interval: Interval, signed: bool = False) -> str:
+    mean, low, high = (_number(interval[key], 3, signed) for key in ("mean", "low", "high"))  # type: ignore[literal-required]
+    return mean if interval["low"] is None else f"{mean} [{low}, {high}]"

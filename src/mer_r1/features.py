@@ -1,0 +1,161 @@
+"""Each clip is decoded once and passes the frozen towers once; the results stay on disk, memory-mapped.
+
+Two kinds of entries, both safetensors, one file a clip: *inputs* (patches and mel spectrogram, for stages that train
+the towers) and *features* (the towers' outputs). An entry's name is a hash of the media files' content, of how they
+were preprocessed and, for features, of the towers' weights: a stale entry can never be read.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mer_r1.data import Clip
+from mer_r1.errors import UserError
+from mer_r1.inputs import encode_media, media_tensors
+from mer_r1.media import content_key, read_media
+from mer_r1.model import Omni
+
+Progress = Callable[[int], Any]
+"""Called with the number of clips done since the last call."""
+
+
+def tower_fingerprint(omni: Omni) -> str:
+    """Hash of the towers' weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tower in omni.towers():
+        for name, value in tower.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def preprocessing_fingerprint(omni: Omni) -> str:
+    """Hash of everything that decides how media become tower inputs."""
+    processor = omni.processor
+    parts = {
+        "settings": asdict(omni.settings),
+        "video": json.loads(processor.video_processor.to_json_string()),
+        "audio": json.loads(processor.feature_extractor.to_json_string()),
+    }
+    parts["settings"].pop("question")
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+class FeatureCache:
+    """Tower inputs or tower outputs of clips, on disk.
+
+    Args:
+        omni: the model whose preprocessing and towers decide the content.
+        folder: where the entries lie; made if absent.
+        towers: True keeps tower outputs (the towers must not change any more), False keeps tower inputs.
+    """
+
+    def __init__(self, omni: Omni, folder: Path | str, towers: bool = True) -> None:
+        self.omni = omni
+        self.towers = towers
+        kind = f"features-{tower_fingerprint(omni)}" if towers else "inputs"
+        self.folder = Path(folder) / f"{kind}-{preprocessing_fingerprint(omni)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keys: dict[tuple[Path | None, Path | None], str] = {}
+        self.tower_passes = 0
+        """Clips that went through the towers since this object was made."""
+
+    def path(self, clip: Clip) -> Path:
+        """The entry of a clip, present or not."""
+        media = (clip.video, clip.audio)
+        if media not in self._keys:
+            self._keys[media] = content_key(*media)
+        return self.folder / f"{self._keys[media]}.safetensors"
+
+    def get(self, clip: Clip) -> dict[str, Tensor]:
+        """The tensors of a clip, memory-mapped; made first if they are not there yet."""
+        path = self.path(clip)
+        if not path.is_file():
+            self.build([clip], workers=0)
+        return load_file(path)
+
+    def build(
+        self, clips: Sequence[Clip], workers: int = 2, batch_size: int = 32, progress: Progress | None = None
+    ) -> int:
+        """Make the missing entries; returns how many were made.
+
+        Args:
+            clips: clips to have entries for.
+            workers: decoding processes; 0 decodes here.
+            batch_size: clips per pass of the towers.
+            progress: told how many are done, those present included.
+
+        Raises:
+            UserError: if a clip's media cannot be read; entries made before it stay.
+        """
+        missing: dict[Path, Clip] = {}
+        for clip in clips:
+            path = self.path(clip)
+            if not path.is_file():
+                missing.setdefault(path, clip)
+        if progress:
+            progress(len(clips) - len(missing))
+        loader = DataLoader(
+            _Decoded(self.omni, list(missing.values())),
+            batch_size=batch_size,
+            num_workers=min(workers, len(missing)),
+            collate_fn=list,
+            worker_init_fn=_one_thread,
+            multiprocessing_context="fork" if workers and missing else None,
+        )
+        paths = iter(missing)
+        for batch in loader:
+            self._store([next(paths) for _ in batch], batch)
+            if progress:
+                progress(len(batch))
+        return len(missing)
+
+    def _store(self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str]) -> None:
+        for item in batch:
+            if isinstance(item, str):
+                raise UserError(item)
+        tensors = [item for item in batch if not isinstance(item, str)]
+        if self.towers:
+            self.tower_passes += len(tensors)
+            tensors = encode_media(self.omni.model, tensors)
+        else:
+            tensors = [{name: _halved(value) for name, value in raw.items()} for raw in tensors]
+        for path, entry in zip(paths, tensors, strict=True):
+            partial = path.with_suffix(f".{os.getpid()}.partial")
+            save_file({name: value.cpu().contiguous() for name, value in entry.items()}, partial)
+            partial.replace(path)  # an entry is whole or absent, whenever we are stopped
+
+
+def _halved(value: Tensor) -> Tensor:
+    # Normalised pixels and mel energies lie within a few units: half precision keeps them to about 1e-3.
+    return value.half() if value.is_floating_point() and value.dim() > 1 else value
+
+
+class _Decoded(Dataset):
+    """Decodes clips in worker processes; an unreadable clip comes back as its message."""
+
+    def __init__(self, omni: Omni, clips: list[Clip]) -> None:
+        self.omni, self.clips = omni, clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor] | str:
+        clip = self.clips[index]
+        try:
+            return media_tensors(self.omni, read_media(clip.video, clip.audio, self.omni.settings.limits()))
+        except UserError as error:
+            return f"clip {clip.id}: {error}"
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,257 @@
+"""What a model said about one clip, kept so that it never has to be asked again.
+
+A record is one JSON line: the raw completion, what was read from it, its scores, and what produced it. Evaluation
+appends records while it runs. A run may be killed at any moment, so the file is read with that in mind: a last line
+that was only half written is dropped with a warning, and a clip that was predicted twice counts once, the last time.
+
+Scoring again (`rescore`) starts from the raw completion: no model is needed, and a corrected parser or other emotion
+wheels apply to everything that was ever saved.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from mer_r1.errors import UserError
+from mer_r1.metrics import wheel_scores
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import ThinkingMode, parse
+
+logger = logging.getLogger(__name__)
+
+SCORE_NAMES = ("precision", "recall", "f1")
+_MODES = tuple(mode.value for mode in ThinkingMode)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One completion for one clip in one mode, with everything needed to score and to explain it.
+
+    Attributes:
+        id: The clip's id in its manifest.
+        mode: "slow" or "fast".
+        completion: The raw completion, prefilled part included.
+        reasoning: Text of its think block; "" where there is none.
+        labels: Emotion words of its answer.
+        gold: Annotated words; None where the clip has none, or could not be read.
+        well_formed: Whether the completion has exactly the required form.
+        scores: `precision`, `recall`, `f1`, each in [0, 1]; None where nothing can be scored.
+        categories: Wheel -> predicted sectors.
+        confidence: Wheel -> sector -> probability at the answer's words, in [0, 1]; empty where the answer has none.
+        seconds: Wall time of this completion.
+        tokens: Tokens generated.
+        model: Folder or name of the model.
+        seed: Of the sampling.
+        versions: Package -> version.
+        commit: Of the source tree; None if unknown.
+        error: Why the clip has no completion; None if it has one.
+    """
+
+    id: str
+    mode: str
+    completion: str
+    reasoning: str = ""
+    labels: list[str] = field(default_factory=list)
+    gold: list[str] | None = None
+    well_formed: bool = False
+    scores: dict[str, float] | None = None
+    categories: dict[str, list[str]] = field(default_factory=dict)
+    confidence: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    tokens: int = 0
+    model: str = ""
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a mode that does not exist."""
+        if self.mode not in _MODES:
+            raise UserError(f"mode of record {self.id!r:.80}: expected 'slow' or 'fast', got {self.mode!r:.40}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a JSON object; NaN is None."""
+        row: dict[str, Any] = without_nan(asdict(self))
+        return row
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "Record":
+        """The record of a JSON object; fields that are unknown here are left out.
+
+        Raises:
+            UserError: `id`, `mode` or `completion` is missing, or a field has another type than it should.
+        """
+        missing = [name for name in ("id", "mode", "completion") if name not in row]
+        if missing:
+            raise UserError(f"a record without {', '.join(missing)}; found {', '.join(map(str, row)) or 'nothing'}")
+        known = {name: row[name] for name in _EXPECTED if name in row}
+        for name, value in known.items():
+            expected, is_right = _EXPECTED[name]
+            if not is_right(value):
+                raise UserError(f"{name} of record {row['id']!r:.80}: expected {expected}, got {value!r:.80}")
+        return cls(**known)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_scores(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_number(value.get(n)) and 0 <= value[n] <= 1 for n in SCORE_NAMES)
+
+
+def _is_confidence(value: object) -> bool:
+    wheels = list(value.values()) if isinstance(value, dict) else [None]
+    return all(isinstance(wheel, dict) and all(p is None or _is_number(p) for p in wheel.values()) for wheel in wheels)
+
+
+_Check = tuple[str, Callable[[Any], bool]]
+_TEXT: _Check = ("a text", _is_text)
+_TEXT_OR_NULL: _Check = ("a text or null", lambda value: value is None or _is_text(value))
+_INTEGER: _Check = ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+_EXPECTED: dict[str, _Check] = {
+    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), _TEXT),
+    **dict.fromkeys(("commit", "error"), _TEXT_OR_NULL),
+    **dict.fromkeys(("tokens", "seed"), _INTEGER),
+    "labels": ("a list of words", _is_words),
+    "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
+    "well_formed": ("true or false", lambda value: isinstance(value, bool)),
+    "scores": ("precision, recall and f1 within 0 and 1, or null", lambda value: value is None or _is_scores(value)),
+    "categories": ("wheel -> sectors", lambda value: isinstance(value, dict) and all(map(_is_words, value.values()))),
+    "confidence": ("wheel -> sector -> probability", _is_confidence),
+    "seconds": ("a number", _is_number),
+    "versions": ("package -> version", lambda value: isinstance(value, dict)),
+}
+
+
+def without_nan(value: Any) -> Any:
+    """A JSON-like value in which NaN and infinities are None, because JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
+
+
+def read_records(path: Path | str) -> list[Record]:
+    """Records of a file, one per clip and mode, in the order in which they first appear.
+
+    Args:
+        path: JSON lines. Where a clip and mode come twice, the last record counts. A last line that was only half
+            written is dropped with a warning.
+
+    Raises:
+        UserError: No such file, or a line other than the last that is no record.
+    """
+    latest: dict[tuple[str, str], Record] = {}
+    count = 0
+    for record in _parsed(Path(path)):
+        latest[record.id, record.mode] = record
+        count += 1
+    if count > len(latest):
+        logger.warning("%s: %d records were predicted again; the last of each counts", path, count - len(latest))
+    return list(latest.values())
+
+
+def append_record(file: TextIO, record: Record) -> None:
+    """Write one record as one line, in one go, and flush it, so that a kill can only ever cost the last line."""
+    file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
+    file.flush()
+
+
+def done_keys(path: Path | str) -> set[tuple[str, str]]:
+    """The (id, mode) that need no more predicting, so that an interrupted run goes on where it stopped.
+
+    Clips that ended in an error are left out: they are tried again. A half-written last line is cut off the file, so
+    that the next record starts on a line of its own.
+
+    Raises:
+        UserError: A line other than the last is no record.
+    """
+    path = Path(path)
+    if not path.exists():
+        return set()
+    records = read_records(path)
+    _repair_end(path)
+    return {(record.id, record.mode) for record in records if record.error is None}
+
+
+def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:
+    """Score saved completions again: parse, map onto the wheels and compare with the gold words. No model is needed.
+
+    Args:
+        records: As read from a file; those with an error stay as they are.
+        taxonomy: Wheels and words.
+        level: Ring of the wheels, 1 or 2.
+    """
+    return [record if record.error is not None else _rescored(record, taxonomy, level) for record in records]
+
+
+def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
+    parsed = parse(record.completion)
+    scores = None if record.gold is None else wheel_scores(record.gold, parsed.labels, taxonomy, level)
+    return replace(
+        record,
+        reasoning=parsed.reasoning,
+        labels=list(parsed.labels),
+        well_formed=parsed.well_formed,
+        scores=None if scores is None else scores._asdict(),
+        categories={w.name: sorted(taxonomy.categories(parsed.labels, w, level)) for w in taxonomy.wheels},
+    )
+
+
+def _parsed(path: Path) -> Iterator[Record]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the records: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield _parse_line(line)
+        except UserError as error:
+            if number == len(lines):  # nothing ends this line: the writer was killed
+                logger.warning("%s: line %d was only half written and is dropped", path, number)
+                return
+            raise UserError(f"{path} line {number}: {error}") from error
+
+
+def _parse_line(line: bytes) -> Record:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise UserError(f"expected a record as one JSON object, got {line[:60]!r}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"expected a record as one JSON object, got {row!r:.60}")
+    return Record.from_dict(row)
+
+
+def _repair_end(path: Path) -> None:
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end == len(content):
+        return
+    try:
+        _parse_line(content[end:])
+    except UserError:
+        with path.open("r+b") as file:
+            file.truncate(end)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")

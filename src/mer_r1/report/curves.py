@@ -1,0 +1,146 @@
+"""Training logs become learning curves: related values share a panel, and no logged value is lost.
+
+A log is JSON lines as TRL writes them: a step and any number of named values. `PANELS` says which names belong
+together. What no panel claims gets one of its own, further down the page.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from mer_r1.errors import UserError
+from mer_r1.report.figures import Point, lines
+
+MAX_OTHER_PANELS = 36
+# Title, what it means, and the log keys in it; the pattern's group, where there is one, names the line.
+PANELS: tuple[tuple[str, str, str], ...] = (
+    ("Reward", "all objectives together", r"reward"),
+    ("Objectives", "mean reward of each", r"rewards/(\w+?)(?:_reward)?/mean"),
+    (
+        "Confidence, correct",
+        "in categories of the gold words",
+        r"(?:confidence|calibration)/(slow|fast)_correct",
+    ),
+    ("Confidence, incorrect", "in all other categories", r"(?:confidence|calibration)/(slow|fast)_incorrect"),
+    ("Calibration terms", "Δ+ correct, Δ− incorrect, in nats", r"calibration/delta_(\w+)"),
+    ("Spread in a group", "standard deviation by objective", r"(?:spread|advantages)/(\w+?)(?:_std|_spread)?"),
+    ("Groups without signal", "all rewards of a group equal, share", r"groups_without_signal"),
+    ("Completion length", "tokens", r"completions/mean_length"),
+    ("Loss", "what is minimised", r"(?:(eval)_)?loss"),
+    ("Token accuracy", "share of tokens that are guessed right", r"(?:(eval)_)?mean_token_accuracy"),
+    ("Entropy", "of the next token, in nats", r"entropy"),
+    ("KL", "to the reference policy", r"kl"),
+    ("Clipped", "share of tokens with a clipped ratio", r"clip_ratio/(?:low_mean|high_mean|region_mean)"),
+    ("Time", "seconds a step", r"(?:seconds|time)/(\w+)"),
+    ("Gradient norm", "before clipping", r"grad_norm"),
+    ("Learning rate", "of the optimiser", r"learning_rate"),
+)
+_LINE_NAMES = {
+    "clip_ratio/low_mean": "low",
+    "clip_ratio/high_mean": "high",
+    "clip_ratio/region_mean": "both",
+    "loss": "train",
+    "mean_token_accuracy": "train",
+}
+_NOT_CURVES = re.compile(
+    r"step|epoch|num_tokens|total_flos|train_.*|eval_(?:runtime|.*_per_second)|num_input_tokens_seen"
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing with what belongs to it.
+
+    Attributes:
+        title: What is shown.
+        meaning: One more phrase about it; "" if the title says all.
+        drawing: The SVG.
+        legend: (name, style class) of each line; empty for a single line.
+    """
+
+    title: str
+    meaning: str
+    drawing: Markup
+    legend: tuple[tuple[str, str], ...]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Log lines that have a step; a half-written last line is dropped, as a killed run leaves one.
+
+    Raises:
+        UserError: The file cannot be read, another line is no JSON object, or no line has a step.
+    """
+    try:
+        lines_read = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the log: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines_read, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines_read):
+                break
+            raise UserError(f"{path} line {number}: expected a JSON object, got {line[:60]!r}") from error
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: no line has a step, expected JSON lines with a step and named values")
+    return rows
+
+
+def panels(rows: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Panel]]:
+    """The curves of a log: those that tell how training went, and everything else that was logged.
+
+    Args:
+        rows: Log lines, each with "step".
+
+    Returns:
+        Main panels in the order of `PANELS`, then the others in alphabetical order, at most `MAX_OTHER_PANELS`.
+    """
+    series = _series(rows)
+    main = []
+    for title, meaning, pattern in PANELS:
+        claimed = {key: found for key in series if (found := re.fullmatch(pattern, key))}
+        named = {_line_name(key, found): series.pop(key) for key, found in claimed.items()}
+        if named:
+            main.append(_panel(title, meaning, named))
+    rest = sorted(series)[:MAX_OTHER_PANELS]
+    return main, [_panel(key, "", {key: series[key]}) for key in rest]
+
+
+def _series(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
+    found: dict[str, list[Point]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if not _NOT_CURVES.fullmatch(key) and _is_number(value):
+                found.setdefault(key, []).append((float(row["step"]), float(value)))
+    return found
+
+
+def _line_name(key: str, found: re.Match[str]) -> str:
+    groups = [group for group in found.groups() if group]
+    return groups[0] if groups else _LINE_NAMES.get(key, key)
+
+
+def _panel(title: str, meaning: str, named: dict[str, list[Point]]) -> Panel:
+    styles = _styles(list(named))
+    legend = tuple(styles.items()) if len(named) > 1 else ()
+    return Panel(title, meaning, lines(named, title, styles), legend)
+
+
+def _styles(names: Sequence[str]) -> dict[str, str]:
+    """Class of each line: slow and fast keep their colours everywhere, other lines take neutral ones in turn."""
+    others = [name for name in names if name not in ("slow", "fast")]
+    return {name: name if name not in others else f"other{others.index(name) % 5}" for name in names}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # no NaN, no infinity

@@ -1,0 +1,239 @@
+"""From a run folder to one HTML file that can be mailed, archived, and opened without a network.
+
+`run.json` names the parts. Each is read by itself, and a part that is missing or broken becomes a sentence in the place
+where it would have stood: half a run still has a readable page.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mer_r1.data import Clip
+from mer_r1.errors import UserError
+from mer_r1.evaluate import Difference, Interval, compare
+from mer_r1.records import SCORE_NAMES
+from mer_r1.report import figures, showcase
+from mer_r1.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import ThinkingMode
+
+REPORT_FILE = "report.html"
+_MODES = tuple(mode.value for mode in ThinkingMode)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row of a table of paired differences."""
+
+    name: str
+    style: str
+    difference: Difference
+
+
+def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
+    """Write the page about a run.
+
+    Args:
+        run_dir: Folder with `run.json` and what it names; every part may be missing.
+        out: File to write; `report.html` in the run folder if None.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: `run_dir` is no folder, or the page cannot be written.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: expected the folder of a run")
+    page = Path(out) if out is not None else run_dir / REPORT_FILE
+    environment = Environment(
+        loader=PackageLoader("mer_r1", "web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, clock=clock)
+    environment.globals.update(strip=figures.interval_bar, score_names=SCORE_NAMES)
+    text = environment.get_template("report.html.j2").render(contents(run_dir))
+    try:
+        # A completion may hold half a surrogate pair, which UTF-8 cannot write.
+        page.write_bytes(text.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"{page}: cannot write the report: {error.strerror}") from error
+    return page
+
+
+def contents(run_dir: Path) -> dict[str, Any]:
+    """Everything the template shows, read from a run folder."""
+    run, problem = read_run(run_dir)
+    taxonomy, wheels_problem = wheels_of(run)
+    stages = read_stages(run_dir, run, taxonomy)
+    judged = [stage for stage in stages if stage.summary]
+    clips, clips_problem = read_clips(run_dir, run)
+    differences = stage_differences(judged, seed_of(run))
+    senses, senses_problems = _senses(run_dir, run, judged)
+    title = run.get("title")
+    return {
+        "title": title if isinstance(title, str) and title.strip() else run_dir.resolve().name,
+        "problems": [line for line in (problem, wheels_problem) if line],
+        "facts": _facts(run, judged),
+        "stages": stages,
+        "judged": judged,
+        "f1_scale": _scale([row["f1"] for stage in judged for row in _modes(stage).values()]),
+        "differences": differences,
+        "difference_scale": _scale([row.difference["f1"] for row in differences], zero=True),
+        "gain": _gain(differences, judged),
+        "senses": senses,
+        "senses_scale": _scale([row.difference["f1"] for row in senses], zero=True),
+        "senses_problems": senses_problems,
+        "picture": figures.precision_recall(_results(judged)),
+        "confidence": _confidence(judged),
+        "cards": _cards(judged, clips, taxonomy),
+        "clips_problem": clips_problem,
+        "settings": list(_flat(run.get("settings"))),
+        "versions": list(_flat(run.get("versions"))),
+    }
+
+
+def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
+    """What changed from each stage to the next in each mode, then slow minus fast at every stage, all paired."""
+    rows = []
+    for before, after in pairwise(stages):
+        for mode in _MODES:
+            difference = compare(after.records, before.records, mode, seed=seed)
+            if difference["n"]:
+                rows.append(Compared(f"{after.title} {mode} − {before.title} {mode}", mode, difference))
+    for stage in stages:
+        for difference in (stage.summary or {"differences": {}})["differences"].values():
+            rows.append(Compared(f"{stage.title} slow − {stage.title} fast", "both", difference))
+    return rows
+
+
+def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """A number with a true minus sign, or a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return format(value, f"{'+' if signed else ''}.{digits}f").replace("-", "−")
+
+
+def clock(seconds: float | None) -> str:
+    """A length of time as people write it.
+
+    >>> clock(3725)
+    '1 h 2 min'
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _senses(run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage]) -> tuple[list[Compared], list[str]]:
+    """What it costs to exchange a channel: the last stage's scores minus those with the channel exchanged."""
+    conditions = run.get("conditions")
+    if not isinstance(conditions, dict) or not conditions:
+        return [], ["No condition is named in run.json, so the use of the senses was not measured."]
+    if not judged:
+        return [], ["No stage has records to compare the exchanged clips with."]
+    rows, problems = [], []
+    for name, path in conditions.items():
+        records, problem = read_part(run_dir, path, f"records of “{name}”")
+        compared = [(mode, compare(judged[-1].records, records, mode, seed=seed_of(run))) for mode in _MODES]
+        found = [Compared(name, mode, difference) for mode, difference in compared if difference["n"]]
+        rows += found
+        if problem or not found:
+            problems.append(problem or f"“{name}” has no scored clip in common with {judged[-1].title}.")
+    return rows, problems
+
+
+def _modes(stage: Stage) -> Mapping[str, Any]:
+    return stage.summary["modes"] if stage.summary else {}
+
+
+def _scale(intervals: Iterable[Interval], zero: bool = False) -> tuple[float, float]:
+    """Left and right end of a scale that holds all intervals (and 0), with a little room."""
+    ends = [end for entry in intervals for end in (entry["mean"], entry["low"], entry["high"]) if end is not None]
+    ends += [0.0] if zero else []
+    if not ends:
+        return 0.0, 1.0
+    room = 0.04 * (max(ends) - min(ends)) or 0.02
+    return min(ends) - room, max(ends) + room
+
+
+def _gain(differences: Sequence[Compared], judged: Sequence[Stage]) -> Compared | None:
+    """The headline: slow thinking at the last stage minus slow thinking at the one before."""
+    if len(judged) < 2:
+        return None
+    wanted = f"{judged[-1].title} slow − {judged[-2].title} slow"
+    return next((row for row in differences if row.name == wanted), None)
+
+
+def _results(judged: Sequence[Stage]) -> list[figures.Result]:
+    return [
+        figures.Result(stage.title, mode, row["precision"], row["recall"])
+        for stage in judged
+        for mode, row in _modes(stage).items()
+    ]
+
+
+def _confidence(judged: Sequence[Stage]) -> list[tuple[str, str, Markup]]:
+    panels = []
+    for side, meaning in (
+        ("correct", "named by the gold words; higher is better"),
+        ("incorrect", "not named; lower is better"),
+    ):
+        rows = [(s.title, {mode: row[f"confidence_{side}"] for mode, row in _modes(s).items()}) for s in judged]
+        drawing = figures.dots(rows, f"Confidence in {side} categories")
+        if drawing:
+            panels.append((f"{side.capitalize()} categories", meaning, drawing))
+    return panels
+
+
+def _cards(
+    judged: Sequence[Stage], clips: Mapping[str, Clip], taxonomy: Taxonomy
+) -> list[tuple[str, list[showcase.Card]]]:
+    if not judged:
+        return []
+    stages = [(stage.title, stage.records) for stage in judged]
+    groups = zip(("Best", "Worst"), showcase.pick(judged[-1].records), strict=True)
+    return [
+        (name, [showcase.card(record, stages, clips.get(record.id), taxonomy) for record in records])
+        for name, records in groups
+        if records
+    ]
+
+
+def _facts(run: Mapping[str, Any], judged: Sequence[Stage]) -> list[tuple[str, str]]:
+    facts = []
+    if judged:
+        facts.append(("Clips", str(len({record.id for record in judged[-1].records}))))
+    seeds = sorted({record.seed for stage in judged for record in stage.records})
+    if seeds:
+        facts.append(("Seed", ", ".join(map(str, seeds[:5]))))
+    seconds = run.get("seconds")
+    if isinstance(seconds, dict):
+        facts.append(("Time", clock(sum(value for value in seconds.values() if isinstance(value, int | float)))))
+    commit = run.get("commit")
+    if isinstance(commit, str):
+        facts.append(("Commit", commit[:12]))
+    return facts
+
+
+def _flat(value: object, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested settings as (dotted name, value) rows."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,113 @@
+"""What a run folder holds, as far as it can be read: every part by itself, and a sentence for what is not there."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer_r1.data import Clip, read_manifest
+from mer_r1.errors import UserError
+from mer_r1.evaluate import Summary, summarise
+from mer_r1.records import Record, read_records
+from mer_r1.report import curves
+from mer_r1.taxonomy import Taxonomy, load
+
+RUN_FILE = "run.json"
+
+
+@dataclass
+class Stage:
+    """One stage of the run: its records and log as far as they could be read; problems say what is not there."""
+
+    title: str
+    records: list[Record] = field(default_factory=list)
+    summary: Summary | None = None
+    problem: str = ""
+    panels: list[curves.Panel] = field(default_factory=list)
+    other_panels: list[curves.Panel] = field(default_factory=list)
+    log_problem: str = ""
+    seconds: float | None = None
+
+
+def read_run(run_dir: Path) -> tuple[dict[str, Any], str]:
+    """The content of `run.json`, and what is wrong with it ("" for nothing)."""
+    path = run_dir / RUN_FILE
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}, f"{path.name} is missing, so nothing is known about this run."
+    except ValueError as error:
+        return {}, f"{path.name} is no JSON ({error}), so nothing is known about this run."
+    if not isinstance(run, dict):
+        return {}, f"{path.name} holds no JSON object, so nothing is known about this run."
+    return run, ""
+
+
+def wheels_of(run: Mapping[str, Any]) -> tuple[Taxonomy, str]:
+    """The wheels that judge single words and confidences: of the folder "wheels", or the built-in ones, and why."""
+    wheels = run.get("wheels")
+    if not isinstance(wheels, str):
+        return load(None), ""
+    try:
+        return load(wheels), ""
+    except UserError as error:
+        return load(None), f"Words are judged by the built-in wheels instead of the official ones: {error}."
+
+
+def seed_of(run: Mapping[str, Any]) -> int:
+    """Seed of the bootstrap, so that the page and the terminal show the same intervals."""
+    seed = run.get("seed")
+    return seed if isinstance(seed, int) and seed >= 0 else 0
+
+
+def read_stages(run_dir: Path, run: Mapping[str, Any], taxonomy: Taxonomy) -> list[Stage]:
+    """Every stage that `run.json` names, in order."""
+    entries = run.get("stages")
+    found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return [_read_stage(run_dir, entry, run, taxonomy) for entry in found]
+
+
+def _read_stage(run_dir: Path, entry: Mapping[str, Any], run: Mapping[str, Any], taxonomy: Taxonomy) -> Stage:
+    name = str(entry.get("name") or entry.get("title") or "?")
+    stage = Stage(str(entry.get("title") or name))
+    stage.records, stage.problem = read_part(run_dir, entry.get("records"), "records")
+    if stage.records:
+        stage.summary = summarise(stage.records, taxonomy=taxonomy, seed=seed_of(run))
+    try:
+        if not entry.get("logs"):
+            raise UserError("none is named in run.json")
+        stage.panels, stage.other_panels = curves.panels(curves.read_log(run_dir / str(entry["logs"])))
+    except UserError as error:
+        stage.log_problem = f"No training log: {_relative(error, run_dir)}."
+    seconds = run.get("seconds")
+    spent = entry.get("seconds", seconds.get(name) if isinstance(seconds, dict) else None)
+    stage.seconds = float(spent) if isinstance(spent, int | float) else None
+    return stage
+
+
+def read_part(run_dir: Path, name: object, what: str) -> tuple[list[Record], str]:
+    """Records named in run.json, or why there are none."""
+    if not isinstance(name, str) or not name:
+        return [], f"No {what}: none are named in run.json."
+    try:
+        records = read_records(run_dir / name)
+    except UserError as error:
+        return [], f"No {what}: {_relative(error, run_dir)}."
+    return records, "" if records else f"No {what}: {name} is empty."
+
+
+def _relative(error: UserError, run_dir: Path) -> str:
+    """An error without the place where the run folder happens to lie: the page may be passed on."""
+    return str(error).replace(f"{run_dir}/", "").rstrip(".")
+
+
+def read_clips(run_dir: Path, run: Mapping[str, Any]) -> tuple[dict[str, Clip], str]:
+    """Clips of the manifest by id, or why there are none."""
+    name = run.get("manifest")
+    if not isinstance(name, str) or not name:
+        return {}, "No manifest is named in run.json: the clips are shown without picture, sound and subtitle."
+    try:
+        return {clip.id: clip for clip in read_manifest(run_dir / name)}, ""
+    except UserError as error:
+        return {}, f"The clips are shown without picture, sound and subtitle: {_relative(error, run_dir)}."

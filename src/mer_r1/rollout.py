@@ -1,0 +1,254 @@
+"""Sampling: one prompt KV cache serves the fast confidence and all G rollouts.
+
+The prompt (by far the longest part at full size) is computed once per group. Its keys and values are then repeated for
+the G rollouts, sampled from token by token, cut back to the prompt, and used once more to score each rollout's own
+answer without its reasoning: a few tens of tokens a rollout, where a plain second forward would run the prompt again.
+The slow confidence costs the language-model head on the anchor positions only: the hidden states passed by anyway.
+
+Source: METHOD.md, "slow-fast confidence calibration"; ENGINE.md, "what the extra confidence has to cost".
+Shapes: B prompts, G rollouts each, R = B*G, P prompt tokens (padded), T completion tokens.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import DynamicCache
+
+from mer_r1.anchors import AnswerTokens, answer_tokens
+from mer_r1.calibration import CategoryTokens, category_probabilities
+from mer_r1.inputs import Prompt, collate, embed
+from mer_r1.model import Omni
+from mer_r1.thinking import ThinkingMode, prefill
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        max_new_tokens: longest completion.
+        temperature: 0 decodes greedily.
+        top_p: nucleus; 1 keeps every token.
+        seed: of a generator of its own; None draws from torch's global one, whose state checkpoints keep.
+    """
+
+    max_new_tokens: int = 96
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass
+class Rollouts:
+    """What sampling brought, in prompt order, the G rollouts of a prompt together.
+
+    Attributes:
+        completion_ids: R lists of tokens, the closing token included.
+        logps: R lists of log-probabilities of those tokens under the policy at `Sampling.temperature` (1 if greedy).
+        anchor_rollout: (A,) the rollout of each anchor, ascending.
+        slow: (A, C) category probabilities at the anchors with the rollout's own text before them; None if not asked.
+        fast: (A, C) the same with the reasoning removed; None if not asked.
+        seconds: seconds spent in "prefill", "decode", "fast" and "slow".
+    """
+
+    completion_ids: list[list[int]]
+    logps: list[list[float]]
+    anchor_rollout: Tensor
+    slow: Tensor | None = None
+    fast: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def rollout(
+    omni: Omni,
+    prompts: Sequence[Prompt],
+    num_generations: int,
+    sampling: Sampling,
+    tokens: CategoryTokens | None = None,
+    fast: bool = False,
+    prefilled: str = "",
+    model: Any = None,
+) -> Rollouts:
+    """Sample G completions for each prompt and read the category confidences at their anchors.
+
+    Args:
+        omni: policy and tokenizer.
+        prompts: B prompts; for fast thinking extended by its prefill (`fast_prompt`).
+        num_generations: G.
+        sampling: length, temperature.
+        tokens: category tokens; None skips the confidences.
+        fast: also score each answer without its reasoning.
+        prefilled: text at the end of the prompts that the completions continue (`thinking.prefill`).
+        model: the policy, if not ``omni.model`` (an adapter around it, say).
+    """
+    model = model or omni.model
+    clock = _Clock()
+    batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
+    output, cache = _prefill(model, batch)
+    cache.batch_repeat_interleave(num_generations)
+    mask = batch["attention_mask"].to(model.device).repeat_interleave(num_generations, dim=0)
+    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
+    next_positions = next_positions.repeat_interleave(num_generations)
+    clock.lap("prefill")
+    first_hidden = output.repeat_interleave(num_generations, dim=0)
+    completion_ids, logps, hidden = _decode(omni, model, first_hidden, cache, mask, next_positions, sampling)
+    result = Rollouts(completion_ids, logps, torch.empty(0, dtype=torch.long), seconds=clock.seconds)
+    clock.lap("decode")
+    if tokens is None:
+        return result
+    answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
+    result.anchor_rollout = torch.tensor([row for row, found in enumerate(answers) for _ in found.anchors]).long()
+    positions = torch.tensor([position for found in answers for position in found.anchors]).long()
+    result.slow = category_probabilities(_head(model, hidden[result.anchor_rollout, positions]), tokens)
+    clock.lap("slow")
+    if fast:
+        if (generated := cache.get_seq_length() - mask.shape[1]) > 0:
+            cache.crop(-generated)
+        states = _fast_states(omni, model, completion_ids, answers, cache, mask, next_positions)
+        result.fast = category_probabilities(_head(model, states), tokens)
+        clock.lap("fast")
+    return result
+
+
+def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
+    """The prompt that triggers a direct answer: the same, with the empty think prefilled."""
+    return prompt.extended(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
+
+
+def _prefill(model: Any, batch: dict[str, Any]) -> tuple[Tensor, DynamicCache]:
+    # Hidden state of each prompt's last token (B, D), and the keys and values of all.
+    ids = batch["input_ids"].to(model.device)
+    output = _backbone(model)(
+        inputs_embeds=embed(model, ids, batch["media"]),
+        attention_mask=batch["attention_mask"].to(model.device),
+        position_ids=batch["position_ids"].to(model.device),
+        use_cache=True,
+    )
+    return output.last_hidden_state[:, -1], output.past_key_values
+
+
+def _decode(
+    omni: Omni,
+    model: Any,
+    hidden: Tensor,
+    cache: DynamicCache,
+    mask: Tensor,
+    next_positions: Tensor,
+    sampling: Sampling,
+) -> tuple[list[list[int]], list[list[float]], Tensor]:
+    # Token by token; hidden[r, t] is the state that predicts token t. Finished rows go on with padding until all are.
+    generator = None
+    if sampling.seed is not None:
+        generator = torch.Generator(model.device).manual_seed(sampling.seed)
+    eos = torch.tensor(omni.eos_ids, device=model.device)
+    forbidden = torch.tensor(omni.forbidden_ids, device=model.device)
+    done = torch.zeros(len(hidden), dtype=torch.bool, device=model.device)
+    states, drawn, scored = [], [], []
+    for step in range(sampling.max_new_tokens):
+        states.append(hidden)
+        token, logp = _draw(_head(model, hidden), forbidden, sampling, generator)
+        drawn.append(token.masked_fill(done, omni.tokenizer.pad_token_id))
+        scored.append(logp)
+        done = done | torch.isin(token, eos)
+        if bool(done.all()) or step + 1 == sampling.max_new_tokens:
+            break
+        mask = torch.cat([mask, (~done).long().unsqueeze(1)], dim=1)
+        output = _backbone(model)(
+            inputs_embeds=model.get_input_embeddings()(drawn[-1]).unsqueeze(1),
+            attention_mask=mask,
+            position_ids=(next_positions + step).expand(3, -1).unsqueeze(-1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state[:, -1]
+    ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
+    lengths = [next((i + 1 for i, token in enumerate(row) if token in omni.eos_ids), len(row)) for row in ids]
+    return (
+        [row[:length] for row, length in zip(ids, lengths, strict=True)],
+        [row[:length] for row, length in zip(logps, lengths, strict=True)],
+        torch.stack(states, dim=1),
+    )
+
+
+def _draw(
+    logits: Tensor, forbidden: Tensor, sampling: Sampling, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    # Log-probabilities are the policy's own at this temperature, as in the loss; the bans only shape the draw.
+    scaled = logits.float() / (sampling.temperature or 1.0)
+    logps = scaled.log_softmax(dim=-1)
+    allowed = scaled.index_fill(1, forbidden, -torch.inf)
+    if sampling.temperature == 0:
+        token = allowed.argmax(dim=-1)
+    else:
+        probabilities = allowed.softmax(dim=-1)
+        if sampling.top_p < 1:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+            probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(beyond, 0.0))
+        token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def _fast_states(
+    omni: Omni,
+    model: Any,
+    completion_ids: list[list[int]],
+    answers: list[AnswerTokens],
+    cache: DynamicCache,
+    mask: Tensor,
+    next_positions: Tensor,
+) -> Tensor:
+    # The rollouts' answers behind an empty think, on the prompts' keys and values: the states before each anchor.
+    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
+    suffixes = [
+        head + (ids[answer.start : answer.anchors[-1]] if answer.anchors else [])
+        for ids, answer in zip(completion_ids, answers, strict=True)
+    ]
+    length = max(len(suffix) for suffix in suffixes)
+    ids = torch.full((len(suffixes), length), omni.tokenizer.pad_token_id, device=model.device)
+    for row, suffix in enumerate(suffixes):
+        ids[row, : len(suffix)] = torch.tensor(suffix)
+    lengths = torch.tensor([len(suffix) for suffix in suffixes], device=model.device)
+    steps = torch.arange(length, device=model.device)
+    output = _backbone(model)(
+        inputs_embeds=model.get_input_embeddings()(ids),
+        attention_mask=torch.cat([mask, (steps[None] < lengths[:, None]).long()], dim=1),
+        position_ids=(next_positions[:, None] + steps).expand(3, -1, -1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    index = [
+        (row, len(head) + position - answer.start - 1)
+        for row, answer in enumerate(answers)
+        for position in answer.anchors
+    ]
+    rows = torch.tensor([row for row, _ in index], dtype=torch.long)
+    columns = torch.tensor([column for _, column in index], dtype=torch.long)
+    return output.last_hidden_state[rows, columns]
+
+
+def _backbone(model: Any) -> Any:
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
+
+
+def _head(model: Any, hidden: Tensor) -> Tensor:
+    return model.get_output_embeddings()(hidden)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now

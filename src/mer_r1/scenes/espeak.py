@@ -1,0 +1,231 @@
+"""The speech synthesiser: one sentence through libespeak-ng inside this process, always the same for the same request.
+
+The library keeps state between sentences (wave phase, cycle counters, gain control), so that a sentence sounds slightly
+different after another one. Parameters do not reset that state; unloading the library does. So every sentence loads the
+library (about 2 ms), speaks, and unloads it; the random numbers, which make breath noise, are seeded each time.
+
+A voice is a text of the synthesiser's own voice-file lines, which is handed over as a file in memory: that gives the
+pitch range freely, where the synthesiser's range parameter ends at twice the normal one. The voice files are those of
+the package `espeakng-loader`, read where it installed them; nothing of them is copied here.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_r1.errors import UserError
+
+RATE = 22050
+"""Samples per second of what the synthesiser makes."""
+
+_RETRIEVE_SYNCHRONOUSLY = 2
+_PHONEME_EVENTS, _DO_NOT_EXIT = 1, 0x8000
+_UTF8, _SSML, _END_PAUSE = 1, 0x10, 0x1000
+_RATE_PARAMETER, _VOLUME_PARAMETER, _PITCH_PARAMETER = 1, 2, 3
+_VOLUME = 50  # the default of 100 clips the louder timbres
+_END_OF_EVENTS, _PHONEME = 0, 7
+_PATH_LIMIT = 59  # bytes of a voice's path that the library keeps
+_VOICE_LINES = {"formant", "breath", "breathw", "voicing", "consonants", "klatt", "stressamp", "tone"}
+_lock = threading.Lock()
+_libc = ctypes.CDLL(None) if os.name == "posix" else None
+
+
+class _Event(ctypes.Structure):
+    """The library's event record; `name` is the phoneme's mnemonic in phoneme events."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    )
+
+
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the synthesiser is asked for.
+
+    Attributes:
+        ssml: The sentence, text in it escaped already, with `<break/>` elements; no `<speak>` around it, since its end
+            tag makes the library say the last word in its default voice.
+        accent: The language file, for example "en-US".
+        variant: The voice-variant file, for example "f2".
+        base: The voice file's lower pitch in Hz (the voice's formants follow it slightly).
+        width: The voice file's pitch width in Hz.
+        pitch: The library's pitch parameter, 0..99; 50 leaves `base` as it is.
+        rate: Words per minute, 80..450.
+    """
+
+    ssml: str
+    accent: str
+    variant: str
+    base: int
+    width: int
+    pitch: int
+    rate: int
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What came back: samples (S,) int16 at `RATE`, and phonemes as (start sample, mnemonic), pauses named "_..."."""
+
+    samples: np.ndarray
+    phonemes: tuple[tuple[int, str], ...]
+
+
+@lru_cache(maxsize=1)
+def _package() -> tuple[str, Path]:
+    """The library's file and its data folder.
+
+    Raises:
+        UserError: If the package is not installed.
+    """
+    try:
+        loader: Any = importlib.import_module("espeakng_loader")
+    except ImportError as error:
+        raise UserError(
+            "the speech synthesiser is missing: espeakng-loader was expected, install it with "
+            "`pip install 'mer-r1[scenes]'`"
+        ) from error
+    return str(loader.get_library_path()), Path(loader.get_data_path())
+
+
+@lru_cache(maxsize=256)
+def _voice_lines(accent: str, variant: str) -> str:
+    """The lines of the accent's file, then those of the variant that shape its timbre (not pitch, echo, lengths)."""
+    data = _package()[1]
+    files = (data / "lang" / "gmw" / accent, data / "voices" / "!v" / variant)
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"voice file {file.name!r}: not in the installed speech synthesiser (1.52 was expected)")
+    language = files[0].read_text(encoding="utf-8")
+    timbre = [
+        line
+        for line in files[1].read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.split() and line.split()[0].lower() in _VOICE_LINES
+    ]
+    return language + "\n" + "\n".join(timbre) + "\nflutter 0\nroughness 0\necho 0 0\n"
+
+
+def _voice_file(lines: str) -> tuple[str, int | None]:
+    """Put the lines where the library can open them: a path, and the descriptor that keeps a file in memory alive."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("voice")
+        os.write(descriptor, lines.encode())
+        return f"/proc/self/fd/{descriptor}", descriptor
+    handle, path = tempfile.mkstemp(prefix="mer")
+    os.write(handle, lines.encode())
+    os.close(handle)
+    if len(os.fsencode(path)) > _PATH_LIMIT:
+        Path(path).unlink()
+        raise UserError(
+            f"temporary folder {tempfile.gettempdir()!r}: the path is too long, expected under 40 characters"
+        )
+    return path, None
+
+
+def _drop_voice_file(path: str, descriptor: int | None) -> None:
+    """Remove what `_voice_file` made."""
+    if descriptor is None:
+        Path(path).unlink(missing_ok=True)
+    else:
+        os.close(descriptor)
+
+
+def _unload(library: ctypes.CDLL) -> None:
+    """Unload the library, so that nothing of this sentence reaches the next one."""
+    import _ctypes
+
+    handle = library._handle
+    if sys.platform == "win32":
+        _ctypes.FreeLibrary(handle)
+    else:
+        _ctypes.dlclose(handle)
+
+
+def _check(status: int, doing: str) -> None:
+    """Turn a status of the library into an error."""
+    if status != 0:
+        raise RuntimeError(f"speech synthesiser: {doing} failed with status {status}")
+
+
+def _synthesise(library: ctypes.CDLL, request: Request, voice_path: str) -> Spoken:
+    """Speak one request through a freshly loaded library."""
+    chunks: list[bytes] = []
+    phonemes: list[tuple[int, str]] = []
+
+    @_Callback
+    def collect(samples: Any, count: int, events: Any) -> int:
+        if samples and count > 0:
+            chunks.append(ctypes.string_at(samples, 2 * count))
+        index = 0
+        while events[index].kind != _END_OF_EVENTS:
+            if events[index].kind == _PHONEME:
+                phonemes.append((events[index].sample, events[index].name.decode("utf-8", "replace")))
+            index += 1
+        return 0
+
+    data = os.fsencode(_package()[1])
+    rate = library.espeak_Initialize(_RETRIEVE_SYNCHRONOUSLY, 0, data, _PHONEME_EVENTS | _DO_NOT_EXIT)
+    if rate != RATE:
+        raise RuntimeError(f"speech synthesiser: it answered the sampling rate {rate}, expected {RATE}")
+    # After initialising, which seeds with the time of day.
+    library.espeak_ng_SetRandSeed.argtypes = (ctypes.c_long,)
+    library.espeak_ng_SetRandSeed(1)
+    if _libc is not None:
+        _libc.srand(1)
+    library.espeak_SetSynthCallback(collect)
+    _check(library.espeak_ng_SetVoiceByFile(voice_path.encode()), "loading the voice")
+    _check(library.espeak_SetParameter(_RATE_PARAMETER, request.rate, 0), "setting the rate")
+    _check(library.espeak_SetParameter(_VOLUME_PARAMETER, _VOLUME, 0), "setting the volume")
+    _check(library.espeak_SetParameter(_PITCH_PARAMETER, request.pitch, 0), "setting the pitch")
+    text = request.ssml.encode("utf-8") + b"\0"
+    synth = library.espeak_Synth
+    synth.argtypes = (ctypes.c_char_p, ctypes.c_size_t, *(ctypes.c_uint, ctypes.c_int), *(ctypes.c_uint,) * 2)
+    synth.argtypes = (*synth.argtypes, ctypes.c_void_p, ctypes.c_void_p)
+    _check(synth(text, len(text), 0, 1, 0, _UTF8 | _SSML | _END_PAUSE, None, None), "speaking")
+    library.espeak_Terminate()
+    return Spoken(np.frombuffer(b"".join(chunks), dtype=np.int16), tuple(phonemes))
+
+
+def synthesise(request: Request) -> Spoken:
+    """Speak one sentence; the same request gives the same samples in any process and after any other sentence.
+
+    Safe under fork and spawn (nothing stays loaded between calls) and from several threads (one speaks at a time).
+
+    Args:
+        request: Text, voice and parameters.
+
+    Returns:
+        The samples and the phonemes' times.
+
+    Raises:
+        UserError: If the synthesiser or a voice file is missing.
+    """
+    lines = _voice_lines(request.accent, request.variant) + f"pitch {request.base} {request.base + request.width}\n"
+    with _lock:
+        path, descriptor = _voice_file(lines)
+        try:
+            library = ctypes.CDLL(_package()[0])
+            try:
+                return _synthesise(library, request, path)
+            finally:
+                _unload(library)
+        finally:
+            _drop_voice_file(path, descriptor)

@@ -1,0 +1,293 @@
+"""The two trainers: TRL's, with only the seams overridden that audio and video, and the method, need.
+
+TRL's GRPOTrainer collects images only. With audio or video in the prompt it would sample with the media and compute the
+loss without. Here every forward goes through `_forward_inputs`, which puts the clip's cached tower features (or the
+towers' live outputs) at the placeholders and hands on the true positions. What else is ours: sampling on one prompt KV
+cache per group (`rollout`), and the method's advantages in place of TRL's.
+
+The overridden methods are private to TRL, which is pinned; ``tests/test_trainer.py`` holds their contract.
+Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion tokens.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+
+from mer_r1.advantages import MIN_SPREAD, group_spread
+from mer_r1.anchors import category_mask, category_tokens
+from mer_r1.calibration import Method, calibration_terms, confidence, method_advantages, partition_mean
+from mer_r1.inputs import Prompt, embed
+from mer_r1.model import Omni, write_settings
+from mer_r1.rewards import SetReward, format_reward
+from mer_r1.rollout import Rollouts, Sampling, rollout
+from mer_r1.taxonomy import Taxonomy
+
+logger = logging.getLogger(__name__)
+
+QUIET_SHARE = 0.5
+"""Above this share of groups without any signal in a batch, training says so."""
+
+
+class _WholeCheckpoints:
+    """Checkpoints of a thinker that are loadable by themselves, and that a resumed run really loads."""
+
+    omni: Omni
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # The library saves a thinker under the hub's names, and its trainer loads them by the module's own: nothing
+        # would match, and the run would go on from where it began.
+        target = model or self.model  # type: ignore[attr-defined]
+        if isinstance(target, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict())
+
+
+class MERSFTTrainer(_WholeCheckpoints, SFTTrainer):
+    """SFTTrainer whose batches carry media beside token ids (see `inputs.collate`)."""
+
+    def __init__(self, omni: Omni, **kwargs: Any) -> None:
+        self.omni = omni
+        super().__init__(processing_class=omni.processor, **kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """SFTTrainer's loss, with the media merged into the embeddings first."""
+        inputs = dict(inputs)
+        media = inputs.pop("media")
+        thinker = _thinker(self.accelerator.unwrap_model(model))
+        inputs["inputs_embeds"] = embed(thinker, inputs.pop("input_ids"), media)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
+    """GRPOTrainer for clips: media in every forward, shared-prefix rollouts, MER-R1's advantages.
+
+    Args:
+        omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
+        rows: training rows with the columns `prompt`, `labels` and `clip_index`.
+        prompt_of: the `inputs.Prompt` of a clip index; called often, so it should remember.
+        method: which advantages.
+        taxonomy: wheels of the rewards and of the confidences.
+        args: TRL's configuration.
+        kwargs: handed on to GRPOTrainer (callbacks, peft_config).
+    """
+
+    def __init__(
+        self,
+        omni: Omni,
+        rows: list[dict[str, Any]],
+        prompt_of: Callable[[int], Prompt],
+        method: Method,
+        taxonomy: Taxonomy,
+        args: GRPOConfig,
+        **kwargs: Any,
+    ) -> None:
+        self.omni, self.prompt_of, self.method, self.taxonomy = omni, prompt_of, method, taxonomy
+        self.category_tokens, self.category_names = category_tokens(taxonomy, omni.tokenizer, method.level)
+        self._gold: dict[int, list[bool]] = {
+            row["clip_index"]: category_mask(row["labels"], taxonomy, self.category_names) for row in rows
+        }
+        self._clips: list[int] = []  # the clip of each row that is being scored
+        self._rollouts: Rollouts | None = None
+        self._shown = False
+        scorers: dict[str, Any] = {"format": format_reward}
+        scorers |= {name: SetReward(name, taxonomy) for name in ("recall", "precision", "f1")}
+        args.reward_weights = list(method.weights)
+        super().__init__(
+            model=kwargs.pop("model", omni.model),
+            reward_funcs=[scorers[name] for name in method.objectives],
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=omni.processor,
+            rollout_func=self._sample,
+            **kwargs,
+        )
+
+    def _sample(self, prompts: list[Any], _: Any) -> dict[str, Any]:
+        # TRL hands over every prompt G times in a row; each is computed once.
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        distinct = [self.prompt_of(index) for index in self._clips[::group]]
+        sampling = Sampling(self.max_completion_length, self.temperature, self.args.top_p)
+        self._rollouts = rollout(
+            self.omni,
+            distinct,
+            group,
+            sampling,
+            tokens=self.category_tokens if self.method.calibrates else None,
+            fast=self.method.calibrates,
+            model=self.accelerator.unwrap_model(self.model),
+        )
+        return {
+            "prompt_ids": [self.prompt_of(index).input_ids.tolist() for index in self._clips],
+            "completion_ids": self._rollouts.completion_ids,
+            "logprobs": self._rollouts.logps,
+        }
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # TRL samples, scores and computes its own advantages; ours replace them, and each row keeps its clip, so that
+        # the loss finds the media again after TRL's shuffle and split.
+        began = time.perf_counter()
+        self._clips = [row["clip_index"] for row in inputs]
+        output = super()._generate_and_score_completions(inputs)
+        output["advantages"] = self._method_advantages(len(inputs)).to(output["advantages"])
+        output["clip_index"] = torch.tensor(self._clips, device=output["advantages"].device)
+        sampling = sum(self._rollouts.seconds.values()) if self._rollouts else 0.0
+        self._log_seconds("sampling", sampling)
+        self._log_seconds("scoring", time.perf_counter() - began - sampling)
+        self._show_one(inputs)
+        return output
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        # TRL's rewards, gathered over processes; kept for our advantages.
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _method_advantages(self, rows: int) -> Tensor:
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        delta_correct = delta_incorrect = None
+        if self.method.calibrates:
+            delta_correct, delta_incorrect = (self.accelerator.gather(term) for term in self._calibration_terms(rows))
+        self._log_groups(group, delta_correct, delta_incorrect)
+        advantages = method_advantages(self.method, self._rewards, group, delta_correct, delta_incorrect)
+        first = self.accelerator.process_index * rows
+        return advantages[first : first + rows]
+
+    def _calibration_terms(self, rows: int) -> tuple[Tensor, Tensor]:
+        sampled = self._rollouts
+        if sampled is None or sampled.slow is None or sampled.fast is None:
+            raise RuntimeError("the rollouts carry no confidences, although the method calibrates")
+        slow, fast = (
+            confidence(values, sampled.anchor_rollout.to(values.device), rows, self.method.anchors)
+            for values in (sampled.slow, sampled.fast)
+        )
+        partition = self.category_tokens.partition.to(slow.device)
+        correct = torch.tensor([self._gold[index] for index in self._clips], device=slow.device)
+        placed = torch.zeros(rows, int(partition.max()) + 1, device=slow.device).index_add(
+            1, partition, correct.float()
+        )
+        known = placed[:, partition] > 0
+        for name, scores in (("slow", slow), ("fast", fast)):
+            for side, mask in (("correct", correct & known), ("incorrect", ~correct & known)):
+                mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)[~scores.isnan().any(dim=1)]
+                self._metrics["train"][f"confidence/{name}_{side}"].append(self._mean(mean))
+        return calibration_terms(slow, fast, correct, known, partition, self.method.clip)
+
+    def _log_groups(self, group: int, *terms: Tensor | None) -> None:
+        metrics = self._metrics["train"]
+        spreads = {
+            name: group_spread(self._rewards[:, column], group)[::group]
+            for column, name in enumerate(self.method.objectives)
+        }
+        for name, spread in spreads.items():
+            metrics[f"spread/{name}"].append(spread.mean().item())
+        for name, term in zip(("delta_correct", "delta_incorrect"), terms, strict=True):
+            if term is not None:
+                metrics[f"calibration/{name}"].append(self._mean(term))
+        quiet = torch.stack([spread <= MIN_SPREAD for spread in spreads.values()]).all(dim=0).float().mean().item()
+        metrics["groups_without_signal"].append(quiet)
+        if quiet > QUIET_SHARE:
+            logger.warning(
+                "step %d: all rewards are equal in %.0f %% of the groups; they teach nothing (temperature too low, "
+                "completions cut off, or labels no wheel can place?)",
+                self.state.global_step,
+                100 * quiet,
+            )
+
+    @staticmethod
+    def _mean(values: Tensor) -> float:
+        known = values[~values.isnan()]
+        return known.mean().item() if len(known) else float("nan")
+
+    def _log_seconds(self, what: str, seconds: float) -> None:
+        self._metrics["train"][f"seconds/{what}"].append(seconds)
+
+    def _show_one(self, inputs: Sequence[dict[str, Any]]) -> None:
+        if self._shown or not self.accelerator.is_main_process or self._rollouts is None:
+            return
+        self._shown = True
+        prompt = self.omni.tokenizer.decode(self.prompt_of(self._clips[0]).input_ids)
+        for token in (self.omni.processor.video_token, self.omni.processor.audio_token):
+            count = prompt.count(token)
+            prompt = prompt.replace(token * count, f"{token} x{count}") if count else prompt
+        names = ", ".join(self.method.objectives)
+        rewards = ", ".join(f"{value:.2f}" for value in self._rewards[0].tolist())
+        completion = self.omni.tokenizer.decode(self._rollouts.completion_ids[0])
+        logger.info("first rollout\n%s%s\ngold: %s\n%s: %s", prompt, completion, inputs[0]["labels"], names, rewards)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._clips = inputs["clip_index"].tolist()
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        # TRL's method with the clips' media and positions; its image arguments are always None here.
+        logps, entropies = [], []
+        step = batch_size or len(input_ids)
+        for start in range(0, len(input_ids), step):
+            part = slice(start, start + step)
+            labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
+            labels[:, :-logits_to_keep] = -100
+            forward = self._forward_inputs(
+                model, input_ids[part], attention_mask[part], logits_to_keep, self._clips[part]
+            )
+            with self.accelerator.autocast():
+                output = model(**forward, labels=labels, fused_lm_head=True)
+            logps.append(output.log_probs[:, -logits_to_keep:])
+            if compute_entropy:
+                entropies.append(output.entropy[:, -logits_to_keep:])
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _forward_inputs(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]
+    ) -> dict[str, Tensor]:
+        prompts = [self.prompt_of(index) for index in clips]
+        width = input_ids.shape[1] - completion_tokens
+        positions = input_ids.new_zeros(3, *input_ids.shape)
+        after = torch.arange(completion_tokens, device=input_ids.device)
+        for row, prompt in enumerate(prompts):
+            positions[:, row, width - len(prompt.input_ids) : width] = prompt.position_ids.to(input_ids.device)
+            positions[:, row, width:] = prompt.next_position + after
+        thinker = _thinker(self.accelerator.unwrap_model(model))
+        return {
+            "inputs_embeds": embed(thinker, input_ids, [prompt.media for prompt in prompts]),
+            "attention_mask": attention_mask,
+            "position_ids": positions,
+        }
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        """TRL's step; what is neither sampling nor scoring is logged as training."""
+        began = time.perf_counter()
+        before = self._seconds_logged()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._log_seconds("training", time.perf_counter() - began - (self._seconds_logged() - before))
+        return loss
+
+    def _seconds_logged(self) -> float:
+        return sum(sum(self._metrics["train"][f"seconds/{name}"]) for name in ("sampling", "scoring"))
+
+
+def _thinker(model: Any) -> Any:
+    """The thinker itself, under an adapter or not."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

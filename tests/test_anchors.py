@@ -1,0 +1,206 @@
+"""Anchors: which token is the first of each word of an answer, and which tokens begin words of which category."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_world import tiny_omni
+
+from mer_r1.anchors import AnswerTokens, answer_tokens, category_mask, category_tokens, first_tokens
+from mer_r1.taxonomy import builtin, from_tables
+from mer_r1.thinking import FAST_PREFILL, answer_word_spans, format_completion
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_omni().tokenizer
+
+
+class Characters:
+    """A tokenizer with a token for every character: positions can be counted by hand."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        assert not skip_special_tokens
+        return "".join(map(chr, ids))
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+
+def found(text: str, prefilled: str = "") -> AnswerTokens:
+    return answer_tokens(Characters().encode(text), Characters(), prefilled)
+
+
+# --- where the words of an answer begin -------------------------------------------------------------------------------
+
+
+def test_anchors_by_hand() -> None:
+    # <think> is 7 characters, " a " 3, </think> 8, <answer> 8: the answer begins at 26, "sad" at 27, "shy" at 32.
+    text = "<think> a </think><answer> sad, shy </answer>"
+    assert found(text) == AnswerTokens(26, [27, 32])
+    assert text[26:30] == " sad"
+
+
+def test_a_fast_completion_goes_on_after_its_prefill() -> None:
+    assert found(" sad, shy </answer>", FAST_PREFILL) == AnswerTokens(0, [1, 6])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<think> sad </think>", "<think> sad", "<answer></answer>", "<answer> , </answer>"]
+)
+def test_an_answer_without_words_has_no_anchor(text: str) -> None:
+    assert found(text).anchors == []
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think> grim </think><ANSWER> sad </ANSWER>", " sad"),  # the parser reads tags in any case
+        ("<think> grim </think> sad", " sad"),  # no answer block: what follows the reasoning is read
+        ("<think> grim </think> sad </answer>", " sad"),
+        ("<think> grim <answer> sad", " sad"),
+        ("<answer> shy </answer><think> grim </think><answer> sad </answer>", " sad"),
+    ],
+)
+def test_the_answer_of_a_malformed_completion_begins_behind_its_reasoning(text: str, answer: str) -> None:
+    # The fast confidence removes everything before `start`: reasoning left in it would not be fast.
+    tokens = found(text)
+    assert text[tokens.start : tokens.anchors[0] + 3] == answer
+
+
+def test_repeated_words_are_anchors_of_their_own() -> None:
+    assert len(found("<answer> sad, sad </answer>").anchors) == 2
+
+
+words = st.sampled_from(["happy", "sad", "ill at ease", "schadenfreude", "naïve", "悲しい", "frustrated", "🙂 glad"])
+answers = st.lists(words, min_size=1, max_size=4)
+
+
+@given(labels=answers, reasoning=st.text(st.characters(exclude_characters="<>", codec="utf-8"), max_size=30))
+@settings(deadline=None)
+def test_each_anchor_is_the_token_that_brings_the_first_character_of_its_word(
+    tokenizer: Any, labels: list[str], reasoning: str
+) -> None:
+    text = format_completion(reasoning, labels)
+    ids = tokenizer(text)["input_ids"]
+    tokens = answer_tokens(ids, tokenizer)
+    spans = answer_word_spans(text)
+    assert len(tokens.anchors) == len(spans)
+    for anchor, (start, _) in zip(tokens.anchors, spans, strict=True):
+        before = tokenizer.decode(ids[:anchor], skip_special_tokens=False)
+        after = tokenizer.decode(ids[: anchor + 1], skip_special_tokens=False)
+        assert len(before) <= start < len(after)
+    assert reasoning.strip() not in tokenizer.decode(ids[tokens.start :]) or len(reasoning.strip()) < 3
+
+
+@given(ids=st.lists(st.integers(0, 600), max_size=40))
+@settings(deadline=None)
+def test_any_tokens_can_be_read(tokenizer: Any, ids: list[int]) -> None:
+    for prefilled in ("", FAST_PREFILL):
+        tokens = answer_tokens(ids, tokenizer, prefilled)
+        assert tokens.anchors == sorted(set(tokens.anchors))
+        assert all(0 <= tokens.start <= anchor < len(ids) for anchor in tokens.anchors)
+
+
+def test_the_words_of_our_own_answers_begin_with_tokens_of_their_categories(tokenizer: Any) -> None:
+    """The whole chain: a gold answer, its anchors, and the tokens that stand for the gold's categories."""
+    taxonomy = builtin()
+    tokens, names = category_tokens(taxonomy, tokenizer)
+    owners: dict[int, set[int]] = {}
+    for token, category in zip(tokens.token_ids.tolist(), tokens.category.tolist(), strict=True):
+        owners.setdefault(token, set()).add(category)
+    clear = 0
+    for word in ("happy", "sad", "angry", "afraid", "surprised", "proud", "bored"):
+        ids = tokenizer(format_completion("A face.", [word]))["input_ids"]
+        (anchor,) = answer_tokens(ids, tokenizer).anchors
+        gold = {index for index, held in enumerate(category_mask([word], taxonomy, names)) if held}
+        assert owners.get(ids[anchor], set()) <= gold
+        clear += bool(owners.get(ids[anchor]))
+    assert clear >= 4, "most words begin with a token of their own, even in this small vocabulary"
+
+
+# --- which tokens begin words of which category -----------------------------------------------------------------------
+
+TABLES = {
+    "wheels": [
+        {"name": "sides", "source": "made up", "sectors": {"good": {"joy": []}, "bad": {"fear": []}}},
+        {"name": "whole", "source": "made up", "sectors": {"any": {"emotion": []}}},
+    ],
+    "families": {
+        "joy": {"places": ["joy", "emotion"], "words": {"happy": ["happily"], "glad": []}},
+        "fear": {"places": ["fear", "emotion"], "words": {"hapless": [], "afraid": []}},
+    },
+}
+
+
+class Letters:
+    """A tokenizer whose tokens are three characters, numbered as they are first seen."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, int] = {}
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        assert not add_special_tokens
+        return {"input_ids": [[self[text[i : i + 3]] for i in range(0, len(text), 3)] for text in texts]}
+
+    def __getitem__(self, piece: str) -> int:
+        return self.ids.setdefault(piece, len(self.ids))
+
+
+def test_first_tokens_with_and_without_a_blank_and_capitalised() -> None:
+    letters = Letters()
+    assert first_tokens(["glad"], letters) == {letters[piece] for piece in ("gla", "Gla", " gl", " Gl")}
+    assert first_tokens([], letters) == set()
+
+
+def test_a_token_of_two_categories_of_one_partition_is_left_out() -> None:
+    # "hap" begins happy (good) and hapless (bad): on the wheel "sides" it stands for neither; on "whole" there is only
+    # one category, and it stands for that.
+    letters = Letters()
+    tokens, names = category_tokens(from_tables(TABLES), letters)
+    assert names == [("sides", "good"), ("sides", "bad"), ("whole", "any")]
+    assert tokens.partition.tolist() == [0, 0, 1]
+    of = {name: set(tokens.token_ids[tokens.category == index].tolist()) for index, name in enumerate(names)}
+    assert of["sides", "good"] == {letters[piece] for piece in ("gla", "Gla", " gl", " Gl")}
+    assert of["sides", "bad"] == {letters[piece] for piece in ("afr", "Afr", " af", " Af")}
+    assert letters["hap"] not in of["sides", "good"] | of["sides", "bad"]
+    assert letters["hap"] in of["whole", "any"]
+
+
+def test_word_level_has_one_category_per_base_word() -> None:
+    letters = Letters()
+    tokens, names = category_tokens(from_tables(TABLES), letters, level="word")
+    assert sorted(names) == [("words", word) for word in ("afraid", "glad", "hapless", "happy")]
+    assert tokens.partition.tolist() == [0] * 4
+    glad = names.index(("words", "glad"))
+    assert letters["gla"] in tokens.token_ids[tokens.category == glad].tolist()
+    assert letters["hap"] not in tokens.token_ids.tolist()  # happy and hapless are two categories now
+
+
+def test_which_categories_hold_a_label() -> None:
+    taxonomy = from_tables(TABLES)
+    _, sectors = category_tokens(taxonomy, Letters())
+    assert category_mask(["Happily "], taxonomy, sectors) == [True, False, True]
+    assert category_mask(["unheard of"], taxonomy, sectors) == [False, False, False]
+    _, words = category_tokens(taxonomy, Letters(), level="word")
+    assert [name for name, held in zip(words, category_mask(["happily"], taxonomy, words), strict=True) if held] == [
+        ("words", "happy")
+    ]
+
+
+def test_categories_need_not_be_emotions() -> None:
+    """Any set-valued answer will do: here a chess player's candidate moves, by piece."""
+    taxonomy = SimpleNamespace(
+        wheels=[SimpleNamespace(name="pieces")],
+        sectors=lambda _: ("knight", "rook"),
+        forms_of=lambda _, piece: {"knight": ["Nf3", "Nc3"], "rook": ["Rd1"]}[piece],
+    )
+    tokens, names = category_tokens(taxonomy, Letters())  # type: ignore[arg-type]
+    assert names == [("pieces", "knight"), ("pieces", "rook")]
+    assert tokens.num_categories == 2

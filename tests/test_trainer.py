@@ -1,0 +1,227 @@
+"""The trainers: the media matter, log-probabilities agree, TRL's private seams are as we found them, runs resume."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from tiny_world import WORDS, entry, media, some_prompts, teach, tiny_omni
+from trl import GRPOTrainer
+
+from mer_r1.calibration import Method, method_advantages
+from mer_r1.config import RLRecipe
+from mer_r1.inputs import encode_prompt, media_tensors
+from mer_r1.model import load
+from mer_r1.taxonomy import builtin
+from mer_r1.thinking import question
+from mer_r1.trainer import MERR1Trainer
+
+CLIPS = 8
+GROUP = 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    omni = tiny_omni()
+    omni.freeze_towers()
+    teach(omni, some_prompts(omni))
+    omni.save(folder)
+    return folder
+
+
+def recipe(folder, **changes):
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+        "per_device_train_batch_size": 2 * GROUP,
+        "num_generations": GROUP,
+        "max_completion_length": 24,
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    return RLRecipe(**(settings | changes))
+
+
+def make_trainer(checkpoint, folder, method=None, **changes):
+    omni = load(checkpoint)
+    omni.freeze_towers()
+    entries = [entry(omni, media(2.0 + 0.2 * index, index)) for index in range(CLIPS)]
+    prompts = [
+        encode_prompt(omni, question(f"Line {index}.", "short"), tensors) for index, tensors in enumerate(entries)
+    ]
+    rows = [
+        {"prompt": [{"role": "user", "content": "?"}], "labels": [WORDS[index]], "clip_index": index}
+        for index in range(CLIPS)
+    ]
+    trainer = MERR1Trainer(omni, rows, prompts.__getitem__, method or Method(), builtin(), recipe(folder, **changes))
+    return trainer, rows, entries
+
+
+def scored_batch(trainer, rows):
+    batch = [rows[index] for index in (0, 1) for _ in range(GROUP)]
+    trainer.model.train()
+    return trainer._generate_and_score_completions([dict(row) for row in batch])
+
+
+def loss_logps(trainer, output, clips=None):
+    trainer._clips = clips or output["clip_index"].tolist()
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    logps, _, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, output["completion_ids"].shape[1]
+    )
+    return logps * output["completion_mask"]
+
+
+@pytest.mark.parametrize("channel", ["audio", "video"])
+def test_swapping_a_channel_changes_the_log_probabilities_of_the_loss(checkpoint, tmp_path, channel):
+    trainer, rows, entries = make_trainer(checkpoint, tmp_path)
+    output = scored_batch(trainer, rows)
+    before = loss_logps(trainer, output).detach()
+    entries[0][channel] += torch.randn_like(entries[0][channel])  # the prompts hold these very tensors
+    after = loss_logps(trainer, output).detach()
+    assert (after[:GROUP] - before[:GROUP]).abs().max() > 1e-3
+    torch.testing.assert_close(after[GROUP:], before[GROUP:])
+
+
+def test_sampling_policy_and_reference_log_probabilities_agree_before_the_first_update(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path)
+    output = scored_batch(trainer, rows)
+    policy = loss_logps(trainer, output).detach()
+    torch.testing.assert_close(
+        policy, output["sampling_per_token_logps"] * output["completion_mask"], atol=2e-5, rtol=0
+    )
+    torch.testing.assert_close(policy, output["ref_per_token_logps"] * output["completion_mask"], atol=2e-5, rtol=0)
+
+
+def test_log_probabilities_equal_those_of_the_model_called_with_raw_media(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path)
+    output = scored_batch(trainer, rows)
+    row = GROUP  # the first rollout of the second clip
+    tokens = int(output["completion_mask"][row].sum())
+    prompt = trainer.prompt_of(1)
+    raw = media_tensors(trainer.omni, media(2.2, 1))
+    ids = torch.cat([prompt.input_ids, output["completion_ids"][row, :tokens]])[None]
+    mel = raw["input_features"][None]
+    logits = trainer.omni.model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values_videos=raw["pixel_values_videos"],
+        video_grid_thw=raw["video_grid_thw"],
+        video_second_per_grid=raw["video_second_per_grid"],
+        input_features=mel,
+        feature_attention_mask=torch.ones(1, mel.shape[-1], dtype=torch.long),
+    ).logits[0, len(prompt.input_ids) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt.input_ids) :, None])[:, 0]
+    torch.testing.assert_close(loss_logps(trainer, output)[row, :tokens], expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["f1", "rd", "ad", "mer-r1"])
+def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, name):
+    method = Method(name=name)
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, method)
+    rewards = torch.rand(2 * GROUP, len(method.objectives))
+    trainer._calculate_rewards = lambda *args, **kwargs: trainer.__dict__.__setitem__("_rewards", rewards) or rewards
+    output = scored_batch(trainer, rows)
+    terms = trainer._calibration_terms(2 * GROUP) if method.calibrates else (None, None)
+    torch.testing.assert_close(output["advantages"], method_advantages(method, rewards, GROUP, *terms))
+
+
+def test_ad_equals_trl_normalize_then_sum_up_to_its_batch_standardisation(checkpoint, tmp_path, monkeypatch):
+    method = Method(name="ad")
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, method, multi_objective_aggregation="normalize_then_sum")
+    rewards = torch.rand(2 * GROUP, 3, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)
+    theirs = {}
+    original = GRPOTrainer._generate_and_score_completions
+
+    def spy(self, inputs):
+        output = original(self, inputs)
+        theirs["advantages"] = output["advantages"].clone()
+        return output
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", spy)
+    ours = scored_batch(trainer, rows)["advantages"]
+    standardised = (ours - ours.mean()) / (ours.std() + 1e-4)
+    torch.testing.assert_close(theirs["advantages"], standardised, atol=2e-3, rtol=0)
+
+
+def test_private_methods_of_the_host_have_the_signatures_we_override():
+    expected = {
+        "_generate_and_score_completions": ["self", "inputs"],
+        "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+        "_compute_loss": ["self", "model", "inputs"],
+    }
+    for name, parameters in expected.items():
+        assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == parameters
+    logps = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    assert logps[:8] == [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss",
+    ]  # fmt: skip
+
+
+def test_a_step_moves_the_language_model_and_leaves_the_towers(checkpoint, tmp_path):
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=1)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    moved = {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any("language_model" in name for name in moved)
+    assert not any("visual" in name or "audio_tower" in name for name in moved)
+
+
+def test_every_log_line_has_the_figures_that_users_watch(checkpoint, tmp_path):
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=1)
+    trainer.train()
+    line = trainer.state.log_history[0]
+    names = ["rewards/recall_reward/mean", "rewards/precision_reward/mean", "rewards/format_reward/mean"]
+    names += ["spread/recall", "spread/precision", "groups_without_signal", "completions/mean_length", "kl", "entropy"]
+    names += [
+        "confidence/slow_correct",
+        "confidence/fast_correct",
+        "confidence/slow_incorrect",
+        "confidence/fast_incorrect",
+    ]
+    names += ["clip_ratio/region_mean", "seconds/sampling", "seconds/scoring", "seconds/training"]
+    assert [name for name in names if name not in line] == []
+
+
+def test_equal_rewards_are_warned_of_and_one_rollout_is_shown(checkpoint, tmp_path, caplog):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path)
+    equal = torch.ones(2 * GROUP, 3)
+    trainer._calculate_rewards = lambda *args, **kwargs: trainer.__dict__.__setitem__("_rewards", equal) or equal
+    with caplog.at_level("INFO", logger="mer_r1"):
+        scored_batch(trainer, rows)
+        scored_batch(trainer, rows)
+    assert caplog.text.count("first rollout") == 1
+    assert "all rewards are equal in 100 % of the groups" in caplog.text
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path):
+    whole, _, _ = make_trainer(checkpoint, tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed, _, _ = make_trainer(checkpoint, tmp_path / "resumed", max_steps=4, save_strategy="steps", save_steps=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=0, rtol=0, msg=name)
+
+
+def test_the_trajectory_is_the_pinned_one(checkpoint, tmp_path, request):
+    """Ten steps on CPU in float32: a change of this file's numbers is a change of the method and belongs in the changelog."""
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=10)
+    trainer.train()
+    keys = ("loss", "grad_norm", "reward", "kl")
+    found = [{key: round(line[key], 6) for key in keys} for line in trainer.state.log_history if "loss" in line]
+    file = request.path.parent / "invariant" / "rl_trajectory.json"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n")
+        pytest.fail("no pinned trajectory: wrote one, look at it and commit it")
+    for ours, pinned in zip(found, json.loads(file.read_text()), strict=True):
+        assert ours == pytest.approx(pinned, abs=2e-3)
