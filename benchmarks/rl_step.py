@@ -1,7 +1,9 @@
-"""What one RL step costs: calibration on or off, and ours against the straightforward way. Run: python benchmarks/rl_step.py
+"""What one RL step costs: calibration on or off, and ours against the straightforward way.
 
-Three variants of one step (sampling, scoring, reference, training) take turns in one run, on the same tiny model, clips
-and completions, and only ratios are reported:
+Run: python benchmarks/rl_step.py
+
+Three variants of one step (sampling, scoring, reference, training) take turns in one run, on the same tiny model,
+clips and completions, and only ratios are reported:
 
   ad       ours without calibration
   mer-r1   ours with calibration: slow confidence from the sampling pass, fast confidence on the prompts' KV cache
@@ -44,7 +46,9 @@ FILLER = "The lips curl up, the brows are low, the voice is bright and loud and 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", default=[0, 400], help="extra prompt tokens: short, long")
+    parser.add_argument(
+        "--prompt-tokens", type=int, nargs="+", default=[0, 400], help="extra prompt tokens: short, long"
+    )
     parser.add_argument("--completion-tokens", type=int, default=56)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
@@ -78,7 +82,9 @@ def measure(extra: int, completion_tokens: int, rounds: int) -> dict:
     print(f"  plain / ours:         {spread(gain)}   predicted {predicted:.2f}")
     share = statistics.median(gain) / predicted
     saved = (1 - 1 / statistics.median(gain)) / (1 - 1 / predicted)
-    print(f"  measured / predicted ratio: {share:.2f}; share of the predicted saving in time: {saved:.2f}   (at least 0.80)")
+    print(
+        f"  measured / predicted ratio: {share:.2f}; share of the predicted saving: {saved:.2f}   (at least 0.80)"
+    )
     return {"lengths": lengths, "calibration": calibration, "gain": gain, "predicted": predicted, "seconds": seconds}
 
 

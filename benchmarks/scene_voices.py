@@ -84,8 +84,8 @@ def measure(smile, waveform, syllables):
     gaps = np.diff(words) * FRAME
     talking = (words[-1] - words[0]) * FRAME - gaps[gaps > 0.22].sum()
     return {
-        "pitch": float(np.median(pitch[voiced])),
-        "range": float(np.subtract(*np.quantile(pitch[voiced], (0.9, 0.1)))),
+        "pitch": float(np.median(pitch[voiced])) if voiced.any() else np.nan,
+        "range": float(np.subtract(*np.quantile(pitch[voiced], (0.9, 0.1)))) if voiced.any() else np.nan,
         "loudness": float(10 * np.log10(power[active].mean())),
         "tempo": syllables / talking,
         "tremor": unsteadiness(pitch),
@@ -137,6 +137,7 @@ def main():
         )
     heard = np.array([r["heard"]["pitch"] for r in rows])
     meant = np.array([12 * np.log2(r["who"].pitch / 27.5) + r["meant"]["pitch"] for r in rows])
+    print(f"no voicing found in {np.isnan(heard).sum()} utterances, left out of pitch, range and tremor")
     print(f"median pitch off by {np.nanmedian(np.abs(heard - meant)):.2f} semitones (median)")
 
 

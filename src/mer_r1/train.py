@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import set_seed
 
 from mer_r1 import taxonomy as wheels
@@ -189,6 +189,8 @@ def _supervise(
 
 
 def _run(trainer: Any, recipe: Any, omni: Omni) -> Path:
+    if recipe.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # who hides the bar does not want every log line printed instead
     trainer.train(resume_from_checkpoint=_checkpoint(recipe))
     target = Path(recipe.output_dir) / "model"
     if trainer.accelerator.is_main_process:
@@ -211,8 +213,8 @@ def _checkpoint(recipe: Any) -> str | None:
         return str(asked)
     if found:
         raise UserError(
-            f"{recipe.output_dir} holds a run up to {found[-1].name}: pass resume_from_checkpoint=true to go on with it, or "
-            "another output_dir"
+            f"{recipe.output_dir} holds a run up to {found[-1].name}: pass resume_from_checkpoint=true to go on, "
+            "or another output_dir"
         )
     return None
 

@@ -8,7 +8,7 @@ are RMS over the parts where somebody speaks, in dB relative to full scale. The 
 from functools import lru_cache
 
 import numpy as np
-from scipy import signal
+from scipy import fft, signal
 
 SAMPLING_RATE = 16_000
 """Samples per second of everything the scenes write."""
@@ -169,7 +169,9 @@ def reverberate(waveform: np.ndarray, seconds: float, wet_db: float, rng: np.ran
     tail = excerpt("white", rng, size) * 10 ** (-3.0 * np.arange(size) / (seconds * SAMPLING_RATE))
     tail[: int(0.004 * SAMPLING_RATE)] = 0.0
     tail *= 10 ** (wet_db / 20) / np.sqrt(np.sum(tail**2))
-    return waveform + signal.oaconvolve(waveform, tail.astype(waveform.dtype))[: waveform.size]
+    length = fft.next_fast_len(waveform.size + size - 1, real=True)
+    spectrum = fft.rfft(waveform, length) * fft.rfft(tail.astype(waveform.dtype), length)
+    return waveform + fft.irfft(spectrum, length)[: waveform.size]
 
 
 def _white(rng: np.random.Generator, size: int) -> np.ndarray:

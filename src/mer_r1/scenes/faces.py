@@ -1,7 +1,6 @@
 """Faces that act: a real head mesh, 52 facial actions, an identity, a light, a camera -> frames.
 
-A small z-buffer rasteriser (numba) with smooth shading draws about 9,000 triangles in a few milliseconds at twice the
-size, which is then halved. Identity is applied once per clip, actions once per frame. Blush is colour, tears are wet
+Identity is applied once per clip, actions once per frame. Blush is colour, tears are wet
 streaks that run down, gaze turns the irises. The same input gives the same frame, bit by bit.
 """
 
@@ -9,24 +8,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from mer_r1.scenes.head import SHAPES, Array, Head, load_head
+from mer_r1.scenes.raster import develop, draw, normals, shade
 
+_BOTH_SIDES = (
+    *("browDown", "browOuterUp", "cheekSquint", "eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp"),
+    *("eyeSquint", "eyeWide", "mouthDimple", "mouthFrown", "mouthLowerDown", "mouthPress", "mouthSmile"),
+    *("mouthStretch", "mouthUpperUp", "noseSneer", "jaw", "mouth"),
+)
+_MIDDLE = (
+    *("browInnerUp", "cheekPuff", "jawForward", "jawOpen", "mouthClose", "mouthFunnel", "mouthPucker", "tongueOut"),
+    *("mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper"),
+)
 ACTIONS: tuple[str, ...] = tuple(
-    "browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight "
-    "eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight eyeLookOutLeft "
-    "eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward "
-    "jawLeft jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel "
-    "mouthLeft mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight "
-    "mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft "
-    "mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight tongueOut".split()
+    sorted([*_MIDDLE, *(name + side for name in _BOTH_SIDES for side in ("Left", "Right"))])
 )
 """The ARKit actions of the head, sorted."""
 
-GAIN = {"brow": 2.2, "eyeWide": 2.2, "noseSneer": 1.6, "mouthFrown": 1.5, "mouthStretch": 1.3, "mouthPress": 1.4, "cheek": 1.4}
+GAIN = {
+    "brow": 2.2,
+    "eyeWide": 2.2,
+    "noseSneer": 1.6,
+    "mouthFrown": 1.5,
+    "mouthStretch": 1.3,
+    "mouthPress": 1.4,
+    "cheek": 1.4,
+}
 """Actions that are faint at 128 pixels are acted out more strongly (by prefix); the others are as the mesh has them."""
 SKINS = ((236, 196, 172), (222, 178, 148), (198, 150, 116), (164, 114, 82), (122, 82, 58), (92, 62, 46))
 HAIRS = ((28, 22, 20), (58, 38, 26), (98, 66, 40), (150, 112, 66), (120, 52, 30), (128, 126, 124), (70, 64, 62))
@@ -174,7 +184,7 @@ class FaceRenderer:
         frames = np.empty((len(poses), self.size, self.size, 3), dtype=np.uint8)
         for frame, pose, run, grain in zip(frames, poses, wet, noise, strict=True):
             colours = _flushed(skin, self.head, pose, float(run))
-            _develop(self._frame(identity, framing, pose, rest, looks, colours, background), tint, grain, frame)
+            develop(self._frame(identity, framing, pose, rest, looks, colours, background), tint, grain, frame)
         return frames
 
     def _rest(self, identity: Identity) -> tuple[Array, Array]:
@@ -185,13 +195,15 @@ class FaceRenderer:
         # Age and sex change the body's height: bring the eyes back to where the base mesh has them, at the same size.
         eyes = [np.unique(self.head.triangles[self.head.material == which]) for which in (1, 2)]
         centres = np.stack([vertices[eye].mean(axis=0) for eye in eyes])
-        crown, chin = (vertices[find(self.head.vertices[:, 1] * (np.abs(self.head.vertices[:, 0]) < 0.1))] for find in _ENDS)
+        crown, chin = (
+            vertices[find(self.head.vertices[:, 1] * (np.abs(self.head.vertices[:, 0]) < 0.1))] for find in _ENDS
+        )
         size = np.float32(FACE_HEIGHT / max(float(crown[1] - chin[1]), 0.5))
         middle = self.head.eye_centres.mean(axis=0)
         vertices = (vertices - centres.mean(axis=0)) * size + middle
         centres = (centres - centres.mean(axis=0)) * size + middle
-        normals = _normals(vertices, self.head.triangles)
-        vertices += normals * (self.head.areas["hair"] * np.float32(identity.hair_volume))[:, None]
+        outward = normals(vertices, self.head.triangles)
+        vertices += outward * (self.head.areas["hair"] * np.float32(identity.hair_volume))[:, None]
         return vertices.astype(np.float32), _eye_directions(vertices, centres)
 
     def _frame(
@@ -224,11 +236,11 @@ class FaceRenderer:
         screen[:, 1] = -seen[:, 1] * scale * depth[:, 0] + side * (0.52 + framing.offset[1])
         screen[:, 2] = seen[:, 2]
         light = np.array(framing.light) / np.linalg.norm(framing.light)
-        shade = _shade(_normals(seen, head.triangles), light.astype(np.float32), framing.ambient)
+        lit = shade(normals(seen, head.triangles), light.astype(np.float32), framing.ambient)
         gaze = _rotation(24 * pose.gaze_x, -18 * pose.gaze_y, 0.0)[:, 2]
         image = background.copy()
-        _raster(
-            screen, head.triangles, head.material, colours, shade, looks, gaze, np.array(identity.iris, np.float32), image
+        draw(
+            screen, head.triangles, head.material, colours, lit, looks, gaze, np.array(identity.iris, np.float32), image
         )
         return image
 
@@ -299,7 +311,7 @@ def _background(framing: Framing, side: int) -> Array:
     image = (corners[0] * (1 - x) + corners[1] * x) * (1 - y) + (corners[2] * (1 - x) + corners[3] * x) * y
     for blob in framing.background[4:]:
         cx, cy, radius = blob[:3]
-        weight = np.exp(-(((x - cx) ** 2 + (y - cy) ** 2) / radius**2) ** 2).astype(np.float32)
+        weight = np.exp(-((((x - cx) ** 2 + (y - cy) ** 2) / radius**2) ** 2)).astype(np.float32)
         image = image * (1 - 0.7 * weight) + np.array(blob[3:], dtype=np.float32) * (0.7 * weight)
     return image.astype(np.float32)
 
@@ -307,116 +319,3 @@ def _background(framing: Framing, side: int) -> Array:
 def _rgb(colour: npt.NDArray[Any]) -> tuple[int, int, int]:
     red, green, blue = (int(value) for value in np.clip(np.rint(colour), 0, 255))
     return red, green, blue
-
-
-@numba.njit(cache=True)
-def _normals(vertices: Array, triangles: npt.NDArray[np.int64]) -> Array:
-    """Vertex normals: area-weighted means of the triangles around them."""
-    normals = np.zeros_like(vertices)
-    for t in range(len(triangles)):
-        i, j, k = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-        ax, ay, az = vertices[j, 0] - vertices[i, 0], vertices[j, 1] - vertices[i, 1], vertices[j, 2] - vertices[i, 2]
-        bx, by, bz = vertices[k, 0] - vertices[i, 0], vertices[k, 1] - vertices[i, 1], vertices[k, 2] - vertices[i, 2]
-        nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-        for v in (i, j, k):
-            normals[v, 0] += nx
-            normals[v, 1] += ny
-            normals[v, 2] += nz
-    for v in range(len(normals)):
-        length = np.sqrt(normals[v, 0] ** 2 + normals[v, 1] ** 2 + normals[v, 2] ** 2) + 1e-12
-        normals[v, 0] /= length
-        normals[v, 1] /= length
-        normals[v, 2] /= length
-    return normals
-
-
-@numba.njit(cache=True)
-def _develop(image: Array, tint: Array, grain: Array, frame: npt.NDArray[np.uint8]) -> None:
-    """Halve the picture, tint it, add the sensor's grain, round."""
-    for y in range(frame.shape[0]):
-        for x in range(frame.shape[1]):
-            for c in range(3):
-                total = image[2 * y, 2 * x, c] + image[2 * y + 1, 2 * x, c]
-                total += image[2 * y, 2 * x + 1, c] + image[2 * y + 1, 2 * x + 1, c]
-                value = total * np.float32(0.25) * tint[c] + grain[y, x]
-                frame[y, x, c] = np.uint8(min(max(value + np.float32(0.5), np.float32(0.0)), np.float32(255.0)))
-
-
-@numba.njit(cache=True)
-def _shade(normals: Array, light: Array, ambient: float) -> Array:
-    """Brightness of each vertex: soft key light, a little from above, and a highlight in the second column."""
-    shade = np.empty((len(normals), 2), dtype=np.float32)
-    for v in range(len(normals)):
-        facing = normals[v, 0] * light[0] + normals[v, 1] * light[1] + normals[v, 2] * light[2]
-        wrapped = max(0.0, (facing + 0.25) / 1.25)
-        shade[v, 0] = ambient * (0.8 + 0.2 * normals[v, 1]) + (1.12 - ambient) * wrapped
-        shade[v, 1] = max(0.0, facing) ** 24
-    return shade
-
-
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
-def _raster(
-    screen: Array,
-    triangles: npt.NDArray[np.int64],
-    material: npt.NDArray[np.int64],
-    colours: Array,
-    shade: Array,
-    looks: Array,
-    gaze: Array,
-    iris: Array,
-    image: Array,
-) -> None:
-    """Draw the triangles that face the camera into the image, nearest in front."""
-    side = image.shape[0]
-    nearest = np.full((side, side), -1e9, dtype=np.float32)
-    for t in range(len(triangles)):
-        i, j, k = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-        x0, y0, x1, y1, x2, y2 = screen[i, 0], screen[i, 1], screen[j, 0], screen[j, 1], screen[k, 0], screen[k, 1]
-        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        if area >= -1e-9:  # seen from behind (the screen's y points down)
-            continue
-        left, right = max(0, int(np.floor(min(x0, x1, x2)))), min(side - 1, int(np.ceil(max(x0, x1, x2))))
-        top, bottom = max(0, int(np.floor(min(y0, y1, y2)))), min(side - 1, int(np.ceil(max(y0, y1, y2))))
-        kind = material[t]
-        # Barycentric weights are linear in the pixel: start at the corner, add a step per pixel.
-        du_x, dv_x = (y2 - y0) / area, -(y1 - y0) / area
-        du_y, dv_y = -(x2 - x0) / area, (x1 - x0) / area
-        u_row = (left + 0.5 - x0) * du_x + (top + 0.5 - y0) * du_y
-        v_row = (left + 0.5 - x0) * dv_x + (top + 0.5 - y0) * dv_y
-        for py in range(top, bottom + 1):
-            u, v = u_row - du_x, v_row - dv_x
-            u_row += du_y
-            v_row += dv_y
-            for px in range(left, right + 1):
-                u += du_x
-                v += dv_x
-                w = np.float32(1.0) - u - v
-                if u < 0 or v < 0 or w < 0:
-                    continue
-                z = w * screen[i, 2] + u * screen[j, 2] + v * screen[k, 2]
-                if z <= nearest[py, px]:
-                    continue
-                nearest[py, px] = z
-                bright = w * shade[i, 0] + u * shade[j, 0] + v * shade[k, 0]
-                shine = w * shade[i, 1] + u * shade[j, 1] + v * shade[k, 1]
-                if kind == 0:
-                    for c in range(3):
-                        base = w * colours[i, c] + u * colours[j, c] + v * colours[k, c]
-                        image[py, px, c] = base * bright + 14.0 * shine
-                elif kind <= 2:
-                    towards = 0.0
-                    for c in range(3):
-                        towards += (w * looks[i, c] + u * looks[j, c] + v * looks[k, c]) * gaze[c]
-                    for c in range(3):
-                        if towards > 0.975:
-                            base = 12.0
-                        elif towards > 0.885:
-                            base = iris[c]
-                        else:
-                            base = 232.0
-                        image[py, px, c] = base * (0.35 + 0.6 * bright) + 60.0 * shine
-                else:
-                    for c in range(3):
-                        tooth = 225.0 if c < 2 else 205.0
-                        tongue = 165.0 if c == 0 else 75.0
-                        image[py, px, c] = (tooth if kind == 3 else tongue) * (0.25 + 0.55 * bright)

@@ -24,7 +24,14 @@ Index = npt.NDArray[np.int64]
 LOWEST = 5.35
 """Everything of the body below this height is left out: the picture ends at the shoulders."""
 EYES = ("helper-l-eye", "helper-r-eye")
-PARTS = {"body": 0, "helper-l-eye": 1, "helper-r-eye": 2, "helper-upper-teeth": 3, "helper-lower-teeth": 3, "helper-tongue": 4}
+PARTS = {
+    "body": 0,
+    "helper-l-eye": 1,
+    "helper-r-eye": 2,
+    "helper-upper-teeth": 3,
+    "helper-lower-teeth": 3,
+    "helper-tongue": 4,
+}
 """Groups of the mesh that are drawn, and the material of each."""
 AREAS = ("lips", "mouth", "brows", "hair", "cloth", "cheeks", "sockets")
 
@@ -59,9 +66,18 @@ SHAPES = (
         for sex in ("female", "male")
         for age in ("young", "old")
     ),
-    *(f"head/head-{name}" for name in ("oval", "round", "square", "fat-incr", "fat-decr", "scale-horiz-incr", "scale-horiz-decr")),
-    *(f"nose/nose-{name}" for name in ("scale-horiz-incr", "scale-horiz-decr", "scale-vert-incr", "hump-incr", "point-up")),
-    *(f"mouth/mouth-{name}" for name in ("scale-horiz-incr", "scale-horiz-decr", "lowerlip-volume-incr", "upperlip-volume-incr")),
+    *(
+        f"head/head-{name}"
+        for name in ("oval", "round", "square", "fat-incr", "fat-decr", "scale-horiz-incr", "scale-horiz-decr")
+    ),
+    *(
+        f"nose/nose-{name}"
+        for name in ("scale-horiz-incr", "scale-horiz-decr", "scale-vert-incr", "hump-incr", "point-up")
+    ),
+    *(
+        f"mouth/mouth-{name}"
+        for name in ("scale-horiz-incr", "scale-horiz-decr", "lowerlip-volume-incr", "upperlip-volume-incr")
+    ),
     *(f"chin/chin-{name}" for name in ("width-incr", "width-decr", "height-incr", "prominent-incr")),
     *(f"forehead/forehead-{name}" for name in ("scale-vert-incr", "scale-vert-decr")),
 )
@@ -124,9 +140,9 @@ def _read_obj(path: Path) -> tuple[npt.NDArray[np.float64], Index, npt.NDArray[n
 
 
 def _read_target(path: Path, renumber: Index) -> tuple[Index, Array]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
+    rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     index = renumber[np.array([int(row[0]) for row in rows], dtype=np.int64)]
     shifts = np.array([[float(word) for word in row[1:4]] for row in rows], dtype=np.float32)
     return index[index >= 0], shifts[index >= 0]
