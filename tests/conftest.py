@@ -3,7 +3,22 @@
 import os
 from pathlib import Path
 
+# Before anything imports them: no test may reach for the network, and tiny tensors gain nothing from more threads.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test is about time: a busy machine must not fail one. In CI the examples are the same every time.
+settings.register_profile(
+    "mer-r1",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("mer-r1")
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +30,41 @@ def shared() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         if os.environ.get("CI") == "true":
-            pytest.fail(
-                f"CI=true but the reference folder is missing: expected it beside the checkout, ../{folder.name}"
-            )
+            pytest.fail(f"CI=true but the reference folder is missing: expected it beside the checkout, at ../{folder.name}")
         pytest.skip("the folder ../shared with the official tables is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def omni():
+    """The tiny untrained policy of `tiny_world`, towers frozen. Shared: a test that changes a weight puts it back."""
+    from tiny_world import tiny_omni
+
+    policy = tiny_omni()
+    policy.freeze_towers()
+    policy.model.eval()
+    return policy
+
+
+@pytest.fixture(scope="session")
+def taught_folder(tmp_path_factory) -> Path:
+    """A checkpoint of the tiny policy that has learned to answer in form, mostly."""
+    from tiny_world import some_prompts, teach, tiny_omni
+
+    policy = tiny_omni()
+    policy.freeze_towers()
+    teach(policy, some_prompts(policy))
+    folder = tmp_path_factory.mktemp("taught")
+    policy.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught(taught_folder):
+    """That checkpoint, loaded. Shared: a test that changes a weight puts it back."""
+    from mer_r1.model import load
+
+    policy = load(taught_folder)
+    policy.freeze_towers()
+    policy.model.eval()
+    return policy

@@ -45,20 +45,13 @@ VARIANTS: dict[Split, dict[str, tuple[str, ...]]] = {
 }
 """Voice variants by split and pitch group; no variant is in two splits."""
 
-_LIMITS = {
-    "pitch": (-8.0, 10.0),
-    "range": (0.2, 2.2),
-    "loudness": (-10.0, 10.0),
-    "tempo": (0.65, 1.5),
-    "tremor": (0.0, 1.0),
-    "breath": (0.0, 1.0),
-    "pauses": (0, 3),
-}
+_LIMITS = {"pitch": (-8, 10), "range": (0.2, 2.2), "loudness": (-10, 10), "tempo": (0.65, 1.5)}
+_LIMITS |= {"tremor": (0, 1), "breath": (0, 1), "pauses": (0, 3)}
 # Where in the pitch width of a voice file the median of a spoken sentence lies (measured over all variants).
 _MEDIAN_IN_WIDTH = 0.83
 _NEUTRAL_WIDTH = 0.38  # pitch width over median pitch
 _FILE_OFFSET = 9  # Hz that the synthesiser takes off a voice file's lower pitch
-_PEOPLE_TAIL = 0.06  # seconds of sound kept after the last phoneme
+_TAIL = 0.06  # seconds of sound kept after the last phoneme
 _FADE = 0.02
 
 
@@ -165,22 +158,15 @@ def sample_voice(rng: np.random.Generator, split: Split) -> Voice:
 
 
 def _ssml(text: str, pauses: int, rng: np.random.Generator) -> str:
-    """The sentence as SSML, hesitations put at random gaps between words.
-
-    Raises:
-        UserError: If there is nothing to say.
-    """
+    """The sentence as SSML, hesitations put at random gaps between words."""
     readable = "".join(letter if letter.isprintable() else " " for letter in text)
     words = [escape(word.encode("utf-8", "replace").decode("utf-8")) for word in readable.split()]
     if not any(letter.isalnum() for letter in readable):
         raise UserError(f"text {text!r}: nothing to speak, expected words")
     gaps = rng.permutation(len(words) - 1)[:pauses].tolist()
-    pieces = []
-    for index, word in enumerate(words):
-        pieces.append(word)
-        if index in gaps:
-            pieces.append(f'<break time="{int(rng.integers(240, 480))}ms"/>')
-    return " ".join(pieces)
+    for gap in gaps:
+        words[gap] += f' <break time="{int(rng.integers(240, 480))}ms"/>'
+    return " ".join(words)
 
 
 def _request(ssml: str, voice: Voice, prosody: Prosody) -> Request:
@@ -239,7 +225,7 @@ def speak(text: str, voice: Voice, prosody: Prosody, rng: np.random.Generator, m
     phonemes = _timed_phonemes(spoken)
     if not phonemes:
         raise UserError(f"text {text!r}: the synthesiser finds nothing to speak in it, expected words")
-    first, last = phonemes[0][0], phonemes[-1][1] + _PEOPLE_TAIL
+    first, last = phonemes[0][0], phonemes[-1][1] + _TAIL
     words = _shape(spoken.samples[int(first * RATE) : int(last * RATE)], prosody, rng)
     breath = acoustics.in_breath(prosody.breath, rng) * 10 ** (0.5 * prosody.loudness / 20)
     waveform = np.concatenate([breath, words])

@@ -1,0 +1,280 @@
+"""The policy: what is saved is what is loaded, sizes are as stated, and what cannot be loaded is said in one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny_world import entry, media
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from mer_r1.errors import UserError
+from mer_r1.inputs import collate, embed, encode_prompt, media_tensors
+from mer_r1.model import SPECIAL_TOKENS, Omni, Settings, TinyConfig, load, tiny
+from mer_r1.thinking import format_completion, question
+
+CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
+
+
+@pytest.fixture(scope="module")
+def saved(omni, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    omni.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(saved):
+    return load(saved)
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def logits(omni: Omni) -> torch.Tensor:
+    prompt = encode_prompt(omni, question("Hello.", "short"), entry(omni, media(2.0, 0)))
+    batch = collate([prompt], [[305, 306, 307]], omni.tokenizer.pad_token_id)
+    embeddings = embed(omni.model, batch["input_ids"], batch["media"])
+    with torch.no_grad():
+        return omni.model(inputs_embeds=embeddings, position_ids=batch["position_ids"]).logits
+
+
+# --- saving and loading -----------------------------------------------------------------------------------------------
+
+
+def test_a_reloaded_model_computes_the_same(omni, loaded):
+    torch.testing.assert_close(logits(loaded), logits(omni), atol=0, rtol=0)
+
+
+def test_the_weights_of_both_towers_and_of_the_language_model_come_back(omni, loaded):
+    ours, theirs = omni.model.state_dict(), loaded.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert {name.split(".")[1] for name in ours if name.startswith("model.")} >= {"visual", "audio_tower"}
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_settings_and_the_frame_size_come_back(omni, loaded):
+    assert loaded.settings == omni.settings == Settings(num_frames=4, max_seconds=4.0, question="short")
+    # Pitfall of the host library: the processor's own class carries a frame size that overrides the video processor's,
+    # and an instance's override is lost when saved. 56 x 56 pixels are 4 x 4 patches: 2 x 2 tokens for a pair of frames.
+    size = {"shortest_edge": 56 * 56, "longest_edge": 56 * 56}
+    assert loaded.processor.videos_kwargs["size"] == omni.processor.videos_kwargs["size"] == size
+    frames = media(2.0, 0).frames
+    for policy in (omni, loaded):
+        made = policy.processor(text=["<|VIDEO|>"], videos=[frames], do_sample_frames=False, return_tensors="pt")
+        assert made["video_grid_thw"].tolist() == [[2, 4, 4]]
+        assert int((made["input_ids"] == policy.processor.video_token_id).sum()) == 2 * 2 * 2
+
+
+def test_token_ids_come_back(omni, loaded):
+    config = loaded.model.config
+    for name, token in SPECIAL_TOKENS.items():
+        assert loaded.tokenizer.convert_tokens_to_ids(token) == omni.tokenizer.convert_tokens_to_ids(token), name
+    special = {name: omni.tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
+    assert config.video_token_id == special["video_token"]
+    assert config.audio_token_id == special["audio_token"]
+    assert config.vision_start_token_id == special["vision_bos_token"]  # undeclared in the library, read by it
+    assert config.audio_start_token_id == special["audio_bos_token"]
+    assert loaded.eos_ids == omni.eos_ids
+    assert loaded.forbidden_ids == omni.forbidden_ids
+    assert loaded.tokenizer.padding_side == "left"
+
+
+def test_a_model_folder_without_our_settings_file_gets_the_defaults(copy):
+    (copy / "mer_r1.json").unlink()
+    assert load(copy).settings == Settings()
+
+
+def test_a_dtype_can_be_chosen(saved):
+    assert load(saved, dtype=torch.bfloat16).model.dtype is torch.bfloat16
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_completion_ends_with_the_chats_own_token(omni):
+    assert omni.eos_ids == [omni.tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert omni.tokenizer.eos_token_id in omni.eos_ids
+
+
+def test_every_media_token_is_forbidden_and_no_end_is(omni):
+    forbidden = set(omni.forbidden_ids)
+    for token in (*SPECIAL_TOKENS.values(), "<|im_start|>"):
+        assert omni.tokenizer.convert_tokens_to_ids(token) in forbidden, token
+    assert not forbidden & {*omni.eos_ids, omni.tokenizer.pad_token_id}
+    ordinary = omni.tokenizer("<think> happy </think>", add_special_tokens=False)["input_ids"]
+    assert not forbidden & set(ordinary)
+
+
+def test_special_tokens_are_one_token_each_and_spelled_back(omni, loaded):
+    for policy in (omni, loaded):
+        for token in (*SPECIAL_TOKENS.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+            (only,) = policy.tokenizer(token, add_special_tokens=False)["input_ids"]
+            assert policy.tokenizer.decode([only], skip_special_tokens=False) == token
+            assert policy.tokenizer.decode([only], skip_special_tokens=True) == ""
+
+
+@pytest.mark.parametrize("text", ["<think> A smile. </think><answer> happy, ill at ease </answer>", "naïve 悲しい 🙂\n\t x"])
+def test_any_text_survives_the_tokenizer(omni, text):
+    assert omni.tokenizer.decode(omni.tokenizer(text)["input_ids"]) == text
+
+
+# --- the conversation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_our_prompt_is_the_one_that_the_processor_makes(loaded, channels):
+    video, audio = CHANNELS[channels]
+    clip = media(2.7, 1, video, audio)
+    asked = question("I am so glad.", "short")
+    ours = encode_prompt(loaded, asked, media_tensors(loaded, clip))
+    parts = [{"type": "video"}] * video + [{"type": "audio"}] * audio
+    conversation = [{"role": "user", "content": [*parts, {"type": "text", "text": asked}]}]
+    text = loaded.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    theirs = loaded.processor(
+        text=[text],
+        videos=[clip.frames] if video else None,
+        audio=[clip.waveform] if audio else None,
+        fps=clip.fps,
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
+    if video:
+        assert torch.equal(ours.media["pixel_values_videos"], theirs["pixel_values_videos"])
+        torch.testing.assert_close(ours.media["video_second_per_grid"], torch.tensor(theirs["video_second_per_grid"]))
+    if audio:
+        heard = theirs["input_features"][0][:, theirs["feature_attention_mask"][0].bool()]
+        torch.testing.assert_close(ours.media["input_features"], heard, atol=1e-5, rtol=0)
+
+
+def test_the_prompt_reads_as_a_chat_with_separate_blocks(omni):
+    prompt = encode_prompt(omni, "What?", entry(omni, media(2.0, 0)))
+    text = omni.tokenizer.decode(prompt.input_ids, skip_special_tokens=False)
+    assert text == (
+        "<|im_start|>user\n<|vision_bos|>" + "<|VIDEO|>" * 8 + "<|vision_eos|>"
+        "<|audio_bos|>" + "<|AUDIO|>" * 20 + "<|audio_eos|>What?<|im_end|>\n<|im_start|>assistant\n"
+    )  # 4 frames are 2 pairs of 2 x 2 tokens; 2 s are 80 mel frames at 25 ms, four to a token
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def default_tiny():
+    """Sizes of `TinyConfig()`; the vocabulary stays small because the texts are few."""
+    words = [f"{first}{second}{third}" for first in "bcdfghklmn" for second in "aeiou" for third in "bcdfghklmnprst"]
+    return tiny([format_completion("a", [word]) for word in words])
+
+
+def test_the_default_tiny_policy_has_one_to_five_million_parameters(default_tiny):
+    vocabulary = TinyConfig().vocab_size * TinyConfig().hidden_size  # tied embeddings, counted once
+    ours = default_tiny.model.get_input_embeddings().weight.numel()
+    assert 1e6 < sum(value.numel() for value in default_tiny.model.parameters()) - ours + vocabulary < 5e6
+
+
+def test_the_three_parts_of_a_position_fill_half_a_head(omni, default_tiny):
+    for policy in (omni, default_tiny):
+        text = policy.model.config.text_config
+        half = text.hidden_size // text.num_attention_heads // 2
+        section = text.rope_parameters["mrope_section"]
+        assert sum(section) == half
+        assert min(section) > 0, "time, height and width all have a part"
+
+
+def test_input_and_output_embeddings_are_one(omni):
+    assert omni.model.get_input_embeddings().weight is omni.model.get_output_embeddings().weight
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does():
+    texts = [format_completion("a smile", [word]) for word in ("happy", "sad", "angry")]
+    small = TinyConfig(vocab_size=300, hidden_size=32, num_layers=1, vision_size=32, vision_layers=1, audio_size=32)
+    first, again, other = (tiny(texts, small, seed).model.state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_signals_neither_die_out_nor_explode_in_the_untrained_model(omni):
+    spread = logits(omni).std(dim=-1)
+    assert spread.min() > 0.3
+    assert spread.max() < 3
+
+
+def test_towers_can_be_frozen_and_thawed(omni):
+    towers = {id(value) for tower in omni.towers() for value in tower.parameters()}
+    assert towers
+    for frozen in (False, True):
+        omni.freeze_towers(frozen)
+        for value in omni.model.parameters():
+            assert value.requires_grad is not (frozen and id(value) in towers)
+
+
+# --- what cannot be loaded --------------------------------------------------------------------------------------------
+
+
+def one_line(path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_a_missing_folder(tmp_path):
+    assert "expected a folder with config.json" in one_line(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_model(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing here")
+    assert "expected a folder with config.json" in one_line(tmp_path)
+
+
+def test_a_name_that_no_hub_knows():
+    assert "cannot load" in one_line("no-such/model-of-mine")
+
+
+def test_another_architecture(copy):
+    for name in ("config.json", "model.safetensors"):
+        (copy / name).unlink()
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
+    Qwen2ForCausalLM(Qwen2Config(num_attention_heads=2, num_key_value_heads=2, **sizes)).save_pretrained(copy)
+    assert "Qwen2.5-Omni" in one_line(copy)  # although the processor's files are those of an omni model
+
+
+def test_a_text_model_with_its_tokenizer(omni, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
+    Qwen2ForCausalLM(Qwen2Config(num_attention_heads=2, num_key_value_heads=2, **sizes)).save_pretrained(tmp_path)
+    omni.tokenizer.save_pretrained(tmp_path)
+    assert "Qwen2.5-Omni" in one_line(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "mer_r1.json", "tokenizer.json"])
+def test_a_file_cut_short(copy, name):
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[: len(whole) // 2])
+    one_line(copy)
+
+
+def test_a_missing_weight_file(copy):
+    (copy / "model.safetensors").unlink()
+    one_line(copy)
+
+
+@pytest.mark.parametrize("content", ['{"num_frames": 8, "frames_per_second": 2}', "[8]", '{"question": "long"}'])
+def test_settings_that_mean_nothing(copy, content):
+    (copy / "mer_r1.json").write_text(content)
+    assert "mer_r1.json" in one_line(copy)
+
+
+def test_settings_are_kept_as_plain_json(saved):
+    assert json.loads((saved / "mer_r1.json").read_text()) == {"num_frames": 4, "max_seconds": 4.0, "question": "short"}
+
+
+def test_limits_follow_the_settings():
+    limits = Settings(num_frames=3, max_seconds=2.5).limits()
+    assert (limits.max_frames, limits.max_seconds) == (3, 2.5)
+    assert np.isclose(limits.sampling_rate, 16000)
