@@ -119,13 +119,13 @@ def test_signs_of_both_terms() -> None:
 
 def test_terms_by_hand() -> None:
     slow = torch.tensor([[-1.0, -2.0, -3.0, -1.0, -5.0]])
-    fast = torch.tensor([[-2.0, -2.5, -2.0, -4.0, -4.0]])
+    fast = torch.tensor([[-2.0, -2.5, -2.0, -4.0, -2.0]])
     correct = torch.tensor([[True, True, False, True, False]])
     known = torch.ones(1, 5, dtype=torch.bool)
-    # slow - fast = 1, 0.5, -1 | 3, -1. Correct: (1 + 0.5) / 2 = 0.75 and 3, mean 1.875. Incorrect, negated: 1 and 1.
+    # slow - fast = 1, 0.5, -1 | 3, -3. Correct: (1 + 0.5) / 2 = 0.75 and 3, mean 1.875. Incorrect, negated: 1 and 3.
     plus, minus = calibration_terms(slow, fast, correct, known, PARTITION)
     close(plus, [1.875])
-    close(minus, [1.0])
+    close(minus, [2.0])
     # Without partition 1, which could place no gold word: 0.75 and 1.
     plus, minus = calibration_terms(slow, fast, correct, known & (PARTITION == 0), PARTITION)
     close(plus, [0.75])

@@ -77,10 +77,17 @@ class BuildRecipe(SFTRecipe):
 
     Attributes:
         tiny: sizes, fields of `model.TinyConfig`.
+        eyes_stills: generated stills that the vision tower learns to see from (`pretrain`); 0 skips it.
+        eyes_steps: steps of 64 stills.
+        ears_steps: steps of 32 clips in which the audio tower learns to hear; 0 skips it.
+        towers_learning_rate: peak learning rate of both.
     """
 
     targets: str = "base"
-    train_towers: bool = True
+    eyes_stills: int = 16000
+    eyes_steps: int = 1000
+    ears_steps: int = 300
+    towers_learning_rate: float = 1e-3
     tiny: dict[str, Any] | None = None
 
 

@@ -39,7 +39,7 @@ QUICK = DemoSize(
     train=800,
     val=20,
     test=100,
-    build=("clips=0:500", "max_steps=200"),
+    build=("clips=0:500", "max_steps=200", "eyes_stills=3000", "eyes_steps=200", "ears_steps=80"),
     sft=("clips=500:700", "num_train_epochs=4"),
     rl=("clips=700:", "max_steps=12"),
 )

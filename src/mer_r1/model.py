@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
@@ -29,6 +31,8 @@ from mer_r1.errors import UserError
 from mer_r1.media import MediaLimits
 
 SETTINGS_FILE = "mer_r1.json"
+ARCHITECTURES = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+"""Model types that hold a thinker."""
 
 SPECIAL_TOKENS = {
     "image_token": "<|IMAGE|>",
@@ -64,6 +68,13 @@ class Settings:
     num_frames: int = 8
     max_seconds: float = 30.0
     question: Literal["full", "short"] = "full"
+
+    def __post_init__(self) -> None:
+        """Refuse values that mean nothing."""
+        if self.question not in ("full", "short"):
+            raise ValueError(f"question: got {self.question!r}, expected full or short")
+        if not (self.num_frames >= 1 and self.max_seconds > 0):
+            raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
 
     def limits(self) -> MediaLimits:
         """The same, as `media.read_media` takes it."""
@@ -140,19 +151,34 @@ def load(path: str | Path, dtype: str | torch.dtype = "auto", device: str | None
         raise UserError(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
+    settings = _read_settings(folder)
     try:
+        # Asked first: from another architecture's folder the library would build a random thinker of the full size.
+        architecture = AutoConfig.from_pretrained(path).model_type
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"it holds a {architecture} model")
         processor = AutoProcessor.from_pretrained(path)
-        model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load {path} as a Qwen2.5-Omni thinker: {str(error).splitlines()[0]}") from error
+        model, report = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+        if absent := sorted(report["missing_keys"]):  # the library would go on with random ones
+            raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot load {path} as a Qwen2.5-Omni thinker: {' '.join(str(error).split())}") from error
     if not isinstance(processor, Qwen2_5OmniProcessor):
-        raise UserError(f"{path} is a {type(processor).__name__} checkpoint; expected Qwen2.5-Omni")
-    settings_file = folder / SETTINGS_FILE
-    settings = (
-        Settings(**json.loads(settings_file.read_text(encoding="utf-8"))) if settings_file.is_file() else Settings()
-    )
+        raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected Qwen2.5-Omni's")
     _repair(processor)
     return Omni(model.to(device) if device else model, processor, settings)
+
+
+def _read_settings(folder: Path) -> Settings:
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        return Settings()
+    try:
+        return Settings(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: {error}; expected the settings of a model folder, as `mer-r1 build` writes them") from error
 
 
 def _repair(processor: Qwen2_5OmniProcessor) -> None:
@@ -179,9 +205,9 @@ class TinyConfig:
     num_heads: int = 4
     num_kv_heads: int = 2
     intermediate_size: int = 512
-    frame_size: int = 96
+    frame_size: int = 84
     num_frames: int = 4
-    patch_size: int = 12
+    patch_size: int = 14
     merge_size: int = 2
     vision_size: int = 128
     vision_layers: int = 3

@@ -23,7 +23,8 @@ from mer_r1.data import Clip, read_manifest
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import Prompt, collate, encode_prompt
-from mer_r1.model import Omni, TinyConfig, load, tiny
+from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
+from mer_r1.pretrain import train_ears, train_eyes
 from mer_r1.rewards import gold_earns_full_reward
 from mer_r1.thinking import base_question, format_completion, question
 from mer_r1.trainer import MERR1Trainer, MERSFTTrainer
@@ -44,7 +45,7 @@ def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: 
     """
     clips = select_clips(recipe)
     set_seed(recipe.seed)
-    omni = tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
+    omni = _pretrained(recipe, clips, progress)
     return _supervise(recipe, omni, clips, progress, callbacks)
 
 
@@ -164,6 +165,25 @@ class LogFile(TrainerCallback):
             self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history), encoding="utf-8")
 
 
+def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | None) -> Omni:
+    # Kept in a folder of its own, so that a resumed run does not train the towers again.
+    folder = Path(str(recipe.output_dir)) / "towers"
+    if (folder / SETTINGS_FILE).is_file():
+        return load(folder)
+    omni = tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
+    workers, rate, seed = recipe.decode_workers, recipe.towers_learning_rate, recipe.seed
+    if recipe.eyes_stills:
+        seen = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, seed, workers, progress)
+        logger.info("eyes: mean squared error %.3f of the targets' variance", seen)
+    if recipe.ears_steps:
+        cache = FeatureCache(omni, _features_folder(recipe), towers=False)
+        cache.build(clips, workers=workers, progress=progress)
+        heard = train_ears(omni, cache, clips, recipe.ears_steps, 2 * rate, seed, progress)
+        logger.info("ears: cross-entropy %.3f per word", heard)
+    omni.save(folder)
+    return omni
+
+
 def _supervise(
     recipe: SFTRecipe, omni: Omni, clips: list[Clip], progress: Progress | None, callbacks: Callbacks
 ) -> Path:
@@ -220,10 +240,13 @@ def _checkpoint(recipe: Any) -> str | None:
 
 
 def _cache(recipe: DataFields, omni: Omni, clips: list[Clip], progress: Progress | None) -> FeatureCache:
-    folder = recipe.features_dir or Path(_required(recipe.manifest, "manifest")).parent / "features"
-    cache = FeatureCache(omni, folder, towers=not recipe.train_towers)
+    cache = FeatureCache(omni, _features_folder(recipe), towers=not recipe.train_towers)
     cache.build(clips, workers=recipe.decode_workers, progress=progress)
     return cache
+
+
+def _features_folder(recipe: DataFields) -> Path:
+    return Path(recipe.features_dir or Path(_required(recipe.manifest, "manifest")).parent / "features")
 
 
 def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:

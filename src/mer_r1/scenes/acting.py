@@ -1,6 +1,6 @@
 """How a scene is acted: cues become facial actions and head movement over time, and the prosody of the voice.
 
-A strength scales a pattern: an evident smile is a full one, a faint one a third of it. An expression rises within the
+A strength scales a pattern: an evident smile is a full one, a faint one about a third of it. An expression rises within the
 first third of a clip, holds, and may fall again; the moving mouth of the speaker is added on top, then blinks, slow
 wandering of the head, and small errors of the actor. The patterns at full strength stand in `acting.json`.
 """
@@ -18,7 +18,7 @@ from mer_r1.scenes.faces import Pose
 from mer_r1.scenes.voices import Prosody
 from mer_r1.scenes.world import Scene
 
-SCALES = {"faint": 0.33, "moderate": 0.68, "evident": 1.0}
+SCALES = {"faint": 0.35, "moderate": 0.75, "evident": 1.05}
 """How much of the full pattern each strength shows."""
 SCALE_NOISE = 0.06
 MOUTH_RATE = 50
@@ -143,7 +143,7 @@ def _add_blinks(actions: dict[str, Array], times: Array, rng: np.random.Generato
 
 def _add_wandering(moves: dict[str, Array], times: Array, rng: np.random.Generator) -> None:
     """Where the head happens to be, slow drift, the rhythm of nods and shakes, and restless eyes."""
-    for name, held, drift in (("yaw", 6.0, 2.0), ("pitch", 3.0, 1.5), ("roll", 2.5, 1.0)):
+    for name, held, drift in (("yaw", 3.5, 1.5), ("pitch", 2.0, 1.0), ("roll", 1.5, 0.8)):
         phase, rate = rng.random(), rng.uniform(0.2, 0.6)
         moves[name] = moves[name] + held * rng.standard_normal() + drift * np.sin(2 * np.pi * (rate * times + phase))
     for name, axis in (("nod", "pitch"), ("shake", "yaw")):

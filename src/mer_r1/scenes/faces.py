@@ -137,15 +137,15 @@ def sample_framing(rng: np.random.Generator) -> Framing:
         for _ in range(rng.integers(2, 7))
     ]
     return Framing(
-        light=(float(rng.normal(0, 0.6)), float(rng.uniform(0.1, 0.9)), 1.0),
-        ambient=float(rng.uniform(0.3, 0.5)),
+        light=(float(rng.normal(0, 0.45)), float(rng.uniform(0.1, 0.7)), 1.0),
+        ambient=float(rng.uniform(0.38, 0.55)),
         warmth=float(rng.uniform(-0.6, 0.8)),
         exposure=float(rng.uniform(0.85, 1.15)),
-        height=float(rng.uniform(0.64, 0.82)),
-        offset=(float(rng.normal(0, 0.025)), float(rng.normal(0.0, 0.02))),
-        turn=(float(rng.normal(0, 6)), float(rng.normal(0, 3)), float(rng.normal(0, 2.5))),
+        height=float(rng.uniform(0.76, 0.88)),
+        offset=(float(rng.normal(0, 0.015)), float(rng.normal(0.0, 0.012))),
+        turn=(float(rng.normal(0, 4)), float(rng.normal(0, 2)), float(rng.normal(0, 1.5))),
         background=tuple(tuple(float(value) for value in row) for row in [*corners, *blobs]),
-        noise=float(rng.uniform(0.5, 4.0)),
+        noise=float(rng.uniform(0.5, 3.0)),
     )
 
 

@@ -1,0 +1,165 @@
+"""Eyes and ears for the tiny policy, before it learns to speak.
+
+Towers trained from nothing through a language model's loss stay blind for a long time: the text alone explains so much
+that the little they could say is drowned (we measured it: after 300 steps, exchanging the video changed nothing). The
+7B model's towers come pretrained; the tiny one's get a short direct training instead. The eyes see generated stills of
+people outside the corpus and learn the strength of each facial action; the ears hear the base clips and learn which
+words the description uses. Both through the tower's own output vectors, so that nothing has to be thrown away but a
+linear layer. Afterwards the towers are frozen.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mer_r1.data import Clip
+from mer_r1.features import FeatureCache, Progress
+from mer_r1.inputs import tower_features
+from mer_r1.model import Omni
+
+WEIGHT_DECAY = 0.05
+WARM_UP_STEPS = 50
+LEAST_SPREAD = 0.05
+"""Targets that hardly vary are not blown up to unit variance."""
+RARE, COMMON = 0.01, 0.75
+"""Words in fewer or more of the descriptions than these shares tell nothing."""
+
+
+def train_eyes(
+    omni: Omni,
+    count: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> float:
+    """Train the vision tower on generated stills; returns the last mean loss (1: no better than the mean).
+
+    Args:
+        omni: the tiny policy.
+        count: number of stills.
+        steps: of 64 stills each.
+        learning_rate: peak of a cosine.
+        seed: of stills and batches.
+        workers: drawing processes.
+        progress: told of steps.
+    """
+    from mer_r1.scenes.stills import TARGETS, draw_stills, mirrored
+
+    config = omni.model.config.vision_config
+    side = round(omni.processor.video_processor.size["shortest_edge"] ** 0.5)
+    grid = side // config.patch_size
+    pictures, values = draw_stills(count, seed, side, workers)
+    targets = torch.from_numpy(values)
+    spread = targets.std(dim=0).clamp(min=LEAST_SPREAD)
+    mean = targets.mean(dim=0)
+    places = (grid // config.spatial_merge_size) ** 2
+    head = _linear(places * omni.model.config.text_config.hidden_size, len(TARGETS))
+    grids = torch.tensor([[1, grid, grid]])
+    columns, signs = mirrored()[0], torch.from_numpy(mirrored()[1])
+    rng = np.random.default_rng([seed, 1])
+
+    def loss() -> Tensor:
+        chosen = rng.integers(len(pictures), size=64)
+        batch, wanted = torch.from_numpy(pictures[chosen]).float(), targets[chosen]
+        if rng.random() < 0.5:  # a mirrored person acts the mirrored actions
+            batch, wanted = batch.flip(2), wanted[:, columns] * signs
+        batch = batch.roll(tuple(int(shift) for shift in rng.integers(-3, 4, size=2)), dims=(1, 2))
+        patches = _patches(omni, batch, config)
+        output = omni.model.get_video_features(patches, grids.expand(len(batch), -1), return_dict=True).pooler_output
+        return nn.functional.mse_loss(head(torch.stack(list(output)).flatten(1)), (wanted - mean) / spread)
+
+    return _fit([*omni.model.model.visual.parameters(), *head.parameters()], loss, steps, learning_rate, progress)
+
+
+def train_ears(
+    omni: Omni,
+    cache: FeatureCache,
+    clips: Sequence[Clip],
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> float:
+    """Train the audio tower on the base clips' descriptions; returns the last mean loss (binary cross-entropy).
+
+    Args:
+        omni: the tiny policy.
+        cache: of tower inputs.
+        clips: with `meta["description"]`; those without sound are left out.
+        steps: of 32 clips each.
+        learning_rate: peak of a cosine.
+        seed: of the batches.
+        progress: told of steps.
+    """
+    inputs = [(clip, cache.get(clip)) for clip in clips]
+    heard = [
+        (clip, {"input_features": tensors["input_features"]}) for clip, tensors in inputs if "input_features" in tensors
+    ]
+    targets = _bags([str(clip.meta["description"]) for clip, _ in heard])
+    share = targets.mean(dim=0).clamp(0.01, 0.99)
+    head = _linear(omni.model.config.text_config.hidden_size, targets.shape[1])
+    head.bias.data = (share / (1 - share)).log()
+    rng = np.random.default_rng([seed, 2])
+
+    def loss() -> Tensor:
+        chosen = rng.integers(len(heard), size=32)
+        output = tower_features(omni.model, [heard[index][1] for index in chosen])
+        pooled = torch.stack([entry["audio"].mean(dim=0) for entry in output])
+        return nn.functional.binary_cross_entropy_with_logits(head(pooled), targets[chosen])
+
+    return _fit([*omni.model.model.audio_tower.parameters(), *head.parameters()], loss, steps, learning_rate, progress)
+
+
+def _fit(parameters: list[Any], loss: Any, steps: int, learning_rate: float, progress: Progress | None) -> float:
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+
+    def scale(step: int) -> float:
+        return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + float(np.cos(np.pi * step / max(steps, 1))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    recent: list[float] = []
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        recent = [*recent[-49:], float(value.detach())]
+        if progress:
+            progress(1)
+    return sum(recent) / max(len(recent), 1)
+
+
+def _patches(omni: Omni, pictures: Tensor, config: Any) -> Tensor:
+    """(B, S, S, 3) pixels 0..255 -> the patches that the video processor makes of two equal frames."""
+    processor = omni.processor.video_processor
+    mean, deviation = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    normal = ((pictures / 255 - mean) / deviation).permute(0, 3, 1, 2)
+    size, merge = config.patch_size, config.spatial_merge_size
+    count = normal.shape[-1] // size // merge
+    cut = normal.reshape(len(pictures), 3, count, merge, size, count, merge, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    twice = cut.unsqueeze(6).expand(*cut.shape[:6], config.temporal_patch_size, size, size)
+    return twice.reshape(-1, 3 * config.temporal_patch_size * size * size)
+
+
+def _bags(texts: Sequence[str]) -> Tensor:
+    """(N, words) 1 where a text has a word that neither nearly all nor hardly any have."""
+    bags = [set(re.findall(r"[a-z]+", text.lower())) for text in texts]
+    counts = Counter(word for bag in bags for word in bag)
+    words = sorted(word for word, count in counts.items() if RARE * len(texts) <= count <= COMMON * len(texts))
+    return torch.tensor([[float(word in bag) for word in words] for bag in bags])
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

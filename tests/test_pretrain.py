@@ -1,0 +1,83 @@
+"""Eyes and ears of the tiny policy: patches as the processor makes them, mirrored targets, and that they learn."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from tiny_world import SMALL, media, tiny_omni
+
+from mer_r1.data import Clip
+from mer_r1.inputs import media_tensors
+from mer_r1.media import Media
+from mer_r1.pretrain import _bags, _patches, train_ears, train_eyes
+
+needs_scenes = pytest.mark.skipif(
+    importlib.util.find_spec("anny") is None or importlib.util.find_spec("numba") is None,
+    reason="the extra `scenes` (anny, numba) is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def omni():
+    return tiny_omni()
+
+
+def test_patches_are_those_of_the_video_processor(omni):
+    side = SMALL.frame_size
+    picture = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    twice = np.stack([picture.transpose(2, 0, 1)] * 2)
+    clip = Media(frames=twice, frame_seconds=np.array([0.0, 1.0]), fps=1.0, seconds=2.0)
+    ours = _patches(omni, torch.from_numpy(picture[None]).float(), omni.model.config.vision_config)
+    torch.testing.assert_close(ours, media_tensors(omni, clip)["pixel_values_videos"], atol=1e-5, rtol=0)
+
+
+@needs_scenes
+def test_a_mirror_swaps_sides_and_turns_angles_and_twice_is_once():
+    from mer_r1.scenes.stills import TARGETS, mirrored
+
+    columns, signs = mirrored()
+    left, right = TARGETS.index("mouthSmileLeft"), TARGETS.index("mouthSmileRight")
+    assert columns[left] == right
+    assert columns[right] == left
+    assert {TARGETS[i] for i in np.flatnonzero(signs < 0)} == {"yaw", "roll", "gaze_x"}
+    values = np.random.default_rng(0).normal(size=len(TARGETS))
+    once = values[columns] * signs
+    np.testing.assert_allclose(once[columns] * signs, values)
+
+
+@needs_scenes
+def test_a_mirrored_picture_shows_the_mirrored_smile():
+    from mer_r1.scenes.stills import TARGETS, draw_stills
+
+    pictures, targets = draw_stills(8, seed=0, size=56, workers=1)
+    again, _ = draw_stills(8, seed=0, size=56, workers=1)
+    np.testing.assert_array_equal(pictures, again)
+    assert pictures.shape == (8, 56, 56, 3)
+    assert targets.shape == (8, len(TARGETS))
+    assert np.abs(targets).max() <= 2.0
+
+
+@needs_scenes
+def test_eyes_learn_to_see(omni):
+    first = train_eyes(omni, 64, 2, 1e-3, seed=0, workers=1)
+    later = train_eyes(omni, 64, 120, 3e-3, seed=0, workers=1)
+    assert later < 0.85 * first
+
+
+def test_ears_learn_to_hear():
+    omni = tiny_omni()
+    clips = [Clip(id=str(i), meta={"description": "a loud voice" if i % 2 else "a soft voice"}) for i in range(8)]
+
+    class Cache:
+        def get(self, clip):
+            loudness = 4.0 if int(clip.id) % 2 else 0.05
+            quiet = media(1.0, int(clip.id), video=False)
+            return media_tensors(omni, Media(waveform=quiet.waveform * loudness, seconds=1.0))
+
+    assert train_ears(omni, Cache(), clips, 40, 5e-3, seed=0) < 0.45  # 0.69 is a coin
+
+
+def test_words_in_all_or_none_of_the_texts_are_no_targets():
+    texts = ["a loud voice", "a soft voice", "a soft tone", "a tone"]  # loud, soft, tone, voice
+    assert _bags(texts).tolist() == [[1, 0, 0, 1], [0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 1, 0]]
