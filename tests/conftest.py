@@ -68,3 +68,11 @@ def taught(taught_folder):
     policy.freeze_towers()
     policy.model.eval()
     return policy
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """The manifest of `tiny_corpus`; a test that changes its files copies the folder first."""
+    from tiny_corpus import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("corpus"))

@@ -28,7 +28,9 @@ LEVELS = {
     **dict.fromkeys(("containers", "tracks", "media", "clips", "checks", "data", "scenes"), 3),
     **dict.fromkeys(("model", "inputs", "features", "config"), 3),
     # 4: procedures
-    **dict.fromkeys(("anchors", "rollout", "trainer", "train", "records", "predict", "evaluate", "report"), 4),
+    **dict.fromkeys(
+        ("anchors", "rollout", "trainer", "pretrain", "train", "records", "predict", "evaluate", "report"), 4
+    ),
     # 5: people
     **dict.fromkeys(("cli", "demo", "web"), 5),
 }

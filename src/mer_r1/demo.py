@@ -157,7 +157,7 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
 
     out = run.out
     records = {name: f"eval/{name}/records.jsonl" for name in ("sft", "rl")}
-    titles = {"sft": "SFT (cold start)", "rl": "RL (MER-R1)"}
+    titles = {"sft": "SFT", "rl": "MER-R1"}
     page: dict[str, Any] = {
         "title": "MER-R1 on generated scenes",
         "stages": [

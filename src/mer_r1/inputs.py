@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,8 +67,10 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
         tensors["video_second_per_grid"] = torch.tensor([processor.temporal_patch_size / fps])
     if media.waveform is not None:
         extractor = omni.processor.feature_extractor
+        # A sound shorter than one token (4 mel frames) would have none, or crash: it is filled up with silence.
+        missing = max(4 * extractor.hop_length, extractor.n_fft) - len(media.waveform)
         audio = extractor(
-            [media.waveform],
+            [np.pad(media.waveform, (0, max(missing, 0)))],
             sampling_rate=media.sampling_rate,
             return_attention_mask=True,
             padding="longest",

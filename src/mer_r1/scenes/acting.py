@@ -1,8 +1,8 @@
 """How a scene is acted: cues become facial actions and head movement over time, and the prosody of the voice.
 
-A strength scales a pattern: an evident smile is a full one, a faint one about a third of it. An expression rises within the
-first third of a clip, holds, and may fall again; the moving mouth of the speaker is added on top, then blinks, slow
-wandering of the head, and small errors of the actor. The patterns at full strength stand in `acting.json`.
+A strength scales a pattern: an evident smile is a full one, a faint one about a third of it. An expression rises
+within the first third of a clip, holds, and may fall again; the moving mouth of the speaker is added on top, then
+blinks, slow wandering of the head, and small errors of the actor. The patterns at full strength stand in `acting.json`.
 """
 
 import json

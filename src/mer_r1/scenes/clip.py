@@ -59,17 +59,12 @@ class Script:
     subtitle: str
     texts: Texts
 
-    @property
-    def clip_id(self) -> str:
-        """`train-000012`."""
-        return f"{self.split}-{self.index:06d}"
-
     def row(self) -> dict[str, Any]:
         """The manifest row (docs/scenes.md)."""
-        scene = self.scene
+        scene, name = self.scene, clip_id(self.split, self.index)
         return {
-            "id": self.clip_id,
-            "video": f"clips/{self.clip_id}.mp4",
+            "id": name,
+            "video": f"clips/{name}.mp4",
             "audio": None,
             "subtitle": self.subtitle,
             "labels": scene.labels,
@@ -102,6 +97,15 @@ class Recording:
 
     frames: npt.NDArray[np.uint8]
     waveform: npt.NDArray[np.float32]
+
+
+def clip_id(split: Split, index: int) -> str:
+    """The name of a clip.
+
+    >>> clip_id("train", 12)
+    'train-000012'
+    """
+    return f"{split}-{index:06d}"
 
 
 def script(seed: int, split: Split, index: int) -> Script:

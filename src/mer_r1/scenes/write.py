@@ -10,11 +10,12 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mer_r1.errors import UserError
-from mer_r1.scenes.clip import Script, record, save, script
+from mer_r1.scenes.clip import clip_id, record, save, script
 from mer_r1.scenes.sentences import SPLITS, Split
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,21 @@ FORMAT = 1
 DEFAULT_SPLITS: Mapping[str, float] = {"train": 0.8, "val": 0.06, "test": 0.14}
 RUN_FILE, MANIFEST = "scenes.json", "manifest.jsonl"
 _CHUNK = 4
-Job = tuple[int, Split, int, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to be made, as workers are told."""
+
+    seed: int
+    split: Split
+    index: int
+    folder: str
+
+    @property
+    def path(self) -> Path:
+        """Where the clip goes."""
+        return Path(self.folder) / f"{clip_id(self.split, self.index)}.mp4"
 
 
 def write_scenes(
@@ -57,24 +72,22 @@ def write_scenes(
         raise UserError(f"scenes: expected seed >= 0 and workers >= 1, got seed {seed} and workers {workers}")
     run = {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts}
     _claim(out, run)
-    scripts = [script(seed, split, index) for split, count in counts.items() for index in range(count)]
-    missing = [drawn for drawn in scripts if not (out / "clips" / f"{drawn.clip_id}.mp4").exists()]
+    jobs = [Job(seed, split, index, str(out / "clips")) for split, count in counts.items() for index in range(count)]
+    finished = {job for job in jobs if job.path.exists()}
+    missing = [job for job in jobs if job not in finished]
+    kept = len(finished)
     progress = progress or (lambda done: None)
-    if len(missing) < len(scripts):
-        logger.info("scenes: %d of %d clips are there already", len(scripts) - len(missing), len(scripts))
-        progress(len(scripts) - len(missing))
-    for done in _make(missing, out / "clips", workers or _usable_cores()):
-        progress(done)
-    _write_manifest(out / MANIFEST, scripts)
-    return {
-        "out": str(out),
-        "manifest": str(out / MANIFEST),
-        "clips": clips,
-        "seed": seed,
-        "splits": counts,
-        "written": len(missing),
-        "kept": len(scripts) - len(missing),
-    }
+    # Drawing a row is cheap; drawing those of finished clips again saves keeping them beside the clips.
+    rows = {job: script(job.seed, job.split, job.index).row() for job in finished}
+    if kept:
+        logger.info("scenes: %d of %d clips are there already", kept, len(jobs))
+        progress(kept)
+    for job, row in _make(missing, workers or _usable_cores()):
+        rows[job] = row
+        progress(1)
+    _write_atomically(out / MANIFEST, "".join(json.dumps(rows[job], ensure_ascii=False) + "\n" for job in jobs))
+    summary = {"clips": clips, "seed": seed, "splits": counts, "written": len(missing), "kept": kept}
+    return {"out": str(out), "manifest": str(out / MANIFEST), **summary}
 
 
 def split_counts(clips: int, shares: Mapping[str, float]) -> dict[Split, int]:
@@ -122,12 +135,10 @@ def _claim(out: Path, run: Mapping[str, Any]) -> None:
     _write_atomically(run_file, json.dumps(run, indent=1) + "\n")
 
 
-def _make(scripts: Sequence[Script], folder: Path, workers: int) -> Iterator[int]:
-    """Render and save; yields how many clips have just been finished."""
-    jobs: list[Job] = [(drawn.seed, drawn.split, drawn.index, str(folder)) for drawn in scripts]
+def _make(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Render and save every clip; yields each with its manifest row as soon as its file is there."""
     if workers == 1 or len(jobs) <= _CHUNK:
-        for job in jobs:
-            yield _make_one(job)
+        yield from map(_make_one, jobs)
         return
     # Fresh processes: a forked copy of a process with threads (torch, numba) may hang.
     context = multiprocessing.get_context("spawn")
@@ -135,11 +146,10 @@ def _make(scripts: Sequence[Script], folder: Path, workers: int) -> Iterator[int
         yield from pool.imap_unordered(_make_one, jobs, chunksize=_CHUNK)
 
 
-def _make_one(job: Job) -> int:
-    seed, split, index, folder = job
-    drawn = script(seed, split, index)
-    save(record(drawn), Path(folder) / f"{drawn.clip_id}.mp4")
-    return 1
+def _make_one(job: Job) -> tuple[Job, dict[str, Any]]:
+    drawn = script(job.seed, job.split, job.index)
+    save(record(drawn), job.path)
+    return job, drawn.row()
 
 
 def _one_thread() -> None:
@@ -150,10 +160,6 @@ def _one_thread() -> None:
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_manifest(path: Path, scripts: Sequence[Script]) -> None:
-    _write_atomically(path, "".join(json.dumps(drawn.row(), ensure_ascii=False) + "\n" for drawn in scripts))
 
 
 def _write_atomically(path: Path, text: str) -> None:
