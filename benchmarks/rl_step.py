@@ -7,8 +7,8 @@ clips and completions, and only ratios are reported:
 
   ad       ours without calibration
   mer-r1   ours with calibration: slow confidence from the sampling pass, fast confidence on the prompts' KV cache
-  plain    the towers run for every rollout in every pass, every rollout prefills its own prompt, and the fast confidence
-           is one more forward per rollout over prompt and answer
+  plain    the towers run for every rollout in every pass, every rollout prefills its own prompt, and the fast
+           confidence is one more forward per rollout over prompt and answer
 
 The prediction counts multiply-adds: tokens through the language model (training three times a forward), attention over
 the context, the head where logits are made, and the towers' tokens. Completions are scripted (the draw is computed and
@@ -82,9 +82,7 @@ def measure(extra: int, completion_tokens: int, rounds: int) -> dict:
     print(f"  plain / ours:         {spread(gain)}   predicted {predicted:.2f}")
     share = statistics.median(gain) / predicted
     saved = (1 - 1 / statistics.median(gain)) / (1 - 1 / predicted)
-    print(
-        f"  measured / predicted ratio: {share:.2f}; share of the predicted saving: {saved:.2f}   (at least 0.80)"
-    )
+    print(f"  measured / predicted ratio: {share:.2f}; share of the predicted saving: {saved:.2f}   (at least 0.80)")
     return {"lengths": lengths, "calibration": calibration, "gain": gain, "predicted": predicted, "seconds": seconds}
 
 

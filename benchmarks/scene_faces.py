@@ -1,4 +1,4 @@
-"""Do the scenes' faces show what they act? Judged from outside, by MediaPipe's face landmarker, which knows nothing of us.
+"""Do the scenes' faces show what they act? Judged from outside, by MediaPipe's face landmarker.
 
 Random people act random facial actions. The landmarker looks for a face in every still and gives 52 blendshape scores
 with ARKit's names. Printed are the share of stills in which it finds the face, and for each action that was acted how
@@ -32,7 +32,13 @@ from mer_r1.scenes.faces import FaceRenderer, Pose, sample_framing, sample_ident
 STILLS_PER_PERSON = 4
 ENLARGED = 3
 """The landmarker expects larger pictures: pixels are repeated."""
-BROWS = ({}, {"browDown": 1.0}, {"browInnerUp": 1.0}, {"browInnerUp": 0.6, "browOuterUp": 1.0}, {"browOuterUpLeft": 1.0})
+BROWS = (
+    {},
+    {"browDown": 1.0},
+    {"browInnerUp": 1.0},
+    {"browInnerUp": 0.6, "browOuterUp": 1.0},
+    {"browOuterUpLeft": 1.0},
+)
 EYES = ({}, {"eyeWide": 1.0}, {"eyeSquint": 1.0}, {"eyeBlink": 0.9})
 MOUTHS = (
     {},
@@ -182,7 +188,9 @@ def judge_patterns(renderer, judge, people, rng):
         target = np.eye(len(names))[truth[~held]]
         weights = np.linalg.solve(known.T @ known + RIDGE * len(known) * np.eye(rows.shape[1]), known.T @ target)
         guess[held] = (rows[held] @ weights).argmax(axis=1)
-    print(f"\npattern of the face, full strength: {np.mean(guess == truth):.2f} right of {len(truth)} stills of people it")
+    print(
+        f"\npattern of the face, full strength: {np.mean(guess == truth):.2f} right of {len(truth)} stills of people it"
+    )
     print(f"was not fitted on, chance {1 / len(names):.2f}; face missed in {missed}")
     print("  ".join(f"{name} {np.mean(guess[truth == which] == which):.2f}" for which, name in enumerate(names)))
 

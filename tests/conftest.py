@@ -30,7 +30,9 @@ def shared() -> Path:
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         if os.environ.get("CI") == "true":
-            pytest.fail(f"CI=true but the reference folder is missing: expected it beside the checkout, at ../{folder.name}")
+            pytest.fail(
+                f"CI=true but the reference folder is missing: expected it beside the checkout, at ../{folder.name}"
+            )
         pytest.skip("the folder ../shared with the official tables is not here")
     return folder
 

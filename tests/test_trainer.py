@@ -3,17 +3,19 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny_world import WORDS, entry, media, some_prompts, teach, tiny_omni
 from trl import GRPOTrainer
 
+from mer_r1 import rollout
 from mer_r1.calibration import Method, method_advantages
 from mer_r1.config import RLRecipe
 from mer_r1.inputs import encode_prompt, media_tensors
 from mer_r1.model import load
 from mer_r1.taxonomy import builtin
-from mer_r1.thinking import question
+from mer_r1.thinking import format_completion, question
 from mer_r1.trainer import MERR1Trainer
 
 CLIPS = 8
@@ -213,9 +215,32 @@ def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=0, rtol=0, msg=name)
 
 
-def test_the_trajectory_is_the_pinned_one(checkpoint, tmp_path, request):
+class Scripted:
+    """Answers written beforehand in place of the sampled ones: on another CPU a rounding could flip a draw."""
+
+    def __init__(self, omni, draw):
+        rng = np.random.default_rng(0)
+        self.draw, self.step, self.eos = draw, 0, omni.tokenizer.eos_token_id
+        self.texts = [
+            omni.tokenizer(format_completion("A smile", list(rng.choice(WORDS, rng.integers(1, 3), replace=False))))
+            for _ in range(10 * 2 * GROUP)
+        ]
+
+    def __call__(self, logits, *args):
+        rows = [self.texts.pop(0)["input_ids"] for _ in range(len(logits))] if self.step == 0 else self.rows
+        self.rows = rows
+        _, logp = self.draw(logits, *args)
+        tokens = [row[self.step] if self.step < len(row) else self.eos for row in rows]
+        self.step += 1
+        if all(self.step > len(row) for row in rows):
+            self.step = 0
+        return torch.tensor(tokens), logp
+
+
+def test_the_trajectory_is_the_pinned_one(checkpoint, tmp_path, request, monkeypatch):
     """Ten steps on a CPU in float32: other numbers mean another method, and belong in the changelog."""
     trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=10)
+    monkeypatch.setattr(rollout, "_draw", Scripted(trainer.omni, rollout._draw))
     trainer.train()
     keys = ("loss", "grad_norm", "reward", "kl")
     found = [{key: round(line[key], 6) for key in keys} for line in trainer.state.log_history if "loss" in line]

@@ -80,16 +80,16 @@ def test_a_scene_is_well_formed(seed):
 
 
 def test_shares_follow_the_chances():
-    """5,000 draws of a share p have a standard error of at most 0.007; the bounds are four of them."""
-    drawn = scenes(5000)
+    """2,500 draws of a share p have a standard error of at most 0.01; the bounds are four of them."""
+    drawn = scenes(2500)
     chances = Chances()
     hiding = sum(world().emotions[name].valence != 0 for name in world().emotions) / len(world().emotions)
-    assert np.mean([scene.secondary is not None for scene in drawn]) == pytest.approx(chances.second, abs=0.028)
+    assert np.mean([scene.secondary is not None for scene in drawn]) == pytest.approx(chances.second, abs=0.04)
     conflicts = np.mean([scene.conflict is not None for scene in drawn])
-    assert conflicts == pytest.approx(chances.conflict * hiding, abs=0.028)
+    assert conflicts == pytest.approx(chances.conflict * hiding, abs=0.04)
     assert 0.2 <= chances.conflict * hiding <= 0.25
     evident = np.mean([scene.face.strength == "evident" for scene in drawn])
-    assert evident == pytest.approx(chances.strengths[2], abs=0.028)
+    assert evident == pytest.approx(chances.strengths[2], abs=0.04)
 
 
 def test_an_acted_channel_is_never_credited_to_the_emotion():
@@ -172,7 +172,7 @@ def test_a_conflict_between_visible_cues_is_named():
 
 def test_all_texts_together_use_few_words():
     words = set()
-    for index, scene in enumerate(scenes(3000)):
+    for index, scene in enumerate(scenes(2000)):
         rng = np.random.default_rng(index)
         texts = write_texts(scene, bool(index % 2), rng)
         said = sample_sentence(scene.theme, "train", rng)
@@ -219,12 +219,11 @@ def oracle():
 def test_likelihoods_of_everything_that_can_be_seen_sum_to_one(oracle):
     """For every state: over all pairs of patterns, all themes, all sets of signs, all modifiers."""
     tables = world()
+    channels = frozenset(CHANNELS)
     patterns = sum(
-        np.array([oracle._pattern_likelihood(key, _seen(face, voice), frozenset(CHANNELS)) for key in oracle._patterns])
-        for face in tables.faces
-        for voice in tables.voices
+        oracle._pattern_likelihood(_seen(face, voice), channels) for face in tables.faces for voice in tables.voices
     )
-    assert patterns == pytest.approx(np.ones(len(oracle._patterns)))
+    assert patterns == pytest.approx(np.ones(len(oracle.states)))
     for second in (False, True):
         themes = sum(oracle._theme_likelihood(theme, second) for theme in tables.themes)
         modifiers = sum(oracle._modifier_likelihood(name, second) for name in (None, *tables.modifiers))
@@ -250,16 +249,16 @@ def _seen(face, voice):
 
 
 def test_the_oracle_is_calibrated(oracle):
-    """Its belief in its first choice equals how often that is right: 1,500 scenes, standard error below 0.013."""
+    """Its belief in its first choice equals how often that is right: 600 scenes, standard error below 0.02."""
     names = np.array([state.primary for state in oracle.states])
     believed, right = [], []
-    for scene in scenes(1500):
+    for scene in scenes(600):
         posterior = oracle.posterior(scene)
         belief = {name: posterior[names == name].sum() for name in world().emotions}
         first = max(belief, key=belief.get)
         believed.append(belief[first])
         right.append(first == scene.primary)
-    assert np.mean(believed) == pytest.approx(np.mean(right), abs=0.045)
+    assert np.mean(believed) == pytest.approx(np.mean(right), abs=0.06)
 
 
 def test_posterior_without_channels_is_the_prior_of_the_states(oracle):
@@ -268,8 +267,8 @@ def test_posterior_without_channels_is_the_prior_of_the_states(oracle):
 
 
 def test_every_channel_is_needed():
-    """F1 of the oracle: all channels beat any two, any two beat their parts (400 scenes, the same for all)."""
-    table = {name: row["f1"] for name, row in channel_scores(400).items()}
+    """F1 of the oracle: all channels beat any two, any two beat their parts (200 scenes, the same for all)."""
+    table = {name: row["f1"] for name, row in channel_scores(200).items()}
     assert table["face+voice+words"] > max(table["face+voice"], table["face+words"], table["voice+words"]) + 0.02
     for one in CHANNELS:
         pairs = [name for name in table if name.count("+") == 1 and one in name]

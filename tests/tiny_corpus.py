@@ -7,7 +7,16 @@ from media_samples import tone, write_media
 
 from mer_r1.data import Clip, write_manifest
 
-GOLD = [("happy",), ("sad", "lonely"), ("angry",), ("afraid",), ("surprised", "happy"), ("proud",), ("bored",), ("sad",)]
+GOLD = [
+    ("happy",),
+    ("sad", "lonely"),
+    ("angry",),
+    ("afraid",),
+    ("surprised", "happy"),
+    ("proud",),
+    ("bored",),
+    ("sad",),
+]
 SILENT, HEARD_ONLY, APART = 1, 2, 3  # a video without sound, a sound without picture, sound in a file of its own
 
 

@@ -43,7 +43,8 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
         tokenizer: of the policy.
         prefilled: text that the completion continues (`thinking.prefill`), no part of its tokens.
     """
-    text = tokenizer.decode(completion_ids, skip_special_tokens=False)
+    # Without special tokens, as rewards and records read it: the token that ends an empty answer is no word of it.
+    text = tokenizer.decode(completion_ids, skip_special_tokens=True)
     spans = [(start - len(prefilled), end - len(prefilled)) for start, end in answer_word_spans(prefilled + text)]
     spans = [span for span in spans if span[0] >= 0]
     if not spans:
@@ -59,10 +60,10 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
 def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
     # Character offset at which each token ends. Tokens that hold part of a character make the pieces disagree with the
     # whole; then each prefix is decoded, which is always right and slow.
-    pieces = tokenizer.batch_decode([[token] for token in completion_ids], skip_special_tokens=False)
+    pieces = tokenizer.batch_decode([[token] for token in completion_ids], skip_special_tokens=True)
     if "".join(pieces) == text:
         return list(accumulate(len(piece) for piece in pieces))
-    return [len(tokenizer.decode(completion_ids[: i + 1], skip_special_tokens=False)) for i in range(len(pieces))]
+    return [len(tokenizer.decode(completion_ids[: i + 1], skip_special_tokens=True)) for i in range(len(pieces))]
 
 
 def first_tokens(words: Sequence[str], tokenizer: Any) -> set[int]:

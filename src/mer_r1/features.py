@@ -70,10 +70,17 @@ class FeatureCache:
         """Clips that went through the towers since this object was made."""
 
     def path(self, clip: Clip) -> Path:
-        """The entry of a clip, present or not."""
+        """The entry of a clip, present or not.
+
+        Raises:
+            UserError: if its files are not there or empty.
+        """
         media = (clip.video, clip.audio)
         if media not in self._keys:
-            self._keys[media] = content_key(*media)
+            try:
+                self._keys[media] = content_key(*media)
+            except UserError as error:
+                raise UserError(f"clip {clip.id}: {error}") from error
         return self.folder / f"{self._keys[media]}.safetensors"
 
     def get(self, clip: Clip) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ class Omni:
     def forbidden_ids(self) -> list[int]:
         """Special tokens that must never be sampled: a media token in a completion breaks the positions."""
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        return sorted(special - set(self.eos_ids) - {self.tokenizer.pad_token_id})
+        return sorted(special - set(self.eos_ids))
 
     def towers(self) -> list[nn.Module]:
         """The vision and the audio tower, projections included."""
@@ -178,7 +178,9 @@ def _read_settings(folder: Path) -> Settings:
     try:
         return Settings(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: {error}; expected the settings of a model folder, as `mer-r1 build` writes them") from error
+        raise UserError(
+            f"{file}: {error}; expected the settings of a model folder, as `mer-r1 build` writes them"
+        ) from error
 
 
 def _repair(processor: Qwen2_5OmniProcessor) -> None:
@@ -330,13 +332,13 @@ def _thinker_config(config: TinyConfig, tokenizer: Any) -> Qwen2_5OmniThinkerCon
     )
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialise(model: Any) -> None:
     # The library's standard deviation of 0.02 fits widths of thousands; at this width signals would die out.
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, nn.Conv1d | nn.Conv3d):
-            fan_in = module.weight[0].numel()
+            fan_in = math.prod(module.weight.shape[1:])
             nn.init.normal_(module.weight, std=fan_in**-0.5)
     embedding = model.get_input_embeddings()
     nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)

@@ -12,7 +12,7 @@ A model sees pictures and sound instead of cues, so this is an upper bound and n
 import argparse
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 
@@ -59,8 +59,9 @@ class Oracle:
         self._second = np.array([names.index(state.secondary or state.primary) for state in self.states])
         self._has_second = np.array([state.secondary is not None for state in self.states])
         self._acted = np.array([state.conflict is not None for state in self.states])
-        self._patterns = sorted({(state.primary, state.conflict) for state in self.states}, key=str)
-        self._pattern_of = np.array([self._patterns.index((row.primary, row.conflict)) for row in self.states])
+        pairs = sorted({(state.primary, state.conflict) for state in self.states}, key=str)
+        self._patterns: Array = np.array([self._pattern_table(*pair) for pair in pairs])
+        self._pattern_of = np.array([pairs.index((row.primary, row.conflict)) for row in self.states])
         self.answers = list(chain.from_iterable(combinations(names, size) for size in range(1, largest_answer + 1)))
         self._gold_sets = sorted(
             {(state.primary,) for state in self.states}
@@ -72,7 +73,6 @@ class Oracle:
     def posterior(self, scene: Scene, channels: Iterable[str] = CHANNELS) -> Array:
         """Probability of every state given the cues in `channels`, shape (len(states),), sums to 1."""
         channels = frozenset(channels)
-        patterns = np.array([self._pattern_likelihood(key, scene, channels) for key in self._patterns])
         small = np.zeros(len(self.states))
         for shown, share in self._second_shown().items():
             likelihood = share.copy()
@@ -84,7 +84,7 @@ class Oracle:
                 name = scene.modifier.name if scene.modifier else None
                 likelihood *= self._modifier_likelihood(name, shown == "modifier")
             small += likelihood
-        weights = self._prior * patterns[self._pattern_of] * small
+        weights = self._prior * self._pattern_likelihood(scene, channels) * small
         return weights / weights.sum()
 
     def answer(self, scene: Scene, channels: Iterable[str] = CHANNELS) -> list[str]:
@@ -106,30 +106,37 @@ class Oracle:
                 for secondary, p_second in seconds.items():
                     yield State(emotion.name, secondary, conflict, p_conflict * p_second / len(emotions))
 
-    def _pattern_likelihood(self, key: tuple[str, str | None], scene: Scene, channels: frozenset[str]) -> float:
-        """P(face pattern, voice pattern | primary, conflict), hidden channels summed out."""
-        emotion = self.world.emotions[key[0]]
-        conflict = self.world.conflicts[key[1]] if key[1] else None
-        total = 0.0
-        for (face, voice), share in emotion.ways.items():
+    def _pattern_table(self, primary: str, conflict_name: str | None) -> Array:
+        """P(face pattern, voice pattern | primary, conflict), shape (faces, voices), sums to 1."""
+        conflict = self.world.conflicts[conflict_name] if conflict_name else None
+        table = np.zeros((len(self.world.faces), len(self.world.voices)))
+        for (face, voice), share in self.world.emotions[primary].ways.items():
             faces = conflict.shows if conflict and conflict.channel == "face" else {face: 1.0}
             voices = conflict.shows if conflict and conflict.channel == "voice" else {voice: 1.0}
-            seen_face = sum(part * self._seen(true, scene.face.name, "face") for true, part in faces.items())
-            seen_voice = sum(part * self._seen(true, scene.voice.name, "voice") for true, part in voices.items())
-            total += share * (seen_face if "face" in channels else 1.0) * (seen_voice if "voice" in channels else 1.0)
-        return total
+            seen_faces = [self._seen(faces, seen, self.world.faces) for seen in self.world.faces]
+            seen_voices = [self._seen(voices, seen, self.world.voices) for seen in self.world.voices]
+            table += share * np.outer(seen_faces, seen_voices)
+        return table
 
-    def _seen(self, true: str, seen: str, channel: str) -> float:
-        """P(a pattern is seen | the true pattern)."""
-        near = (self.world.faces if channel == "face" else self.world.voices)[true]
-        if not near:
-            return float(true == seen)
+    def _pattern_likelihood(self, scene: Scene, channels: frozenset[str]) -> Array:
+        """P(face and voice pattern | state), hidden channels summed out, (states,)."""
+        table = self._patterns
+        face, voice = list(self.world.faces).index(scene.face.name), list(self.world.voices).index(scene.voice.name)
+        table = table[:, face] if "face" in channels else table.sum(axis=1)
+        table = table[:, voice] if "voice" in channels else table.sum(axis=1)
+        return table[self._pattern_of]
+
+    def _seen(self, shown: Mapping[str, float], seen: str, near: Mapping[str, tuple[str, ...]]) -> float:
+        """P(a pattern is seen | the shares of what is shown)."""
         hidden = 1.0 - self.chances.shown - self.chances.near
-        return (
-            self.chances.shown * (true == seen)
-            + self.chances.near * near.count(seen) / len(near)
-            + hidden * (seen == PLAIN)
-        )
+        total = 0.0
+        for true, share in shown.items():
+            if near[true]:
+                mistaken = self.chances.near * near[true].count(seen) / len(near[true])
+                total += share * (self.chances.shown * (true == seen) + mistaken + hidden * (seen == PLAIN))
+            else:
+                total += share * (true == seen)
+        return total
 
     def _second_shown(self) -> dict[str | None, Array]:
         """Where the second emotion shows -> P(it shows there | state), each (states,)."""
