@@ -180,7 +180,7 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
+            near = difflib.get_close_matches(str(key), fields, n=1)
             raise UserError(f"unknown key {key!r} in the recipe{f': did you mean {near[0]!r}?' if near else ''}")
         values[key] = _coerce(key, value, hints[key])
     if not values.get("output_dir"):

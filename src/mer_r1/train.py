@@ -143,7 +143,9 @@ def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, 
             missing = {"description", "broad_labels"} - clip.meta.keys()
             if missing:
                 raise UserError(f"clip {clip.id}: the base stage needs meta.{sorted(missing)[0]}")
-            described, broad = clip.meta["description"], ", ".join(clip.meta["broad_labels"])
+            described = clip.meta["description"]
+            # A direct answer in the answer's own form: what fast thinking triggers later.
+            broad = format_completion("", clip.meta["broad_labels"]).removeprefix("<think></think>")
             asked = base_question(clip.subtitle, "describe"), base_question(clip.subtitle, "emotions")
             rows.append({"clip_index": index, "asked": asked[0], "target": described})
             rows.append({"clip_index": index, "asked": asked[1], "target": broad})
@@ -272,7 +274,7 @@ def _texts(clips: list[Clip]) -> Iterable[str]:
         yield base_question(clip.subtitle, "describe")
         yield base_question(clip.subtitle, "emotions")
         yield str(clip.meta.get("description", ""))
-        yield " " + ", ".join(clip.meta.get("broad_labels", ()))
+        yield ", ".join(["<answer>", *clip.meta.get("broad_labels", ())])
 
 
 def _required(value: str | None, name: str) -> str:

@@ -1,0 +1,288 @@
+"""Recipes: every setting from a file or the command line, and one clear line for everything that cannot be right."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mer_r1 import config
+from mer_r1.calibration import Method
+from mer_r1.config import SECTIONS, BuildRecipe, RLRecipe, SFTRecipe, read_recipe, shipped_recipe
+from mer_r1.errors import UserError
+from mer_r1.model import TinyConfig
+
+KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+ANYWHERE = ["use_cpu=true", "bf16=false", "output_dir=out"]
+
+
+def read(kind, *overrides, file=None):
+    return read_recipe(kind, file, [*ANYWHERE, *overrides])
+
+
+def refused(kind, *overrides, file=None):
+    with pytest.raises(UserError) as caught:
+        read(kind, *overrides, file=file)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["num_generations=2", "method=ad", "learning_rate=2e-4", "push_to_hub=true"],
+        ["--num_generations", "2", "--method", "ad", "--learning_rate", "2e-4", "--push_to_hub"],
+        ["--num-generations=2", "--method=ad", "--learning-rate=2e-4", "--push-to-hub=yes"],
+        ["--push_to_hub", "--num_generations", "2", "method=ad", "--learning_rate=0.0002"],
+    ],
+    ids=["key=value", "--key value", "--key=value", "mixed"],
+)
+def test_both_ways_of_writing_a_setting(words):
+    recipe = read(RLRecipe, *words)
+    assert (recipe.num_generations, recipe.method, recipe.learning_rate, recipe.push_to_hub) == (2, "ad", 2e-4, True)
+
+
+def test_the_last_word_counts():
+    assert read(SFTRecipe, "seed=1", "--seed", "2").seed == 2
+
+
+@pytest.mark.parametrize("text", ["1:30", "0:400", ":5", "10:", "2026-01-02", "007", "1e3", "yes", "[a]", "{b", "a: b", "null?"])
+def test_a_text_is_taken_as_it_is_written(text):
+    """YAML would make 90 of 1:30, a date of 2026-01-02, 7 of 007, true of yes."""
+    assert read(SFTRecipe, f"clips={text}").clips == text
+    assert read(SFTRecipe, f"--output_dir={text}").output_dir == text
+
+
+@pytest.mark.parametrize("text", ["", "null", "~"])
+def test_a_text_can_be_taken_back(text, tmp_path):
+    file = write(tmp_path / "r.yaml", "clips: '0:5'\nsplit: val\n")
+    assert read(SFTRecipe, file=file).clips == "0:5"
+    assert read(SFTRecipe, f"clips={text}", file=file).clips is None
+
+
+def test_a_negative_number_is_a_value_and_no_flag():
+    assert read(SFTRecipe, "--max_steps", "-1").max_steps == -1
+
+
+def test_lists_and_mappings_are_written_as_in_yaml():
+    recipe = read(BuildRecipe, "report_to=[]", "tiny={hidden_size: 64, max_seconds: 2}")
+    assert recipe.report_to == []
+    assert recipe.tiny == {"hidden_size": 64, "max_seconds": 2.0}
+    assert read(SFTRecipe, "report_to=none").report_to in ("none", [])
+
+
+# --- what cannot be right ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "nearest"),
+    [
+        (RLRecipe, "metod=ad", "method"),
+        (RLRecipe, "--num_generation=4", "num_generations"),
+        (SFTRecipe, "learning_rat=1", "learning_rate"),
+        (SFTRecipe, "manifst=x", "manifest"),
+        (BuildRecipe, "tiney=1", "tiny"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(kind, word, nearest):
+    assert f"did you mean '{nearest}'?" in refused(kind, word)
+
+
+def test_an_unknown_key_without_anything_near_is_named_alone():
+    message = refused(SFTRecipe, "qqqqqqq=1")
+    assert "qqqqqqq" in message
+    assert "did you mean" not in message
+
+
+def test_a_key_of_another_stage_is_unknown():
+    assert "alpha" in refused(SFTRecipe, "alpha=0.2")
+    assert "tiny" in refused(RLRecipe, "tiny={}")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("max_steps=many", "max_steps must be int"),
+        ("max_steps=2.5", "max_steps must be int"),
+        ("max_steps=true", "max_steps must be int"),
+        ("--max_steps", "max_steps must be int"),
+        ("learning_rate=fast", "learning_rate must be float"),
+        ("learning_rate=true", "learning_rate must be float"),
+        ("learning_rate=nan", "learning_rate must be"),
+        ("learning_rate=.nan", "learning_rate must be"),
+        ("learning_rate=[1]", "learning_rate must be float"),
+        ("train_towers=maybe", "train_towers must be bool"),
+        ("train_towers=2", "train_towers must be bool"),
+        ("learning_rate=[", "learning_rate"),
+        ("learning_rate={a: b: c}", "learning_rate"),
+    ],
+)
+def test_a_value_of_the_wrong_type(word, expected):
+    assert expected in refused(SFTRecipe, word)
+
+
+def test_a_word_that_is_no_setting():
+    assert "key=value" in refused(SFTRecipe, "learning_rate", "2")
+
+
+def test_a_number_may_be_written_as_yaml_reads_it(tmp_path):
+    file = write(tmp_path / "r.yaml", "learning_rate: 2e-6\nmax_steps: 5\nwarmup_steps: 3\nclips: 7\n")
+    recipe = read(SFTRecipe, file=file)
+    assert recipe.learning_rate == 2e-6  # a text to YAML
+    assert recipe.max_steps == 5
+    assert recipe.clips == "7"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_learns_where_to(kind):
+    with pytest.raises(UserError, match="no output_dir"):
+        read_recipe(kind, None, [])
+
+
+@pytest.mark.parametrize(
+    ("word", "allowed"),
+    [
+        ("method=grpo", "f1, rd, ad, mer-r1"),
+        ("space=outer", "advantage, reward, mixed"),
+        ("sides=left", "both, recall, precision"),
+        ("anchors=last", "all, first"),
+        ("confidence_level=letter", "category, word"),
+        ("alpha=-1", "negative"),
+        ("confidence_clip=0", "positive"),
+    ],
+)
+def test_a_choice_that_the_method_does_not_have_is_refused_before_anything_is_read(word, allowed):
+    assert allowed in refused(RLRecipe, word)
+
+
+def test_a_kind_of_target_that_does_not_exist():
+    assert "slow or base" in refused(SFTRecipe, "targets=fast")
+
+
+def test_settings_that_do_not_fit_together():
+    assert "do" in refused(RLRecipe, "num_generations=3", "per_device_train_batch_size=4")
+
+
+@pytest.mark.parametrize(
+    ("tiny", "named"),
+    [
+        ("{hiden_size: 64}", "hiden_size"),
+        ("{hidden_size: big}", "tiny.hidden_size must be int"),
+        ("[64]", "tiny must be dict"),
+        ("{hidden_size: 60, num_heads: 8}", "hidden_size"),
+        ("{frame_size: 50, patch_size: 12}", "frame_size"),
+    ],
+)
+def test_sizes_that_cannot_be(tiny, named):
+    assert named in refused(BuildRecipe, f"tiny={tiny}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file(tmp_path):
+    assert "no recipe at" in refused(SFTRecipe, file=tmp_path / "none.yaml")
+    assert "no recipe at" in refused(SFTRecipe, file=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["a: [1", "- 1\n- 2", "text", "1: 2", "sft: 3", "sft: {}\ncommon: [1]", "sft: {}\nseed: 3"]
+)
+def test_a_file_that_is_no_recipe(tmp_path, content):
+    refused(SFTRecipe, file=write(tmp_path / "r.yaml", content))
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00seed: 3")
+    assert "r.yaml" in refused(SFTRecipe, file=tmp_path / "r.yaml")
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    recipe = read(SFTRecipe, file=write(tmp_path / "r.yaml", ""))
+    assert recipe.learning_rate == read(SFTRecipe).learning_rate
+
+
+def test_sections_are_laid_over_the_common_one(tmp_path):
+    text = "common: {seed: 5, max_steps: 7}\nsft: {max_steps: 9}\nrl:\n"
+    file = write(tmp_path / "r.yaml", text)
+    assert (read(SFTRecipe, file=file).seed, read(SFTRecipe, file=file).max_steps) == (5, 9)
+    assert read(RLRecipe, file=file).max_steps == 7
+    assert "no section build" in refused(BuildRecipe, file=file)
+    assert read(SFTRecipe, "max_steps=1", file=file).max_steps == 1, "the command line has the last word"
+
+
+# --- the recipes that come with the package ---------------------------------------------------------------------------
+
+
+def stages(path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [kind for kind in KINDS if SECTIONS[kind] in content] or [RLRecipe if "rl" in path.stem else SFTRecipe]
+
+
+@pytest.mark.parametrize(("path", "kind"), [(path, kind) for path in RECIPES for kind in stages(path)])
+def test_every_recipe_can_be_read(path, kind):
+    recipe = read(kind, "manifest=m.jsonl", "model=m", file=path)
+    assert recipe.output_dir == "out"
+    if kind is RLRecipe:
+        assert recipe.method_choices() == Method()
+
+
+def test_the_tiny_recipe_has_every_stage_and_no_clip_twice():
+    assert stages(shipped_recipe("tiny")) == list(KINDS)
+    build, sft, rl = (read(kind, file=shipped_recipe("tiny")) for kind in KINDS)
+    ends = [tuple(recipe.clips.split(":")) for recipe in (build, sft, rl)]
+    assert ends[0][1] == ends[1][0]
+    assert ends[1][1] == ends[2][0]
+    assert ends[2][1] == ""
+
+
+def test_recipes_name_no_data_and_no_folder():
+    for path in RECIPES:
+        for kind in stages(path):
+            recipe = read(kind, file=path)
+            assert (recipe.manifest, recipe.model, recipe.features_dir) == (None, None, None)
+
+
+def test_a_recipe_that_does_not_come_with_the_package():
+    with pytest.raises(UserError, match="no recipe named huge"):
+        shipped_recipe("huge")
+
+
+# --- defaults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_default_is_of_its_own_type(kind):
+    """Else a recipe could not set a field to what it is already."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.init and field.default is not dataclasses.MISSING and field.name != "output_dir":
+            assert config._coerce(field.name, field.default, hints[field.name]) == field.default, field.name
+
+
+def test_the_methods_fields_of_the_recipe_are_those_of_the_method():
+    recipe = read(RLRecipe, "method=ad", "alpha=0.3", "anchors=first", "confidence_level=word", "confidence_clip=2")
+    assert recipe.method_choices() == Method(name="ad", alpha=0.3, anchors="first", level="word", clip=2.0)
+
+
+def test_stated_defaults_of_the_method():
+    """METHOD.md: SFT 2 epochs at 2e-5; RL 1 epoch at 2e-6, G = 4, beta 0.04, epsilon 0.2, completions up to 1024."""
+    sft, rl = read(SFTRecipe), read(RLRecipe)
+    assert (sft.num_train_epochs, sft.learning_rate) == (2, 2e-5)
+    assert (rl.num_train_epochs, rl.learning_rate, rl.num_generations) == (1, 2e-6, 4)
+    assert (rl.beta, rl.epsilon, rl.max_completion_length, rl.max_grad_norm) == (0.04, 0.2, 1024, 1.0)
+
+
+def test_sizes_default_to_the_tiny_policys():
+    recipe = read(BuildRecipe, "tiny={num_layers: 2}")
+    assert TinyConfig(**recipe.tiny) == dataclasses.replace(TinyConfig(), num_layers=2)
