@@ -145,6 +145,7 @@ class RLRecipe(_Host, DataFields, GRPOConfig):
 Recipe = TypeVar("Recipe", SFTRecipe, BuildRecipe, RLRecipe)
 
 
+TARGETS = ("slow", "base")
 SECTIONS = {SFTRecipe: "sft", BuildRecipe: "build", RLRecipe: "rl"}
 
 
@@ -174,13 +175,12 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
     Raises:
         UserError: for an unknown key (naming the nearest), a missing file or a value of the wrong type.
     """
+    hints = {item.name: typing.get_type_hints(kind)[item.name] for item in dataclasses.fields(kind) if item.init}
     values = _read_file(kind, Path(file)) if file is not None else {}
-    values.update(_parse_overrides(overrides))
-    fields = {item.name: item for item in dataclasses.fields(kind) if item.init}
-    hints = typing.get_type_hints(kind)
+    values.update({key: _from_text(key, text, hints.get(key)) for key, text in _parse_overrides(overrides)})
     for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
             raise UserError(f"unknown key {key!r} in the recipe{f': did you mean {near[0]!r}?' if near else ''}")
         values[key] = _coerce(key, value, hints[key])
     if not values.get("output_dir"):
@@ -189,32 +189,55 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
         recipe = kind(**values)
     except (ValueError, TypeError) as error:
         raise UserError(f"the recipe does not fit together: {' '.join(str(error).split())}") from error
-    if isinstance(recipe, BuildRecipe) and recipe.tiny:
-        unknown = set(recipe.tiny) - {item.name for item in dataclasses.fields(TinyConfig)}
-        if unknown:
-            raise UserError(f"unknown key {sorted(unknown)[0]!r} under tiny: the sizes are those of model.TinyConfig")
+    _check(recipe)
     return recipe
+
+
+def _check(recipe: SFTRecipe | RLRecipe) -> None:
+    # What would otherwise come to light after the clips are decoded.
+    if isinstance(recipe, RLRecipe):
+        recipe.method_choices()
+    elif recipe.targets not in TARGETS:
+        raise UserError(f"targets must be {' or '.join(TARGETS)}, got {recipe.targets!r}")
+    if isinstance(recipe, BuildRecipe) and recipe.tiny:
+        sizes = typing.get_type_hints(TinyConfig)
+        if unknown := set(map(str, recipe.tiny)) - set(sizes):
+            raise UserError(f"unknown key {sorted(unknown)[0]!r} under tiny: the sizes are those of model.TinyConfig")
+        recipe.tiny = {key: _coerce(f"tiny.{key}", value, sizes[key]) for key, value in recipe.tiny.items()}
+        try:
+            TinyConfig(**recipe.tiny)
+        except ValueError as error:
+            raise UserError(f"tiny: {error}") from error
 
 
 def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no recipe at {path}: expected a YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected key: value lines, got {type(content).__name__}")
-    sections = {"common", *SECTIONS.values()}
-    if not content.keys() <= sections:
+    sections = {"common", *SECTIONS.values()} & content.keys()
+    if not sections:
         return content
+    if outside := [str(key) for key in content if key not in sections]:
+        raise UserError(f"{path}: {outside[0]!r} stands outside the sections; put it under common")
     if SECTIONS[kind] not in content:
         raise UserError(f"{path} has no section {SECTIONS[kind]}: it holds {', '.join(content)}")
-    return {**(content.get("common") or {}), **(content[SECTIONS[kind]] or {})}
-
-
-def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    for name in ("common", SECTIONS[kind]):
+        section = content.get(name) or {}
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: expected key: value lines under {name}, got {type(section).__name__}")
+        values |= section
+    return values
+
+
+def _parse_overrides(overrides: list[str]) -> list[tuple[str, str]]:
+    values = []
     words = list(overrides)
     while words:
         word = words.pop(0)
@@ -224,21 +247,37 @@ def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
             if not flag:
                 raise UserError(f"cannot read {word!r}: settings are given as key=value or --key value")
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
-        values[key.replace("-", "_")] = yaml.safe_load(value)
+        values.append((key.replace("-", "_"), value))
     return values
+
+
+def _from_text(key: str, text: str, hint: Any) -> Any:
+    # A text is taken as it stands: YAML would make 90 of the slice 1:30, and a mapping of 700:
+    if set(_options(hint)) <= {str, type(None)}:
+        return None if text in ("", "null", "~") else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: cannot read {text!r}: {' '.join(str(error).split())}") from error
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
     # YAML reads 2e-6 as text and 1 as an integer; the recipe's own types decide.
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    options = _options(hint)
     if value is None or any(_fits(value, option) for option in options):
         return value
     for option in options:
-        if option in (float, int) and isinstance(value, str | int):
+        if option in (float, int) and isinstance(value, str | int) and not isinstance(value, bool):
             try:
-                return option(value)
+                number = option(value)
             except ValueError:
                 continue
+            if _fits(number, option):
+                return number
         if option is str and isinstance(value, int | float):
             return str(value)
     names = ", ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
@@ -246,7 +285,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
 
 
 def _fits(value: Any, option: Any) -> bool:
-    if option in (int, float) and isinstance(value, bool):
+    if option in (int, float) and (isinstance(value, bool) or value != value):  # a truth value; not a number
         return False
     origin = typing.get_origin(option) or option
     return option is Any or (isinstance(origin, type) and isinstance(value, origin))

@@ -219,6 +219,19 @@ class TinyConfig:
     hop_length: int = 400
     max_seconds: float = 4.0
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model can have."""
+        parts = {
+            "hidden_size": 2 * self.num_heads,
+            "num_heads": self.num_kv_heads,
+            "frame_size": self.patch_size * self.merge_size,
+            "vision_size": 4,
+            "audio_size": 4,
+        }
+        for name, part in parts.items():
+            if part < 1 or getattr(self, name) < 1 or getattr(self, name) % part:
+                raise ValueError(f"{name} must be a positive multiple of {part}, got {getattr(self, name)}")
+
 
 def tiny(texts: Iterable[str], config: TinyConfig | None = None, seed: int = 0) -> Omni:
     """Build an untrained tiny thinker and train its tokenizer.
