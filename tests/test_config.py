@@ -63,6 +63,14 @@ def test_a_text_is_taken_as_it_is_written(text):
     assert read(SFTRecipe, f"--output_dir={text}").output_dir == text
 
 
+def test_a_word_that_older_yaml_takes_for_a_truth_value(tmp_path):
+    """`no` is a strategy of saving, and was False to YAML 1.1, which the trainer then refused."""
+    assert read(SFTRecipe, "save_strategy=no").save_strategy == "no"
+    file = write(tmp_path / "r.yaml", "save_strategy: no\nclips: 10:30\nuse_cpu: yes\npush_to_hub: off\nlearning_rate: 2e-6")
+    recipe = read(SFTRecipe, file=file)
+    assert (recipe.save_strategy, recipe.clips, recipe.push_to_hub, recipe.learning_rate) == ("no", "10:30", False, 2e-6)
+
+
 @pytest.mark.parametrize("text", ["", "null", "~"])
 def test_a_text_can_be_taken_back(text, tmp_path):
     file = write(tmp_path / "r.yaml", "clips: '0:5'\nsplit: val\n")
@@ -135,12 +143,16 @@ def test_a_word_that_is_no_setting():
     assert "key=value" in refused(SFTRecipe, "learning_rate", "2")
 
 
-def test_a_number_may_be_written_as_yaml_reads_it(tmp_path):
-    file = write(tmp_path / "r.yaml", "learning_rate: 2e-6\nmax_steps: 5\nwarmup_steps: 3\nclips: 7\n")
-    recipe = read(SFTRecipe, file=file)
-    assert recipe.learning_rate == 2e-6  # a text to YAML
-    assert recipe.max_steps == 5
-    assert recipe.clips == "7"
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2e-6", 2e-6), ("1", 1.0), ("1.", 1.0), (".5", 0.5), ("-2.5E+3", -2500.0), ("'0.1'", 0.1), ("1_0", 10.0)],
+)
+def test_a_number_may_be_written_in_any_common_way(tmp_path, text, value):
+    file = write(tmp_path / "r.yaml", f"weight_decay: {text}\nclips: 7\n")
+    for recipe in (read(SFTRecipe, file=file), read(SFTRecipe, f"weight_decay={text}", file=file)):
+        assert recipe.weight_decay == value
+        assert isinstance(recipe.weight_decay, float)
+        assert recipe.clips == "7"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -176,7 +176,8 @@ def test_an_answer_without_labels_is_refused() -> None:
 def test_the_question_holds_the_subtitle_and_the_form(style: str) -> None:
     text = thinking.question("I am {so} happy", style)  # type: ignore[arg-type]
     assert '"I am {so} happy"' in text
-    assert all(tag in text for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    tags = ("<think>", "</think>", "<answer>", "</answer>")  # the tiny model learns the form in its cold start
+    assert all(tag in text for tag in tags) == (style == "full")
     assert "No subtitle." in thinking.question("  ", style)  # type: ignore[arg-type]
     assert thinking.question(None, style) == thinking.question("", style)  # type: ignore[arg-type]
 

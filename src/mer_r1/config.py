@@ -6,6 +6,7 @@ this project adds. Paths have no default. Defaults that differ from TRL's say wh
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -142,10 +143,27 @@ class RLRecipe(_Host, DataFields, GRPOConfig):
             raise UserError(str(error)) from error
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML with the scalars of its version 1.2, where `no` is a word, 1:30 no number of minutes and 2e-6 a number."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    ("float", r"^[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.inf)$|^\.nan$", "-+.0123456789"),
+):
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
 Recipe = TypeVar("Recipe", SFTRecipe, BuildRecipe, RLRecipe)
 
 
 TARGETS = ("slow", "base")
+SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 SECTIONS = {SFTRecipe: "sft", BuildRecipe: "build", RLRecipe: "rl"}
 
 
@@ -214,7 +232,7 @@ def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no recipe at {path}: expected a YAML file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     content = {} if content is None else content
@@ -252,11 +270,11 @@ def _parse_overrides(overrides: list[str]) -> list[tuple[str, str]]:
 
 
 def _from_text(key: str, text: str, hint: Any) -> Any:
-    # A text is taken as it stands: YAML would make 90 of the slice 1:30, and a mapping of 700:
+    # A text is taken as it stands: YAML would make a mapping of the slice 700:
     if set(_options(hint)) <= {str, type(None)}:
         return None if text in ("", "null", "~") else text
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Yaml)
     except yaml.YAMLError as error:
         raise UserError(f"{key}: cannot read {text!r}: {' '.join(str(error).split())}") from error
 
@@ -266,7 +284,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
-    # YAML reads 2e-6 as text and 1 as an integer; the recipe's own types decide.
+    # A whole number may stand for a fraction, and a number for a text; the recipe's own types decide.
     options = _options(hint)
     if value is None or any(_fits(value, option) for option in options):
         return value
@@ -278,6 +296,8 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
                 continue
             if _fits(number, option):
                 return number
+        if option is bool and str(value).lower() in SWITCHES:
+            return SWITCHES[str(value).lower()]
         if option is str and isinstance(value, int | float):
             return str(value)
     names = ", ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))

@@ -231,7 +231,9 @@ def _checkpoint(recipe: Any) -> str | None:
     asked = recipe.resume_from_checkpoint
     if str(asked).lower() in ("true", "1", "yes"):
         return str(found[-1]) if found else None
-    if asked:
+    if asked and str(asked).lower() not in ("false", "0", "no"):
+        if not (Path(asked) / "trainer_state.json").is_file():
+            raise UserError(f"no whole checkpoint at {asked}: expected a folder checkpoint-N of this run")
         return str(asked)
     if found:
         raise UserError(

@@ -1,0 +1,348 @@
+"""The three stages from a manifest to a model folder, and what happens to runs that are cut short."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_world import WORDS
+
+from mer_r1 import features, train
+from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
+from mer_r1.data import Clip, read_manifest, write_manifest
+from mer_r1.errors import UserError
+from mer_r1.model import Settings, load
+from mer_r1.taxonomy import builtin
+from mer_r1.thinking import base_question, parse, question
+from mer_r1.train import examples, run_build, run_rl, run_sft, select_clips
+
+EVERYWHERE = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"]
+TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, patch_size: 12, vision_size: 32, "
+TINY += "vision_layers: 1, audio_size: 32, audio_layers: 1}"
+SETTINGS = {
+    BuildRecipe: ["eyes_stills=0", "ears_steps=2", f"tiny={TINY}", "max_steps=3", "per_device_train_batch_size=4"],
+    SFTRecipe: ["max_steps=2", "per_device_train_batch_size=3", "learning_rate=1e-3"],
+    RLRecipe: ["max_steps=2", "per_device_train_batch_size=4", "num_generations=2", "max_completion_length=12"]
+    + ["learning_rate=1e-3"],
+}
+SIGNAL = ["max_steps=1", "per_device_train_batch_size=8", "num_generations=4", "max_completion_length=24"]
+"""For a taught model: in two groups of four rollouts some answers are better than others."""
+LANGUAGE = {"language_model", "weight"}
+"""Parts of the model that learn while the towers are frozen; the weight is that of the head, the input embedding."""
+
+
+def recipe(kind, manifest, output_dir, *changes):
+    paths = [f"manifest={manifest}", f"output_dir={output_dir}"]
+    return read_recipe(kind, None, [*EVERYWHERE, *SETTINGS[kind], "save_strategy=no", *paths, *map(str, changes)])
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def weights(folder):
+    return load(folder).model.state_dict()
+
+
+def moved(before, after):
+    return {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+
+
+# --- from a manifest to a model ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stages(corpus, tmp_path_factory):
+    """All three stages, each on the model of the one before."""
+    out, told, encoded = tmp_path_factory.mktemp("stages"), [], []
+    original = features.encode_media
+
+    def encode(model, media):
+        encoded.append(len(media))
+        return original(model, media)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "encode_media", encode)
+        base = run_build(recipe(BuildRecipe, corpus, out / "base"), told.append)
+        sft = run_sft(recipe(SFTRecipe, corpus, out / "sft", f"model={base}"), told.append)
+        rl = run_rl(recipe(RLRecipe, corpus, out / "rl", f"model={sft}"), told.append)
+    return SimpleNamespace(out=out, base=base, sft=sft, rl=rl, told=told, encoded=sum(encoded))
+
+
+def test_every_stage_leaves_a_model_that_loads(stages):
+    for name in ("base", "sft", "rl"):
+        folder = getattr(stages, name)
+        assert folder == stages.out / name / "model"
+        assert load(folder).settings == Settings(num_frames=4, max_seconds=4.0, question="short")
+
+
+def test_supervised_stages_move_the_language_model_and_leave_the_towers(stages):
+    towers, base, sft = (weights(folder) for folder in (stages.out / "base" / "towers", stages.base, stages.sft))
+    for before, after in ((towers, base), (base, sft)):
+        assert moved(before, after) == LANGUAGE
+
+
+def test_every_stage_has_its_log(stages):
+    for name, steps in (("base", 3), ("sft", 2), ("rl", 2)):
+        logged = [line for line in lines(stages.out / name) if "loss" in line]
+        assert [line["step"] for line in logged] == list(range(1, steps + 1))
+    assert "confidence/slow_correct" in logged[0]
+    assert "rewards/recall_reward/mean" in logged[0]
+
+
+def test_progress_is_told_of(stages):
+    assert sum(stages.told) >= 3 * 6
+
+
+def test_each_clip_passed_the_towers_once_in_all_stages_together(stages):
+    """They are frozen after the first, so that SFT and RL find its outputs in the cache."""
+    assert stages.encoded == 6
+
+
+def test_the_tokenizer_of_a_built_model_has_learned_the_manifests_words(stages):
+    tokenizer = load(stages.base).tokenizer
+    assert len(tokenizer("This is sentence 3.")["input_ids"]) < len("This is sentence 3.") / 2
+
+
+def test_towers_can_be_trained_too(stages, corpus, tmp_path):
+    after = run_sft(recipe(SFTRecipe, corpus, tmp_path, f"model={stages.base}", "train_towers=true", "max_steps=1"))
+    assert moved(weights(stages.base), weights(after)) == {*LANGUAGE, "visual", "audio_tower"}
+
+
+def test_adapters_go_to_the_language_model_and_are_merged(taught_folder, corpus, tmp_path):
+    after = run_rl(recipe(RLRecipe, corpus, tmp_path, f"model={taught_folder}", "lora_rank=2", *SIGNAL))
+    before, found = weights(taught_folder), weights(after)
+    assert before.keys() == found.keys()
+    changed = {name for name in before if not torch.equal(before[name], found[name])}
+    assert changed
+    assert all("language_model" in name and "_proj" in name for name in changed)
+
+
+# --- cut short and resumed --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(stages, corpus):
+    """Four steps of SFT with a checkpoint after each second one."""
+    changes = [f"model={stages.base}", "max_steps=4", "save_strategy=steps", "save_steps=2"]
+    run_sft(recipe(SFTRecipe, corpus, stages.out / "whole", *changes))
+    return stages.out / "whole", changes
+
+
+@pytest.fixture
+def killed(whole, tmp_path):
+    """The same run, killed while it wrote its second checkpoint."""
+    folder, changes = whole
+    shutil.copytree(folder, tmp_path / "killed", ignore=shutil.ignore_patterns("model"))
+    (tmp_path / "killed" / "checkpoint-4" / "trainer_state.json").unlink()
+    (tmp_path / "killed" / "checkpoint-4" / "optimizer.pt").write_bytes(b"half")
+    return tmp_path / "killed", changes
+
+
+def test_the_state_is_what_a_checkpoint_writes_last(whole):
+    """What `_checkpoint` relies on to tell a whole checkpoint from one that a kill cut short."""
+    folder = whole[0] / "checkpoint-2"
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "training_args.bin"}
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "mer_r1.json"} <= written.keys()
+    assert max(written, key=lambda name: written[name]) == "trainer_state.json"
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, killed, corpus):
+    folder, changes = killed
+    resumed = run_sft(recipe(SFTRecipe, corpus, folder, *changes, "resume_from_checkpoint=true"))
+    expected, found = weights(whole[0] / "model"), weights(resumed)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert [line["step"] for line in lines(folder) if "loss" in line] == [1, 2, 3, 4]
+    timeless = ("loss", "grad_norm", "learning_rate", "step")
+    ours, theirs = ([{key: line.get(key) for key in timeless} for line in lines(f)[:4]] for f in (folder, whole[0]))
+    assert ours == theirs
+
+
+def test_a_checkpoint_can_be_named_and_loads_by_itself(whole, corpus, tmp_path):
+    folder, changes = whole
+    named = folder / "checkpoint-2"
+    assert load(named).settings.question == "short"
+    resumed = run_sft(recipe(SFTRecipe, corpus, tmp_path, *changes, f"resume_from_checkpoint={named}"))
+    expected, found = weights(folder / "model"), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("changes", [[], ["resume_from_checkpoint=false"]], ids=["not said", "said no"])
+def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_resumed(whole, corpus, changes):
+    folder, rest = whole
+    with pytest.raises(UserError, match="holds a run up to checkpoint-4: pass resume_from_checkpoint=true"):
+        run_sft(recipe(SFTRecipe, corpus, folder, *rest, *changes))
+
+
+def test_which_checkpoint_a_run_goes_on_from(tmp_path):
+    def choose(asked):
+        return train._checkpoint(SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=asked))
+
+    assert choose(None) is None
+    assert choose("true") is None, "nothing there yet: it starts from the beginning"
+    for step, state in ((9, True), (10, True), (200, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert choose("true") == str(tmp_path / "checkpoint-10"), "by number, not by name; the incomplete one is skipped"
+    assert choose(str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")
+    with pytest.raises(UserError, match="no whole checkpoint at .*checkpoint-200"):
+        choose(str(tmp_path / "checkpoint-200"))
+
+
+def test_a_checkpoint_that_is_not_there(stages, corpus, tmp_path):
+    changes = [f"model={stages.base}", f"resume_from_checkpoint={tmp_path / 'checkpoint-7'}"]
+    with pytest.raises(UserError, match="checkpoint-7"):
+        run_sft(recipe(SFTRecipe, corpus, tmp_path, *changes))
+
+
+def test_a_build_that_was_killed_does_not_train_its_towers_again(stages, corpus, tmp_path, monkeypatch):
+    shutil.copytree(stages.out / "base" / "towers", tmp_path / "towers")
+    monkeypatch.setattr(train, "train_ears", lambda *_: pytest.fail("the ears were trained before"))
+    run_build(recipe(BuildRecipe, corpus, tmp_path, "max_steps=1", "resume_from_checkpoint=true"))
+
+
+# --- which clips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], [0, 1, 2, 3, 4, 5]),
+        (["split=test"], [6, 7]),
+        (["split=all"], [0, 1, 2, 3, 4, 5, 6, 7]),
+        (["clips=1:3"], [1, 2]),
+        (["clips=:2"], [0, 1]),
+        (["clips=4:"], [4, 5]),
+        (["clips=4:100"], [4, 5]),
+        (["clips=:"], [0, 1, 2, 3, 4, 5]),
+        (["split=all", "clips=5:7"], [5, 6]),
+    ],
+)
+def test_a_slice_is_taken_of_the_splits_rows(corpus, changes, expected):
+    chosen = select_clips(recipe(SFTRecipe, corpus, "out", *changes))
+    assert [clip.id for clip in chosen] == [f"clip-{index}" for index in expected]
+
+
+@pytest.mark.parametrize("text", ["5", "a:b", "1:2:3", "-3:", "0:4.5"])
+def test_a_slice_that_is_none(corpus, text):
+    with pytest.raises(UserError, match="clips must be a slice such as 0:400"):
+        select_clips(recipe(SFTRecipe, corpus, "out", f"clips={text}"))
+
+
+@pytest.mark.parametrize("changes", [["split=val"], ["clips=6:"], ["clips=3:2"], ["split=trian"]])
+def test_a_choice_without_clips(corpus, changes):
+    with pytest.raises(UserError, match="no clips") as caught:
+        select_clips(recipe(SFTRecipe, corpus, "out", *changes))
+    assert changes[0].partition("=")[2] in str(caught.value)
+
+
+def test_paths_have_no_default(corpus, tmp_path):
+    with pytest.raises(UserError, match="no manifest: give manifest="):
+        select_clips(read_recipe(SFTRecipe, None, [*EVERYWHERE, "output_dir=out"]))
+    for kind, run in ((SFTRecipe, run_sft), (RLRecipe, run_rl)):
+        with pytest.raises(UserError, match="no model: give model="):
+            run(recipe(kind, corpus, tmp_path))
+        with pytest.raises(UserError, match="no model at"):
+            run(recipe(kind, corpus, tmp_path, f"model={tmp_path / 'none'}"))
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        run_sft(recipe(SFTRecipe, tmp_path / "none.jsonl", tmp_path))
+
+
+# --- what is learned --------------------------------------------------------------------------------------------------
+
+
+def test_slow_examples_are_the_reasoning_and_the_careful_answer(omni):
+    careful = Clip("a", subtitle="Hi.", labels=("happy", "sad"), reasoning="A smile.", meta={"careful_labels": ["happy"]})
+    (row,) = examples([careful], omni, "slow")
+    assert row["clip_index"] == 0
+    assert row["asked"] == question("Hi.", "short")
+    assert row["target"] == "<think> A smile. </think><answer> happy </answer>"
+    (row,) = examples([replace(careful, meta={})], omni, "slow")
+    assert parse(row["target"]).labels == ("happy", "sad")
+
+
+def test_base_examples_are_a_description_and_a_broad_direct_answer(omni):
+    meta = {"description": "a wide smile", "broad_labels": ["happy", "calm"]}
+    clips = [Clip("a", subtitle="Hi.", meta=meta), Clip("b", subtitle="Ho.", meta=meta)]
+    rows = examples(clips, omni, "base")
+    assert [row["clip_index"] for row in rows] == [0, 0, 1, 1]
+    assert [row["asked"] for row in rows[:2]] == [base_question("Hi.", "describe"), base_question("Hi.", "emotions")]
+    assert rows[0]["target"] == "a wide smile"
+    assert "happy, calm" in rows[1]["target"]
+    assert "<think>" not in rows[0]["target"] + rows[1]["target"], "the reasoning format is unknown to the base"
+
+
+@pytest.mark.parametrize(
+    ("clip", "targets", "message"),
+    [
+        (Clip("c7", labels=("happy",)), "slow", "clip c7: .*reasoning"),
+        (Clip("c7", reasoning="A smile."), "slow", "clip c7: .*labels"),
+        (Clip("c7", labels=("happy",), reasoning="A </think> tag."), "slow", "reasoning"),
+        (Clip("c7", meta={"broad_labels": ["happy"]}), "base", r"clip c7: .*meta\.description"),
+        (Clip("c7", meta={"description": "x"}), "base", r"clip c7: .*meta\.broad_labels"),
+        (Clip("c7"), "fast", "slow or base"),
+    ],
+)
+def test_a_clip_without_the_texts_that_a_stage_needs(omni, clip, targets, message):
+    with pytest.raises(UserError, match=message):
+        examples([clip], omni, targets)
+
+
+# --- gold -------------------------------------------------------------------------------------------------------------
+
+
+def test_gold_that_earns_no_full_reward_is_refused_with_the_count(corpus, tmp_path):
+    clips = [replace(clip, video=None, audio=None) for clip in read_manifest(corpus)]
+    for index, labels in ((1, ("zzqx",)), (3, None), (4, ("zzqx", "qzzx"))):
+        clips[index] = replace(clips[index], labels=labels)
+    write_manifest(tmp_path / "m.jsonl", clips)
+    with pytest.raises(UserError, match=r"3 of 6 rows have gold labels that earn no full reward \(first: clip-1\)"):
+        run_rl(recipe(RLRecipe, tmp_path / "m.jsonl", tmp_path, "model=unread"))
+
+
+def test_gold_with_one_word_that_no_wheel_knows_still_counts():
+    clips = [Clip(str(index), labels=(word, "zzqx")) for index, word in enumerate(WORDS)]
+    train._check_gold(clips, builtin())
+
+
+def test_rl_keeps_the_towers_frozen(corpus, tmp_path):
+    with pytest.raises(UserError, match="train_towers=true"):
+        run_rl(recipe(RLRecipe, corpus, tmp_path, "model=unread", "train_towers=true"))
+
+
+def test_an_unreadable_clip_stops_a_run_with_its_name(stages, corpus, tmp_path):
+    folder = shutil.copytree(corpus.parent, tmp_path / "corpus")
+    (folder / "3.mp4").write_bytes(b"no media")
+    with pytest.raises(UserError, match="clip clip-3: "):
+        run_sft(recipe(SFTRecipe, folder / "manifest.jsonl", tmp_path / "out", f"model={stages.base}"))
+
+
+# --- from the shell ---------------------------------------------------------------------------------------------------
+
+
+def test_rl_runs_through_accelerate(taught_folder, corpus, tmp_path):
+    """The launcher, the command line, a recipe of sections, and settings laid over it."""
+    (tmp_path / "r.yaml").write_text("common: {use_cpu: true, bf16: false, report_to: none}\nrl: {method: mer-r1}\n")
+    words = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}", *SETTINGS[RLRecipe]]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
+    command = [*launch, "-m", "mer_r1.cli", "rl", "--config", str(tmp_path / "r.yaml"), *words, *SIGNAL]
+    source = str(Path(train.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [*command, "--decode_workers", "0", "save_strategy=no", "logging_steps=1"],
+        env={**os.environ, "PYTHONPATH": source, "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"model: {tmp_path / 'out' / 'model'}" in done.stdout
+    assert "first rollout" in done.stderr
+    assert [line["step"] for line in lines(tmp_path / "out") if "loss" in line] == [1]
+    assert moved(weights(taught_folder), weights(tmp_path / "out" / "model")) == LANGUAGE
