@@ -56,7 +56,9 @@ def test_the_last_word_counts():
     assert read(SFTRecipe, "seed=1", "--seed", "2").seed == 2
 
 
-@pytest.mark.parametrize("text", ["1:30", "0:400", ":5", "10:", "2026-01-02", "007", "1e3", "yes", "[a]", "{b", "a: b", "null?"])
+@pytest.mark.parametrize(
+    "text", ["1:30", "0:400", ":5", "10:", "2026-01-02", "007", "1e3", "yes", "[a]", "{b", "a: b", "null?"]
+)
 def test_a_text_is_taken_as_it_is_written(text):
     """YAML would make 90 of 1:30, a date of 2026-01-02, 7 of 007, true of yes."""
     assert read(SFTRecipe, f"clips={text}").clips == text
@@ -66,9 +68,16 @@ def test_a_text_is_taken_as_it_is_written(text):
 def test_a_word_that_older_yaml_takes_for_a_truth_value(tmp_path):
     """`no` is a strategy of saving, and was False to YAML 1.1, which the trainer then refused."""
     assert read(SFTRecipe, "save_strategy=no").save_strategy == "no"
-    file = write(tmp_path / "r.yaml", "save_strategy: no\nclips: 10:30\nuse_cpu: yes\npush_to_hub: off\nlearning_rate: 2e-6")
+    file = write(
+        tmp_path / "r.yaml", "save_strategy: no\nclips: 10:30\nuse_cpu: yes\npush_to_hub: off\nlearning_rate: 2e-6"
+    )
     recipe = read(SFTRecipe, file=file)
-    assert (recipe.save_strategy, recipe.clips, recipe.push_to_hub, recipe.learning_rate) == ("no", "10:30", False, 2e-6)
+    assert (recipe.save_strategy, recipe.clips, recipe.push_to_hub, recipe.learning_rate) == (
+        "no",
+        "10:30",
+        False,
+        2e-6,
+    )
 
 
 @pytest.mark.parametrize("text", ["", "null", "~"])

@@ -165,7 +165,9 @@ def test_rollouts_of_a_group_differ(sampled):
     assert any(len({tuple(ids) for ids in group}) > 1 for group in groups)
 
 
-@pytest.mark.parametrize(("top_p", "allowed"), [(0.1, {0}), (0.5, {0}), (0.75, {0, 1}), (0.85, {0, 1, 2}), (1.0, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    ("top_p", "allowed"), [(0.1, {0}), (0.5, {0}), (0.75, {0, 1}), (0.85, {0, 1, 2}), (1.0, {0, 1, 2, 3})]
+)
 def test_the_nucleus_by_hand(top_p, allowed):
     # Probabilities 0.5, 0.3, 0.15, 0.05: the smallest set whose sum reaches top_p; 0.8 is not quite reached by float32.
     logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
@@ -228,9 +230,7 @@ def anchors_of(taught, sampled, row):
 
 
 def test_anchors_are_those_of_the_completions(taught, sampled):
-    expected = [
-        row for row in range(len(sampled.completion_ids)) for _ in anchors_of(taught, sampled, row)
-    ]
+    expected = [row for row in range(len(sampled.completion_ids)) for _ in anchors_of(taught, sampled, row)]
     assert sampled.anchor_rollout.tolist() == expected
     assert len(set(expected)) > len(sampled.completion_ids) // 2, "most rollouts answer"
     assert len(expected) > len(set(expected)), "some with several words"

@@ -22,7 +22,14 @@ from mer_r1.taxonomy import builtin
 from mer_r1.thinking import base_question, parse, question
 from mer_r1.train import examples, run_build, run_rl, run_sft, select_clips
 
-EVERYWHERE = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"]
+EVERYWHERE = [
+    "use_cpu=true",
+    "bf16=false",
+    "report_to=none",
+    "disable_tqdm=true",
+    "decode_workers=0",
+    "logging_steps=1",
+]
 TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, patch_size: 12, vision_size: 32, "
 TINY += "vision_layers: 1, audio_size: 32, audio_layers: 1}"
 SETTINGS = {
@@ -259,7 +266,9 @@ def test_paths_have_no_default(corpus, tmp_path):
 
 
 def test_slow_examples_are_the_reasoning_and_the_careful_answer(omni):
-    careful = Clip("a", subtitle="Hi.", labels=("happy", "sad"), reasoning="A smile.", meta={"careful_labels": ["happy"]})
+    careful = Clip(
+        "a", subtitle="Hi.", labels=("happy", "sad"), reasoning="A smile.", meta={"careful_labels": ["happy"]}
+    )
     (row,) = examples([careful], omni, "slow")
     assert row["clip_index"] == 0
     assert row["asked"] == question("Hi.", "short")
