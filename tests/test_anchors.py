@@ -219,7 +219,7 @@ COLLISIONS = {"plutchik": 280, "ekman": 228, "shaver": 250, "russell": 275, "ear
 
 
 def test_collisions_of_the_tiny_tokenizer(tokenizer: Any) -> None:
-    """Shown with -s. Qwen's own pre-tokeniser makes `>happy` one piece: hence the blank before each word of an answer."""
+    """Shown with -s. Qwen's pre-tokeniser makes `>happy` one piece: hence the blank before each word of an answer."""
     taxonomy = builtin()
     tokens, names = category_tokens(taxonomy, tokenizer)
     counts = {}

@@ -30,13 +30,18 @@ EVERYWHERE = [
     "decode_workers=0",
     "logging_steps=1",
 ]
-TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, patch_size: 12, vision_size: 32, "
-TINY += "vision_layers: 1, audio_size: 32, audio_layers: 1}"
+TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, "
+TINY += "patch_size: 12, vision_size: 32, vision_layers: 1, audio_size: 32, audio_layers: 1}"
 SETTINGS = {
     BuildRecipe: ["eyes_stills=0", "ears_steps=2", f"tiny={TINY}", "max_steps=3", "per_device_train_batch_size=4"],
     SFTRecipe: ["max_steps=2", "per_device_train_batch_size=3", "learning_rate=1e-3"],
-    RLRecipe: ["max_steps=2", "per_device_train_batch_size=4", "num_generations=2", "max_completion_length=12"]
-    + ["learning_rate=1e-3"],
+    RLRecipe: [
+        "max_steps=2",
+        "per_device_train_batch_size=4",
+        "num_generations=2",
+        "max_completion_length=12",
+        "learning_rate=1e-3",
+    ],
 }
 SIGNAL = ["max_steps=1", "per_device_train_batch_size=8", "num_generations=4", "max_completion_length=24"]
 """For a taught model: in two groups of four rollouts some answers are better than others."""
@@ -199,7 +204,7 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path):
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert choose("true") == str(tmp_path / "checkpoint-10"), "by number, not by name; the incomplete one is skipped"
     assert choose(str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")
-    with pytest.raises(UserError, match="no whole checkpoint at .*checkpoint-200"):
+    with pytest.raises(UserError, match=r"no whole checkpoint at .*checkpoint-200"):
         choose(str(tmp_path / "checkpoint-200"))
 
 

@@ -8,7 +8,7 @@ Source: METHOD.md, "category confidence" (authors' fork).
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -68,10 +68,18 @@ def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> lis
 
 def first_tokens(words: Sequence[str], tokenizer: Any) -> set[int]:
     """First token of each word, with and without a leading space, as is and capitalised."""
-    forms = {form for word in words for form in (word, word.capitalize())}
-    texts = sorted({prefix + form for form in forms for prefix in ("", " ")})
+    return set().union(*_beginnings(words, tokenizer).values())
+
+
+def _beginnings(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
+    # All words in one call of the tokenizer: a word stands on several wheels, and there are thousands.
+    spellings = {
+        word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")} for word in dict.fromkeys(words)
+    }
+    texts = sorted(set().union(*spellings.values()))
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    return {ids[0] for ids in encoded if ids}
+    first = {text: ids[0] for text, ids in zip(texts, encoded, strict=True) if ids}
+    return {word: {first[text] for text in forms if text in first} for word, forms in spellings.items()}
 
 
 def category_tokens(
@@ -98,12 +106,13 @@ def category_tokens(
             (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
             for wheel in taxonomy.wheels
         ]
+    begins = _beginnings((word for _, members in partitions for words in members.values() for word in words), tokenizer)
     names: list[tuple[str, str]] = []
     token_ids, category, partition = [], [], []
     for index, (partition_name, members) in enumerate(partitions):
         owner: dict[int, set[int]] = defaultdict(set)
         for name, words in members.items():
-            for token in first_tokens(list(words), tokenizer):
+            for token in set().union(*(begins[word] for word in words)):
                 owner[token].add(len(names))
             names.append((partition_name, name))
             partition.append(index)

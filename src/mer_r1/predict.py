@@ -61,19 +61,21 @@ def predict(
     get = tensors or (lambda clip: encode_clip(omni, clip))
     stamp = {"model": name, "seed": sampling.seed or 0, "versions": versions(), "commit": commit()}
     for start in range(0, len(clips), batch_size):
-        read, prompts, broken = [], [], []
-        for clip in clips[start : start + batch_size]:
-            try:
-                prompt = encode_prompt(omni, question(clip.subtitle, omni.settings.question), get(clip))
-            except UserError as error:
-                broken.append((clip, str(error)))
-                continue
-            read.append(clip)
-            prompts.append(prompt)
+        batch = clips[start : start + batch_size]
+        found = [_prompt_or_error(omni, clip, get) for clip in batch]
+        read = [clip for clip, prompt in zip(batch, found, strict=True) if not isinstance(prompt, str)]
+        prompts = [prompt for prompt in found if not isinstance(prompt, str)]
         for mode in modes:
-            yield from (_broken_record(clip, mode, error, stamp) for clip, error in broken)
-            if read:
-                yield from _predict_batch(omni, read, prompts, mode, taxonomy, sampling, (tokens, names), stamp)
+            answered = _predict_batch(omni, read, prompts, mode, taxonomy, sampling, (tokens, names), stamp)
+            for clip, prompt in zip(batch, found, strict=True):
+                yield _broken_record(clip, mode, prompt, stamp) if isinstance(prompt, str) else next(answered)
+
+
+def _prompt_or_error(omni: Omni, clip: Clip, get: Tensors) -> Prompt | str:
+    try:
+        return encode_prompt(omni, question(clip.subtitle, omni.settings.question), get(clip))
+    except UserError as error:
+        return str(error)
 
 
 def encode_clip(omni: Omni, clip: Clip) -> dict[str, Tensor]:
