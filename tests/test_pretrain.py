@@ -48,11 +48,12 @@ def test_a_mirror_swaps_sides_and_turns_angles_and_twice_is_once():
 
 @needs_scenes
 def test_a_mirrored_picture_shows_the_mirrored_smile():
-    from mer_r1.scenes.stills import TARGETS, draw_stills
+    from mer_r1.scenes.stills import PATTERNS, TARGETS, draw_stills
 
-    pictures, targets = draw_stills(8, seed=0, size=56, workers=1)
-    again, _ = draw_stills(8, seed=0, size=56, workers=1)
-    np.testing.assert_array_equal(pictures, again)
+    pictures, targets, patterns = draw_stills(8, seed=0, size=56, workers=1)
+    np.testing.assert_array_equal(pictures, draw_stills(8, seed=0, size=56, workers=1).pictures)
+    assert patterns.shape == (8,)
+    assert set(patterns) <= set(range(len(PATTERNS)))
     assert pictures.shape == (8, 56, 56, 3)
     assert targets.shape == (8, len(TARGETS))
     assert np.abs(targets).max() <= 2.0

@@ -30,10 +30,18 @@ EVERYWHERE = [
     "decode_workers=0",
     "logging_steps=1",
 ]
-TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, "
+TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, merge_size: 2, "
 TINY += "patch_size: 12, vision_size: 32, vision_layers: 1, audio_size: 32, audio_layers: 1}"
 SETTINGS = {
-    BuildRecipe: ["eyes_stills=0", "ears_steps=2", f"tiny={TINY}", "max_steps=3", "per_device_train_batch_size=4"],
+    BuildRecipe: [
+        "eyes_stills=0",
+        "ears_steps=2",
+        "remarks=8",
+        "reading_steps=2",
+        f"tiny={TINY}",
+        "max_steps=3",
+        "per_device_train_batch_size=4",
+    ],
     SFTRecipe: ["max_steps=2", "per_device_train_batch_size=3", "learning_rate=1e-3"],
     RLRecipe: [
         "max_steps=2",
@@ -289,8 +297,7 @@ def test_base_examples_are_a_description_and_a_broad_direct_answer(omni):
     assert [row["clip_index"] for row in rows] == [0, 0, 1, 1]
     assert [row["asked"] for row in rows[:2]] == [base_question("Hi.", "describe"), base_question("Hi.", "emotions")]
     assert rows[0]["target"] == "a wide smile"
-    assert "happy, calm" in rows[1]["target"]
-    assert "<think>" not in rows[0]["target"] + rows[1]["target"], "the reasoning format is unknown to the base"
+    assert rows[1]["target"] == "<think></think><answer> happy, calm </answer>", "the base knows no reasoning"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def first_tokens(words: Sequence[str], tokenizer: Any) -> set[int]:
 def _beginnings(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
     # All words in one call of the tokenizer: a word stands on several wheels, and there are thousands.
     spellings = {
-        word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")} for word in dict.fromkeys(words)
+        word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
+        for word in dict.fromkeys(words)
     }
     texts = sorted(set().union(*spellings.values()))
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

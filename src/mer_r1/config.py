@@ -82,6 +82,9 @@ class BuildRecipe(SFTRecipe):
         eyes_steps: steps of 64 stills.
         ears_steps: steps of 32 clips in which the audio tower learns to hear; 0 skips it.
         towers_learning_rate: peak learning rate of both.
+        remarks: scenes that are told instead of shown, to read of (`scenes.remarks`).
+        muon_learning_rate: of the language model's matrices in the base stage (`muon`); 0 leaves all to `optim`.
+        reading_steps: steps of 32 remarks in which the language model reads before it meets clips; 0 skips it.
     """
 
     targets: str = "base"
@@ -89,6 +92,9 @@ class BuildRecipe(SFTRecipe):
     eyes_steps: int = 1000
     ears_steps: int = 300
     towers_learning_rate: float = 1e-3
+    remarks: int = 12000
+    reading_steps: int = 500
+    muon_learning_rate: float = 0.02
     tiny: dict[str, Any] | None = None
 
 

@@ -209,10 +209,10 @@ class TinyConfig:
     intermediate_size: int = 512
     frame_size: int = 84
     num_frames: int = 4
-    patch_size: int = 14
-    merge_size: int = 2
-    vision_size: int = 128
-    vision_layers: int = 3
+    patch_size: int = 7
+    merge_size: int = 4
+    vision_size: int = 80
+    vision_layers: int = 2
     audio_size: int = 128
     audio_layers: int = 2
     num_mel_bins: int = 64

@@ -75,24 +75,24 @@ def question(subtitle: str | None, style: Literal["full", "short"] = "full") -> 
     """
     if style not in ("full", "short"):
         raise UserError(f"style: expected 'full' or 'short', got {style!r}")
-    return (FULL_QUESTION if style == "full" else SHORT_QUESTION).format(subtitle=_subtitle_sentence(subtitle))
+    return (FULL_QUESTION if style == "full" else SHORT_QUESTION).format(subtitle=subtitle_sentence(subtitle))
 
 
-def base_question(subtitle: str | None, task: Literal["describe", "emotions"]) -> str:
+def base_question(subtitle: str | None, task: Literal["describe", "emotions"], told: str = "") -> str:
     """The question of the tiny model's base stage, which knows no reasoning format yet.
 
     Args:
         subtitle: What is said in the clip.
         task: "describe" asks what is seen and heard, "emotions" for emotion words alone.
+        told: What is seen and heard, where it is told instead of shown.
 
     Raises:
         UserError: Unknown task.
     """
     if task not in ("describe", "emotions"):
         raise UserError(f"task: expected 'describe' or 'emotions', got {task!r}")
-    return (DESCRIBE_QUESTION if task == "describe" else EMOTIONS_QUESTION).format(
-        subtitle=_subtitle_sentence(subtitle)
-    )
+    known = f"{subtitle_sentence(subtitle)} {told}".strip()
+    return (DESCRIBE_QUESTION if task == "describe" else EMOTIONS_QUESTION).format(subtitle=known)
 
 
 def prefill(mode: ThinkingMode) -> str:
@@ -150,7 +150,7 @@ def answer_word_spans(completion: str) -> list[tuple[int, int]]:
     return list(_label_spans(completion, *_answer_range(completion, list(_TAG.finditer(completion)))))
 
 
-def _subtitle_sentence(subtitle: str | None) -> str:
+def subtitle_sentence(subtitle: str | None) -> str:
     """The subtitle in quotes, as one line that can hold neither tags nor a chat template's special tokens."""
     text = " ".join((subtitle or "").split())
     if not text:

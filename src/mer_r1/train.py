@@ -7,11 +7,15 @@ Each stage starts from a saved checkpoint, leaves its own checkpoints in ``outpu
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
@@ -24,7 +28,8 @@ from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import Prompt, collate, encode_prompt
 from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
-from mer_r1.pretrain import train_ears, train_eyes
+from mer_r1.muon import MuonAdamW
+from mer_r1.pretrain import train_ears, train_eyes, train_reading
 from mer_r1.rewards import gold_earns_full_reward
 from mer_r1.thinking import base_question, format_completion, question
 from mer_r1.trainer import MERR1Trainer, MERSFTTrainer
@@ -33,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 Callbacks = Sequence[TrainerCallback]
 
+NO_CLIP = -1
+"""The clip index of a row without a clip."""
 LANGUAGE_MODEL_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """LoRA goes to the language model only; "all-linear" would silently adapt the towers too."""
 
@@ -144,8 +151,8 @@ def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, 
             if missing:
                 raise UserError(f"clip {clip.id}: the base stage needs meta.{sorted(missing)[0]}")
             described = clip.meta["description"]
-            # A direct answer in the answer's own form: what fast thinking triggers later.
-            broad = format_completion("", clip.meta["broad_labels"]).removeprefix("<think></think>")
+            # A direct answer behind an empty think, as models that can do both give it: what fast thinking triggers.
+            broad = format_completion("", clip.meta["broad_labels"])
             asked = base_question(clip.subtitle, "describe"), base_question(clip.subtitle, "emotions")
             rows.append({"clip_index": index, "asked": asked[0], "target": described})
             rows.append({"clip_index": index, "asked": asked[1], "target": broad})
@@ -173,17 +180,61 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     if (folder / SETTINGS_FILE).is_file():
         return load(folder)
     omni = tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
-    workers, rate, seed = recipe.decode_workers, recipe.towers_learning_rate, recipe.seed
-    if recipe.eyes_stills:
-        seen = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, seed, workers, progress)
-        logger.info("eyes: mean squared error %.3f of the targets' variance", seen)
-    if recipe.ears_steps:
-        cache = FeatureCache(omni, _features_folder(recipe), towers=False)
-        cache.build(clips, workers=workers, progress=progress)
-        heard = train_ears(omni, cache, clips, recipe.ears_steps, 2 * rate, seed, progress)
-        logger.info("ears: cross-entropy %.3f per word", heard)
+    rate, seed = recipe.towers_learning_rate, recipe.seed
+    blank = folder.with_name("untrained")
+    omni.save(blank)
+    # Small matrices gain nothing from a second thread: the eyes learn in one process while the ears learn in another.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        eyes = pool.submit(_learn_to_see, blank, recipe) if recipe.eyes_stills else None
+        if recipe.ears_steps:
+            cache = FeatureCache(omni, _features_folder(recipe), towers=False)
+            cache.build(clips, workers=1 if eyes else recipe.decode_workers, progress=progress)
+            with _half_the_cores():
+                heard = train_ears(omni, cache, clips, recipe.ears_steps, 2 * rate, seed, progress)
+            logger.info("ears: cross-entropy %.3f per word", heard)
+        if recipe.reading_steps:
+            with _half_the_cores():
+                texts = [(row["asked"], row["target"]) for row in _told(recipe.remarks, seed)]
+                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, seed, progress)
+            logger.info("reading: cross-entropy %.3f per token", read)
+        if eyes:
+            weights, seen = eyes.result()
+            omni.model.model.visual.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+            logger.info("eyes: loss %.3f", seen)
     omni.save(folder)
     return omni
+
+
+def _told(count: int, seed: int) -> list[dict[str, Any]]:
+    # Rows like those of `examples`, of scenes that are told and not shown.
+    from mer_r1.scenes.remarks import draw_remarks  # the corpus is an extra
+
+    return [
+        {
+            "clip_index": NO_CLIP,
+            "asked": base_question(remark.subtitle, "emotions", remark.description),
+            "target": format_completion("", remark.broad_labels),
+        }
+        for remark in draw_remarks(count, seed)
+    ]
+
+
+def _learn_to_see(folder: Path, recipe: BuildRecipe) -> tuple[dict[str, Any], float]:
+    omni = load(folder)
+    with _half_the_cores():
+        rate, workers = recipe.towers_learning_rate, recipe.decode_workers
+        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, workers)
+    return {name: value.numpy() for name, value in omni.model.model.visual.state_dict().items()}, loss
+
+
+@contextmanager
+def _half_the_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _supervise(
@@ -193,21 +244,36 @@ def _supervise(
     cache = _cache(recipe, omni, clips, progress)
     recipe.dataset_kwargs = {**(recipe.dataset_kwargs or {}), "skip_prepare_dataset": True}
 
+    @lru_cache(maxsize=8192)
+    def prompt_of(index: int, asked: str) -> Prompt:
+        return encode_prompt(omni, asked, {} if index == NO_CLIP else cache.get(clips[index]))
+
     def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        found = [encode_prompt(omni, row["asked"], cache.get(clips[row["clip_index"]])) for row in rows]
+        found = [prompt_of(row["clip_index"], row["asked"]) for row in rows]
         targets = [[*omni.tokenizer(row["target"])["input_ids"], omni.tokenizer.eos_token_id] for row in rows]
         return collate(found, targets, omni.tokenizer.pad_token_id)
 
+    rows = examples(clips, omni, recipe.targets)
+    if isinstance(recipe, BuildRecipe) and recipe.reading_steps:
+        rows += _told(min(recipe.remarks, len(clips)), recipe.seed)  # so that what was read is not forgotten
     trainer = MERSFTTrainer(
         omni,
+        optimizers=(_muon(recipe, omni), None),
         model=omni.model,
         args=recipe,
-        train_dataset=Dataset.from_list(examples(clips, omni, recipe.targets)),
+        train_dataset=Dataset.from_list(rows),
         data_collator=batch,
         peft_config=_lora(recipe),
         callbacks=[LogFile(recipe.output_dir), *callbacks],
     )
     return _run(trainer, recipe, omni)
+
+
+def _muon(recipe: SFTRecipe, omni: Omni) -> MuonAdamW | None:
+    if not isinstance(recipe, BuildRecipe) or not recipe.muon_learning_rate:
+        return None
+    named = [(name, parameter) for name, parameter in omni.model.named_parameters() if parameter.requires_grad]
+    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate)
 
 
 def _run(trainer: Any, recipe: Any, omni: Omni) -> Path:
@@ -276,7 +342,7 @@ def _texts(clips: list[Clip]) -> Iterable[str]:
         yield base_question(clip.subtitle, "describe")
         yield base_question(clip.subtitle, "emotions")
         yield str(clip.meta.get("description", ""))
-        yield ", ".join(["<answer>", *clip.meta.get("broad_labels", ())])
+        yield format_completion("", clip.meta.get("broad_labels") or ("calm",))
 
 
 def _required(value: str | None, name: str) -> str:

@@ -1,18 +1,36 @@
 """Faces that act: a real head mesh, 52 facial actions, an identity, a light, a camera -> frames.
 
-Identity is applied once per clip, actions once per frame. Blush is colour, tears are wet
-streaks that run down, gaze turns the irises. The same input gives the same frame, bit by bit.
+Identity is applied once a clip: shape, hair, paint. Actions are applied once a frame as sparse shifts of vertices, and
+folds of the skin, blush and tears are painted over; then the head turns, is lit, and is drawn (`raster`). The same
+input gives the same frames, bit by bit. Angles are in degrees, lengths in decimetres, left is the person's left.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mer_r1.scenes.head import SHAPES, Array, Head, load_head
-from mer_r1.scenes.raster import develop, draw, normals, shade
+from mer_r1.errors import UserError
+from mer_r1.scenes import looks, paint, raster
+from mer_r1.scenes.head import (
+    CLOTH,
+    HAIR,
+    LEFT_EYE,
+    MIXED,
+    MOUTH,
+    RIGHT_EYE,
+    SKIN,
+    TEETH,
+    TONGUE,
+    Array,
+    Head,
+    Index,
+    load_head,
+)
+from mer_r1.scenes.looks import Framing, Identity, sample_framing, sample_identity
+
+__all__ = ["ACTIONS", "FaceRenderer", "Framing", "Identity", "Pose", "sample_framing", "sample_identity"]
 
 _BOTH_SIDES = (
     *("browDown", "browOuterUp", "cheekSquint", "eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp"),
@@ -29,66 +47,49 @@ ACTIONS: tuple[str, ...] = tuple(
 """The ARKit actions of the head, sorted."""
 
 GAIN = {
-    "brow": 2.2,
-    "eyeWide": 2.2,
+    "browDown": 1.4,
+    "browInnerUp": 2.3,
+    "browOuterUp": 1.35,
+    "cheek": 1.2,
+    "eyeSquint": 1.4,
+    "eyeWide": 1.9,
+    "mouthFrown": 1.7,
+    "mouthLowerDown": 1.3,
+    "mouthPress": 1.3,
+    "mouthStretch": 1.6,
+    "mouthUpperUp": 1.5,
     "noseSneer": 1.6,
-    "mouthFrown": 1.5,
-    "mouthStretch": 1.3,
-    "mouthPress": 1.4,
-    "cheek": 1.4,
 }
-"""Actions that are faint at 128 pixels are acted out more strongly (by prefix); the others are as the mesh has them."""
-SKINS = ((236, 196, 172), (222, 178, 148), (198, 150, 116), (164, 114, 82), (122, 82, 58), (92, 62, 46))
-HAIRS = ((28, 22, 20), (58, 38, 26), (98, 66, 40), (150, 112, 66), (120, 52, 30), (128, 126, 124), (70, 64, 62))
-IRISES = ((70, 44, 28), (96, 66, 36), (64, 92, 120), (70, 104, 76), (54, 60, 70))
+"""Actions that are faint at 128 pixels are acted out more strongly, by prefix; the others as the mesh has them."""
 FACE_HEIGHT = 2.35
-"""Chin to crown in decimetres, about."""
-_ENDS = (np.argmax, lambda heights: int(np.argmin(np.abs(heights - 6.14))))
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who is seen: shape weights and colours (RGB, 0..255); `hair_volume` in decimetres."""
-
-    shapes: Mapping[str, float]
-    skin: tuple[int, int, int]
-    hair: tuple[int, int, int]
-    iris: tuple[int, int, int]
-    cloth: tuple[int, int, int]
-    lip_red: float
-    hair_volume: float
-
-
-@dataclass(frozen=True)
-class Framing:
-    """How somebody is seen, constant over a clip.
-
-    Attributes:
-        light: direction to the key light, not normalised.
-        ambient: share of light that comes from everywhere, 0..1.
-        warmth: colour temperature, -1 (blue) .. 1 (yellow).
-        exposure: factor.
-        height: share of the frame's height that the head takes.
-        offset: shift of the head in shares of the frame, right and down.
-        turn: degrees that the camera stands to the side, above, and is tilted.
-        background: four corner colours, and blobs (x, y, radius, r, g, b).
-        noise: standard deviation of sensor noise, grey levels.
-    """
-
-    light: tuple[float, float, float]
-    ambient: float
-    warmth: float
-    exposure: float
-    height: float
-    offset: tuple[float, float]
-    turn: tuple[float, float, float]
-    background: tuple[tuple[float, ...], ...]
-    noise: float
+"""Chin to crown of every head, so that `Framing.height` means the same for all."""
+GAZE_ACROSS, GAZE_UP, GAZE_DOWN = 27.0, 15.0, 21.0
+"""Degrees that the eyes turn for a gaze of 1."""
+CAMERA_DISTANCE = 14.0
+NECK, PIVOT = (0.0, 6.1, 0.35), (0.0, 7.15, 0.6)
+"""Where the head turns, and what the camera turns about."""
+DEEPEST_FOLD = 0.42
+BLUSH = np.array([1.22, 0.62, 0.62], dtype=np.float32)
+"""Colour of a full blush, relative to the skin."""
+WATER = np.array([246.0, 250.0, 255.0], dtype=np.float32)
+TEARS_TO_FLOW = 8.0
+"""Summed tears of so many frames have run down to the chin."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """One frame of acting: head angles in degrees (left, down, tilt), gaze -1..1 (left, up), actions 0..1.2."""
+    """One frame of acting.
+
+    Attributes:
+        yaw: head turned to the person's left, degrees.
+        pitch: head bowed, degrees.
+        roll: head tilted to the person's right, degrees.
+        gaze_x: eyes to the person's left, -1..1.
+        gaze_y: eyes up, -1..1; the lids follow.
+        actions: ARKit action -> strength, 0..1.2.
+        blush: 0..1.
+        tears: 0..1; they run down while this stays above zero.
+    """
 
     yaw: float = 0.0
     pitch: float = 0.0
@@ -100,53 +101,19 @@ class Pose:
     tears: float = 0.0
 
 
-def sample_identity(rng: np.random.Generator) -> Identity:
-    """Draw somebody: a mixture of two origins, sex, age, and features of their own."""
-    origins = rng.permutation(["african", "asian", "caucasian"])[:2]
-    share, sex, age = rng.beta(0.6, 0.6), rng.choice(["female", "male"]), rng.beta(1.0, 2.5)
-    shapes: dict[str, float] = {}
-    for origin, part in zip(origins, (share, 1 - share), strict=True):
-        for stage, weight in (("young", 1 - age), ("old", age)):
-            shapes[f"macrodetails/{origin}-{sex}-{stage}"] = float(part * weight)
-    for name in SHAPES:
-        if not name.startswith("macrodetails") and rng.random() < 0.4:
-            shapes[name] = float(rng.uniform(0.1, 0.75))
-    dark = {"african": 4.2, "asian": 1.6, "caucasian": 0.6}
-    tone = share * dark[origins[0]] + (1 - share) * dark[origins[1]] + rng.normal(0, 0.5)
-    tone = float(np.clip(tone, 0, len(SKINS) - 1.001))
-    skin = np.array(SKINS[int(tone)]) * (1 - tone % 1) + np.array(SKINS[int(tone) + 1]) * (tone % 1)
-    grey = age > 0.55 and rng.random() < 0.6
-    hair = HAIRS[5] if grey else HAIRS[rng.choice(len(HAIRS), p=[0.3, 0.25, 0.15, 0.1, 0.07, 0.03, 0.1])]
-    return Identity(
-        shapes=shapes,
-        skin=_rgb(skin + rng.normal(0, 4, 3)),
-        hair=_rgb(np.array(hair) + rng.normal(0, 5, 3)),
-        iris=IRISES[0] if tone > 2.5 else IRISES[rng.integers(len(IRISES))],
-        cloth=_rgb(rng.uniform(30, 220, 3)),
-        lip_red=float(rng.uniform(0.35, 0.8) if sex == "female" else rng.uniform(0.2, 0.45)),
-        hair_volume=float(rng.uniform(0.02, 0.16)),
-    )
+@dataclass(frozen=True)
+class _Figure:
+    """A head with its hair, in the shape of one identity. See `raster.shade` for the last six."""
 
-
-def sample_framing(rng: np.random.Generator) -> Framing:
-    """Draw light, camera and background."""
-    base = rng.uniform(60, 180) + rng.normal(0, 14, 3)
-    corners = [tuple(np.clip(base + rng.normal(0, 16, 3), 0, 255)) for _ in range(4)]
-    blobs = [
-        (*rng.uniform(0, 1, 2), rng.uniform(0.08, 0.35), *np.clip(base + rng.normal(0, 30, 3), 0, 255))
-        for _ in range(rng.integers(2, 7))
-    ]
-    return Framing(
-        light=(float(rng.normal(0, 0.45)), float(rng.uniform(0.1, 0.7)), 1.0),
-        ambient=float(rng.uniform(0.38, 0.55)),
-        warmth=float(rng.uniform(-0.6, 0.8)),
-        exposure=float(rng.uniform(0.85, 1.15)),
-        height=float(rng.uniform(0.76, 0.88)),
-        offset=(float(rng.normal(0, 0.015)), float(rng.normal(0.0, 0.012))),
-        turn=(float(rng.normal(0, 4)), float(rng.normal(0, 2)), float(rng.normal(0, 1.5))),
-        background=tuple(tuple(float(value) for value in row) for row in [*corners, *blobs]),
-        noise=float(rng.uniform(0.5, 3.0)),
-    )
+    vertices: Array
+    free: Array  # (V,) how far a vertex follows the head's turns; the shoulders do not
+    triangles: Index
+    material: npt.NDArray[np.int8]
+    at: Array
+    fields: Array
+    face: Array
+    palette: Array
+    strands: Array
 
 
 class FaceRenderer:
@@ -154,11 +121,23 @@ class FaceRenderer:
 
     Args:
         size: side of a frame in pixels.
+
+    Raises:
+        UserError: if the package `anny` is missing, or the size is not a positive number.
     """
 
     def __init__(self, size: int = 128) -> None:
+        if size < 1:
+            raise UserError(f"size of a face's frames: {size}, expected a positive number of pixels")
         self.size = size
         self.head = load_head()
+        self._on = {kind: _vertices_of(self.head, kind) for kind in range(10)}
+        self._masks, self._boxes = paint.transient_masks()
+        # Reused by every frame: fresh memory would cost more than drawing into it.
+        self._image = np.empty((size, size, 3), dtype=np.float32)
+        self._seen = np.empty((2 * size, 2 * size), dtype=np.int32)
+        self._face = np.empty((paint.MAP_SIDE, paint.MAP_SIDE, 3), dtype=np.float32)
+        self._place = np.zeros((2 * size, 2 * size, 3), dtype=np.float32)
 
     def render(
         self, identity: Identity, framing: Framing, poses: Sequence[Pose], rng: np.random.Generator
@@ -173,127 +152,175 @@ class FaceRenderer:
 
         Returns:
             (F, size, size, 3) uint8 RGB.
+
+        Raises:
+            UserError: if there are no poses, or one names an unknown action.
         """
-        rest, looks = self._rest(identity)
-        skin = _skin(self.head.areas, identity)
-        background = _background(framing, 2 * self.size)
-        wet = np.cumsum([pose.tears for pose in poses]) / 8.0
-        noise = rng.standard_normal((len(poses), self.size, self.size), dtype=np.float32) * np.float32(framing.noise)
-        tint = np.array([1 + 0.09 * framing.warmth, 1.0, 1 - 0.11 * framing.warmth], dtype=np.float32)
-        tint *= np.float32(framing.exposure)
+        if not poses:
+            raise UserError("a clip of a face needs at least one pose, got none")
+        figure = self._figure(identity)
+        background = looks.room(framing, self.size)
+        wet = np.minimum(np.cumsum([pose.tears for pose in poses]) / TEARS_TO_FLOW, 1.0)
+        tint = np.array([1 + 0.08 * framing.warmth, 1.0, 1 - 0.1 * framing.warmth]) * framing.exposure
         frames = np.empty((len(poses), self.size, self.size, 3), dtype=np.uint8)
-        for frame, pose, run, grain in zip(frames, poses, wet, noise, strict=True):
-            colours = _flushed(skin, self.head, pose, float(run))
-            develop(self._frame(identity, framing, pose, rest, looks, colours, background), tint, grain, frame)
+        for pose, run, frame in zip(poses, wet, frames, strict=True):
+            self._image[:] = background
+            self._draw(figure, framing, pose, float(run))
+            noise = rng.standard_normal((self.size, self.size), dtype=np.float32) * np.float32(framing.noise)
+            raster.develop(self._image, noise, tint.astype(np.float32), frame)
         return frames
 
-    def _rest(self, identity: Identity) -> tuple[Array, Array]:
-        vertices = self.head.vertices.copy()
-        for name, weight in identity.shapes.items():
-            index, shifts = self.head.shapes[name]
-            vertices[index] += np.float32(weight) * shifts
-        # Age and sex change the body's height: bring the eyes back to where the base mesh has them, at the same size.
-        eyes = [np.unique(self.head.triangles[self.head.material == which]) for which in (1, 2)]
-        centres = np.stack([vertices[eye].mean(axis=0) for eye in eyes])
-        crown, chin = (
-            vertices[find(self.head.vertices[:, 1] * (np.abs(self.head.vertices[:, 0]) < 0.1))] for find in _ENDS
-        )
-        size = np.float32(FACE_HEIGHT / max(float(crown[1] - chin[1]), 0.5))
-        middle = self.head.eye_centres.mean(axis=0)
-        vertices = (vertices - centres.mean(axis=0)) * size + middle
-        centres = (centres - centres.mean(axis=0)) * size + middle
-        outward = normals(vertices, self.head.triangles)
-        vertices += outward * (self.head.areas["hair"] * np.float32(identity.hair_volume))[:, None]
-        return vertices.astype(np.float32), _eye_directions(vertices, centres)
-
-    def _frame(
-        self,
-        identity: Identity,
-        framing: Framing,
-        pose: Pose,
-        rest: Array,
-        looks: Array,
-        colours: Array,
-        background: Array,
-    ) -> Array:
+    def _figure(self, identity: Identity) -> _Figure:
         head = self.head
-        vertices = rest.copy()
-        for name, weight in {**_looking(pose), **pose.actions}.items():
-            index, shifts = head.actions[name]
-            vertices[index] += np.float32(weight * _gain(name)) * shifts
-        neck = np.array([0.0, 6.1, 0.35], dtype=np.float32)
-        free = np.clip((rest[:, 1:2] - 5.6) / 0.9, 0, 1)
-        turned = (vertices - neck) @ _rotation(pose.yaw, pose.pitch, pose.roll).T + neck
-        moved = vertices + free * (turned - vertices)
-        camera = _rotation(*framing.turn)
-        pivot = np.array([0.0, 7.15, 0.6], dtype=np.float32)
-        seen = (moved - pivot) @ camera.T
-        side = 2 * self.size
-        scale = framing.height * side / FACE_HEIGHT
-        depth = 1.0 / (1.0 - seen[:, 2:3] / 14.0)
-        screen = np.empty((len(seen), 3), dtype=np.float32)
-        screen[:, 0] = seen[:, 0] * scale * depth[:, 0] + side * (0.5 + framing.offset[0])
-        screen[:, 1] = -seen[:, 1] * scale * depth[:, 0] + side * (0.52 + framing.offset[1])
-        screen[:, 2] = seen[:, 2]
-        light = np.array(framing.light) / np.linalg.norm(framing.light)
-        lit = shade(normals(seen, head.triangles), light.astype(np.float32), framing.ambient)
-        gaze = _rotation(24 * pose.gaze_x, -18 * pose.gaze_y, 0.0)[:, 2]
-        image = background.copy()
-        draw(
-            screen, head.triangles, head.material, colours, lit, looks, gaze, np.array(identity.iris, np.float32), image
+        vertices = self._shaped(identity)
+        hair_field = looks.hair_field(head.vertices, identity)
+        fields = np.stack([head.lips, hair_field, looks.cloth_field(head.vertices, identity)], axis=1)
+        on_head = self._on[SKIN]
+        for kind in (TEETH, TONGUE, MOUTH):  # the deeper in the mouth, the darker
+            inside = np.setdiff1d(self._on[kind], on_head)
+            fields[inside, 0] = np.clip((head.vertices[inside, 2] - 0.85) / 0.55, 0.12, 1.0)
+        off = np.zeros(len(vertices), dtype=np.float32)
+        grown = np.clip(hair_field[on_head] / 0.22, 0, 1) ** 0.8
+        off[on_head] = identity.hair_volume * grown + 0.035 * (fields[on_head, 2] > 0)
+        vertices += raster.vertex_normals(vertices, head.triangles) * off[:, None]
+        sheet, sheet_triangles = looks.curtain(vertices[on_head][hair_field[on_head] > 0.1], identity)
+        around = np.concatenate([vertices, sheet])
+        free = np.clip((np.concatenate([head.vertices, sheet])[:, 1] - 5.6) / 0.9, 0, 1)
+        at = np.zeros((len(around), 3), dtype=np.float32)
+        at[: len(vertices), :2] = paint.map_places(head.vertices)
+        at[:, 2] = (np.arctan2(around[:, 0], around[:, 2] - 0.35) / (2 * np.pi) + 0.5) * 3 * raster.STRANDS
+        for kind in (LEFT_EYE, RIGHT_EYE):
+            eye = self._on[kind]
+            at[eye] = vertices[eye] - (vertices[eye].max(axis=0) + vertices[eye].min(axis=0)) / 2
+        lips = np.array(identity.skin) * (1 - identity.lip_red) * 0.8 + np.array([178, 62, 72]) * identity.lip_red
+        night, day = (0.97, 0.99, 1.04), (1.03, 1.0, 0.95)  # light from everywhere is cooler than the key light
+        strands = np.random.default_rng(identity.blotches + 1).uniform(0.72, 1.18, raster.STRANDS)
+        return _Figure(
+            vertices=around.astype(np.float32),
+            free=free.astype(np.float32),
+            triangles=np.concatenate([head.triangles, sheet_triangles + len(vertices)]),
+            material=np.concatenate([_materials(head, fields), np.full(len(sheet_triangles), HAIR, dtype=np.int8)]),
+            at=at,
+            fields=np.concatenate([fields, np.zeros((len(sheet), 3))]).astype(np.float32),
+            face=paint.paint(identity),
+            palette=np.array([lips, identity.hair, identity.cloth, identity.iris, night, day], dtype=np.float32),
+            strands=strands.astype(np.float32),
         )
-        return image
+
+    def _shaped(self, identity: Identity) -> Array:
+        """The identity's vertices, with the eyes where the base mesh has them and a head of `FACE_HEIGHT`."""
+        head = self.head
+        vertices = head.vertices.copy()
+        for name, weight in identity.shapes.items():
+            raster.shift(vertices, *head.shapes[name], weight)
+        eyes = np.concatenate([self._on[LEFT_EYE], self._on[RIGHT_EYE]])
+        middle, usual = vertices[eyes].mean(axis=0), head.vertices[eyes].mean(axis=0)
+        scale = np.float32(FACE_HEIGHT / (vertices[head.crown, 1] - vertices[head.chin, 1]))
+        vertices = (vertices - middle) * scale + usual
+        # Shapes of the mouth do not always move what is in it: keep teeth and tongue well behind the lips.
+        for kind, (across, up, forward) in ((TEETH, (0.92, 0.0, -0.01)), (TONGUE, (0.85, -0.1, -0.08))):
+            vertices[self._on[kind]] = vertices[self._on[kind]] * (across, 1.0, 1.0) + (0.0, up, forward)
+        return vertices.astype(np.float32)
+
+    def _draw(self, figure: _Figure, framing: Framing, pose: Pose, wet: float) -> None:
+        vertices = figure.vertices.copy()
+        for name, strength in {**_looking(pose), **pose.actions}.items():
+            if name not in self.head.actions:
+                raise UserError(
+                    f"unknown facial action {name!r} in a pose: expected one of mer_r1.scenes.faces.ACTIONS"
+                )
+            raster.shift(vertices, *self.head.actions[name], strength * _gain(name))
+        turned, camera = _rotation(pose.yaw, pose.pitch, pose.roll), _rotation(*framing.turn)
+        raster.turn(vertices, figure.free, turned, np.array(NECK, dtype=np.float32))
+        raster.look(vertices, camera, np.array(PIVOT, dtype=np.float32))
+        light = np.array(framing.light, dtype=np.float32) / np.float32(np.linalg.norm(framing.light))
+        lit = raster.light_vertices(raster.vertex_normals(vertices, figure.triangles), light, framing.ambient)
+        side = 2 * self.size
+        right, down = side * (0.5 + framing.offset[0]), side * (0.52 + framing.offset[1])
+        raster.project(vertices, CAMERA_DISTANCE, framing.height * side / FACE_HEIGHT, right, down)
+        raster.cover(vertices, figure.triangles, figure.material, self._seen, self._place)
+        self._paint(figure.face, pose, wet)
+        raster.shade(
+            self._seen, self._place, figure.triangles, figure.material, lit, figure.at, figure.fields,
+            self._face, figure.palette, figure.strands, _gaze(pose), _glint(light, camera @ turned), self._image,
+        )  # fmt: skip
+
+    def _paint(self, face: Array, pose: Pose, wet: float) -> None:
+        """The face's map with this frame's folds, blush and tears; they have run as far as `wet`, 0..1."""
+        self._face[:] = face
+        for name, depth in _folds(pose.actions).items():
+            if depth > 0:
+                raster.fold(self._face, self._masks[name], self._boxes[name], DEEPEST_FOLD * min(depth, 1.0))
+        if pose.blush > 0:
+            flush = BLUSH * face[paint.MAP_SIDE // 2, paint.MAP_SIDE // 2]
+            raster.tinge(self._face, self._masks["cheeks"], self._boxes["cheeks"], flush, 0.85 * min(pose.blush, 1.0))
+        if pose.tears > 0:
+            reached = self._boxes["streaks"].copy()
+            reached[1] = min(reached[1], reached[0] + 1 + int(wet * (reached[1] - reached[0])))
+            for name, box in (("lids", self._boxes["lids"]), ("streaks", reached)):
+                raster.tinge(self._face, self._masks[name], box, WATER, 0.62 * min(pose.tears, 1.0))
+
+
+def _vertices_of(head: Head, kind: int) -> Index:
+    return np.unique(head.triangles[head.material == kind])
+
+
+def _materials(head: Head, fields: Array) -> npt.NDArray[np.int8]:
+    """Material of each triangle, with its fields known: all hair, all cloth, or skin with an edge in it."""
+    material = head.material.astype(np.int8)
+    corners = fields[head.triangles]
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    skin = head.material == SKIN
+    material[skin & ((high[:, 0] > 0.2) | (high[:, 1] > -0.03) | (high[:, 2] > -0.02))] = MIXED
+    material[skin & (low[:, 1] > 0.03)] = HAIR
+    material[skin & (low[:, 2] > 0.02)] = CLOTH
+    return material
 
 
 def _looking(pose: Pose) -> dict[str, float]:
-    # Lids follow the eyes: looking down half closes them.
+    """Lids follow the eyes: looking down half closes them."""
     down, up = max(-pose.gaze_y, 0.0), max(pose.gaze_y, 0.0)
-    sides = ("Left", "Right")
-    return {f"eyeLookDown{side}": down for side in sides} | {f"eyeLookUp{side}": up for side in sides}
+    looking = {"eyeLookDown": down, "eyeLookUp": up}
+    return {f"{name}{side}": value for name, value in looking.items() if value for side in ("Left", "Right")}
+
+
+def _gaze(pose: Pose) -> Array:
+    """Where the left and the right eye look, (2, 3) unit vectors in the head's frame."""
+    directions = []
+    for side, outward in (("Left", 1.0), ("Right", -1.0)):
+        out, inward, up, down = (pose.actions.get(f"eyeLook{way}{side}", 0.0) for way in ("Out", "In", "Up", "Down"))
+        across = pose.gaze_x + outward * (out - inward)
+        height = pose.gaze_y + up - down
+        tilt = -(GAZE_UP if height > 0 else GAZE_DOWN) * height
+        directions.append(_rotation(GAZE_ACROSS * across, tilt, 0.0)[:, 2])
+    return np.stack(directions).astype(np.float32)
+
+
+def _glint(light: Array, head_to_camera: Array) -> Array:
+    """Where an eye shows the light's reflection, (3,) unit vector in the head's frame: between light and viewer."""
+    direction = np.array([0.35 * light[0] - 0.06, 0.35 * light[1] + 0.06, 1.0]) @ head_to_camera
+    return (direction / np.linalg.norm(direction)).astype(np.float32)
+
+
+def _folds(actions: Mapping[str, float]) -> dict[str, float]:
+    """How deep the skin folds at each place, about 0..1."""
+
+    def strongest(*names: str) -> float:
+        return max(actions.get(name, 0.0) for name in names)
+
+    folds = {
+        "furrow": 0.5 * (actions.get("browDownLeft", 0.0) + actions.get("browDownRight", 0.0)),
+        "forehead": 0.6 * strongest("browInnerUp", "browOuterUpLeft", "browOuterUpRight"),
+    }
+    for side in ("Left", "Right"):
+        sneer = strongest(f"noseSneer{side}")
+        folds[f"nose{side}"] = 0.7 * sneer
+        folds[f"fold{side}"] = max(0.6 * strongest(f"mouthSmile{side}"), 0.4 * sneer)
+    return folds
 
 
 def _gain(action: str) -> float:
     return next((gain for prefix, gain in GAIN.items() if action.startswith(prefix)), 1.0)
-
-
-def _skin(areas: Mapping[str, Array], identity: Identity) -> Array:
-    """Colour of each vertex, (V, 3), before blush and tears."""
-    skin = np.array(identity.skin, dtype=np.float32)
-    hair = np.array(identity.hair, dtype=np.float32)
-    red = np.array([190, 60, 70], dtype=np.float32)
-    layers = [
-        ("sockets", skin * 0.72, 0.5),
-        ("lips", skin * (1 - identity.lip_red) * 0.85 + red * identity.lip_red, 0.95),
-        ("brows", hair * 0.7, 0.9),
-        ("hair", hair, 1.0),
-        ("cloth", np.array(identity.cloth, dtype=np.float32), 1.0),
-        ("mouth", np.array([62, 16, 18], dtype=np.float32), 1.0),
-    ]
-    colours = np.tile(skin, (len(areas["lips"]), 1))
-    for name, colour, strength in layers:
-        weight = (areas[name] * np.float32(strength))[:, None]
-        colours = colours * (1 - weight) + colour * weight
-    return colours.astype(np.float32)
-
-
-def _flushed(skin: Array, head: Head, pose: Pose, wet: float) -> Array:
-    """The skin with this frame's blush, and tears that have run as far as `wet` (0..1)."""
-    colours = skin
-    if pose.blush > 0:
-        weight = (head.areas["cheeks"] * np.float32(0.9 * pose.blush))[:, None]
-        colours = colours * (1 - 0.55 * weight) + np.array([225, 55, 65], dtype=np.float32) * (0.55 * weight)
-    if pose.tears > 0:
-        x, y, z = np.abs(head.vertices[:, 0]), head.vertices[:, 1], head.vertices[:, 2]
-        streak = np.exp(-(((x - 0.33) / 0.055) ** 2)) * ((y < 7.13) & (y > 6.97 - 0.75 * min(wet, 1.0)) & (z > 0.9))
-        colours = colours + (streak * np.float32(pose.tears * 75.0))[:, None]
-    return colours.astype(np.float32)
-
-
-def _eye_directions(rest: Array, centres: Array) -> Array:
-    """Unit vector from the nearer eye's centre to each vertex; only those of eyeballs are used."""
-    side = np.where(rest[:, :1] > 0, centres[0], centres[1])
-    direction = rest - side
-    return (direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-6)).astype(np.float32)
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> Array:
@@ -301,21 +328,4 @@ def _rotation(yaw: float, pitch: float, roll: float) -> Array:
     about_y = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
     about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return (about_z @ about_y @ about_x).astype(np.float32)
-
-
-def _background(framing: Framing, side: int) -> Array:
-    across = np.linspace(0, 1, side, dtype=np.float32)
-    x, y = across[None, :, None], across[:, None, None]
-    corners = [np.array(corner, dtype=np.float32) for corner in framing.background[:4]]
-    image = (corners[0] * (1 - x) + corners[1] * x) * (1 - y) + (corners[2] * (1 - x) + corners[3] * x) * y
-    for blob in framing.background[4:]:
-        cx, cy, radius = blob[:3]
-        weight = np.exp(-((((x - cx) ** 2 + (y - cy) ** 2) / radius**2) ** 2)).astype(np.float32)
-        image = image * (1 - 0.7 * weight) + np.array(blob[3:], dtype=np.float32) * (0.7 * weight)
-    return image.astype(np.float32)
-
-
-def _rgb(colour: npt.NDArray[Any]) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in np.clip(np.rint(colour), 0, 255))
-    return red, green, blue
+    return np.ascontiguousarray(about_z @ about_y @ about_x, dtype=np.float32)

