@@ -70,10 +70,15 @@ def read_manifest(
     return chosen
 
 
-def write_manifest(path: Path | str, clips: Iterable[Clip]) -> None:
+def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = False) -> None:
     """Write a manifest that `read_manifest` reads back, whole or not at all.
 
     Media paths become relative to the manifest's folder; the same clips give the same bytes.
+
+    Args:
+        path: the manifest.
+        clips: its rows.
+        absolute: write absolute paths, for media that lie elsewhere; reading them needs `allow_absolute`.
 
     Raises:
         UserError: if a clip could not be read back: a file outside the folder, an id twice, a field of the wrong type.
@@ -81,8 +86,8 @@ def write_manifest(path: Path | str, clips: Iterable[Clip]) -> None:
     path = Path(path)
     lines, seen = [], set()
     for clip in clips:
-        line = _line(clip, path.parent)
-        _, _, problems = parse_row(line, path.parent)
+        line = _line(clip, path.parent, absolute)
+        _, _, problems = parse_row(line, path.parent, absolute)
         if clip.id in seen:
             problems.append("id: it is there twice, expected unique ids")
         if problems:
@@ -196,11 +201,11 @@ def usable_clips(
     return kept, dropped
 
 
-def _line(clip: Clip, folder: Path) -> bytes:
+def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
     row = {
         "id": clip.id,
-        "video": _relative(clip.video, folder),
-        "audio": _relative(clip.audio, folder),
+        "video": _written(clip.video, folder, absolute),
+        "audio": _written(clip.audio, folder, absolute),
         "subtitle": clip.subtitle,
         "labels": None if clip.labels is None else list(clip.labels),
         "reasoning": clip.reasoning,
@@ -217,9 +222,11 @@ def _line(clip: Clip, folder: Path) -> bytes:
         return json.dumps(row, allow_nan=False).encode("ascii")
 
 
-def _relative(file: Path | None, folder: Path) -> str | None:
+def _written(file: Path | None, folder: Path, absolute: bool) -> str | None:
     if file is None:
         return None
+    if absolute:
+        return Path(os.path.abspath(file)).as_posix()
     return Path(os.path.relpath(file, folder)).as_posix()
 
 

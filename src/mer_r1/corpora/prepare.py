@@ -1,0 +1,294 @@
+"""From a data set's folder to our manifest, and what is expected in the folder.
+
+`DATA_SETS` is the table of all data sets. `read_set` gives clips, `prepare` writes them: one manifest, or two for the
+paper's training, a cold-start part with reasoning texts and the rest for reinforcement learning. Whatever differs from
+what the data set should be (counts, missing media, missing rows) is a warning that the caller shows.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer_r1.clips import Clip, path_problem
+from mer_r1.containers import shown
+from mer_r1.corpora.dialogue import DIALOGUE_SETS
+from mer_r1.corpora.folder import Folder
+from mer_r1.corpora.layout import DataSet
+from mer_r1.corpora.mer import MER_SETS, OPEN_SETS, TRAINING_SETS
+from mer_r1.corpora.mme_emotion import MME_EMOTION
+from mer_r1.corpora.sentiment import SENTIMENT_SETS
+from mer_r1.corpora.tables import DEFAULT_ENCODING
+from mer_r1.data import write_manifest
+from mer_r1.errors import UserError
+
+DATA_SETS: dict[str, DataSet] = {
+    data.name: data for data in (*MER_SETS, *DIALOGUE_SETS, *SENTIMENT_SETS, *OPEN_SETS, *TRAINING_SETS, MME_EMOTION)
+}
+"""Canonical name -> data set."""
+UNIBENCH = ("mer2023", "mer2024", "meld", "iemocap", "cmumosi", "cmumosei", "sims", "simsv2", "ovmerdplus")
+"""The nine sets of MER-UniBench, in the order of its table."""
+NAMED_IN_WARNINGS = 3
+
+
+@dataclass
+class Loaded:
+    """One part of a data set, read.
+
+    Attributes:
+        data: which data set.
+        part: which part.
+        root: its folder.
+        clips: the clips, in the order of the data set's own files.
+        warnings: everything that is not as it should be, one line each.
+        no_video: names of clips whose picture is missing.
+        no_audio: names of clips whose sound file is missing.
+    """
+
+    data: DataSet
+    part: str
+    root: Path
+    clips: list[Clip]
+    warnings: list[str] = field(default_factory=list)
+    no_video: list[str] = field(default_factory=list)
+    no_audio: list[str] = field(default_factory=list)
+
+    @property
+    def expected(self) -> int | None:
+        """How many clips the part should have; None if that is not known."""
+        return self.data.parts[self.part].clips
+
+
+def named(name: str) -> DataSet:
+    """The data set of that name; case, blanks and punctuation do not matter ("OV-MERD+" is ovmerdplus).
+
+    Raises:
+        UserError: no such data set.
+
+    >>> named("CH-SIMS v2").name
+    'simsv2'
+    """
+    wanted = _letters(name)
+    for data in DATA_SETS.values():
+        if wanted in (_letters(data.name), *data.others):
+            return data
+    raise UserError(f"data set: got {name!r:.60}, expected one of {', '.join(DATA_SETS)}")
+
+
+def expected_files(data: DataSet) -> list[str]:
+    """Files and folders of a data set that `prepare` looks for, for people.
+
+    >>> expected_files(named("meld"))[:2]
+    ['label.npz (test_corpus, val_corpus, train_corpus)', 'transcription-engchi-polish.csv (name, english)']
+    """
+    if data.kind == "questions":
+        return ["TASK.json, such as ER_Lab.json", "TASK/*.mp4"]
+    keys = dict.fromkeys(part.key for part in data.parts.values())
+    of_npz = data.labels.endswith(".npz")
+    found = [f"{data.labels} ({', '.join(keys) if of_npz else 'name, openset'})"]
+    if not of_npz:
+        found += [f"{name} (name, reason)" for name in data.files]
+    if data.name == "emer":
+        found.append("track3_train_ovmerd.csv (name, reason); or final-EMER-reason.csv; or gt-eng.csv")
+    found.append(f"{data.subtitles[0]} (name, {data.subtitles[1]})")
+    found += [f"{folder}/*{suffix}" for folder in data.video for suffix in data.suffixes[:1]]
+    return found + [f"{folder}/*.wav" for folder in data.audio]
+
+
+def read_set(
+    name: str,
+    root: Path | str,
+    split: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    encoding: str = DEFAULT_ENCODING,
+) -> Loaded:
+    """Read one part of a data set.
+
+    Args:
+        name: of the data set, see `named`.
+        root: its folder, or the folder that holds it under the release's name.
+        split: which part; the benchmark's own (or the training part) if None.
+        allow_pickle: read `.npz` labels that hold pickles, with `pickles.read_npz`.
+        encoding: of the tables.
+
+    Raises:
+        UserError: no such data set, part or folder; a file is missing or not as expected; no clips at all.
+    """
+    data, root = named(name), Path(root)
+    if not root.is_dir():
+        raise UserError(f"{shown(root)}: no folder, expected the data of {data.title} ({data.folder})")
+    if (root / data.folder).is_dir():
+        root = root / data.folder
+    part = split or _first_part(data, root)
+    data.part(part)
+    _require_files(data, root, part)
+    folder = Folder(root, allow_pickle, encoding)
+    clips = list(data.read(data, folder, part))
+    if not clips:
+        raise UserError(f"{shown(root)}: no clips in the part {part!r} of {data.title}")
+    loaded = Loaded(data, part, root, clips, no_video=folder.no_video, no_audio=folder.no_audio)
+    loaded.warnings = _warnings(loaded, folder)
+    return loaded
+
+
+def prepare(
+    name: str,
+    root: Path | str,
+    out: Path | str | None = None,
+    *,
+    split: str | None = None,
+    split_sft: int | None = None,
+    seed: int = 0,
+    allow_pickle: bool = False,
+    encoding: str = DEFAULT_ENCODING,
+    absolute: bool = False,
+    drop_missing: bool = False,
+) -> dict[str, Any]:
+    """Write the manifest of one part of a data set.
+
+    Args:
+        name: of the data set.
+        root: its folder, or the folder that holds it under the release's name.
+        out: the manifest; `NAME.jsonl` in the data set's folder if None. Paths in it are relative, so it must lie in
+            the folder of the media or above it.
+        split: which part; see `read_set`.
+        split_sft: write two manifests, so many clips for the cold start (`…-sft.jsonl`) and the rest for RL
+            (`…-rl.jsonl`).
+        seed: of that choice; the same seed chooses the same names, in whatever order the tables have them.
+        allow_pickle: see `read_set`.
+        encoding: of the tables.
+        absolute: write absolute paths, so that the manifest may lie anywhere; reading it needs `allow_absolute`.
+        drop_missing: leave clips without picture out, instead of keeping their rows.
+
+    Returns:
+        What was done, as JSON values: `dataset`, `part`, `root`, `manifests` (path -> rows), `clips`, `expected`,
+        `missing_video` and `missing_audio` (names), `gold` (word -> clips), `warnings`.
+
+    Raises:
+        UserError: see `read_set`; or the manifest cannot be written there.
+    """
+    loaded = read_set(name, root, split, allow_pickle=allow_pickle, encoding=encoding)
+    clips = loaded.clips
+    if drop_missing and loaded.no_video:
+        clips = [clip for clip in clips if clip.video is not None and clip.video.is_file()]
+        loaded.warnings.append(f"{len(loaded.clips) - len(clips)} clips without a video file are left out")
+    path = Path(out) if out is not None else loaded.root / f"{loaded.data.name}.jsonl"
+    if not absolute:
+        _require_above(path, clips)
+    manifests = {path: clips}
+    if split_sft is not None:
+        first, rest = split_clips(clips, split_sft, seed)
+        manifests = {path.with_name(f"{path.stem}-sft{path.suffix}"): first}
+        manifests[path.with_name(f"{path.stem}-rl{path.suffix}")] = rest
+    for target, chosen in manifests.items():
+        write_manifest(target, chosen, absolute=absolute)
+    return {
+        "dataset": loaded.data.name,
+        "part": loaded.part,
+        "root": str(loaded.root),
+        "manifests": {str(target): len(chosen) for target, chosen in manifests.items()},
+        "clips": len(loaded.clips),
+        "expected": loaded.expected,
+        "missing_video": loaded.no_video,
+        "missing_audio": loaded.no_audio,
+        "gold": _gold_counts(clips),
+        "warnings": loaded.warnings,
+    }
+
+
+def split_clips(clips: Sequence[Clip], n_sft: int, seed: int = 0) -> tuple[list[Clip], list[Clip]]:
+    """The cold-start part and the rest, as in the paper: 5 k clips for SFT, the remaining ones for RL.
+
+    Args:
+        clips: the training clips.
+        n_sft: how many for SFT, drawn evenly from those with reasoning text and labels.
+        seed: of the draw.
+
+    Returns:
+        Both parts in the order of `clips`; clips without labels are in neither.
+
+    Raises:
+        UserError: fewer clips than that have both, or nothing is left for RL.
+    """
+    able = sorted(clip.id for clip in clips if clip.reasoning and clip.labels)
+    usable = [clip for clip in clips if clip.labels]
+    if not 0 < n_sft <= len(able):
+        raise UserError(f"--split-sft {n_sft}: {len(able)} of {len(clips)} clips have a reasoning text and labels")
+    chosen = set(random.Random(seed).sample(able, n_sft))
+    rest = [clip for clip in usable if clip.id not in chosen]
+    if not rest:
+        raise UserError(f"--split-sft {n_sft}: nothing is left for RL, expected fewer than {len(usable)}")
+    return [clip for clip in usable if clip.id in chosen], rest
+
+
+def _first_part(data: DataSet, root: Path) -> str:
+    """The part that is taken unless told otherwise: of EMER, the first release that is there."""
+    if data.name == "emer":
+        for name, part in data.parts.items():
+            if (root / part.key).is_file():
+                return name
+    return next(iter(data.parts))
+
+
+def _require_files(data: DataSet, root: Path, part: str) -> None:
+    """Stop with all missing files at once, not with the first."""
+    if data.kind == "questions":
+        return
+    wanted = [data.labels, data.subtitles[0], *data.files]
+    if data.name == "emer":
+        key = data.parts[part].key
+        wanted = [key, data.labels, data.subtitles[0]] if part == "mer2025" else [key]
+    missing = [name for name in wanted if not (root / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{shown(root)}: no {' and no '.join(missing)} in it; {data.title} ({data.folder}) needs "
+            f"{'; '.join(expected_files(data))}"
+        )
+
+
+def _require_above(path: Path, clips: Iterable[Clip]) -> None:
+    """Stop if a manifest at `path` could not name the media relative to its own folder."""
+    # One file of each folder will do: a single linked file is found when the row is written.
+    files = {file.parent: file for clip in clips for file in (clip.video, clip.audio) if file is not None}
+    for file in files.values():
+        problem = path_problem(Path(os.path.relpath(file, path.parent)).as_posix(), path.parent)
+        if problem:
+            raise UserError(
+                f"{shown(path)}: this manifest cannot name {shown(file)} ({problem}): write it into the data set's "
+                "folder (leave --out away) or above it, or pass --absolute"
+            )
+
+
+def _warnings(loaded: Loaded, folder: Folder) -> list[str]:
+    part, found, found_clips = loaded.data.parts[loaded.part], [], len(loaded.clips)
+    if part.clips is not None and (found_clips < part.clips if part.at_least else found_clips != part.clips):
+        least = "at least " if part.at_least else ""
+        found.append(f"{found_clips} clips, expected {least}{part.clips}: results do not compare with published ones")
+    for names, what, then in (
+        (loaded.no_video, "a video file", "their rows are kept and will fail; --drop-missing leaves them out"),
+        (loaded.no_audio, "a sound file", "the sound of the video is heard instead"),
+    ):
+        if names:
+            listed = ", ".join(shown(name) for name in names[:NAMED_IN_WARNINGS])
+            more = ", ..." if len(names) > NAMED_IN_WARNINGS else ""
+            found.append(f"{len(names)} of {found_clips} clips without {what} ({listed}{more}): {then}")
+    return found + [f"{what}: {count}" for what, count in folder.notes.items()] + folder.remarks
+
+
+def _gold_counts(clips: Iterable[Clip]) -> dict[str, int]:
+    """How often each gold is there: words, or the sign of the sentiment."""
+    counts: Counter[str] = Counter()
+    for clip in clips:
+        value = clip.meta.get("sentiment")
+        if value is not None:
+            counts["positive" if value > 0 else "negative" if value < 0 else "neutral"] += 1
+        counts.update(clip.labels or ())
+    return dict(counts.most_common())
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower().replace("+", "plus") if letter.isalnum())
