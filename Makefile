@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each takes about 1.5 GB of memory.
 WORKERS ?= 2
-EXTRAS := train,scenes,dev
+EXTRAS := train,llm,scenes,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.filled
 CLI_DOCS := $(BIN)/python -m typer mer_r1.cli utils docs --name mer-r1 --title "Commands of mer-r1"
@@ -24,6 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "filling $(VENV): about 3 GB to download, some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]" --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval --constraint constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## scenes, tiny model, SFT, RL, evaluation, report; QUICK=1 for the short version

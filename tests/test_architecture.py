@@ -21,16 +21,18 @@ LEVELS = {
     # 0: words
     **dict.fromkeys(("errors", "wheel_tables", "taxonomy", "thinking"), 0),
     # 1: numbers from words
-    **dict.fromkeys(("metrics", "rewards", "bootstrap"), 1),
+    **dict.fromkeys(("metrics", "rewards", "bootstrap", "sentiment", "label_replies"), 1),
     # 2: numbers from tensors; knows no emotions
-    **dict.fromkeys(("advantages", "calibration"), 2),
+    **dict.fromkeys(("advantages", "calibration", "muon"), 2),
     # 3: the outside world
     **dict.fromkeys(("containers", "tracks", "media", "clips", "checks", "data", "scenes"), 3),
-    **dict.fromkeys(("model", "inputs", "features", "config"), 3),
+    **dict.fromkeys(("model", "inputs", "features", "config", "corpora"), 3),
     # 4: procedures
     **dict.fromkeys(
-        ("anchors", "rollout", "trainer", "pretrain", "train", "records", "predict", "evaluate", "report"), 4
+        ("anchors", "rollout", "trainer", "pretrain", "build", "train", "records", "predict", "evaluate", "report"), 4
     ),
+    **dict.fromkeys(("chat", "llm", "llm_cache", "llm_replies", "llm_local"), 4),
+    **dict.fromkeys(("extract", "label_files", "benchmarks", "lmms", "clip_models", "endpoint", "vllm_engine"), 4),
     # 5: people
     **dict.fromkeys(("cli", "demo", "web"), 5),
 }
@@ -47,11 +49,25 @@ LIGHT = (
     "evaluate",
     "records",
     "report",
+    "chat",
+    "llm",
+    "llm_cache",
+    "llm_replies",
+    "llm_local",
+    "extract",
+    "label_files",
+    "corpora",
+    "benchmarks",
+    "lmms",
+    "clip_models",
+    "endpoint",
+    "vllm_engine",
     "cli",
     "demo",
 )
 """Modules above level 1 that, as those below level 2, start without the machinery of training."""
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "librosa", "pandas", "sklearn", "anny")
+HEAVY += ("openai",)
 
 FILE_HARD, FILE_SOFT, FUNCTION_HARD, FUNCTION_P90, FUNCTION_MEDIAN = 450, 300, 80, 45, 15
 """Budgets in lines, docstrings included."""

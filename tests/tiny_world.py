@@ -11,8 +11,8 @@ from mer_r1.thinking import format_completion, question
 
 WORDS = ("happy", "sad", "angry", "afraid", "surprised", "proud", "bored", "ashamed")
 SMALL = TinyConfig(
-    vocab_size=700, hidden_size=64, num_layers=2, intermediate_size=128, frame_size=56, patch_size=14, merge_size=2, vision_size=32,
-    vision_layers=1, audio_size=32, audio_layers=1,
+    vocab_size=700, hidden_size=64, num_layers=2, intermediate_size=128, frame_size=56, patch_size=14, merge_size=2,
+    vision_size=32, vision_layers=1, audio_size=32, audio_layers=1,
 )  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 """The whole story in one run: scenes, base, SFT, RL with MER-R1, evaluation, report.
 
-The same functions and recipes as the single commands; each finished stage is kept, so an interrupted demo goes on where
-it stopped. Test scenes are only ever evaluated on.
+The same commands and recipes that a user would start one by one, each over two processes; every finished stage is kept,
+so an interrupted demo goes on where it stopped. Test scenes are only ever evaluated on.
 """
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mer_r1.errors import UserError
 
 STAGES = ("scenes", "base", "sft", "rl", "evaluation")
+MOST_PROCESSES = 2
+"""More would change the order of sums, and so the results, from machine to machine."""
+POLL_SECONDS = 0.5
 CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
 
 
@@ -39,7 +45,15 @@ QUICK = DemoSize(
     train=800,
     val=20,
     test=100,
-    build=("clips=0:500", "max_steps=200", "eyes_stills=3000", "eyes_steps=200", "ears_steps=80"),
+    build=(
+        "clips=0:500",
+        "max_steps=200",
+        "eyes_stills=3000",
+        "eyes_steps=150",
+        "ears_steps=80",
+        "remarks=4000",
+        "reading_steps=150",
+    ),
     sft=("clips=500:700", "num_train_epochs=4"),
     rl=("clips=700:", "max_steps=12"),
 )
@@ -62,20 +76,15 @@ def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | N
     run = _Run(out, {"quick": quick, "seed": seed}, console)
     manifest = out / "scenes" / "manifest.jsonl"
     run.stage("scenes", lambda: _write_scenes(out / "scenes", size, seed, console))
-    common = [f"manifest={manifest}", f"seed={seed}", "disable_tqdm=true"]
-    from mer_r1 import config, train
-
-    recipes: dict[str, tuple[Any, Any, tuple[str, ...], str | None]] = {
-        "base": (config.BuildRecipe, train.run_build, size.build, None),
-        "sft": (config.SFTRecipe, train.run_sft, size.sft, "base"),
-        "rl": (config.RLRecipe, train.run_rl, size.rl, "sft"),
-    }
-    for name, (kind, function, changes, start) in recipes.items():
-        settings = [*common, f"output_dir={out / name}", "resume_from_checkpoint=true", *changes]
-        if start:
-            settings.append(f"model={out / start / 'model'}")
-        recipe = config.read_recipe(kind, config.shipped_recipe("tiny"), settings)
-        run.stage(name, partial(_train, function, recipe, console))
+    common = [f"manifest={manifest}", f"seed={seed}", "disable_tqdm=true", "resume_from_checkpoint=true"]
+    stages = {"base": (["build", "--tiny"], size.build), "sft": (["sft"], size.sft), "rl": (["rl"], size.rl)}
+    before: str | None = None
+    for name, (command, changes) in stages.items():
+        settings = [*common, f"output_dir={out / name}", *changes]
+        if before:
+            settings.append(f"model={out / before / 'model'}")
+        run.stage(name, partial(_train, command, settings, out / name, console))
+        before = name
     run.stage("evaluation", lambda: _evaluate(out, manifest, seed, console))
     return _conclude(run, manifest, seed)
 
@@ -115,16 +124,43 @@ def _write_scenes(folder: Path, size: DemoSize, seed: int, console: Console) -> 
         write_scenes(folder, total, seed, splits=splits, progress=advance)
 
 
-def _train(function: Callable[..., Path], recipe: Any, console: Console) -> None:
-    from transformers import TrainerCallback
+def _train(command: list[str], settings: list[str], folder: Path, console: Console) -> None:
+    # What a user would start, in one process a core: matrices this small gain nothing from a second thread.
+    from mer_r1 import config
 
-    with _bar(console, "clips", None) as clips, _bar(console, "steps", None) as steps:
+    kind = {"build": config.BuildRecipe, "sft": config.SFTRecipe, "rl": config.RLRecipe}[command[0]]
+    tiny = config.shipped_recipe("tiny")
+    recipe: Any = config.read_recipe(kind, tiny, settings)
+    processes = min(MOST_PROCESSES, os.cpu_count() or 1)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    launch += ["-m", "mer_r1.cli", *command, "--config", str(tiny), *settings]
+    launch.append(f"per_device_train_batch_size={recipe.per_device_train_batch_size // processes}")
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "console.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with log.open("ab") as output, _bar(console, "steps", max(recipe.max_steps, 0) or None) as advance:
+        child = subprocess.Popen(launch, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            shown = 0
+            while child.poll() is None:
+                time.sleep(POLL_SECONDS)
+                steps = _steps(folder / "log.jsonl")
+                advance(steps - shown)
+                shown = steps
+        finally:
+            child.terminate()
+            child.wait()
+    if child.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = next((line.strip() for line in reversed(lines) if line.startswith("mer-r1: ")), "")
+        raise UserError(
+            f"{' '.join(command)} ended with status {child.returncode}; {log} has the reason. {said}".strip()
+        )
 
-        class Steps(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                steps(1, state.max_steps)
 
-        function(recipe, clips, [Steps()])
+def _steps(log: Path) -> int:
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return max((json.loads(line).get("step", 0) for line in lines[-2:] if line.endswith("}")), default=0)
 
 
 def _evaluate(out: Path, manifest: Path, seed: int, console: Console) -> None:

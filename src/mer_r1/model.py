@@ -151,7 +151,7 @@ def load(path: str | Path, dtype: str | torch.dtype = "auto", device: str | None
         raise UserError(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
-    settings = _read_settings(folder)
+    settings = read_settings(folder)
     try:
         # Asked first: from another architecture's folder the library would build a random thinker of the full size.
         architecture = AutoConfig.from_pretrained(path).model_type
@@ -171,7 +171,12 @@ def load(path: str | Path, dtype: str | torch.dtype = "auto", device: str | None
     return Omni(model.to(device) if device else model, processor, settings)
 
 
-def _read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> Settings:
+    """The settings beside a checkpoint; the defaults where it has none (a hub name, say).
+
+    Raises:
+        UserError: `mer_r1.json` cannot be read or holds something else.
+    """
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return Settings()

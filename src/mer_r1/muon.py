@@ -34,7 +34,8 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: float,
         muon_lr: float = LEARNING_RATE,
     ) -> None:
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in named_parameters:
             named_hidden = "embed" not in name and "head" not in name
             hidden = named_hidden and parameter.dim() == 2 and max(parameter.shape) <= LARGEST
@@ -46,7 +47,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self._parts.append(torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=weight_decay))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of both.
 
         Raises:

@@ -34,6 +34,9 @@ RECORDS_FILE = "records.jsonl"
 Tensors = Callable[[Clip], dict[str, Tensor]]
 """Gives a clip's tower outputs, from a cache or made on the spot."""
 
+Ask = Callable[[Clip], str]
+"""Gives the user's question about a clip, for benchmarks that ask other things than `thinking.question`."""
+
 
 def predict(
     omni: Omni,
@@ -44,6 +47,8 @@ def predict(
     batch_size: int = 16,
     tensors: Tensors | None = None,
     name: str = "",
+    ask: Ask | None = None,
+    categories: tuple[CategoryTokens, list[tuple[str, str]]] | None = None,
 ) -> Iterator[Record]:
     """Records of the clips, batch by batch, in order; every mode of a clip in turn.
 
@@ -56,13 +61,15 @@ def predict(
         batch_size: clips sampled together.
         tensors: where tower outputs come from; by default they are made on the spot.
         name: the model's name in the records.
+        ask: the question about each clip; the model's own emotion question if None.
+        categories: of `anchors.category_tokens`, for callers that ask again and again; made here if None.
     """
-    tokens, names = category_tokens(taxonomy, omni.tokenizer)
+    tokens, names = categories or category_tokens(taxonomy, omni.tokenizer)
     get = tensors or (lambda clip: encode_clip(omni, clip))
     stamp = {"model": name, "seed": sampling.seed or 0, "versions": versions(), "commit": commit()}
     for start in range(0, len(clips), batch_size):
         batch = clips[start : start + batch_size]
-        found = [_prompt_or_error(omni, clip, get) for clip in batch]
+        found = [_prompt_or_error(omni, clip, get, ask) for clip in batch]
         read = [clip for clip, prompt in zip(batch, found, strict=True) if not isinstance(prompt, str)]
         prompts = [prompt for prompt in found if not isinstance(prompt, str)]
         for mode in modes:
@@ -71,9 +78,10 @@ def predict(
                 yield _broken_record(clip, mode, prompt, stamp) if isinstance(prompt, str) else next(answered)
 
 
-def _prompt_or_error(omni: Omni, clip: Clip, get: Tensors) -> Prompt | str:
+def _prompt_or_error(omni: Omni, clip: Clip, get: Tensors, ask: Ask | None) -> Prompt | str:
     try:
-        return encode_prompt(omni, question(clip.subtitle, omni.settings.question), get(clip))
+        text = ask(clip) if ask else question(clip.subtitle, omni.settings.question)
+        return encode_prompt(omni, text, get(clip))
     except UserError as error:
         return str(error)
 
@@ -203,6 +211,7 @@ def evaluate_model(
     features_dir: Path | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    ask: Ask | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -219,6 +228,7 @@ def evaluate_model(
         features_dir: feature cache; beside the manifest if None.
         device: where to run.
         progress: told of each clip.
+        ask: the question about each clip; the model's own emotion question if None.
 
     Raises:
         UserError: if no clip is left, or exchange is neither audio nor video.
@@ -242,7 +252,7 @@ def evaluate_model(
         if progress:
             progress(len(clips) - len(left))
         with file.open("a", encoding="utf-8") as sink:
-            for record in predict(omni, left, [mode], taxonomy, sampling, batch_size, get, name=model):
+            for record in predict(omni, left, [mode], taxonomy, sampling, batch_size, get, name=model, ask=ask):
                 append_record(sink, record)
                 if progress:
                     progress(1)

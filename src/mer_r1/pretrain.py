@@ -49,7 +49,8 @@ def train_eyes(
     """Train the vision tower on generated stills; returns the last mean loss.
 
     The loss is the squared error of the actions in units of their variance (1: no better than the mean), and `NAMING`
-    times the cross-entropy of the expression's name (2.3 where nothing is known).
+    times the cross-entropy of the expression's name (2.3 where nothing is known), once from all vectors side by side
+    and once from their mean.
 
     Args:
         omni: the tiny policy.
@@ -70,7 +71,9 @@ def train_eyes(
     spread = targets.std(dim=0).clamp(min=LEAST_SPREAD)
     mean = targets.mean(dim=0)
     places = (grid // config.spatial_merge_size) ** 2
-    head = _linear(places * omni.model.config.text_config.hidden_size, len(TARGETS) + len(PATTERNS))
+    width = omni.model.config.text_config.hidden_size
+    heads = nn.ModuleDict({"look": _linear(places * width, len(TARGETS) + len(PATTERNS))})
+    heads["glance"] = _linear(width, len(PATTERNS))
     grids = torch.tensor([[1, grid, grid]])
     columns, signs = mirrored()[0], torch.from_numpy(mirrored()[1])
     rng = np.random.default_rng([seed, 1])
@@ -83,11 +86,14 @@ def train_eyes(
         batch = batch.roll(tuple(int(shift) for shift in rng.integers(-3, 4, size=2)), dims=(1, 2))
         patches = _patches(omni, batch, config)
         output = omni.model.get_video_features(patches, grids.expand(len(batch), -1), return_dict=True).pooler_output
-        actions, names = head(torch.stack(list(output)).flatten(1)).split([len(TARGETS), len(PATTERNS)], dim=1)
+        vectors, named = torch.stack(list(output)), patterns[chosen]
+        actions, names = heads["look"](vectors.flatten(1)).split([len(TARGETS), len(PATTERNS)], dim=1)
         squared = nn.functional.mse_loss(actions, (wanted - mean) / spread)
-        return squared + NAMING * nn.functional.cross_entropy(names, patterns[chosen])
+        # Also at a glance, from the mean of all places: that is how attention reads before it has learned to look.
+        both = [nn.functional.cross_entropy(part, named) for part in (names, heads["glance"](vectors.mean(dim=1)))]
+        return squared + NAMING * (both[0] + both[1])
 
-    return _fit([omni.model.model.visual, nn.ModuleDict({"head": head})], loss, steps, learning_rate, progress)
+    return _fit([omni.model.model.visual, nn.ModuleDict({"heads": heads})], loss, steps, learning_rate, progress)
 
 
 def train_ears(

@@ -49,6 +49,7 @@ class Record:
         versions: Package -> version.
         commit: Of the source tree; None if unknown.
         error: Why the clip has no completion; None if it has one.
+        without: Files that could not be read and were left out when it was asked: "video", "audio".
     """
 
     id: str
@@ -68,6 +69,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     error: str | None = None
+    without: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -126,7 +128,7 @@ _EXPECTED: dict[str, _Check] = {
     **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), _TEXT),
     **dict.fromkeys(("commit", "error"), _TEXT_OR_NULL),
     **dict.fromkeys(("tokens", "seed"), _INTEGER),
-    "labels": ("a list of words", _is_words),
+    **dict.fromkeys(("labels", "without"), ("a list of words", _is_words)),
     "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
     "well_formed": ("true or false", lambda value: isinstance(value, bool)),
     "scores": ("precision, recall and f1 within 0 and 1, or null", lambda value: value is None or _is_scores(value)),

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class Taxonomy:
     def categories(self, words: Iterable[str], wheel: Wheel, level: int = 1) -> frozenset[str]:
         """The set of sectors that `words` reach on one wheel; words that it cannot place add nothing."""
         placed = self.placed(wheel, level)
-        return frozenset(placed[key] for key in map(normalise, words) if key in placed)
+        return frozenset(filter(None, map(placed.get, map(normalise, words))))
 
     def sectors(self, wheel: Wheel, level: int = 1) -> tuple[str, ...]:
         """Every sector of one wheel and ring, in the wheel's own order."""
@@ -136,9 +136,8 @@ class Taxonomy:
         key = (chosen.name, level)
         if key not in self._placed:
             places = chosen.level(level)
-            self._placed[key] = {
-                form: places[label] for form in self.forms if (label := self._first_label(form, places)) is not None
-            }
+            first = ((form, self._first_label(labels, places)) for form, labels in self._candidates.items())
+            self._placed[key] = {form: places[label] for form, label in first if label is not None}
         return self._placed[key]
 
     def wheel(self, wheel: Wheel) -> EmotionWheel:
@@ -149,17 +148,26 @@ class Taxonomy:
         """
         if isinstance(wheel, EmotionWheel):
             return wheel
+        if isinstance(wheel, int) and 0 <= wheel < len(self.wheels):
+            return self.wheels[wheel]
         for index, candidate in enumerate(self.wheels):
             if wheel in (index, candidate.name):
                 return candidate
         names = ", ".join(f"{index} = {known.name}" for index, known in enumerate(self.wheels))
         raise UserError(f"wheel {wheel!r}: expected one of {names}")
 
-    def _first_label(self, form: str, places: Mapping[str, str]) -> str | None:
-        """The label that places `form` on a wheel: the first candidate, over all base words, that the wheel knows."""
-        candidates: Iterable[str] = (label for base in self.forms[form] for label in self.synonyms.get(base, ()))
-        if self.alphabetical:
-            candidates = sorted(set(candidates))
+    @cached_property
+    def _candidates(self) -> dict[str, list[str]]:
+        """Surface form -> the labels that may place it, over all its base words, in the order of their choice."""
+        found = {
+            form: [label for base in bases for label in self.synonyms.get(base, ())]
+            for form, bases in self.forms.items()
+        }
+        return {form: sorted(set(labels)) for form, labels in found.items()} if self.alphabetical else found
+
+    @staticmethod
+    def _first_label(candidates: Iterable[str], places: Mapping[str, str]) -> str | None:
+        """The label that places a form on a wheel: the first candidate that the wheel knows."""
         return next((label for label in candidates if label in places), None)
 
 

@@ -29,7 +29,6 @@ FULL_QUESTION = (
 )
 SHORT_QUESTION = "{subtitle} Weigh face, voice and words."
 DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
-EMOTIONS_QUESTION = "{subtitle} Which emotions?"
 
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _STRICT_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
@@ -63,36 +62,30 @@ class Parsed:
     well_formed: bool
 
 
-def question(subtitle: str | None, style: Literal["full", "short"] = "full") -> str:
+def question(subtitle: str | None, style: Literal["full", "short"] = "full", told: str = "") -> str:
     """The user's question about one clip, the same for slow and fast thinking.
 
     Args:
         subtitle: What is said in the clip; None or blank is stated as "no subtitle".
         style: "full" for large models; "short" for the tiny model, whose prompts have some 70 tokens.
+        told: What is seen and heard, where it is told instead of shown.
 
     Raises:
         UserError: Unknown style.
     """
     if style not in ("full", "short"):
         raise UserError(f"style: expected 'full' or 'short', got {style!r}")
-    return (FULL_QUESTION if style == "full" else SHORT_QUESTION).format(subtitle=subtitle_sentence(subtitle))
+    known = f"{subtitle_sentence(subtitle)} {told}".strip()
+    return (FULL_QUESTION if style == "full" else SHORT_QUESTION).format(subtitle=known)
 
 
-def base_question(subtitle: str | None, task: Literal["describe", "emotions"], told: str = "") -> str:
-    """The question of the tiny model's base stage, which knows no reasoning format yet.
+def describe_question(subtitle: str | None) -> str:
+    """What the tiny model's base stage is asked besides: to tell what is seen and heard.
 
     Args:
         subtitle: What is said in the clip.
-        task: "describe" asks what is seen and heard, "emotions" for emotion words alone.
-        told: What is seen and heard, where it is told instead of shown.
-
-    Raises:
-        UserError: Unknown task.
     """
-    if task not in ("describe", "emotions"):
-        raise UserError(f"task: expected 'describe' or 'emotions', got {task!r}")
-    known = f"{subtitle_sentence(subtitle)} {told}".strip()
-    return (DESCRIBE_QUESTION if task == "describe" else EMOTIONS_QUESTION).format(subtitle=known)
+    return DESCRIBE_QUESTION.format(subtitle=subtitle_sentence(subtitle))
 
 
 def prefill(mode: ThinkingMode) -> str:

@@ -169,7 +169,7 @@ class PictureTrack(Track):
         if self._made is not None and self._made[0] is frame:
             return self._made[1]
         check_size(frame.width, frame.height, self.limits.max_pixels)
-        swap, mirror, flip = _orientation(frame)
+        swap, mirror, flip = orientation(frame)
         if self._made is None:
             self._choose_size(frame, swap)
         height, width = self._size[::-1] if swap else self._size
@@ -191,7 +191,7 @@ class PictureTrack(Track):
         self._size = self.limits.size or (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
-def _orientation(frame: Any) -> tuple[bool, bool, bool]:
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
     """How a stored picture is turned upright: swap its axes, then mirror it left-right, then flip it upside down.
 
     A display matrix (a b u; c d v; x y w) sends a stored point (p, q) to (ap + cq, bp + dq); only the eight

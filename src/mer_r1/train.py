@@ -1,4 +1,4 @@
-"""The three stages: base (tiny model only), SFT cold start, RL. Build, train, save, nothing clever.
+"""The paper's two stages: SFT cold start and RL. Load, train, save, nothing clever. `build` has the tiny policy's base.
 
 Each stage starts from a saved checkpoint, leaves its own checkpoints in ``output_dir`` and its final model in
 ``output_dir/model``, and can be stopped, killed and resumed (``resume_from_checkpoint=true``).
@@ -7,11 +7,8 @@ Each stage starts from a saved checkpoint, leaves its own checkpoints in ``outpu
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +16,16 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer_utils import set_seed
 
 from mer_r1 import taxonomy as wheels
-from mer_r1.config import BuildRecipe, DataFields, RLRecipe, SFTRecipe
+from mer_r1.config import DataFields, RLRecipe, SFTRecipe
 from mer_r1.data import Clip, read_manifest
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import Prompt, collate, encode_prompt
-from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
-from mer_r1.muon import MuonAdamW
-from mer_r1.pretrain import train_ears, train_eyes, train_reading
+from mer_r1.model import Omni, load
 from mer_r1.rewards import gold_earns_full_reward
-from mer_r1.thinking import base_question, format_completion, question
+from mer_r1.thinking import describe_question, format_completion, question
 from mer_r1.trainer import MERR1Trainer, MERSFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,24 +38,10 @@ LANGUAGE_MODEL_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gat
 """LoRA goes to the language model only; "all-linear" would silently adapt the towers too."""
 
 
-def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
-    """Make the tiny policy and train its base stage; returns the folder of the model.
-
-    The base stage stands for what Qwen2.5-Omni's pretraining brings: it can describe a clip and answer directly, with
-    broad and noisy labels, and knows no reasoning format.
-    """
-    clips = select_clips(recipe)
-    set_seed(recipe.seed)
-    omni = _pretrained(recipe, clips, progress)
-    return _supervise(recipe, omni, clips, progress, callbacks)
-
-
 def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Cold start: the model learns the slow format from reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
-    return _supervise(
-        recipe, load(_required(recipe.model, "model"), device=_device(recipe)), clips, progress, callbacks
-    )
+    return supervise(recipe, load(_required(recipe.model, "model"), device=_device(recipe)), clips, progress, callbacks)
 
 
 def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
@@ -153,12 +133,17 @@ def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, 
             described = clip.meta["description"]
             # A direct answer behind an empty think, as models that can do both give it: what fast thinking triggers.
             broad = format_completion("", clip.meta["broad_labels"])
-            asked = base_question(clip.subtitle, "describe"), base_question(clip.subtitle, "emotions")
+            asked = describe_question(clip.subtitle), question(clip.subtitle, omni.settings.question)
             rows.append({"clip_index": index, "asked": asked[0], "target": described})
             rows.append({"clip_index": index, "asked": asked[1], "target": broad})
         else:
             raise UserError(f"targets must be slow or base, got {targets!r}")
     return rows
+
+
+def features_folder(recipe: DataFields) -> Path:
+    """Where the feature cache of a recipe lies: beside the manifest, if it does not say otherwise."""
+    return Path(recipe.features_dir or Path(_required(recipe.manifest, "manifest")).parent / "features")
 
 
 class LogFile(TrainerCallback):
@@ -174,72 +159,26 @@ class LogFile(TrainerCallback):
             self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history), encoding="utf-8")
 
 
-def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | None) -> Omni:
-    # Kept in a folder of its own, so that a resumed run does not train the towers again.
-    folder = Path(str(recipe.output_dir)) / "towers"
-    if (folder / SETTINGS_FILE).is_file():
-        return load(folder)
-    omni = tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
-    rate, seed = recipe.towers_learning_rate, recipe.seed
-    blank = folder.with_name("untrained")
-    omni.save(blank)
-    # Small matrices gain nothing from a second thread: the eyes learn in one process while the ears learn in another.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        eyes = pool.submit(_learn_to_see, blank, recipe) if recipe.eyes_stills else None
-        if recipe.ears_steps:
-            cache = FeatureCache(omni, _features_folder(recipe), towers=False)
-            cache.build(clips, workers=1 if eyes else recipe.decode_workers, progress=progress)
-            with _half_the_cores():
-                heard = train_ears(omni, cache, clips, recipe.ears_steps, 2 * rate, seed, progress)
-            logger.info("ears: cross-entropy %.3f per word", heard)
-        if recipe.reading_steps:
-            with _half_the_cores():
-                texts = [(row["asked"], row["target"]) for row in _told(recipe.remarks, seed)]
-                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, seed, progress)
-            logger.info("reading: cross-entropy %.3f per token", read)
-        if eyes:
-            weights, seen = eyes.result()
-            omni.model.model.visual.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-            logger.info("eyes: loss %.3f", seen)
-    omni.save(folder)
-    return omni
-
-
-def _told(count: int, seed: int) -> list[dict[str, Any]]:
-    # Rows like those of `examples`, of scenes that are told and not shown.
-    from mer_r1.scenes.remarks import draw_remarks  # the corpus is an extra
-
-    return [
-        {
-            "clip_index": NO_CLIP,
-            "asked": base_question(remark.subtitle, "emotions", remark.description),
-            "target": format_completion("", remark.broad_labels),
-        }
-        for remark in draw_remarks(count, seed)
-    ]
-
-
-def _learn_to_see(folder: Path, recipe: BuildRecipe) -> tuple[dict[str, Any], float]:
-    omni = load(folder)
-    with _half_the_cores():
-        rate, workers = recipe.towers_learning_rate, recipe.decode_workers
-        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, workers)
-    return {name: value.numpy() for name, value in omni.model.model.visual.state_dict().items()}, loss
-
-
-@contextmanager
-def _half_the_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _supervise(
-    recipe: SFTRecipe, omni: Omni, clips: list[Clip], progress: Progress | None, callbacks: Callbacks
+def supervise(
+    recipe: SFTRecipe,
+    omni: Omni,
+    clips: list[Clip],
+    progress: Progress | None = None,
+    callbacks: Callbacks = (),
+    more_rows: Sequence[dict[str, Any]] = (),
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Path:
+    """Train a model on what is to be said about clips; returns the folder of the model.
+
+    Args:
+        recipe: of the stage.
+        omni: the model; its towers are frozen unless the recipe trains them.
+        clips: with the texts that the recipe's targets need.
+        progress: told of clips decoded and encoded.
+        callbacks: of the trainer.
+        more_rows: as those of `examples`; `NO_CLIP` as clip index where there is none.
+        optimizer: instead of the recipe's `optim`.
+    """
     omni.freeze_towers(not recipe.train_towers)
     cache = _cache(recipe, omni, clips, progress)
     recipe.dataset_kwargs = {**(recipe.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -253,27 +192,17 @@ def _supervise(
         targets = [[*omni.tokenizer(row["target"])["input_ids"], omni.tokenizer.eos_token_id] for row in rows]
         return collate(found, targets, omni.tokenizer.pad_token_id)
 
-    rows = examples(clips, omni, recipe.targets)
-    if isinstance(recipe, BuildRecipe) and recipe.reading_steps:
-        rows += _told(min(recipe.remarks, len(clips)), recipe.seed)  # so that what was read is not forgotten
     trainer = MERSFTTrainer(
         omni,
-        optimizers=(_muon(recipe, omni), None),
+        optimizers=(optimizer, None),
         model=omni.model,
         args=recipe,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list([*examples(clips, omni, recipe.targets), *more_rows]),
         data_collator=batch,
         peft_config=_lora(recipe),
         callbacks=[LogFile(recipe.output_dir), *callbacks],
     )
     return _run(trainer, recipe, omni)
-
-
-def _muon(recipe: SFTRecipe, omni: Omni) -> MuonAdamW | None:
-    if not isinstance(recipe, BuildRecipe) or not recipe.muon_learning_rate:
-        return None
-    named = [(name, parameter) for name, parameter in omni.model.named_parameters() if parameter.requires_grad]
-    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate)
 
 
 def _run(trainer: Any, recipe: Any, omni: Omni) -> Path:
@@ -309,14 +238,11 @@ def _checkpoint(recipe: Any) -> str | None:
     return None
 
 
-def _cache(recipe: DataFields, omni: Omni, clips: list[Clip], progress: Progress | None) -> FeatureCache:
-    cache = FeatureCache(omni, _features_folder(recipe), towers=not recipe.train_towers)
-    cache.build(clips, workers=recipe.decode_workers, progress=progress)
+def _cache(recipe: Any, omni: Omni, clips: list[Clip], progress: Progress | None) -> FeatureCache:
+    cache = FeatureCache(omni, features_folder(recipe), towers=not recipe.train_towers)
+    with recipe.main_process_first():  # the others then find every entry there
+        cache.build(clips, workers=recipe.decode_workers, progress=progress)
     return cache
-
-
-def _features_folder(recipe: DataFields) -> Path:
-    return Path(recipe.features_dir or Path(_required(recipe.manifest, "manifest")).parent / "features")
 
 
 def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
@@ -333,16 +259,6 @@ def _lora(recipe: DataFields) -> LoraConfig | None:
     if not recipe.lora_rank:
         return None
     return LoraConfig(r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, target_modules=LANGUAGE_MODEL_LAYERS)
-
-
-def _texts(clips: list[Clip]) -> Iterable[str]:
-    for clip in clips:
-        yield question(clip.subtitle, "short")
-        yield format_completion(clip.reasoning or "", clip.labels or ("calm",))
-        yield base_question(clip.subtitle, "describe")
-        yield base_question(clip.subtitle, "emotions")
-        yield str(clip.meta.get("description", ""))
-        yield format_completion("", clip.meta.get("broad_labels") or ("calm",))
 
 
 def _required(value: str | None, name: str) -> str:

@@ -21,7 +21,7 @@ class Remark(NamedTuple):
     """What is said in a scene, what could be seen and heard in it, and which emotions somebody would name."""
 
     subtitle: str
-    description: str
+    told: str
     broad_labels: list[str]
 
 

@@ -1,0 +1,105 @@
+"""Would another judge, or the same one again, have said the same? And would the scores have changed?
+
+The same steps are rated several times: by one judge repeatedly, or by two. Recognition is compared item by item (share
+of equal ratings, and Cohen's kappa, which takes off the agreement of chance), reasoning by the ratings of the steps
+before the last, where both gave equally many. How much it matters is said by each run's official scores.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+from mer_r1.benchmarks.mme.audit import NAMES, official_report
+from mer_r1.benchmarks.mme.judged import Judged
+from mer_r1.benchmarks.mme.scores import ALPHA, parse_ratings
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.errors import UserError
+
+Ratings = Mapping[tuple[str, str, str], list[float]]
+
+
+def runs_of(items: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """Items by judge and repetition: "gpt-4o #1", "gpt-4o #2", ..."""
+    runs: dict[str, list[Judged]] = {}
+    for item in items:
+        runs.setdefault(f"{item.judge or 'judge'} #{item.repeat + 1}", []).append(item)
+    return runs
+
+
+def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA) -> dict[str, Any]:
+    """How far judgements of the same items agree, and what that does to the scores.
+
+    Args:
+        runs: Name -> items judged in that run, at least two.
+        alpha: Weight of recognition in CoT.
+
+    Returns:
+        `pairs` -> "A | B" -> `n` (items both rated), `n_one_only` (rated in one run only), `same_recognition`
+        (share), `kappa` (None where chance alone would agree on everything), `same_number` (share with equally many
+        ratings), `same_step_ratings` (share of equal ratings before the last, over items with equally many); `runs`
+        -> name -> the official overall `recognition`, `reasoning`, `cot` and `count`; `spread` -> score -> `low`,
+        `high`, `mean`, `deviation` over the runs.
+
+    Raises:
+        UserError: Fewer than two runs, or no item that two runs share.
+    """
+    if len(runs) < 2:
+        raise UserError(f"agreement: got {len(runs)} run of judgements, expected at least two")
+    rated = {name: _ratings(items) for name, items in runs.items()}
+    pairs = {f"{a} | {b}": _pair(rated[a], rated[b]) for a, b in combinations(runs, 2)}
+    if not any(pair["n"] for pair in pairs.values()):
+        raise UserError("agreement: no item was rated in two runs; expected the same tasks and ids in both")
+    scores = {}
+    for name, items in runs.items():
+        overall = official_report(items, alpha)["overall"]
+        scores[name] = {key: overall[key] for key in (*NAMES, "count")}
+    return {"pairs": pairs, "runs": scores, "spread": {name: _spread(scores, name) for name in NAMES}}
+
+
+def cohen_kappa(left: Sequence[Hashable], right: Sequence[Hashable]) -> float | None:
+    """Agreement beyond chance of two raters (Cohen 1960): (p - e) / (1 - e), at most 1; None where e is 1.
+
+    p is the share of equal pairs, e what the two raters' frequencies would give by chance.
+
+    >>> cohen_kappa([1, 1, 0, 0], [1, 0, 0, 0])
+    0.5
+    """
+    n = len(left)
+    same = sum(a == b for a, b in zip(left, right, strict=True))
+    first, second = Counter(left), Counter(right)
+    chance = sum(count * second[value] for value, count in first.items())
+    return None if not n or chance == n * n else (same / n - chance / n**2) / (1 - chance / n**2)
+
+
+def _ratings(items: Sequence[Judged]) -> dict[tuple[str, str, str], list[float]]:
+    # An id that comes twice in a file: its occurrences are kept apart by their number.
+    found: dict[tuple[str, str, str], list[float]] = {}
+    times: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        times[item.task, item.id] += 1
+        ratings = parse_ratings(item.score, TASKS[item.task].fraction)
+        if ratings:
+            found[item.task, item.id, f"{item.mode} {times[item.task, item.id]}"] = ratings
+    return found
+
+
+def _pair(a: Ratings, b: Ratings) -> dict[str, Any]:
+    shared = [(a[key], b[key]) for key in a if key in b]
+    left, right = [x[-1] for x, _ in shared], [y[-1] for _, y in shared]
+    same_number = [(x, y) for x, y in shared if len(x) == len(y)]
+    steps = [p == q for x, y in same_number for p, q in zip(x[:-1], y[:-1], strict=True)]
+    return {
+        "n": len(shared),
+        "n_one_only": len(a) + len(b) - 2 * len(shared),
+        "same_recognition": fmean(p == q for p, q in zip(left, right, strict=True)) if shared else None,
+        "kappa": cohen_kappa(left, right),
+        "same_number": len(same_number) / len(shared) if shared else None,
+        "same_step_ratings": fmean(steps) if steps else None,
+    }
+
+
+def _spread(scores: Mapping[str, Mapping[str, float]], name: str) -> dict[str, float]:
+    values = [entry[name] for entry in scores.values()]
+    return {"low": min(values), "high": max(values), "mean": fmean(values), "deviation": stdev(values)}

@@ -1,0 +1,186 @@
+"""What the official numbers leave out, and how far that moves them.
+
+The official arithmetic drops every item that failed, that the judge answered in another form, or that never reached the
+judge: each of these raises a score. Here such items count as zero, and the change is shown beside every figure, with a
+95 % bootstrap interval over the items. Ratings are also checked against the steps they belong to: the reference does
+not notice when a judge rates more or fewer steps than there are, when it skips a rating of a form it does not expect
+(so that the rating of another step becomes the recognition), or when a rating exceeds 1.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from mer_r1.benchmarks.mme.judged import Judged
+from mer_r1.benchmarks.mme.scores import (
+    ALPHA,
+    ItemScores,
+    category_totals,
+    parse_ratings,
+    require_alpha,
+    score_field,
+    totals,
+)
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.bootstrap import bootstrap
+
+NAMES = ("recognition", "reasoning", "cot")
+SHOWN_IDS = 5
+ERROR_STEP = "Error: "
+"""How the reference begins the step text of an item whose extraction failed; it is judged like any other."""
+
+_STEP = re.compile(r"\bstep\s*(\d+)\s*[:.)]", re.IGNORECASE)
+_ZERO = ItemScores(0.0, 0.0, 0)
+
+Report = dict[str, Any]
+
+
+class Values(NamedTuple):
+    """Scores of the items of one pool: those that are there (None: not readable), and how many are missing."""
+
+    items: list[ItemScores | None]
+    missing: int
+
+
+def official_report(items: Sequence[Judged], alpha: float = ALPHA) -> Report:
+    """The reference's numbers (`mme_emotion.md`, sections 5 to 7).
+
+    Args:
+        items: Judged once each, from `first_judgements`.
+        alpha: Weight of recognition in CoT, in [0, 1].
+
+    Returns:
+        `alpha`; `tasks` -> TASK -> `count`, `sum_recognition`, `sum_reasoning`, `sum_steps`, `recognition`,
+        `reasoning`, `cot`, `avg_step` and `categories` -> gold label -> the same; `overall` with the same eight
+        figures over all items in one pool, read by the fraction parser.
+    """
+    tasks: Report = {}
+    for name, rows in _by_task(items).items():
+        scored = [score_field(row.score, TASKS[name].fraction) for row in rows]
+        pairs = [(row.gold, scores) for row, scores in zip(rows, scored, strict=True)]
+        categories = category_totals(pairs, TASKS[name], alpha)
+        tasks[name] = asdict(totals(scored, alpha)) | {
+            "categories": {label: asdict(entry) for label, entry in categories.items()}
+        }
+    pooled = totals([score_field(item.score, fraction=True) for item in items], alpha)
+    return {"alpha": alpha, "tasks": tasks, "overall": asdict(pooled)}
+
+
+def audited_report(
+    items: Sequence[Judged],
+    expected: Mapping[str, Collection[str]] | None = None,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Report:
+    """The same figures with every item in the denominator, and what the official ones hide.
+
+    Args:
+        items: As in `official_report`.
+        expected: Task -> ids that should have been judged; None if that is not known, so that none can be missing.
+        alpha: Weight of recognition in CoT.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+
+    Returns:
+        `tasks` -> TASK and `overall`, each with `n` (items in the denominator), `n_scored`, `n_failed` (no reply),
+        `n_unparsed` (a reply that cannot be read), `n_missing`, and for `recognition`, `reasoning` and `cot`
+        `official`, `audited`, `change` and the interval `low`, `high` of the audited figure; `checks` as in `checked`.
+        Where `expected` names a task without any judged item, all its items are missing.
+    """
+    require_alpha(alpha)
+    wanted = {name: frozenset(ids) for name, ids in (expected or {}).items()}
+    groups = _by_task(items)
+    tasks: Report = {}
+    for name in TASKS:
+        rows = groups.get(name, [])
+        if rows or wanted.get(name):
+            missing = len(wanted.get(name, frozenset()) - {row.id for row in rows})
+            values = Values([score_field(row.score, TASKS[name].fraction) for row in rows], missing)
+            tasks[name] = _audited(rows, values, alpha, seed, resamples) | {"checks": checked(rows)}
+    missing = sum(entry["n_missing"] for entry in tasks.values())
+    pool = Values([score_field(item.score, fraction=True) for item in items], missing)
+    overall = _audited(items, pool, alpha, seed, resamples) | {"checks": checked(items)}
+    return {"missing_known": expected is not None, "tasks": tasks, "overall": overall}
+
+
+def checked(items: Iterable[Judged]) -> Report:
+    """How ratings and steps fit together: counts, and the first ids of each kind.
+
+    Returns:
+        `n_steps_known`: items with ratings whose steps can be counted; `fewer_ratings` and `more_ratings` than steps
+        among them; `skipped_ratings`: the task's parser sees fewer ratings than there are, so that another step may
+        have become the recognition; `above_one`: a rating exceeds 1; `failed_extractions`: the "steps" are an error
+        message; `repeated_ids`: items beyond the first of an id. Each of these is `{"n": ..., "ids": [...]}`.
+    """
+    known, found = 0, dict[str, list[str]]()
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        ratings = parse_ratings(item.score, TASKS[item.task].fraction) or []
+        everything = parse_ratings(item.score, fraction=True) or []
+        steps = count_steps(item.step)
+        known += bool(steps and ratings)
+        kinds = {
+            "fewer_ratings": bool(steps and ratings) and len(ratings) < (steps or 0),
+            "more_ratings": bool(steps and ratings) and len(ratings) > (steps or 0),
+            "skipped_ratings": len(ratings) < len(everything),
+            "above_one": any(rating > 1 for rating in ratings),
+            "failed_extractions": (item.step or "").startswith(ERROR_STEP),
+            "repeated_ids": (item.task, item.id) in seen,
+        }
+        seen.add((item.task, item.id))
+        for kind, present in kinds.items():
+            found.setdefault(kind, []).extend([item.id] if present else [])
+    return {"n_steps_known": known} | {
+        kind: {"n": len(ids), "ids": list(dict.fromkeys(ids))[:SHOWN_IDS]} for kind, ids in found.items()
+    }
+
+
+def count_steps(step: str | None) -> int | None:
+    """How many steps an extracted text has: its distinct step numbers; None if it has none, or is an error message.
+
+    >>> count_steps("<step>Step 1: He frowns. Step 2: The emotion is anger.</step>")
+    2
+    """
+    if not step or step.startswith(ERROR_STEP):
+        return None
+    return len({int(number) for number in _STEP.findall(step) if len(number) < 6}) or None
+
+
+def item_values(item: Judged, alpha: float = ALPHA) -> dict[str, float]:
+    """Recognition, reasoning and CoT of one item in audited mode: 0 where it cannot be read."""
+    scores = score_field(item.score, TASKS[item.task].fraction) or _ZERO
+    return {"recognition": scores.recognition, "reasoning": scores.reasoning, "cot": scores.cot(alpha)}
+
+
+def _by_task(items: Iterable[Judged]) -> dict[str, list[Judged]]:
+    groups: dict[str, list[Judged]] = {}
+    for item in items:
+        groups.setdefault(item.task, []).append(item)
+    return {name: groups[name] for name in TASKS if name in groups}
+
+
+def _audited(rows: Sequence[Judged], values: Values, alpha: float, seed: int, resamples: int) -> Report:
+    unread = [row for row, scores in zip(rows, values.items, strict=True) if scores is None]
+    failed = sum(row.score is None for row in unread)
+    everything = [scores or _ZERO for scores in values.items] + [_ZERO] * values.missing
+    official, audited = asdict(totals(values.items, alpha)), asdict(totals(everything, alpha))
+    report: Report = {
+        "n": len(everything),
+        "n_scored": len(rows) - len(unread),
+        "n_failed": failed,
+        "n_unparsed": len(unread) - failed,
+        "n_missing": values.missing,
+    }
+    for name in NAMES:
+        each = [scores.cot(alpha) if name == "cot" else getattr(scores, name) for scores in everything]
+        interval = bootstrap(each, seed=seed, resamples=resamples)
+        report[name] = {
+            "official": official[name],
+            "audited": audited[name],
+            "change": audited[name] - official[name],
+            "low": interval["low"],
+            "high": interval["high"],
+        }
+    return report

@@ -1,0 +1,46 @@
+"""Audio clues: what can be heard in a clip, in words, for judges that do not hear.
+
+The benchmark gives its judge a text about the sound of each clip; those texts are not published with its code. Here
+they come from a file in the reference's form, a JSON array of `{"video_id": ..., "audio_clue": ...}`, or are made by a
+model that hears (`mer-r1 clues`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mer_r1.benchmarks.mme.judged import task_of
+from mer_r1.benchmarks.mme.ledger import read_rows
+from mer_r1.errors import UserError
+
+Clues = Mapping[tuple[str, str], str]
+"""(Task, clip id) -> clue; task "" for a clue of a clip by that id in whatever task."""
+
+
+def read_clues(paths: Sequence[Path]) -> dict[tuple[str, str], str]:
+    """Audio clues of all files; of an id that comes twice the last clue counts, as in the reference.
+
+    Args:
+        paths: JSON arrays in the reference's form, or JSON lines as `mer-r1 clues` writes them (rows without a clue,
+            whose clip could not be heard, are left out). The clues of a file that is named after a task are for it.
+
+    Raises:
+        UserError: naming the place: a file cannot be read, or an item has no id or no text.
+    """
+    clues: dict[tuple[str, str], str] = {}
+    for path in paths:
+        named = task_of(path) or ""
+        for number, row in enumerate(read_rows(path), start=1):
+            name, clue = row.get("video_id"), row.get("audio_clue")
+            if clue is None and row.get("error"):
+                continue
+            if not isinstance(name, str) or not isinstance(clue, str):
+                raise UserError(f"{path}: item {number}: expected video_id and audio_clue as texts, got {row!r:.80}")
+            clues[str(row.get("task", named)), name] = clue
+    if not clues:
+        raise UserError(f"{', '.join(map(str, paths))}: no audio clue in it")
+    return clues
+
+
+def find_clue(clues: Clues, task: str, name: str) -> str | None:
+    """The clue of a clip: the task's own, else the one for any task; None if there is none."""
+    return clues.get((task, name), clues.get(("", name)))

@@ -1,0 +1,96 @@
+"""One report from judged items: the official numbers, what they hide, and slow against fast on the same clips.
+
+Hard clips are hard for both ways of thinking, so the two are compared by their difference on each clip, in audited
+mode: an item without a readable rating counts as zero on its side and stays in the pair.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from mer_r1.benchmarks.mme.agreement import agreement_report, runs_of
+from mer_r1.benchmarks.mme.audit import NAMES, audited_report, item_values, official_report
+from mer_r1.benchmarks.mme.judged import Judged, by_mode, first_judgements
+from mer_r1.benchmarks.mme.scores import ALPHA
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.bootstrap import bootstrap
+
+SLOW_MINUS_FAST = "slow - fast"
+
+
+def score_report(
+    items: Sequence[Judged],
+    expected: Mapping[str, Collection[str]] | None = None,
+    alpha: float = ALPHA,
+    seed: int = 0,
+    judge: str | None = None,
+) -> dict[str, Any]:
+    """Everything that judged items say.
+
+    Args:
+        items: From `read_judged`; may hold both ways of thinking, repetitions and several judges.
+        expected: Task -> ids that should have been judged, if known.
+        alpha: Weight of recognition in CoT.
+        seed: Of the bootstrap.
+        judge: Whose judgements are scored; the first one's if None.
+
+    Returns:
+        For items of one mode its `official_report` with `mode`, `judge`, `audited` (see `audited_report`) and, where
+        items were judged more than once, `agreement`. For slow and fast: `modes` -> mode -> that report, and
+        `differences`.
+    """
+    modes = by_mode(items)
+    reports = {mode: _mode_report(mode, rows, expected, alpha, seed, judge) for mode, rows in modes.items()}
+    if len(reports) == 1:
+        return next(iter(reports.values()))
+    differences = {}
+    if {"slow", "fast"} <= modes.keys():
+        slow, fast = (first_judgements(modes[mode], judge) for mode in ("slow", "fast"))
+        differences[SLOW_MINUS_FAST] = paired_report(slow, fast, alpha, seed)
+    return {"alpha": alpha, "modes": reports, "differences": differences}
+
+
+def _mode_report(
+    mode: str,
+    rows: Sequence[Judged],
+    expected: Mapping[str, Collection[str]] | None,
+    alpha: float,
+    seed: int,
+    judge: str | None,
+) -> dict[str, Any]:
+    first = first_judgements(rows, judge)
+    report = official_report(first, alpha) | {
+        "mode": mode,
+        "judge": first[0].judge if first else judge,
+        "audited": audited_report(first, expected, alpha, seed),
+    }
+    runs = runs_of(rows)
+    return report | ({"agreement": agreement_report(runs, alpha)} if len(runs) > 1 else {})
+
+
+def paired_report(
+    left: Sequence[Judged], right: Sequence[Judged], alpha: float = ALPHA, seed: int = 0
+) -> dict[str, Any]:
+    """Differences left minus right on the clips that both sides have, with 95 % bootstrap intervals.
+
+    Returns:
+        `tasks` -> TASK and `overall`, each with `n` pairs and, for `recognition`, `reasoning` and `cot`, `mean`, `low`
+        and `high` of the difference; `n_unmatched`, the items that one side lacks.
+    """
+    sides = [{(item.task, item.id): item_values(item, alpha) for item in side} for side in (left, right)]
+    shared = [key for key in sides[0] if key in sides[1]]
+    gaps = {key: {name: sides[0][key][name] - sides[1][key][name] for name in NAMES} for key in shared}
+    tasks = {}
+    for task in TASKS:
+        rows = [gap for (name, _), gap in gaps.items() if name == task]
+        if rows:
+            tasks[task] = _intervals(rows, seed)
+    unmatched = len(sides[0]) + len(sides[1]) - 2 * len(shared)
+    return {"n_unmatched": unmatched, "tasks": tasks, "overall": _intervals(list(gaps.values()), seed)}
+
+
+def _intervals(rows: Sequence[Mapping[str, float]], seed: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"n": len(rows)}
+    for name in NAMES:
+        interval = bootstrap([row[name] for row in rows], seed=seed)
+        entry[name] = {key: interval[key] for key in ("mean", "low", "high")}  # type: ignore[literal-required]
+    return entry

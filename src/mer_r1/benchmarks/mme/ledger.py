@@ -1,0 +1,130 @@
+"""Rows on disk that were paid for: written one by one, never lost, never bought twice.
+
+A stage appends one JSON line an item as soon as its answer is there. It may be killed at any moment, so a file is read
+with that in mind: a last line that was only half written is dropped with a warning, and where an item comes twice the
+last row counts. The same reader takes the reference's own files, which are JSON arrays.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mer_r1.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path | str) -> list[Row]:
+    """Objects of a JSON array (`.json`) or of JSON lines (anything else), in the file's order.
+
+    Raises:
+        UserError: The file cannot be read, is neither, or holds something else than objects.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.suffix == ".json" or content.lstrip().startswith(b"["):
+        return _array(path, content)
+    return _lines(path, content)
+
+
+def _array(path: Path, content: bytes) -> list[Row]:
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error!s:.100})") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a JSON array of objects, got {type(rows).__name__}")
+    for index, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: item {index}: expected an object, got {row!r:.60}")
+    return rows
+
+
+def _lines(path: Path, content: bytes) -> list[Row]:
+    rows: list[Row] = []
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # nothing ends this line: the writer was killed
+                logger.warning("%s: line %d was only half written and is dropped", path, number)
+                break
+            raise UserError(f"{path} line {number}: not JSON ({error!s:.100})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number}: expected an object, got {row!r:.60}")
+        rows.append(row)
+    return rows
+
+
+def write_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON array, whole or not at all: the form of the reference's own files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Ledger:
+    """The rows of one stage, by key, with the file they are appended to.
+
+    Attributes:
+        path: JSON lines.
+        rows: key -> the last row with that key, in order of first appearance.
+    """
+
+    def __init__(self, path: Path, key: Callable[[Row], Hashable]) -> None:
+        """Read what is there; a half-written last line is cut off, so that the next row gets a line of its own.
+
+        Args:
+            path: may be missing.
+            key: what makes an item of this stage one item.
+
+        Raises:
+            UserError: a line is no row of this stage.
+        """
+        self.path, self._key = path, key
+        self.rows: dict[Hashable, Row] = {}
+        self._lock = threading.Lock()
+        if path.exists():
+            self._repair_end()
+            for number, row in enumerate(read_rows(path), start=1):
+                try:
+                    self.rows[key(row)] = row
+                except (KeyError, TypeError) as error:
+                    raise UserError(f"{path} row {number}: no row of this stage, it lacks {error}") from error
+
+    def add(self, row: Row) -> None:
+        """Append a row in one go and keep it; safe from several threads."""
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        with self._lock:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+            self.rows[self._key(row)] = row
+
+    def _repair_end(self) -> None:
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end == len(content):
+            return
+        try:
+            json.loads(content[end:])
+        except ValueError:
+            logger.warning("%s: a half-written last line was dropped", self.path)
+            with self.path.open("r+b") as file:
+                file.truncate(end)
+        else:
+            with self.path.open("ab") as file:
+                file.write(b"\n")

@@ -1,0 +1,117 @@
+"""What a judge sees and hears: the first frames of a video as JPEG, and its sound as WAV.
+
+The reference takes every k-th frame from the first one on, k being the frame rate rounded down, and keeps ten: about
+one frame a second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files opened
+as safely as everywhere else (`containers`).
+"""
+
+import base64
+import io
+import itertools
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_r1.containers import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container, shown
+from mer_r1.errors import UserError
+from mer_r1.media import read_media
+from mer_r1.tracks import orientation
+
+MAX_FRAMES = 10
+JPEG_QUALITY = 95  # what OpenCV writes without being asked
+_COVER = 1024  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
+_MAX_SECONDS = 60.0
+
+
+def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None = None) -> list[bytes]:
+    """Frames 0, k, 2k, ... of a video as JPEG files, k = its frame rate rounded down (specification, section 4).
+
+    Args:
+        video: a local file.
+        max_frames: how many are kept.
+        max_side: longest side in pixels, larger frames are scaled down; None sends them as they are, as the reference
+            does.
+
+    Raises:
+        UserError: naming the file: it cannot be read, has no picture, no frame that decodes, or less than one frame a
+            second (the reference divides by zero there and gives no score).
+    """
+    limits = MediaLimits()
+    with open_container(video, limits.max_pixels) as container:
+        streams = [s for s in container.streams.video if s.codec_context and not s.disposition & _COVER]
+        if not streams:
+            raise UserError("no picture in it, and the judge needs frames")
+        stream = streams[0]
+        every = int(stream.average_rate or stream.guessed_rate or 0)
+        if every < 1:
+            raise UserError(f"{float(stream.average_rate or 0):.3g} frames a second, expected at least 1")
+        stream.codec_context.options = {"max_pixels": decoder_bound(limits.max_pixels)}
+        chosen = itertools.islice(_decoded(container, stream), 0, (max_frames - 1) * every + 1, every)
+        frames = [_jpeg(frame, limits.max_pixels, max_side) for frame in chosen]
+    if not frames:
+        raise UserError(f"{shown(video)}: no frame of it can be decoded")
+    return frames
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    frames = container.decode(stream)
+    while True:
+        try:
+            yield next(frames)
+        except StopIteration:
+            return
+        except DECODING_ERRORS:  # what came before the damage is used
+            return
+
+
+def _jpeg(frame: Any, max_pixels: int, max_side: int | None) -> bytes:
+    from PIL import Image
+
+    check_size(frame.width, frame.height, max_pixels)
+    pixels = frame.to_ndarray(format="rgb24")
+    swap, mirror, flip = orientation(frame)
+    pixels = pixels.transpose(1, 0, 2) if swap else pixels
+    picture = Image.fromarray(np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1]))
+    if max_side is not None and max(picture.size) > max_side:
+        picture.thumbnail((max_side, max_side))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
+
+
+def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MAX_SECONDS) -> bytes:
+    """The sound of a clip as a WAV file: mono, 16 kHz, 16 bit.
+
+    Args:
+        video: file with the picture and, unless `audio` is given, the sound.
+        audio: file with the sound.
+        max_seconds: only so many seconds are taken.
+
+    Raises:
+        UserError: naming the file: it cannot be read, or has no sound.
+    """
+    path = audio or video
+    media = read_media(None, path, MediaLimits(max_seconds=max_seconds))
+    if media.waveform is None:
+        raise UserError(f"{shown(path or '')}: no sound in it")
+    samples = (np.clip(media.waveform, -1, 1) * 32767).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(media.sampling_rate)
+        out.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
+def image_part(jpeg: bytes) -> dict[str, Any]:
+    """A picture as part of a chat message (OpenAI's form)."""
+    return {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}}
+
+
+def sound_part(wav: bytes) -> dict[str, Any]:
+    """A sound as part of a chat message (OpenAI's form)."""
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}}

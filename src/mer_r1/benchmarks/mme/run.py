@@ -1,0 +1,286 @@
+"""The whole evaluation in one folder: predict, extract steps, judge, score; each stage goes on where it stopped.
+
+    predictions/records.jsonl   what the model said, slow and fast
+    steps.jsonl                 each answer cut into steps
+    judged.jsonl                each item's ratings, of every judge and repetition
+    replies.sqlite              raw replies of extractor and judge: nothing is asked twice
+    reference/MODE/TASK.json    the judged items in the reference's own form
+    scores.json                 the report
+
+Every stage reads the files of the one before, so that it can be run by itself. Answers from elsewhere, in the
+reference's own JSON, take the place of predictions.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mer_r1.benchmarks.mme.asking import Asking, estimated, is_valid
+from mer_r1.benchmarks.mme.compare import score_report
+from mer_r1.benchmarks.mme.judged import GIVEN, JUDGED_FILE, read_judged, task_files, task_of
+from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, label_report
+from mer_r1.benchmarks.mme.ledger import Ledger, Row, read_rows, write_array
+from mer_r1.benchmarks.mme.prompts import model_question
+from mer_r1.benchmarks.mme.scores import ALPHA
+from mer_r1.benchmarks.mme.stages import Item, Judging, extraction_jobs, judge_jobs, judged_ledger, steps_ledger
+from mer_r1.benchmarks.mme.tasks import TASKS, task_named
+from mer_r1.data import Clip, read_manifest
+from mer_r1.errors import UserError
+from mer_r1.records import Record, read_records
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import FAST_PREFILL, ThinkingMode
+
+if TYPE_CHECKING:
+    from mer_r1.rollout import Sampling
+
+DATASET = "mme-emotion"
+PREDICTIONS = "predictions"
+STEPS_FILE, REPLIES_FILE, SCORES_FILE, LABELS_FILE = "steps.jsonl", "replies.sqlite", "scores.json", "labels.json"
+REFERENCE_FOLDER = "reference"
+_ANSWER_CHARACTERS = 600  # about 150 tokens, as the published models answer on average
+_EXPORTED: Row = {
+    "video_id": None,
+    "ground_truth": None,
+    "model_response": None,
+    "step": None,
+    "score": None,
+    "input_tokens": 0,
+    "output_tokens": 0,
+}
+"""Fields of the reference's judged files, with what they hold where nothing was asked."""
+
+
+def benchmark_clips(manifest: Path, allow_absolute: bool = False) -> list[Clip]:
+    """The clips of a manifest that `mer-r1 prepare mme-emotion` wrote.
+
+    Raises:
+        UserError: it cannot be read, or a row lacks the task, the question or the gold label in its `meta`.
+    """
+    clips = read_manifest(manifest, allow_absolute=allow_absolute)
+    for clip in clips:
+        if clip.meta.get("dataset") != DATASET:
+            raise UserError(
+                f"{manifest}: clip {clip.id}: meta.dataset: got {clip.meta.get('dataset')!r:.40}, expected "
+                f"{DATASET!r}; write the manifest with: mer-r1 prepare {DATASET}"
+            )
+        task_named(clip.meta.get("task"))
+        if not gold_text(clip):
+            raise UserError(f"{manifest}: clip {clip.id}: meta.gold: got nothing, expected the gold label")
+    return clips
+
+
+def gold_text(clip: Clip) -> str:
+    """The gold label(s) of a clip as the reference writes them: one text, several with commas."""
+    gold = clip.meta.get("gold")
+    parts = gold if isinstance(gold, list) else [gold]
+    return ",".join(str(part).strip() for part in parts if part not in (None, ""))
+
+
+def clip_name(clip: Clip) -> str:
+    """What the benchmark calls a clip (`video_id`)."""
+    return str(clip.meta.get("video_id", clip.id))
+
+
+def question_of(clip: Clip) -> str:
+    """What the evaluated model is asked about a clip."""
+    candidates = clip.meta.get("candidates")
+    return model_question(
+        task_named(clip.meta.get("task")),
+        clip.subtitle,
+        clip.meta.get("question"),
+        [str(label) for label in candidates] if candidates else None,
+    )
+
+
+def expected_ids(clips: Iterable[Clip]) -> dict[str, list[str]]:
+    """Task -> ids of the clips that a complete evaluation has judged."""
+    found: dict[str, list[str]] = {}
+    for clip in clips:
+        found.setdefault(task_named(clip.meta.get("task")).name, []).append(clip_name(clip))
+    return found
+
+
+def predict_answers(
+    model: str,
+    manifest: Path,
+    out: Path,
+    modes: Sequence[ThinkingMode],
+    sampling: "Sampling",
+    batch_size: int = 16,
+    device: str | None = None,
+    progress: Any = None,
+) -> Path:
+    """First stage: ask the model about every clip that has no record yet; see `predict.evaluate_model`.
+
+    Returns:
+        The file of records.
+    """
+    from mer_r1.predict import evaluate_model
+
+    return evaluate_model(
+        model,
+        manifest,
+        out / PREDICTIONS,
+        modes,
+        sampling,
+        split="all",
+        batch_size=batch_size,
+        features_dir=out / "features",
+        device=device,
+        progress=progress,
+        ask=question_of,
+    )
+
+
+def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMode]) -> list[Item]:
+    """Every clip in every mode, with the answer that the model gave, or the reason why there is none."""
+    file = out / PREDICTIONS / "records.jsonl"
+    records = {(record.id, record.mode): record for record in read_records(file)}
+    return [_item(clip, mode.value, records.get((clip.id, mode.value))) for mode in modes for clip in clips]
+
+
+def clip_items(clips: Sequence[Clip]) -> list[Item]:
+    """Every clip without any answer yet, for stages that need none (audio clues)."""
+    return [_item(clip, GIVEN, None) for clip in clips]
+
+
+def assumed_items(clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> list[Item]:
+    """Every clip in every mode, with as many characters as an answer may have: to estimate before anything is asked."""
+    return [
+        replace(_item(clip, mode.value, None), response="." * _ANSWER_CHARACTERS) for mode in modes for clip in clips
+    ]
+
+
+def _item(clip: Clip, mode: str, record: Record | None) -> Item:
+    candidates = clip.meta.get("candidates")
+    return Item(
+        task=task_named(clip.meta.get("task")).name,
+        id=clip_name(clip),
+        mode=mode,
+        gold=gold_text(clip),
+        response=None if record is None or record.error is not None else answer_text(record),
+        problem=None if record is None else record.error,
+        video=clip.video,
+        audio=clip.audio,
+        candidates=tuple(map(str, candidates)) if candidates else None,
+    )
+
+
+def answer_text(record: Record) -> str:
+    """What a model answered; of a fast answer the part that the model wrote itself."""
+    return record.completion.removeprefix(FAST_PREFILL) if record.mode == "fast" else record.completion
+
+
+def given_items(paths: Sequence[Path], clips: Sequence[Clip]) -> list[Item]:
+    """Answers from elsewhere, in the reference's form: `{video_id, ground_truth, model_response}`, perhaps with `step`.
+
+    Args:
+        paths: files named after their tasks, or folders of such files.
+        clips: where the media are; an answer about a clip that is not among them cannot be judged.
+
+    Raises:
+        UserError: a file names no task, an item has no id, or one comes twice.
+    """
+    known = {(task_named(clip.meta.get("task")).name, clip_name(clip)): clip for clip in clips}
+    items: dict[tuple[str, str], Item] = {}
+    for path in task_files(paths):
+        task = task_of(path)
+        if task is None:
+            raise UserError(f"{path}: which task? Expected the name to be one of {', '.join(TASKS)}")
+        for number, row in enumerate(read_rows(path), start=1):
+            item = _given(row, task, known)
+            if item is None or (task, item.id) in items:
+                raise UserError(f"{path}: item {number}: video_id: got {row.get('video_id')!r:.60}, expected a new id")
+            items[task, item.id] = item
+    return list(items.values())
+
+
+def _given(row: Row, task: str, known: dict[tuple[str, str], Clip]) -> Item | None:
+    name = row.get("video_id")
+    if not isinstance(name, str) or not name:
+        return None
+    clip = known.get((task, name))
+    candidates = clip.meta.get("candidates") if clip else None
+    response, step = row.get("model_response"), row.get("step")
+    gold = row.get("ground_truth")
+    return Item(
+        task=task,
+        id=name,
+        mode=GIVEN,
+        gold=gold if isinstance(gold, str) else gold_text(clip) if clip else str(gold),
+        response=response if isinstance(response, str) else None,
+        problem="model_response is no text",
+        step=step if isinstance(step, str) else None,
+        video=clip.video if clip else None,
+        audio=clip.audio if clip else None,
+        candidates=tuple(map(str, candidates)) if candidates else None,
+    )
+
+
+def ledgers(out: Path) -> tuple[Ledger, Ledger]:
+    """The rows of step extraction and of judging in a folder."""
+    return steps_ledger(out / STEPS_FILE), judged_ledger(out / JUDGED_FILE)
+
+
+def forecast(items: Sequence[Item], out: Path, extractor: Asking, judge: Asking, how: Judging) -> dict[str, Any]:
+    """What the two asking stages will about take from here, before either asks anything; see `asking.estimated`."""
+    steps, judged = ledgers(out)
+    stages = (
+        ("steps", extraction_jobs(items), extractor, steps),
+        ("judge", judge_jobs(items, steps, judge.name, how), judge, judged),
+    )
+    found = {}
+    for stage, jobs, asking, ledger in stages:
+        left = [job for job in jobs if not is_valid(ledger.rows.get(job.key), job, asking.name)]
+        found[stage] = estimated(left, ledger, asking)
+    return found
+
+
+def export_reference(out: Path, judge: str) -> list[Path]:
+    """Write the judged items as the reference keeps them, one JSON array a task; the first repetition of one judge."""
+    _, judged = ledgers(out)
+    files: dict[tuple[str, str], list[Row]] = {}
+    for row in judged.rows.values():
+        if row["judge"] == judge and row["repeat"] == 0:
+            files.setdefault((row["mode"], row["task"]), []).append(
+                _EXPORTED | {name: row[name] for name in _EXPORTED if name in row}
+            )
+    paths = []
+    for (mode, task), rows in files.items():
+        paths.append(out / REFERENCE_FOLDER / mode / f"{task}.json")
+        write_array(paths[-1], rows)
+    return paths
+
+
+def write_scores(
+    out: Path, clips: Sequence[Clip], alpha: float = ALPHA, seed: int = 0, judge: str | None = None
+) -> dict[str, Any]:
+    """Last stage: the report of all that is judged, written to `scores.json`; see `compare.score_report`."""
+    report = score_report(read_judged([out / JUDGED_FILE]), expected_ids(clips), alpha, seed, judge)
+    _write_json(out / SCORES_FILE, report)
+    return report
+
+
+def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, seed: int = 0) -> dict[str, Any]:
+    """Recognition without a judge, by mode, written to `labels.json`; see `labels.label_report`."""
+    report = {}
+    for mode in dict.fromkeys(item.mode for item in items):
+        rows = [
+            LabelItem(item.task, item.id, mode, item.response or "", _gold(item), item.candidates)
+            for item in items
+            if item.mode == mode
+        ]
+        report[mode] = label_report(rows, taxonomy, seed)
+    _write_json(out / LABELS_FILE, report)
+    return report
+
+
+def _gold(item: Item) -> tuple[str, ...]:
+    return gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
+
+
+def _write_json(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

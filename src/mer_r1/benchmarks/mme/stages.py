@@ -1,0 +1,255 @@
+"""Two of the four stages: answers become steps, and steps become ratings; and the making of audio clues.
+
+Failures follow the reference: an answer whose extraction failed is judged with the text `Error: ...` for steps, and an
+item that cannot be judged has the score null. Both are tried again in the next run.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mer_r1.benchmarks.mme import prompts
+from mer_r1.benchmarks.mme.asking import Asking, Job, Tally, work
+from mer_r1.benchmarks.mme.audit import ERROR_STEP
+from mer_r1.benchmarks.mme.clues import Clues, find_clue
+from mer_r1.benchmarks.mme.ledger import Ledger, Row
+from mer_r1.benchmarks.mme.pictures import MAX_FRAMES, image_part, judge_frames, judge_sound, sound_part
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.chat import ChatPrompt, Reply
+from mer_r1.errors import UserError
+
+STEPS_VERSION, JUDGE_VERSION, CLUES_VERSION = "mme-steps-1", "mme-judge-1", "mme-clues-1"
+
+_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
+_RATING = re.compile(r"[0-9]+/[0-9]+")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One answer on its way through the stages.
+
+    Attributes:
+        task: name of its task.
+        id: of its clip, as `video_id` in the reference's files.
+        mode: "slow", "fast" or "given".
+        gold: gold label or labels, as text.
+        response: the model's answer; None if there is none.
+        problem: why there is no answer.
+        step: steps that came with the answer, so that none are extracted.
+        video: file with the picture.
+        audio: file with the sound, where it is not the video's own.
+        candidates: labels that the question offered.
+    """
+
+    task: str
+    id: str
+    mode: str
+    gold: str
+    response: str | None = None
+    problem: str | None = None
+    step: str | None = None
+    video: Path | None = None
+    audio: Path | None = None
+    candidates: tuple[str, ...] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes it one item."""
+        return (self.mode, self.task, self.id)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How items are judged.
+
+    Attributes:
+        clues: what can be heard in each clip, in words (see `clues`); None judges without. Where there are clues, an
+            item without one is not judged, as in the reference.
+        audio: send the sound itself along.
+        repeat: how often each item is judged.
+        structured: ask for JSON where the server can be held to it.
+        contradictory: FG-SA with the reference's two contradicting examples.
+        max_side: longest side of the pictures in pixels; None sends them as they are.
+    """
+
+    clues: Clues | None = None
+    audio: bool = False
+    repeat: int = 1
+    structured: bool = True
+    contradictory: bool = False
+    max_side: int | None = None
+
+
+def steps_ledger(path: Path) -> Ledger:
+    """The rows of step extraction."""
+    return Ledger(path, lambda row: (row["mode"], row["task"], row["video_id"]))
+
+
+def judged_ledger(path: Path) -> Ledger:
+    """The rows of judging; several judges and repetitions may stand in one file."""
+    return Ledger(path, lambda row: (row["mode"], row["task"], row["video_id"], row["judge"], row["repeat"]))
+
+
+def clues_ledger(path: Path) -> Ledger:
+    """The rows of audio clues."""
+    return Ledger(path, lambda row: (row["task"], row["video_id"]))
+
+
+def extract(items: Sequence[Item], asking: Asking, ledger: Ledger) -> Tally:
+    """Cut the answers into steps; items without an answer, or with steps of their own, are left out."""
+    return work("steps", extraction_jobs(items), asking, STEPS_VERSION, ledger, _read_steps)
+
+
+def extraction_jobs(items: Sequence[Item]) -> list[Job]:
+    """The questions of step extraction."""
+    return [_extraction(item) for item in items if item.response is not None and item.step is None]
+
+
+def _read_steps(reply: Reply) -> Row:
+    return {"step": reply.text if reply.text is not None else f"{ERROR_STEP}{reply.error}"}
+
+
+def _extraction(item: Item) -> Job:
+    text = prompts.extraction_prompt(TASKS[item.task], item.response or "")
+    messages = (
+        {"role": "system", "content": prompts.EXTRACTOR_SYSTEM},
+        {"role": "user", "content": text},
+    )
+    return Job(item.key, _base(item), text, lambda: ChatPrompt(messages), tries=TASKS[item.task].extractor_tries)
+
+
+def judge(items: Sequence[Item], steps: Ledger, asking: Asking, how: Judging, ledger: Ledger) -> Tally:
+    """Rate the steps of every item, `how.repeat` times.
+
+    An item that cannot be judged (no answer, no steps yet, no audio clue among the clues, no picture) gets a row with
+    the score null and the reason.
+    """
+    return work("judge", judge_jobs(items, steps, asking.name, how), asking, JUDGE_VERSION, ledger, _read_score)
+
+
+def judge_jobs(items: Sequence[Item], steps: Ledger, judge_name: str, how: Judging) -> list[Job]:
+    """The questions of judging, the repetitions of an item next to each other."""
+    jobs = []
+    for item in items:
+        parts = _Parts(item, how)
+        step, problem = _step_of(item, steps, how)
+        jobs += [_judgement(item, step, problem, parts, judge_name, repeat, how) for repeat in range(how.repeat)]
+    return jobs
+
+
+def _step_of(item: Item, steps: Ledger, how: Judging) -> tuple[str, str | None]:
+    """The steps to rate, and why they cannot be rated; the answer stands for steps that are still to be extracted."""
+    if item.response is None and item.step is None:
+        return "", f"no answer: {item.problem or 'it is not there'}"
+    if item.step is not None:
+        step, problem = item.step, None
+    elif (row := steps.rows.get(item.key)) is not None:
+        step, problem = row["step"], None
+    else:
+        step, problem = item.response or "", "its steps are not extracted yet"
+    if how.clues is not None and find_clue(how.clues, item.task, item.id) is None:
+        problem = "no audio clue of this clip among the clues"
+    return step, problem
+
+
+def _judgement(
+    item: Item, step: str, problem: str | None, parts: "_Parts", judge_name: str, repeat: int, how: Judging
+) -> Job:
+    task = TASKS[item.task]
+    clue = None if how.clues is None else find_clue(how.clues, item.task, item.id)
+    text = prompts.judge_prompt(
+        task,
+        item.gold,
+        step,
+        clue,
+        structured=how.structured,
+        audio=how.audio,
+        contradictory=how.contradictory,
+    )
+
+    def build() -> ChatPrompt:
+        if problem is not None:
+            raise UserError(problem)
+        content = [{"type": "text", "text": text}, *parts.made()]
+        messages = ({"role": "system", "content": prompts.JUDGE_SYSTEM}, {"role": "user", "content": content})
+        return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat)
+
+    row = _base(item) | {"step": step, "score": None, "reply": None, "judge": judge_name, "repeat": repeat}
+    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES, task.judge_tries)
+
+
+class _Parts:
+    """Pictures and sound of one item, made once for its repetitions and let go after the last."""
+
+    def __init__(self, item: Item, how: Judging) -> None:
+        self._item, self._how = item, how
+        self._left, self._parts = how.repeat, list[dict[str, Any]]()
+
+    def made(self) -> list[dict[str, Any]]:
+        item = self._item
+        if not self._parts:
+            if item.video is None:
+                raise UserError("no video, and the judge needs frames")
+            self._parts = [image_part(jpeg) for jpeg in judge_frames(item.video, max_side=self._how.max_side)]
+            if self._how.audio:
+                self._parts.append(sound_part(judge_sound(item.video, item.audio)))
+        parts = self._parts
+        self._left -= 1
+        if not self._left:
+            self._parts = []
+        return parts
+
+
+def _read_score(reply: Reply) -> Row:
+    return {"score": None if reply.text is None else score_text(reply.text), "reply": reply.text}
+
+
+def score_text(text: str) -> str:
+    """A judge's reply as the parsers expect it: JSON ratings become the score form, anything else stays as it is.
+
+    >>> score_text('{"ratings": ["1/1", "0/1"]}')
+    '<score>Step 1: 1/1, Step 2: 0/1</score>'
+    >>> score_text("I cannot rate this.")
+    'I cannot rate this.'
+    """
+    fenced = _FENCE.match(text.strip())
+    try:
+        value = json.loads(fenced.group(1) if fenced else text)
+    except (ValueError, RecursionError):
+        return text
+    ratings = value.get("ratings") if isinstance(value, dict) else None
+    if not isinstance(ratings, list) or not all(isinstance(r, str) and _RATING.fullmatch(r) for r in ratings):
+        return text
+    return prompts.score_form(ratings)
+
+
+def make_clues(items: Sequence[Item], asking: Asking, ledger: Ledger) -> Tally:
+    """Have a model that hears describe the sound of each clip, once whatever its modes.
+
+    The ledger gets rows with `task`, `video_id` and `audio_clue`, null where there is no sound or no reply.
+    """
+    jobs = {(item.task, item.id): _clue(item) for item in items}
+    return work("clues", list(jobs.values()), asking, CLUES_VERSION, ledger, lambda reply: {"audio_clue": reply.text})
+
+
+def _clue(item: Item) -> Job:
+    text = prompts.clue_prompt()
+
+    def build() -> ChatPrompt:
+        content = [{"type": "text", "text": text}, sound_part(judge_sound(item.video, item.audio))]
+        return ChatPrompt(({"role": "system", "content": prompts.CLUE_SYSTEM}, {"role": "user", "content": content}))
+
+    return Job((item.task, item.id), {"task": item.task, "video_id": item.id, "audio_clue": None}, text, build)
+
+
+def _base(item: Item) -> Row:
+    return {
+        "video_id": item.id,
+        "task": item.task,
+        "mode": item.mode,
+        "ground_truth": item.gold,
+        "model_response": item.response,
+    }

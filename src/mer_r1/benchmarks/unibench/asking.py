@@ -1,0 +1,175 @@
+"""Asking a model about every clip of every set, in an order that a kill cannot change.
+
+Clips are asked about in groups that are always cut at the same places. Each record is on disk as soon as it is there; a
+group that was broken off is asked again as a whole, and what is missing of it is kept. So padding, and sampling, see
+the same company as in a run in one go, and the result is the same. Clips that failed are tried again in every run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.clip_models import ClipModel
+from mer_r1.clips import Clip
+from mer_r1.errors import UserError
+from mer_r1.media import read_media
+from mer_r1.records import Record, append_record, done_keys, read_records
+from mer_r1.thinking import ThinkingMode
+
+RECORDS_FILE = "records.jsonl"
+
+Key = tuple[str, str]
+"""Id of a clip, and mode."""
+
+
+@dataclass
+class Pace:
+    """How far the asking is.
+
+    Attributes:
+        total: answers that are wanted.
+        known: those that were there before.
+        done: those of this run, failed ones included.
+        failed: those of this run without an answer.
+        what: the set that is being asked about.
+        began: when this run began, on the monotonic clock.
+    """
+
+    total: int
+    known: int = 0
+    done: int = 0
+    failed: int = 0
+    what: str = ""
+    began: float = field(default_factory=monotonic)
+
+    @property
+    def finished(self) -> int:
+        """Answers that need no more waiting for."""
+        return self.known + self.done
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest will take at the pace of this run; None before its first answer."""
+        left = self.total - self.finished
+        return (monotonic() - self.began) / self.done * left if self.done else None
+
+
+Watch = Callable[[Pace], Any]
+"""Is told the pace: before each set, and after each answer."""
+
+
+def collect(
+    model: ClipModel,
+    sets: Mapping[str, Sequence[Clip]],
+    modes: Sequence[ThinkingMode],
+    out: Path,
+    watch: Watch | None = None,
+    partly: bool = False,
+) -> Pace:
+    """Ask about every clip that has no answer yet in some mode.
+
+    Args:
+        model: who is asked.
+        sets: name -> its clips.
+        modes: slow, fast or both.
+        out: the folder.
+        watch: told of the progress.
+        partly: ask about a clip with files that cannot be read by those that can, and by its words; its record says so.
+
+    Returns:
+        How far it came.
+
+    Raises:
+        UserError: asking is pointless, or a file of records is damaged; what has been said is kept.
+    """
+    files = {name: out / name / RECORDS_FILE for name in sets}
+    states = {name: _states(file) for name, file in files.items()}
+    wanted = {name: [(clip.id, mode.value) for clip in clips for mode in modes] for name, clips in sets.items()}
+    pace = Pace(sum(map(len, wanted.values())))
+    pace.known = sum(states[name].get(key, "") is None for name, keys in wanted.items() for key in keys)
+    for name, clips in sets.items():
+        pace.what = SETS[name].title
+        _tell(watch, pace)
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        with files[name].open("a", encoding="utf-8") as sink:
+            for record in _answers(model, clips, modes, states[name], partly):
+                if record.error is None or record.error != states[name].get((record.id, record.mode)):
+                    append_record(sink, record)
+                states[name][record.id, record.mode] = record.error
+                pace.done += 1
+                pace.failed += record.error is not None
+                _tell(watch, pace)
+    return pace
+
+
+def _states(file: Path) -> dict[Key, str | None]:
+    """Clip and mode -> its error, None for an answer; a half-written last line is cut off."""
+    done_keys(file)
+    return {(record.id, record.mode): record.error for record in read_records(file)} if file.exists() else {}
+
+
+def _answers(
+    model: ClipModel,
+    clips: Sequence[Clip],
+    modes: Sequence[ThinkingMode],
+    states: Mapping[Key, str | None],
+    partly: bool,
+) -> Iterator[Record]:
+    """Records of what is still to be asked, group by group."""
+    before = dict(states)
+    by_id = {clip.id: clip for clip in clips}
+    for start in range(0, len(clips), model.batch_size):
+        group = clips[start : start + model.batch_size]
+        for record in _group_answers(model, group, modes, before):
+            reduced = readable_part(by_id[record.id]) if partly and record.error is not None else None
+            yield _asked_partly(model, *reduced, record) if reduced else record
+
+
+def _group_answers(
+    model: ClipModel, group: Sequence[Clip], modes: Sequence[ThinkingMode], before: Mapping[Key, str | None]
+) -> Iterator[Record]:
+    broken_off = [mode for mode in modes if any((clip.id, mode.value) not in before for clip in group)]
+    for mode in modes:
+        failed = [clip for clip in group if before.get((clip.id, mode.value)) is not None]
+        if mode not in broken_off and failed:
+            yield from model.answer(failed, [mode])
+    if broken_off:
+        for record in model.answer(group, broken_off):
+            if before.get((record.id, record.mode), "") is not None:
+                yield record
+
+
+def readable_part(clip: Clip) -> tuple[Clip, list[str]] | None:
+    """A clip without the files that cannot be read, and what these held; None if all can be, or nothing is left.
+
+    A video's own sound takes the place of a sound file that cannot be read.
+    """
+    without = []
+    if clip.video is not None and not _is_readable(clip.video, wants_picture=clip.audio is not None):
+        without.append("video")
+    if clip.audio is not None and not _is_readable(clip.audio):
+        without.append("audio")
+    video, audio = (None if name in without else path for name, path in (("video", clip.video), ("audio", clip.audio)))
+    if not without or not (video or audio or clip.subtitle.strip()):
+        return None
+    return replace(clip, video=video, audio=audio), without
+
+
+def _is_readable(path: Path, wants_picture: bool = False) -> bool:
+    try:
+        return read_media(path).frames is not None or not wants_picture
+    except UserError:
+        return False
+
+
+def _asked_partly(model: ClipModel, clip: Clip, without: list[str], failed: Record) -> Record:
+    record = next(iter(model.answer([clip], [ThinkingMode(failed.mode)])))
+    return failed if record.error is not None else replace(record, without=without)
+
+
+def _tell(watch: Watch | None, pace: Pace) -> None:
+    if watch:
+        watch(pace)

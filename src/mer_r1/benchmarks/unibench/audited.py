@@ -1,0 +1,124 @@
+"""The audited number of one set of answers, and everything that the official one hides.
+
+Clips without an answer stop the official scoring. Here they are left out, counted with the reasons, and the score with
+all of them wrong stands beside. The rest is about the answers that are there: see `words` and `sentiments`.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mer_r1.benchmarks.unibench.gold import Gold
+from mer_r1.benchmarks.unibench.headlines import Array, Tally, interval
+from mer_r1.benchmarks.unibench.predictions import Answers
+from mer_r1.benchmarks.unibench.sentiments import audit_replies, reply_tally
+from mer_r1.benchmarks.unibench.words import PlacedClips, audit_words
+from mer_r1.errors import UserError
+from mer_r1.taxonomy import Taxonomy, parse_labels
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Side:
+    """One checkpoint's answers of one mode beside the gold: slow thinking, or fast, or another system.
+
+    Attributes:
+        gold: of the set.
+        answers: what was said.
+        taxonomy: wheels and words.
+    """
+
+    gold: Gold
+    answers: Answers
+    taxonomy: Taxonomy
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Clip name -> list of labels or sentiment reply, of the gold's clips that have one that can be read."""
+        found: dict[str, Any] = {}
+        for name in self.gold.values:
+            value = self.answers.values.get(name)
+            if name not in self.answers.values:
+                continue
+            try:
+                found[name] = value if self._of_sentiments else parse_labels(value)
+            except UserError:
+                continue
+        return found
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """Names of the tally's rows: all clips; of a sentiment set those whose gold is not 0."""
+        values = self.gold.values
+        return [name for name in values if values[name] != 0] if self._of_sentiments else list(values)
+
+    @cached_property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which of the rows have an answer, (N,)."""
+        return np.array([name in self.values for name in self.rows], dtype=bool)
+
+    @cached_property
+    def tally(self) -> Tally:
+        """Of all rows; one without an answer is wrong."""
+        if not self._of_sentiments:
+            return self._placed(self.rows).tally
+        gold = [self.gold.values[name] for name in self.rows]
+        wrong = ["negative" if value > 0 else "positive" for value in gold]
+        return reply_tally(gold, [self.values.get(name, reply) for name, reply in zip(self.rows, wrong, strict=True)])
+
+    def audit(self, samples: Array, seed: int, resamples: int) -> dict[str, Any]:
+        """The audited part of the report.
+
+        Args:
+            samples: the score of the answered rows in each bootstrap draw.
+            seed: of further bootstraps.
+            resamples: of further bootstraps.
+
+        Returns:
+            `score` (over the answered clips, with interval), `score_missing_wrong`, `n`, `n_missing`, `missing`
+            (reasons and first names), `n_unread`, `n_not_in_gold`, and the parts of `audit_words` or `audit_replies`.
+        """
+        kept = self.tally.only(self.answered)
+        names = [name for name in self.gold.values if name in self.values]
+        missing = [name for name in self.gold.values if name not in self.values]
+        wrong = interval(self.tally.value(), np.array([]), len(self.rows))["mean"]
+        if self._of_sentiments:
+            body = audit_replies([self.gold.values[name] for name in names], [self.values[name] for name in names])
+        else:
+            body = audit_words(self._placed(names), seed, resamples)
+        return {
+            "score": interval(kept.value(), samples, int(self.answered.sum())),
+            "score_missing_wrong": wrong,
+            "n": len(names),
+            "n_missing": len(missing),
+            "missing": {"reasons": dict(Counter(map(self._reason, missing))), "names": missing[:NAMES_SHOWN]},
+            "n_unread": len(self.answers.unread & set(names)),
+            "n_not_in_gold": len(self.answers.values.keys() - self.gold.values.keys()),
+            **body,
+        }
+
+    @property
+    def _of_sentiments(self) -> bool:
+        return self.gold.entry.kind == "sentiment"
+
+    def _placed(self, names: Sequence[str]) -> PlacedClips:
+        """The clips of these names on the wheels; those without an answer have no word."""
+        golds = [parse_labels(self.gold.values[name]) for name in names]
+        predicted = [self.values.get(name, []) for name in names]
+        return PlacedClips.place(self.gold.entry.kind, golds, predicted, self.taxonomy)
+
+    def _reason(self, name: str) -> str:
+        """Why a clip has no answer, without what is particular to this clip."""
+        error = self.answers.errors.get(name)
+        if error is None:
+            return "its label string cannot be read" if name in self.answers.values else "not in the predictions"
+        for kind in ("labels", "sentiment"):
+            if error.startswith(f"{kind}:"):
+                return f"no {kind} could be read from it"
+        return error if error.startswith("no ") else "the prediction failed"

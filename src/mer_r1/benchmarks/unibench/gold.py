@@ -1,0 +1,155 @@
+"""Gold of the data sets, from the manifests of `mer-r1 prepare` or from plain JSON.
+
+A manifest says in `meta.dataset` which set it is; gold is in `labels`, or in `meta.sentiment`. A JSON file is named
+after its set and holds name -> gold, as the other `score` commands take it. Media are never opened here.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer_r1.benchmarks.unibench.sets import SETS, BenchmarkSet, named
+from mer_r1.clips import Clip, manifest_rows
+from mer_r1.containers import shown
+from mer_r1.errors import UserError
+from mer_r1.taxonomy import parse_labels
+
+TEST_SPLITS = ("test", None)
+"""Splits of a manifest whose rows are scored."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """Gold of one data set.
+
+    Attributes:
+        entry: which set.
+        values: clip name -> list of labels, label string, or sentiment value; in the order of the file.
+        notes: what a reader of the scores should know about it.
+    """
+
+    entry: BenchmarkSet
+    values: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
+    """Gold from manifests and JSON files, or from folders that hold them under the names of their sets.
+
+    Args:
+        paths: files; or folders, in which `NAME.jsonl`, `NAME.json` and `*/NAME.jsonl` are looked for.
+
+    Returns:
+        Canonical name -> gold, in the published order.
+
+    Raises:
+        UserError: a file cannot be read, is of no set of this benchmark, has no gold, or a set comes twice.
+    """
+    found: dict[str, Gold] = {}
+    sources: dict[str, Path] = {}
+    for path in _files(paths):
+        gold = _gold_of_json(path) if path.suffix.lower() == ".json" else _gold_of_manifest(path)
+        name = gold.entry.name
+        if name in found:
+            raise UserError(f"gold of {gold.entry.title} comes twice: {shown(sources[name])} and {shown(path)}")
+        found[name], sources[name] = gold, path
+    return {name: found[name] for name in SETS if name in found}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{shown(path)}: no JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{shown(path)}: expected an object, name -> value, got {type(content).__name__}")
+    return content
+
+
+def _files(paths: Iterable[Path | str]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        if not path.is_dir():
+            yield path
+            continue
+        inside = [
+            file
+            for name in SETS
+            for pattern in (f"{name}.jsonl", f"{name}.json", f"*/{name}.jsonl")
+            for file in sorted(path.glob(pattern))
+        ]
+        if not inside:
+            raise UserError(f"{shown(path)}: no gold in it, expected manifests such as {', '.join(SETS)}.jsonl")
+        yield from inside
+
+
+def _gold_of_json(path: Path) -> Gold:
+    entry = named(path.stem)
+    values = read_object(path)
+    if not values:
+        raise UserError(f"{shown(path)}: no gold in it")
+    for name, value in values.items():
+        _require_gold(value, entry, f"{shown(path)}: {name!r:.80}")
+    return Gold(entry, values)
+
+
+def _gold_of_manifest(path: Path) -> Gold:
+    values: dict[str, Any] = {}
+    entry: BenchmarkSet | None = None
+    others = 0
+    for number, _, clip, problems in manifest_rows(path, allow_absolute=True):
+        where = f"{shown(path)}:{number}"
+        if clip is None:
+            raise UserError(f"{where}: {problems[0]}")
+        this = _entry_of(clip, where)
+        if entry is not None and this is not entry:
+            raise UserError(
+                f"{where}: meta.dataset: got {this.name!r} after {entry.name!r}, expected one set a manifest"
+            )
+        entry = this
+        if clip.split not in TEST_SPLITS:
+            others += 1
+            continue
+        values[clip.id] = _value_of(clip, this, where)
+    if entry is None or not values:
+        raise UserError(f"{shown(path)}: no test rows in it" + (f" ({others} rows of other splits)" if others else ""))
+    return Gold(entry, values, [f"{others} rows of other splits are left out"] if others else [])
+
+
+def _entry_of(clip: Clip, where: str) -> BenchmarkSet:
+    name = clip.meta.get("dataset")
+    if not isinstance(name, str):
+        raise UserError(f"{where}: meta.dataset: got {name!r:.40}, expected the name of a set (as `prepare` writes it)")
+    try:
+        return named(name)
+    except UserError as error:
+        raise UserError(f"{where}: meta.dataset: {error}") from None
+
+
+def _value_of(clip: Clip, entry: BenchmarkSet, where: str) -> Any:
+    value = clip.meta.get("sentiment") if entry.kind == "sentiment" else clip.labels and list(clip.labels)
+    _require_gold(value, entry, f"{where}: {'meta.sentiment' if entry.kind == 'sentiment' else 'labels'}")
+    return value
+
+
+def _require_gold(value: Any, entry: BenchmarkSet, where: str) -> None:
+    """Stop at gold that is none of this kind of set."""
+    if entry.kind == "sentiment":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{where}: got {value!r:.40}, expected a number (above 0 is positive)")
+        return
+    if not isinstance(value, str | list):
+        raise UserError(f"{where}: got {value!r:.40}, expected a label string or a list of labels")
+    try:
+        parse_labels(value)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

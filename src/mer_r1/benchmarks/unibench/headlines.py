@@ -1,0 +1,147 @@
+"""Each headline number as a formula over sums of per-clip counts, so that it can be computed again for any sample.
+
+The mean of a column needs no more than the column. The headline numbers are not such means: a weighted F1 comes from
+four counts, and the open-set F from mean precision and mean recall, wheel by wheel. But all of them are functions of
+*sums over clips*. So a clip becomes a row of numbers (a tally), and the bootstrap draws clips, sums their rows, and
+applies the formula to the sums. Slow and fast are drawn together: the same clips in every sample, so that hard clips
+cancel out in the difference.
+
+Two guards keep a number where the reference has NaN: a wheel on which no gold word stands is left out of the mean over
+wheels, and F is 0 where precision and recall are both 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mer_r1.benchmarks.unibench.sets import Kind
+from mer_r1.bootstrap import Interval
+from mer_r1.metrics import set_scores
+
+Array = NDArray[np.float64]
+Sets = Sequence[frozenset[str]]
+_CHUNK = 4_000_000  # drawn clips held at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Per-clip counts of one set of predictions.
+
+    Attributes:
+        rows: (N, K), one row a clip.
+        formula: (..., K) sums over clips -> (...) values in [0, 1], NaN where nothing can be scored.
+    """
+
+    rows: Array
+    formula: Callable[[Array], Array]
+
+    def value(self) -> float:
+        """The headline number over all clips."""
+        return float(self.formula(self.rows.sum(axis=0)))
+
+    def only(self, chosen: NDArray[np.bool_]) -> "Tally":
+        """The tally of some of the clips; `chosen` is (N,)."""
+        return Tally(self.rows[chosen], self.formula)
+
+
+def word_tally(kind: Kind, gold: Sequence[Sets], predicted: Sequence[Sets]) -> Tally:
+    """The tally of a discrete or an open-set data set (sections 5 and 6 of the specification's scores).
+
+    Args:
+        kind: "discrete": hit rate; "open-set": mean F.
+        gold: For each wheel the gold categories of each clip.
+        predicted: Likewise.
+
+    Returns:
+        Per wheel: scored (1 where the wheel places a gold word, else 0), then hits, or precision and recall.
+    """
+    columns = []
+    for gold_sets, predicted_sets in zip(gold, predicted, strict=True):
+        for g, p in zip(gold_sets, predicted_sets, strict=True):
+            if not g:
+                columns.append((0.0, 0.0, 0.0))
+            elif kind == "discrete":
+                columns.append((1.0, float(len(g & p)), 0.0))
+            else:
+                scores = set_scores(g, p)
+                columns.append((1.0, scores.precision, scores.recall))
+    cube = np.array(columns, dtype=np.float64).reshape(len(gold), -1, 3)
+    rows = np.moveaxis(cube, 0, 1).reshape(-1, 3 * len(gold))
+    return Tally(rows, _mean_hits if kind == "discrete" else _mean_f)
+
+
+def sentiment_tally(gold_positive: Sequence[bool], predicted_positive: Sequence[bool]) -> Tally:
+    """The tally of a sentiment set: which of the four cells (gold, predicted) each clip falls into."""
+    gold, predicted = np.array(gold_positive, dtype=bool), np.array(predicted_positive, dtype=bool)
+    cells = [gold & predicted, gold & ~predicted, ~gold & predicted, ~gold & ~predicted]
+    return Tally(np.stack(cells, axis=-1).astype(np.float64), _waf)
+
+
+def resampled(tally: Tally, seed: Sequence[int], resamples: int) -> Array:
+    """The headline number of `resamples` draws of clips with replacement, (resamples,).
+
+    Tallies of equally many clips draw the same clips with the same seed, which makes differences paired.
+
+    Args:
+        tally: the clips.
+        seed: of the draws.
+        resamples: how many.
+    """
+    n = len(tally.rows)
+    if n == 0:
+        return np.full(resamples, np.nan)
+    generator = np.random.default_rng(list(seed))
+    height = max(1, _CHUNK // n)
+    values = []
+    for start in range(0, resamples, height):
+        count = min(height, resamples - start)
+        drawn = generator.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n * count).reshape(count, n)
+        values.append(tally.formula(counts @ tally.rows))
+    return np.concatenate(values)
+
+
+def interval(value: float, samples: Array, n: int) -> Interval:
+    """A value over `n` clips with the middle 95 % of its samples; None where it is NaN, no interval for one clip."""
+    if np.isnan(value):
+        return {"mean": None, "low": None, "high": None, "n": n}
+    known = samples[~np.isnan(samples)]
+    if n < 2 or not len(known):
+        return {"mean": value, "low": None, "high": None, "n": n}
+    low, high = np.quantile(known, (0.025, 0.975))
+    return {"mean": value, "low": float(low), "high": float(high), "n": n}
+
+
+def _divided(top: Array, bottom: Array) -> Array:
+    """Quotients, 0 where `bottom` is 0."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
+def _over_wheels(per_wheel: Array, scored: Array) -> Array:
+    """Mean over the wheels that scored any clip; NaN where none did."""
+    wheels = (scored > 0).sum(axis=-1)
+    total = np.where(scored > 0, per_wheel, 0.0).sum(axis=-1)
+    return np.divide(total, wheels, out=np.full_like(total, np.nan), where=wheels > 0)
+
+
+def _mean_hits(sums: Array) -> Array:
+    scored, hits = sums[..., 0::3], sums[..., 1::3]
+    return _over_wheels(_divided(hits, scored), scored)
+
+
+def _mean_f(sums: Array) -> Array:
+    scored = sums[..., 0::3]
+    precision, recall = _divided(sums[..., 1::3], scored), _divided(sums[..., 2::3], scored)
+    return _over_wheels(_divided(2 * precision * recall, precision + recall), scored)
+
+
+def _waf(sums: Array) -> Array:
+    true_positive, false_negative, false_positive, true_negative = (sums[..., cell] for cell in range(4))
+    positives, negatives = true_positive + false_negative, true_negative + false_positive
+    weighted = np.zeros_like(positives)
+    for n_gold, both, wrong in ((positives, true_positive, false_positive), (negatives, true_negative, false_negative)):
+        weighted = weighted + n_gold * _divided(2 * both, n_gold + both + wrong)
+    total = positives + negatives
+    return np.divide(weighted, total, out=np.full_like(total, np.nan), where=total > 0)

@@ -1,0 +1,190 @@
+"""The whole evaluation in one folder: ask the model about every clip, read labels out of its answers, score.
+
+    run.json               what decides the answers (model, decoding ...); the folder takes no others
+    NAME/records.jsonl     what the model said about each clip of a set, slow and fast
+    NAME/labels.jsonl      the same with labels, and with sentiments for the sentiment sets
+    replies.sqlite         replies of servers and of the language model that reads labels: nothing is asked twice
+    scores.json, scores.md the report and its table
+
+Every answer is on disk as soon as it is there. A run that was killed goes on with the same command, and its result is
+that of a run in one go. Nothing is scored that nobody said: a clip without an answer, and an answer that nothing could
+read, is counted with its reason.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mer_r1.benchmarks.unibench.asking import RECORDS_FILE
+from mer_r1.benchmarks.unibench.gold import Gold
+from mer_r1.benchmarks.unibench.predictions import Answers
+from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
+from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.benchmarks.unibench.tables import render, score_tables
+from mer_r1.chat import OnReply, TextModel
+from mer_r1.clips import Clip
+from mer_r1.containers import shown
+from mer_r1.errors import UserError
+from mer_r1.label_files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
+from mer_r1.records import read_records, without_nan
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import ThinkingMode
+
+RUN_FILE, LABELS_FILE, REPLIES_FILE = "run.json", "labels.jsonl", "replies.sqlite"
+SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
+CHECKPOINT = "labels"
+"""What the report calls the one checkpoint, after the file that its labels are in."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How labels, and sentiments, are read out of answers.
+
+    Attributes:
+        taxonomy: wheels that tell whether a word is known.
+        model: reads what no rule can; None leaves that without labels, and counted.
+        sentiment: "llm" asks `model`, "rules" goes by the wheels.
+        checked: whether unusable replies of `model` are refused; the reference takes every reply.
+    """
+
+    taxonomy: Taxonomy
+    model: TextModel | None = None
+    sentiment: SentimentBy = "rules"
+    checked: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what could only fail after hours."""
+        if self.sentiment == "llm" and self.model is None:
+            raise UserError("sentiment by llm: no language model was given; name one, or take the wheels (rules)")
+
+
+def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
+    """Note in a folder what decides the answers in it, or make sure that it is the same as before.
+
+    Raises:
+        UserError: the folder holds answers that were made otherwise.
+    """
+    file = out / RUN_FILE
+    if not file.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        _write(file, _json(dict(settings)))
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{shown(file)}: no JSON ({error})") from None
+    old, new = _flat(before), _flat(dict(settings))
+    if old != new:
+        names = [name for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
+        differing = "; ".join(f"{name}: {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
+        raise UserError(f"{shown(out)}: its answers were made otherwise ({differing}); choose another folder")
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    if not isinstance(settings, dict):
+        return {prefix.removesuffix("."): settings}
+    return {name: value for key, inner in settings.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def read_labels(
+    name: str,
+    clips: Sequence[Clip],
+    modes: Sequence[ThinkingMode],
+    out: Path,
+    reader: Reader,
+    on_reply: OnReply | None = None,
+) -> dict[str, list[Row]]:
+    """Labels of a set's answers, and sentiments where the set asks for them, written to `labels.jsonl`.
+
+    Args:
+        name: of the set.
+        clips: its clips.
+        modes: which answers.
+        out: the folder.
+        reader: how they are read.
+        on_reply: told each reply of the language model.
+
+    Returns:
+        Mode -> rows, in the clips' order; a row without labels, or without its sentiment, has an `error`.
+
+    Raises:
+        UserError: as `chat.TextModel.complete` does; replies so far are kept.
+    """
+    records = {(record.id, record.mode): record for record in read_records(out / name / RECORDS_FILE)}
+    rows: list[Row] = [records[clip.id, mode.value].to_dict() for mode in modes for clip in clips]
+    rows = label_rows(rows, reader.model, reader.taxonomy, reader.checked, on_reply)
+    if SETS[name].kind == "sentiment":
+        rows = sentiment_rows(rows, reader.sentiment, reader.model, reader.taxonomy, reader.checked, on_reply)
+    write_rows(out / name / LABELS_FILE, rows, "openset")
+    return {mode.value: [row for row in rows if row["mode"] == mode.value] for mode in modes}
+
+
+def score(
+    golds: Mapping[str, Gold],
+    rows: Mapping[str, Mapping[str, Sequence[Row]]],
+    out: Path,
+    how: Scoring,
+    model: str,
+    sentiment: SentimentBy,
+    published: bool = False,
+) -> dict[str, Any]:
+    """Official and audited scores, written to `scores.json` and, as a table, to `scores.md`.
+
+    Args:
+        golds: name -> gold.
+        rows: name -> mode -> rows of `read_labels`.
+        out: the folder.
+        how: see `report.Scoring`.
+        model: name for the table.
+        sentiment: where sentiments came from; noted in the report.
+        published: whether the table has the published rows, too.
+
+    Returns:
+        The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: of each set and mode how many
+        labels came from where, how many clips have none (`label_files.summarise`), and `partly`: clip -> the files
+        that it was asked without.
+    """
+    report = score_benchmark(
+        golds,
+        {name: {CHECKPOINT: {mode: answers_of(name, r) for mode, r in m.items()}} for name, m in rows.items()},
+        how,
+    )
+    report["model"] = model
+    report["sentiment"] = sentiment
+    report["answers"] = {name: {mode: _summary(r) for mode, r in modes.items()} for name, modes in rows.items()}
+    _write(out / SCORES_FILE, _json(without_nan(report)))
+    _write(out / TABLE_FILE, "\n".join(render(table, "markdown") for table in score_tables(report, model, published)))
+    return report
+
+
+def answers_of(name: str, rows: Sequence[Row]) -> Answers:
+    """Rows of `read_labels` in the form that scoring takes: what has an error has no answer."""
+    key = "sentiment" if SETS[name].kind == "sentiment" else "openset"
+    return Answers(
+        {row["id"]: row[key] for row in rows if row["error"] is None},
+        {row["id"]: str(row["error"]) for row in rows if row["error"] is not None},
+    )
+
+
+def gaps(report: Mapping[str, Any]) -> int:
+    """How many clips have no answer, over all sets and modes: no completion, no labels, or no sentiment."""
+    counts = [entry for modes in report["answers"].values() for entry in modes.values()]
+    return sum(int(entry["errors"]) + int(entry["without_completion"]) for entry in counts)
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    return {**summarise(rows), "partly": {row["id"]: row["without"] for row in rows if row["without"]}}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,212 @@
+"""What the official number hides about words: who is skipped, what the wheels cannot place, what lands elsewhere.
+
+A hit rate looks at one thing: whether the gold category is among the predicted ones. Here the same clips are looked at
+from all sides: how many categories a prediction spreads over, its precision, recall and F1, how many words each wheel
+knows at all, which gold words make a clip drop out, and what an answer would score that names every emotion at once.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from mer_r1.benchmarks.unibench.headlines import Tally, word_tally
+from mer_r1.benchmarks.unibench.sets import Kind
+from mer_r1.bootstrap import bootstrap
+from mer_r1.metrics import UNDEFINED, SetScores, mean_scores, set_scores
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.wheel_tables import normalise
+
+WORDS_NAMED = 10
+"""How many words a list of examples holds; their total is given beside it."""
+
+
+@dataclass(frozen=True)
+class PlacedClips:
+    """Clips whose words stand on the wheels (ring 1).
+
+    Attributes:
+        kind: of the data set.
+        gold: the gold words of each clip.
+        predicted: its predicted words.
+        gold_sets: per wheel the gold categories of each clip.
+        predicted_sets: likewise.
+        taxonomy: the wheels.
+    """
+
+    kind: Kind
+    gold: Sequence[Sequence[str]]
+    predicted: Sequence[Sequence[str]]
+    gold_sets: Sequence[Sequence[frozenset[str]]]
+    predicted_sets: Sequence[Sequence[frozenset[str]]]
+    taxonomy: Taxonomy
+
+    @classmethod
+    def place(
+        cls, kind: Kind, gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], taxonomy: Taxonomy
+    ) -> "PlacedClips":
+        """Look every word up."""
+        return cls(kind, gold, predicted, _sets(gold, taxonomy), _sets(predicted, taxonomy), taxonomy)
+
+    @cached_property
+    def tally(self) -> Tally:
+        """What the headline number is made of."""
+        return word_tally(self.kind, self.gold_sets, self.predicted_sets)
+
+    def unified(self) -> list[SetScores | None]:
+        """The paper's scores of each clip: precision, recall and F1, averaged over the wheels that place its gold."""
+        found: list[SetScores | None] = []
+        for gold, predicted in zip(
+            zip(*self.gold_sets, strict=True), zip(*self.predicted_sets, strict=True), strict=True
+        ):
+            scores = [set_scores(g, p) for g, p in zip(gold, predicted, strict=True) if g]
+            count = len(scores)
+            found.append(SetScores(*(sum(column) / count for column in zip(*scores, strict=True))) if scores else None)
+        return found
+
+
+def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]:
+    """Everything that the headline number of a discrete or open-set data set does not show.
+
+    Args:
+        clips: the clips that have a prediction.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+
+    Returns:
+        `guards` (what stands in place of NaN), `n_without_labels`, `unified` (precision, recall, F1), `labels` and
+        `categories` (their mean numbers), `skipped`, `coverage`, `everything` (the baseline that names every gold word
+        of the set at once) and `strays`.
+    """
+    unified = clips.unified()
+    values = [UNDEFINED if scores is None else scores for scores in unified]
+    intervals = {
+        name: bootstrap([scores[place] for scores in values], seed=seed, resamples=resamples)
+        for place, name in enumerate(("precision", "recall", "f1"))
+    }
+    counts = mean_scores(unified)
+    return {
+        "guards": _guards(clips),
+        "n_without_labels": sum(not words for words in clips.predicted),
+        "unified": {**intervals, "n_scored": counts.n_scored, "n_skipped": counts.n_skipped},
+        "labels": {"predicted": _mean(map(len, clips.predicted)), "gold": _mean(map(len, clips.gold))},
+        "categories": _categories(clips),
+        "skipped": _skipped(clips),
+        "coverage": _coverage(clips),
+        "everything": _everything(clips),
+        "strays": _strays(clips),
+    }
+
+
+def stray_labels(taxonomy: Taxonomy, wheel: int, level: int = 1) -> dict[str, tuple[str, str | None]]:
+    """Labels of a wheel that the look-up does not put into their own sector there.
+
+    The official rule takes the alphabetically first of a word's candidate labels, whatever it means: "fear" becomes
+    happy on one of the official wheels.
+
+    Args:
+        taxonomy: wheels and words.
+        wheel: 0-based place of the wheel.
+        level: its ring.
+
+    Returns:
+        Label -> (its own sector, the one it is put into; None: dropped).
+    """
+    own = taxonomy.wheel(wheel).level(level)
+    placed = {label: taxonomy.sector(label, wheel, level) for label in own}
+    return {label: (sector, placed[label]) for label, sector in own.items() if placed[label] != sector}
+
+
+def _sets(clips: Sequence[Sequence[str]], taxonomy: Taxonomy) -> list[list[frozenset[str]]]:
+    return [[taxonomy.categories(words, wheel) for words in clips] for wheel in taxonomy.wheels]
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else None
+
+
+def _guards(clips: PlacedClips) -> list[str]:
+    """Where the official number is NaN, and what stands in its place."""
+    found = []
+    for index, (gold, predicted) in enumerate(zip(clips.gold_sets, clips.predicted_sets, strict=True), start=1):
+        if not any(gold):
+            found.append(f"wheel{index} places no gold word: left out of the mean over wheels (officially NaN)")
+        elif clips.kind == "open-set" and not any(g & p for g, p in zip(gold, predicted, strict=True)):
+            found.append(f"wheel{index}: precision and recall are 0: F is 0 (officially NaN)")
+    return found
+
+
+def _categories(clips: PlacedClips) -> dict[str, Any]:
+    """Mean number of categories a scored clip, predicted and gold, over the wheels: over-prediction shows here."""
+    per_wheel: dict[str, dict[str, float | None]] = {}
+    for index, (gold, predicted) in enumerate(zip(clips.gold_sets, clips.predicted_sets, strict=True), start=1):
+        scored = [(len(g), len(p)) for g, p in zip(gold, predicted, strict=True) if g]
+        per_wheel[f"wheel{index}"] = {"predicted": _mean(p for _, p in scored), "gold": _mean(g for g, _ in scored)}
+    means = {
+        side: _mean(entry[side] for entry in per_wheel.values() if entry[side] is not None)
+        for side in ("predicted", "gold")
+    }
+    return {**means, **per_wheel}
+
+
+def _skipped(clips: PlacedClips) -> dict[str, Any]:
+    """Per wheel, how many clips are not scored because the wheel places none of their gold words, and which words."""
+    found = {}
+    for index, gold_sets in enumerate(clips.gold_sets, start=1):
+        words: Counter[str] = Counter()
+        dropped = [gold for gold, placed in zip(clips.gold, gold_sets, strict=True) if not placed]
+        for gold in dropped:
+            words.update(set(map(normalise, gold)) or {"(no gold word)"})
+        found[f"wheel{index}"] = {"n": len(dropped), "words": dict(words.most_common(WORDS_NAMED))}
+    return found
+
+
+def _coverage(clips: PlacedClips) -> dict[str, Any]:
+    """Per wheel, the share of all gold and of all predicted words that it can place; None where there are no words."""
+    found = {}
+    for index in range(len(clips.taxonomy.wheels)):
+        placed = clips.taxonomy.placed(index)
+        found[f"wheel{index + 1}"] = {
+            side: _mean(normalise(word) in placed for words in clip_words for word in words)
+            for side, clip_words in (("gold", clips.gold), ("predicted", clips.predicted))
+        }
+    return found
+
+
+def _everything(clips: PlacedClips) -> dict[str, Any]:
+    """What an answer scores that names every gold word of the set for every clip."""
+    words = sorted({normalise(word) for gold in clips.gold for word in gold})
+    count = len(clips.gold)
+    sets = [[clips.taxonomy.categories(words, wheel)] * count for wheel in clips.taxonomy.wheels]
+    baseline = replace(clips, predicted=[words] * count, predicted_sets=sets)
+    means = mean_scores(baseline.unified())
+    score = baseline.tally.value()
+    return {
+        "words": len(words),
+        "score": None if score != score else score,
+        **{name: value for name, value in means._asdict().items() if name in ("precision", "recall", "f1")},
+        "categories": _categories(baseline)["predicted"],
+    }
+
+
+def _strays(clips: PlacedClips) -> dict[str, Any]:
+    """Per wheel, words of gold and predictions that are labels of the wheel and still land in another sector."""
+    sides = {
+        side: Counter(normalise(word) for words in clip_words for word in words)
+        for side, clip_words in (("gold", clips.gold), ("predicted", clips.predicted))
+    }
+    found: dict[str, Any] = {}
+    for index, wheel in enumerate(clips.taxonomy.wheels):
+        stray = stray_labels(clips.taxonomy, index)
+        entry: dict[str, Any] = {"labels": len(stray), "of": len(wheel.level1)}
+        for side, counts in sides.items():
+            hit = Counter({word: counts[word] for word in stray if word in counts})
+            examples = [
+                {"word": word, "own": stray[word][0], "placed": stray[word][1], "n": n}
+                for word, n in hit.most_common(WORDS_NAMED)
+            ]
+            entry[side] = {"n": hit.total(), "words": examples}
+        found[f"wheel{index + 1}"] = entry
+    return found

@@ -1,0 +1,118 @@
+"""The base stage of the tiny policy: make it, let it see, hear and read, then meet clips. Stands for a pretraining.
+
+After it the policy can describe a clip and answer directly, with broad and noisy labels, and knows no reasoning: what
+Qwen2.5-Omni brings along. The towers and the reading come first (`pretrain`), each as fast as one core can.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import set_seed
+
+from mer_r1.config import BuildRecipe
+from mer_r1.data import Clip
+from mer_r1.features import FeatureCache, Progress
+from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
+from mer_r1.muon import MuonAdamW
+from mer_r1.pretrain import train_ears, train_eyes, train_reading
+from mer_r1.thinking import describe_question, format_completion, question
+from mer_r1.train import NO_CLIP, Callbacks, features_folder, select_clips, supervise
+
+logger = logging.getLogger(__name__)
+
+
+def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
+    """Make the tiny policy and train its base stage; returns the folder of the model."""
+    clips = select_clips(recipe)
+    set_seed(recipe.seed)
+    with recipe.main_process_first():
+        omni = _pretrained(recipe, clips, progress)
+    omni.freeze_towers(not recipe.train_towers)
+    # Part of what was read comes again, so that it is not forgotten.
+    told = _told(min(recipe.remarks, len(clips)), recipe.seed) if recipe.reading_steps else []
+    return supervise(recipe, omni, clips, progress, callbacks, told, _muon(recipe, omni))
+
+
+def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | None) -> Omni:
+    # Kept in a folder of its own, so that a resumed run does not train the towers again.
+    folder = Path(str(recipe.output_dir)) / "towers"
+    if (folder / SETTINGS_FILE).is_file():
+        return load(folder)
+    omni = tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
+    rate, seed = recipe.towers_learning_rate, recipe.seed
+    blank = folder.with_name("untrained")
+    omni.save(blank)
+    # Small matrices gain nothing from a second thread: the eyes learn in one process while the ears learn in another.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        eyes = pool.submit(_learn_to_see, blank, recipe) if recipe.eyes_stills else None
+        if recipe.ears_steps:
+            cache = FeatureCache(omni, features_folder(recipe), towers=False)
+            cache.build(clips, workers=1 if eyes else recipe.decode_workers, progress=progress)
+            with _half_the_cores():
+                heard = train_ears(omni, cache, clips, recipe.ears_steps, 2 * rate, seed, progress)
+            logger.info("ears: cross-entropy %.3f per word", heard)
+        if recipe.reading_steps:
+            with _half_the_cores():
+                texts = [(row["asked"], row["target"]) for row in _told(recipe.remarks, seed)]
+                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, seed, progress)
+            logger.info("reading: cross-entropy %.3f per token", read)
+        if eyes:
+            weights, seen = eyes.result()
+            omni.model.model.visual.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+            logger.info("eyes: loss %.3f", seen)
+    omni.save(folder)
+    return omni
+
+
+def _told(count: int, seed: int) -> list[dict[str, Any]]:
+    # Rows like those of `examples`, of scenes that are told and not shown.
+    from mer_r1.scenes.remarks import draw_remarks  # the corpus is an extra
+
+    return [
+        {
+            "clip_index": NO_CLIP,
+            "asked": question(remark.subtitle, "short", remark.told),
+            "target": format_completion("", remark.broad_labels),
+        }
+        for remark in draw_remarks(count, seed)
+    ]
+
+
+def _learn_to_see(folder: Path, recipe: BuildRecipe) -> tuple[dict[str, Any], float]:
+    omni = load(folder)
+    with _half_the_cores():
+        rate, workers = recipe.towers_learning_rate, recipe.decode_workers
+        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, workers)
+    return {name: value.numpy() for name, value in omni.model.model.visual.state_dict().items()}, loss
+
+
+@contextmanager
+def _half_the_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _muon(recipe: BuildRecipe, omni: Omni) -> MuonAdamW | None:
+    if not recipe.muon_learning_rate:
+        return None
+    named = [(name, parameter) for name, parameter in omni.model.named_parameters() if parameter.requires_grad]
+    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate)
+
+
+def _texts(clips: list[Clip]) -> Iterable[str]:
+    for clip in clips:
+        yield question(clip.subtitle, "short")
+        yield format_completion(clip.reasoning or "", clip.labels or ("calm",))
+        yield describe_question(clip.subtitle)
+        yield str(clip.meta.get("description", ""))
+        yield format_completion("", clip.meta.get("broad_labels") or ("calm",))

@@ -1,0 +1,181 @@
+"""What a language model is asked, what it replies, and what that costs: plain values shared by everything that asks.
+
+A prompt is a list of turns in the form of chat completions, which every server and every chat template understands. A
+reply is a text or the reason why there is none: nothing that was asked ever disappears. Whatever turns prompts into
+replies is a `TextModel`: an endpoint (`llm.Client`) or a local checkpoint (`llm_local.LocalModel`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from mer_r1.errors import UserError
+
+Message = Mapping[str, Any]
+"""One turn: `role`, and `content` as text or as a list of parts."""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """What a model is asked, once.
+
+    Attributes:
+        messages: The turns. A user's turn may hold parts: text, `image_url` (data URL), `input_audio` (base64).
+        schema: JSON schema of the reply, for servers with structured output; None for free text.
+        repeat: 0 for the first reply; 1, 2 ... ask the same again for further, separately kept replies.
+    """
+
+    messages: tuple[Message, ...]
+    schema: Mapping[str, Any] | None = None
+    repeat: int = 0
+
+    @classmethod
+    def user(cls, text: str) -> "ChatPrompt":
+        """A prompt of a single user turn of text; what is no valid Unicode in it becomes a question mark."""
+        return cls(({"role": "user", "content": sound_text(text)},))
+
+    def again(self, reply: str, correction: str) -> "ChatPrompt":
+        """The same conversation with the model's reply and a correction appended."""
+        turns = ({"role": "assistant", "content": sound_text(reply)}, {"role": "user", "content": correction})
+        return ChatPrompt((*self.messages, *turns), self.schema, self.repeat)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a reply is decoded. The defaults are deterministic as far as the server keeps its promise.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        seed: Of the sampling; None leaves it to the server, then two runs differ.
+        max_tokens: Longest reply, in tokens.
+        top_p: Nucleus of the sampling, in (0, 1]; None for the server's default.
+        repetition_penalty: A parameter of vLLM and transformers, not of OpenAI; None leaves it out.
+    """
+
+    temperature: float = 0.0
+    seed: int | None = 0
+    max_tokens: int = 512
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no server takes; numbers that are equal get one form, because they are part of a key."""
+        if not 0 <= self.temperature <= 2:
+            raise UserError(f"temperature: expected a number within 0 and 2, got {self.temperature!r}")
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens: expected at least 1, got {self.max_tokens!r}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p: expected a number above 0 and up to 1, got {self.top_p!r}")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
+
+
+REFERENCE_SAMPLING = Decoding(temperature=0.7, seed=None, max_tokens=512, top_p=0.8, repetition_penalty=1.05)
+"""How the reference (AffectGPT release) samples the replies of its label extractor: unseeded."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back, or why nothing did.
+
+    Attributes:
+        text: The reply; None where `error` says why there is none.
+        error: One line; None where there is a reply.
+        finish_reason: "stop", "length" for a reply cut off at `max_tokens`, or the server's own word.
+        structured: Whether the server was held to the prompt's schema.
+        prompt_tokens: Tokens read, as the server counts them; 0 if it does not say.
+        completion_tokens: Tokens written.
+        seconds: Wall time of the last attempt.
+        cached: Whether it was known already, so that nothing was asked.
+    """
+
+    text: str | None
+    error: str | None = None
+    finish_reason: str = "stop"
+    structured: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    cached: bool = False
+
+    def with_text(self, text: str) -> "Reply":
+        """The same reply in other words."""
+        return replace(self, text=text)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a service charges, in its currency per million tokens read (`prompt`) and written (`completion`)."""
+
+    prompt: float
+    completion: float
+
+
+@dataclass
+class Usage:
+    """What a client has asked for so far.
+
+    Attributes:
+        asked: Prompts that got a reply from the server.
+        cached: Prompts whose reply was known already.
+        failed: Prompts that stayed without a reply.
+        requests: HTTP requests, repeated ones included.
+        prompt_tokens: Tokens read by the server, unusable replies included.
+        completion_tokens: Tokens written by it, likewise.
+        cached_prompt_tokens: Tokens that the cached replies once took; they cost nothing now.
+        cached_completion_tokens: Likewise, written.
+    """
+
+    asked: int = 0
+    cached: int = 0
+    failed: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    cached_completion_tokens: int = 0
+
+    def cost(self, prices: Prices) -> float:
+        """What the new replies cost, in the currency of `prices`.
+
+        >>> Usage(prompt_tokens=2_000_000, completion_tokens=500_000).cost(Prices(0.5, 2.0))
+        2.0
+        """
+        return (self.prompt_tokens * prices.prompt + self.completion_tokens * prices.completion) / 1e6
+
+
+class OnReply(Protocol):
+    """Is told each reply as soon as it is there: the prompt's place in the list, and the reply."""
+
+    def __call__(self, index: int, reply: Reply, /) -> None:
+        """Take note of the reply to prompt `index`."""
+
+
+class TextModel(Protocol):
+    """Whatever answers prompts with text: an endpoint (`llm.Client`) or a local checkpoint (`llm_local.LocalModel`)."""
+
+    @property
+    def name(self) -> str:
+        """How records name the model."""
+
+    def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
+        """One reply a prompt, in the prompts' order; a prompt without a reply gets one with its `error`.
+
+        Args:
+            prompts: What to ask; equal prompts are asked once.
+            version: Of the instruction, e.g. "labels-1"; part of the cache's key.
+            on_reply: Told each reply when it arrives, in any order.
+
+        Raises:
+            UserError: Asking further is pointless. What has arrived is kept in the cache.
+        """
+
+
+def sound_text(text: str) -> str:
+    r"""The text with lone surrogates, which no file and no server takes, replaced by question marks.
+
+    >>> sound_text("caf\u00e9 \ud800")
+    'café ?'
+    """
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,151 @@
+"""Commands that score MER-UniBench: the whole benchmark from a folder of predictions, and its mean alone."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mer_r1.cli.base import AsJson, Wheels, console, print_json, read_json, say, score_app
+from mer_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from mer_r1.benchmarks.unibench.predictions import Reading
+
+
+class Scores(StrEnum):
+    """Which numbers: the reference's, the audited ones, or both."""
+
+    OFFICIAL = "official"
+    AUDITED = "audited"
+    BOTH = "both"
+
+
+class SentimentSource(StrEnum):
+    """Where sentiments come from."""
+
+    SAVED = "saved"
+    RULES = "rules"
+
+
+class TableForm(StrEnum):
+    """Kinds of tables."""
+
+    LATEX = "latex"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+
+
+@score_app.command("mer-unibench")
+def mer_unibench(
+    predictions: Annotated[
+        Path, typer.Option(help="Folder with NAME.jsonl, NAME/records.jsonl, or results-NAME/... of each set.")
+    ],
+    gold: Annotated[list[Path], typer.Option(help="Manifests of `mer-r1 prepare`, or folders with them; repeatable.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further manifests.")] = None,
+    wheels: Wheels = None,
+    sets: Annotated[str | None, typer.Option(help="Only these sets, with commas between them.")] = None,
+    mode: Annotated[Scores, typer.Option(help="The reference's numbers, the audited ones, or both.")] = Scores.BOTH,
+    sentiment: Annotated[
+        SentimentSource, typer.Option(help="Sentiments as saved, or made from the labels by the wheels.")
+    ] = SentimentSource.SAVED,
+    system: Annotated[str | None, typer.Option(help="Folder to take where results-NAME/ has several.")] = None,
+    table: Annotated[TableForm | None, typer.Option(help="Print a table to paste instead.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="With the published rows.")] = False,
+    name: Annotated[str, typer.Option(help="Of the model, for the table's rows.")] = "",
+    resamples: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Read .npz entries that are pickles: a pickle can name code to run; only plain containers, numbers, "
+            "texts and arrays are admitted, anything else is refused.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """MER-UniBench: official and audited scores of saved predictions, slow against fast, and the mean of nine."""
+    from mer_r1.benchmarks.unibench.predictions import Reading
+    from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
+    from mer_r1.taxonomy import load
+
+    if published and table is None:
+        raise UserError("--published goes with --table latex, markdown or csv")
+    taxonomy = load(wheels)
+    golds, found = _read(
+        predictions, [*gold, *(more or [])], sets, Reading(sentiment.value, taxonomy, allow_pickle, system)
+    )
+    how = Scoring(taxonomy, mode is not Scores.AUDITED, mode is not Scores.OFFICIAL, seed, resamples)
+    report = score_benchmark(golds, found, how)
+    report["sentiment"] = sentiment.value
+    if as_json:
+        print_json(report)
+    elif table is not None:
+        _print_tables(report, name, table, published)
+    else:
+        _show(report)
+
+
+@score_app.command("benchmark-mean")
+def benchmark_mean(
+    scores: Annotated[
+        Path, typer.Option(help="JSON: set -> main number, or set -> gold and checkpoints with their predictions.")
+    ],
+    wheels: Wheels = None,
+    as_json: AsJson = False,
+) -> None:
+    """The mean of the nine sets, and the best checkpoint of each, as the reference reports them."""
+    from mer_r1.benchmarks.unibench.official import benchmark_mean as mean_of
+    from mer_r1.taxonomy import load
+
+    content = read_json(scores)
+    report = mean_of(content.get("datasets", content), load(wheels))
+    if as_json:
+        print_json(report)
+        return
+    for title, entry in report["datasets"].items():
+        say(f"{title}: {100 * entry['best'][0]:.2f}  {entry.get('checkpoint', '')}".rstrip())
+    say(f"mean: {100 * report['mean']:.2f}")
+    say(" ".join(report["table_row"]))
+
+
+def _read(
+    predictions: Path, gold: list[Path], sets: str | None, reading: "Reading"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gold and predictions of the sets that are wanted."""
+    from mer_r1.benchmarks.unibench.gold import read_gold
+    from mer_r1.benchmarks.unibench.predictions import read_predictions
+    from mer_r1.benchmarks.unibench.sets import SETS, named
+
+    wanted = [named(part).name for part in sets.split(",")] if sets is not None else list(SETS)
+    golds = {name: entry for name, entry in read_gold(gold).items() if name in wanted}
+    found = {}
+    for name in golds:
+        answers = read_predictions(predictions, SETS[name], reading)
+        if answers:
+            found[name] = answers
+    for name in wanted if sets is not None else ():
+        if name not in found:
+            lacking = "predictions" if name in golds else "gold"
+            raise UserError(f"--sets {name}: no {lacking} of {SETS[name].title} found")
+    return golds, found
+
+
+def _print_tables(report: dict[str, Any], name: str, form: TableForm, published: bool) -> None:
+    from mer_r1.benchmarks.unibench.tables import render, score_tables
+
+    for place, table in enumerate(score_tables(report, name, published)):
+        typer.echo(("\n" if place else "") + render(table, form.value), nl=False)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from mer_r1.benchmarks.unibench.view import hidden_tables, remarks, scores_table
+
+    console.print(scores_table(report))
+    for table in hidden_tables(report):
+        console.print(table)
+    if report["sentiment"] == "rules":
+        say("sentiments are made from labels by the wheels, not by a language model as in the reference")
+    for line in remarks(report):
+        say(line)

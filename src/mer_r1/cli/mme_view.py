@@ -1,0 +1,113 @@
+"""How the work of MME-Emotion looks on a terminal: what is left and spent, and the tables."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mer_r1.cli.base import console, print_json, say
+
+if TYPE_CHECKING:
+    from mer_r1.benchmarks.mme.asking import Endpoint, Tally, Watch
+    from mer_r1.benchmarks.mme.stages import Item
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
+    """Says before a stage what it may take, and while it runs what is done, failed, spent and left.
+
+    On a terminal that is a bar; elsewhere a line in the log at every tenth.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        rows: dict[str, Any] = {}
+        tenths: dict[str, int] = {}
+
+        def watch(tally: "Tally") -> None:
+            tenth = 10 * tally.finished // max(tally.total, 1)
+            if tally.stage not in rows:
+                rows[tally.stage] = bar.add_task(tally.stage, total=tally.total, completed=tally.known)
+                tenths[tally.stage] = tenth
+                say_estimate(tally.stage, tally.estimate, quiet)
+            bar.update(rows[tally.stage], completed=tally.finished, description=tally.stage + _so_far(tally, server))
+            if not errors.is_terminal and tenth > tenths[tally.stage]:
+                tenths[tally.stage] = tenth
+                done = f"{tally.stage}: {tally.finished} of {tally.total}{_so_far(tally, server)}"
+                logger.info("%s, about %s left", done, _duration(tally.seconds_left))
+
+        yield watch
+
+
+def _so_far(tally: "Tally", server: "Endpoint") -> str:
+    from mer_r1.benchmarks.mme.asking import cost
+
+    failed = f", {tally.failed} failed" if tally.failed else ""
+    spent = cost(server.prices, tally.input_tokens, tally.output_tokens)
+    return f"{failed}, {_used(tally.input_tokens, tally.output_tokens, spent)}"
+
+
+def say_estimate(stage: str, entry: dict[str, Any], quiet: bool) -> None:
+    """What the questions that are left may take; nothing where none is."""
+    if quiet or not entry["questions"]:
+        return
+    used = _used(entry["input_tokens"], entry["output_tokens"], entry["cost"])
+    say(f"{stage}: {entry['questions']} questions, about {used}, {_duration(entry['seconds'])}")
+
+
+def say_result(tally: "Tally", server: "Endpoint", quiet: bool) -> None:
+    """What a stage has done and used."""
+    if quiet:
+        return
+    parts = ((tally.known, "before"), (tally.cached, "from the cache"))
+    among = ", ".join(f"{count} {where}" for count, where in parts if count)
+    done = f"{tally.known + tally.done} of {tally.total}" + (f" ({among})" if among else "")
+    say(f"{tally.stage}: {done}{_so_far(tally, server)}")
+
+
+def _used(read: float, written: float, cost: float | None) -> str:
+    spent = "" if cost is None else f", cost {cost:,.2f}" if cost >= 1 else f", cost {cost:.4f}"
+    return f"{read:,.0f} tokens read and {written:,.0f} written{spent}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int, as_json: bool) -> None:
+    """Recognition by label match: written, and shown as a table that says what it is."""
+    from mer_r1.benchmarks.mme.run import write_label_scores
+    from mer_r1.benchmarks.mme.tables import label_table
+    from mer_r1.taxonomy import load
+
+    report = write_label_scores(out, items, load(wheels), seed)
+    if as_json:
+        print_json(report)
+    else:
+        console.print(label_table(report))
+
+
+def show(report: dict[str, Any], categories: bool, as_json: bool) -> None:
+    """All tables of a report and what its reader should know, or its JSON."""
+    from mer_r1.benchmarks.mme import tables
+
+    if as_json:
+        print_json(report)
+        return
+    console.print(tables.official_table(report))
+    console.print(tables.audited_table(report))
+    if categories:
+        for table in tables.category_tables(report):
+            console.print(table)
+    agreements = [report, *report.get("modes", {}).values()]
+    for entry in agreements:
+        if "agreement" in entry:
+            console.print(tables.agreement_table(entry["agreement"]))
+    for line in tables.notes(report):
+        say(line)

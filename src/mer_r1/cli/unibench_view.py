@@ -1,0 +1,118 @@
+"""How an evaluation on MER-UniBench looks on a terminal: what begins, how far it is, the tables and what is missing."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mer_r1.cli.base import console, say
+
+if TYPE_CHECKING:
+    from mer_r1.benchmarks.unibench.asking import Pace, Watch
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 60.0
+"""How often a line says how far the asking is, where there is no terminal for a bar."""
+_SOURCES = {
+    "answer": "in the answer",
+    "llm": "by the language model",
+    "empty": "blank answers",
+    "rules": "by the wheels",
+}
+
+
+def say_beginning(
+    clips: Mapping[str, Sequence[Any]], manifests: Mapping[str, Path], warnings: Mapping[str, Sequence[str]]
+) -> None:
+    """Which sets there are, and what was not as it should be where a manifest was made."""
+    from mer_r1.benchmarks.unibench.sets import SETS
+
+    say(", ".join(f"{SETS[name].title} {len(listed)}" for name, listed in clips.items()) + " clips")
+    for name, lines in warnings.items():
+        say(f"{SETS[name].title}: made {manifests[name]}")
+        for line in lines:
+            say(f"  warning: {line}", style="yellow")
+
+
+@contextmanager
+def watching(quiet: bool) -> "Iterator[Watch]":
+    """Shows how far the asking is and how long it will take: a bar on a terminal, else a line a minute in the log."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task("asking", total=None)
+        last = [monotonic()]
+
+        def watch(pace: "Pace") -> None:
+            bar.update(task, completed=pace.finished, total=pace.total, description=_where(pace))
+            if not errors.is_terminal and monotonic() - last[0] >= LOG_SECONDS:
+                last[0] = monotonic()
+                logger.info("%s: %d of %d", _where(pace), pace.finished, pace.total)
+
+        yield watch
+
+
+def _where(pace: "Pace") -> str:
+    failed = f", {pace.failed} failed" if pace.failed else ""
+    left = "" if pace.seconds_left is None else f", about {duration(pace.seconds_left)} left"
+    return f"{pace.what}{failed}{left}"
+
+
+def duration(seconds: float) -> str:
+    """A stretch of time for people.
+
+    >>> duration(80), duration(600), duration(9000)
+    ('80 s', '10 min', '2 h 30 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def show(report: Mapping[str, Any], out: Path, has_llm: bool) -> None:
+    """The scores, what they hide, where labels came from, and what is missing."""
+    from mer_r1.benchmarks.unibench.run import SCORES_FILE, TABLE_FILE
+    from mer_r1.benchmarks.unibench.view import hidden_tables, remarks, scores_table
+
+    console.print(scores_table(report))
+    for table in hidden_tables(report):
+        console.print(table)
+    for line in remarks(report):
+        say(line)
+    _say_sources(report, has_llm)
+    say(f"{out / SCORES_FILE}, {out / TABLE_FILE}")
+
+
+def _say_sources(report: Mapping[str, Any], has_llm: bool) -> None:
+    entries = [entry for modes in report["answers"].values() for entry in modes.values()]
+    for kind in ("labels", "sentiments"):
+        counts: Counter[str] = Counter()
+        for entry in entries:
+            counts.update(entry[kind])
+        if counts:
+            say(f"{kind}: " + ", ".join(f"{count} {_SOURCES.get(name, name)}" for name, count in counts.items()))
+    if report["sentiment"] == "rules" and any("sentiments" in entry and entry["sentiments"] for entry in entries):
+        say("sentiments are made from labels by the wheels, not by a language model as in the reference")
+    for name, modes in report["answers"].items():
+        for mode, entry in modes.items():
+            for clip, without in entry["partly"].items():
+                say(f"{report['sets'][name]['title']} {mode}: {clip} was asked without its {' and '.join(without)}")
+    doubtful, errors, silent = (
+        sum(entry[name] for entry in entries) for name in ("doubtful", "errors", "without_completion")
+    )
+    if doubtful:
+        say(f"{doubtful} answers with doubtful labels or sentiment (labels.jsonl says why)")
+    if silent:
+        again = "run again to try them again, with --ask-partly by what can be read of them"
+        say(f"{silent} clips without an answer of the model (records.jsonl says why); {again}", style="red")
+    if errors:
+        advice = "" if has_llm else "; --llm names a language model that reads them"
+        say(f"{errors} answers without labels or sentiment (labels.jsonl says why){advice}", style="red")

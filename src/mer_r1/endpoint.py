@@ -1,0 +1,221 @@
+"""A model behind an OpenAI-compatible endpoint as a `ClipModel`: pictures, sound and the question as parts of one turn.
+
+Servers differ in what they take. The file itself goes as `video_url` and the sound, which servers do not read out of a
+video by themselves, as a part of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). Where a server
+knows no videos, frames go as `image_url`, sampled as for our own models. All of it is sent inside the request, as data
+URLs: the server needs no access to our files, and we none to its.
+
+Slow thinking is the model's answer to our question. Fast thinking starts the answer for it with an empty think block.
+That needs a server that goes on with an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server
+that starts a new turn instead would answer slowly under the name of fast, so this is tried out first.
+"""
+
+import base64
+import io
+import mimetypes
+import re
+import wave
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from mer_r1.benchmarks.mme.pictures import image_part, sound_part
+from mer_r1.chat import ChatPrompt, Reply
+from mer_r1.clip_models import answered, stamp_of, unanswered
+from mer_r1.clips import Clip
+from mer_r1.containers import MediaLimits, local_file, shown
+from mer_r1.errors import UserError
+from mer_r1.llm import Client
+from mer_r1.media import Media, read_media
+from mer_r1.records import Record
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import ThinkingMode, prefill, question
+
+ANSWER_VERSION = "answer-1"
+MAX_VIDEO_BYTES = 100 * 1024 * 1024
+JPEG_QUALITY = 95
+_PROBES = 3
+_NEEDS = (
+    "fast thinking needs a server that goes on with an unfinished assistant turn (continue_final_message, as vLLM and "
+    "SGLang do); --think slow works without"
+)
+_RESTART = re.compile(r"<think|^\s*<answer>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How a clip's picture and sound are sent.
+
+    Attributes:
+        video: "video_url" sends the file, "frames" sends pictures, "none" nothing.
+        audio: "audio_url" or "input_audio" sends a WAV (mono, 16 kHz, 16 bit), "none" nothing.
+        num_frames: pictures a clip, evenly over its length.
+        max_seconds: sound and frames beyond are cut.
+    """
+
+    video: Literal["video_url", "frames", "none"] = "video_url"
+    audio: Literal["audio_url", "input_audio", "none"] = "audio_url"
+    num_frames: int = 8
+    max_seconds: float = 30.0
+
+
+class ServedModel:
+    """A model that a server runs.
+
+    Args:
+        client: asks it, and keeps its replies.
+        taxonomy: wheels for the categories in the records.
+        sending: what is sent of a clip.
+        batch_size: clips that are prepared, and held in memory, at a time.
+    """
+
+    def __init__(
+        self, client: Client, taxonomy: Taxonomy, sending: Sending | None = None, batch_size: int = 64
+    ) -> None:
+        self.client = client
+        self.taxonomy = taxonomy
+        self.sending = sending or Sending()
+        self.batch_size = batch_size
+        self._continues = False
+
+    @property
+    def name(self) -> str:
+        """The model's name at the server."""
+        return self.client.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Model, decoding, and what is sent. Where the server is does not decide its answers."""
+        return {
+            "engine": "endpoint",
+            "model": self.name,
+            "decoding": asdict(self.client.decoding),
+            "sending": asdict(self.sending),
+        }
+
+    def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
+        """See `ClipModel.answer`; a clip without a reply gets a record with the reason."""
+        stamp = stamp_of(self.name, self.client.decoding)
+        with ThreadPoolExecutor(min(8, len(clips))) as pool:
+            found = list(pool.map(self._parts_or_error, clips))
+        for mode in modes:
+            asked = [_prompt(parts, mode) for parts in found if not isinstance(parts, str)]
+            if mode is ThinkingMode.FAST and asked:
+                self._require_continuation(asked[:_PROBES])
+            replies = iter(self.client.complete(asked, ANSWER_VERSION))
+            for clip, parts in zip(clips, found, strict=True):
+                if isinstance(parts, str):
+                    yield unanswered(clip, mode, parts, stamp)
+                else:
+                    yield self._record(clip, mode, next(replies), stamp)
+
+    def _parts_or_error(self, clip: Clip) -> list[dict[str, Any]] | str:
+        try:
+            return clip_parts(clip, self.sending)
+        except UserError as error:
+            return str(error)
+
+    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, stamp: dict[str, Any]) -> Record:
+        problem = reply.error
+        if mode is ThinkingMode.FAST:
+            if reply.text is None and str(problem).startswith("4"):
+                problem = f"{problem}; {_NEEDS}"
+            elif reply.text is not None and _RESTART.search(reply.text):
+                problem = f"the server began a new answer {reply.text!r:.60}; {_NEEDS}"
+        if reply.text is None or problem is not None:
+            return unanswered(clip, mode, f"{clip.id}: {problem}", stamp)
+        measured = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
+        return answered(clip, mode, prefill(mode) + reply.text, self.taxonomy, stamp, **measured)
+
+    def _require_continuation(self, prompts: Sequence[ChatPrompt]) -> None:
+        """Stop if the server begins a new turn for each of these prompts.
+
+        Asked outside the cache: a wrong reply that is kept would outlive the server that gave it.
+        """
+        if self._continues:
+            return
+        replies = replace(self.client, cache=None).complete(prompts, ANSWER_VERSION)
+        texts = [reply.text for reply in replies if reply.text is not None]
+        if texts and all(_RESTART.search(text) for text in texts):
+            raise UserError(f"{self.name} began a new answer {texts[0]!r:.60} in place of going on: {_NEEDS}")
+        self._continues = True
+
+
+def clip_parts(clip: Clip, sending: Sending) -> list[dict[str, Any]]:
+    """Picture, sound and question of a clip as parts of a user's turn.
+
+    Args:
+        clip: what is asked about; a channel that it lacks has no part.
+        sending: in which form.
+
+    Raises:
+        UserError: naming the clip: a file cannot be read, or is too large to be sent whole.
+    """
+    try:
+        media = read_media(
+            clip.video, clip.audio, MediaLimits(max_frames=sending.num_frames, max_seconds=sending.max_seconds)
+        )
+        return [*_picture(clip, media, sending), *_sound(media, sending), _text(clip)]
+    except UserError as error:
+        raise UserError(f"clip {clip.id}: {error}") from error
+
+
+def _prompt(parts: list[dict[str, Any]], mode: ThinkingMode) -> ChatPrompt:
+    turns: tuple[dict[str, Any], ...] = ({"role": "user", "content": parts},)
+    if begun := prefill(mode):
+        turns += ({"role": "assistant", "content": begun},)
+    return ChatPrompt(turns)
+
+
+def _text(clip: Clip) -> dict[str, Any]:
+    return {"type": "text", "text": question(clip.subtitle)}
+
+
+def _picture(clip: Clip, media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
+    if media.frames is None or sending.video == "none":
+        return
+    if sending.video == "frames":
+        yield from (image_part(_jpeg(frame)) for frame in media.frames)
+        return
+    path = local_file(clip.video or clip.audio or "")
+    if (size := path.stat().st_size) > MAX_VIDEO_BYTES:
+        limit = MAX_VIDEO_BYTES // 2**20
+        raise UserError(f"{shown(path)}: {size / 2**20:.0f} MiB, expected at most {limit}; send frames instead")
+    kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
+    yield {"type": "video_url", "video_url": {"url": _data_url(kind, path.read_bytes())}}
+
+
+def _sound(media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
+    if media.waveform is None or sending.audio == "none":
+        return
+    wav = _wav(media.waveform, media.sampling_rate)
+    if sending.audio == "input_audio":
+        yield sound_part(wav)
+    else:
+        yield {"type": "audio_url", "audio_url": {"url": _data_url("audio/wav", wav)}}
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(sampling_rate)
+        out.writeframes((np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    """One frame (3, H, W) uint8 as a JPEG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()

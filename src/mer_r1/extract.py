@@ -1,0 +1,220 @@
+"""From what a model said to labels: by rule where it answered in form, else by asking a language model.
+
+MER-UniBench has a language model read every answer and name the emotions in it, and another reply of it turn these
+into a sentiment. An answer in `<answer>` needs no reader: its words are the labels. For any other text this module
+asks in our own words, with every rule of the benchmark's instruction, and cleans the reply exactly as the reference
+does (AffectGPT release).
+
+A language model may reply with prose, in another language, or not at all. The reference scores whatever came. Here a
+reply that is no list of English words is sent back once with the reason; if the second is no better, the item has an
+error and no labels, so that it cannot be scored by accident. `checked=False` takes every reply as the reference does.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from mer_r1.chat import ChatPrompt, OnReply, Reply, TextModel
+from mer_r1.label_replies import MAX_LABEL_WORDS, Verdict, doubt_about, read_as_reference, read_labels, read_sentiment
+from mer_r1.sentiment import sentiment_of
+from mer_r1.taxonomy import Taxonomy, parse_labels
+from mer_r1.thinking import parse
+
+LABELS_VERSION = "labels-1"
+SENTIMENT_VERSION = "sentiment-1"
+LABELS_INSTRUCTION = """\
+You are an expert in human emotion. The text below holds clues about one or more people in a scene. Say what the main \
+person feels. The main person is the one about whom the clues say most. Name every emotional state that the text \
+makes clear, in English, as a list in square brackets with commas between the states. Leave out what is vague or only \
+guessed. If no state is clear, write an empty list. Write nothing but the list.
+
+Text: There is a man by the window. Nothing here shows what state he is in.
+List: []
+
+Text: She laughs at the news, but her eyes are wet, and she shouts at him: she is happy, sad and angry all at once.
+List: [happy, sad, angry]
+
+Text: """
+SENTIMENT_INSTRUCTION = """\
+You are an expert in human emotion. You get a few words that describe what a person feels. Which is the most likely \
+sentiment of that person: positive, negative or neutral? Write that one word at once, in lower case, without any \
+analysis.
+
+Words: [joyful]
+Sentiment: positive
+
+Words: []
+Sentiment: neutral
+
+Words: """
+
+_ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
+_TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What was read from one text: its labels, or its sentiment.
+
+    Attributes:
+        value: The label string such as "[happy, sad]", or the sentiment; None where `error` says why there is none.
+        source: "answer": by rule from the answer; "llm": from a reply; "rules": by the wheels; "empty": the text was
+            blank, so that there was nothing to read.
+        reply: The language model's reply as it came; None if none was asked for or none came.
+        error: Why there is no value; None if there is one.
+        doubt: What makes the value doubtful although it is taken; None if nothing does.
+    """
+
+    value: str | None
+    source: str
+    reply: str | None = None
+    error: str | None = None
+    doubt: str | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels in `value`, as the benchmark parses them; [] where there is no value."""
+        return parse_labels(self.value)
+
+
+def label_string(labels: Sequence[str]) -> str:
+    """Labels in the form of the benchmark's files.
+
+    >>> label_string(["happy", "sad"])
+    '[happy, sad]'
+    """
+    return f"[{', '.join(labels)}]"
+
+
+def labels_by_rule(completion: str) -> Extracted | None:
+    """The words of the `<answer>`; None where a language model must read the text.
+
+    That is where there is no answer tag, or what it holds is no list of words but sentences (some label has more than
+    `MAX_LABEL_WORDS` words). An empty answer gives no labels, and so does an empty completion.
+    """
+    if not _TAGS.sub("", completion).strip():
+        return Extracted("[]", "answer" if _ANSWER_TAG.search(completion) else "empty")
+    if not _ANSWER_TAG.search(completion):
+        return None
+    labels = parse(completion).labels
+    if any(len(label.split()) > MAX_LABEL_WORDS for label in labels):
+        return None
+    return Extracted(label_string(labels), "answer")
+
+
+def extract_labels(
+    completions: Sequence[str],
+    model: TextModel | None,
+    taxonomy: Taxonomy | None = None,
+    checked: bool = True,
+    on_reply: OnReply | None = None,
+) -> list[Extracted]:
+    """The labels of each completion: by rule, else by asking `model`.
+
+    Args:
+        completions: Raw texts.
+        model: Reads what no rule can; None leaves such texts with an error.
+        taxonomy: Wheels that tell whether a reply holds any known word; None does without that check.
+        checked: Whether replies that are no list of English words are sent back and then refused.
+        on_reply: Told each first reply; its index counts the texts that were asked about.
+
+    Raises:
+        UserError: As `TextModel.complete` does.
+    """
+    found = [labels_by_rule(completion) for completion in completions]
+    texts = [_TAGS.sub(" ", text).strip() for text, rule in zip(completions, found, strict=True) if rule is None]
+    if model is None:
+        missing = "no list of words in an <answer>, and no language model was given to read the text"
+        read = iter([Extracted(None, "llm", error=missing)] * len(texts))
+    else:
+        asked = [ChatPrompt.user(f"{LABELS_INSTRUCTION}{text}\nList:") for text in texts]
+        judge = (lambda reply: read_labels(reply, taxonomy)) if checked else read_as_reference
+        read = iter(_ask(model, asked, LABELS_VERSION, judge, checked, on_reply))
+    return [next(read) if rule is None else _with_doubt(rule, taxonomy) for rule in found]
+
+
+def extract_sentiments(
+    label_strings: Sequence[str], model: TextModel, checked: bool = True, on_reply: OnReply | None = None
+) -> list[Extracted]:
+    """The sentiment of each label string, by asking `model`.
+
+    Args:
+        label_strings: Such as "[happy, sad]".
+        model: Decides.
+        checked: Whether a reply must be one of the three words, in any case and with any punctuation around it; the
+            reference takes every reply, and counts what is not exactly one of the three as neutral.
+        on_reply: Told each first reply.
+
+    Raises:
+        UserError: As `TextModel.complete` does.
+    """
+    asked = [ChatPrompt.user(f"{SENTIMENT_INSTRUCTION}{words}\nSentiment:") for words in label_strings]
+    judge = read_sentiment if checked else read_as_reference
+    return _ask(model, asked, SENTIMENT_VERSION, judge, checked, on_reply)
+
+
+def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None = None) -> list[Extracted]:
+    """The sentiment of each label string by the wheels (`sentiment.sentiment_of`).
+
+    Words of which none stands on any wheel give an error, because nothing is known about them then; where only some
+    do not, the value is doubtful.
+
+    Args:
+        label_strings: Such as "[happy, sad]".
+        taxonomy: Wheels to ask where the built-in ones do not know a word.
+    """
+    found = []
+    for text in label_strings:
+        labels = parse_labels(text)
+        verdict = sentiment_of(labels, taxonomy)
+        unknown = f"no wheel places {', '.join(verdict.unplaced)}" if verdict.unplaced else None
+        if labels and len(verdict.unplaced) == len(set(labels)):
+            found.append(Extracted(None, "rules", error=unknown))
+        else:
+            found.append(Extracted(verdict.sentiment, "rules", doubt=unknown))
+    return found
+
+
+def _with_doubt(rule: Extracted, taxonomy: Taxonomy | None) -> Extracted:
+    return replace(rule, doubt=doubt_about(rule.labels, taxonomy))
+
+
+def _ask(
+    model: TextModel,
+    prompts: Sequence[ChatPrompt],
+    version: str,
+    read: Callable[[str], Verdict],
+    checked: bool,
+    on_reply: OnReply | None,
+) -> list[Extracted]:
+    """Ask all; where checked, send back what is wrong or doubtful, once."""
+    replies = model.complete(prompts, version, on_reply)
+    verdicts = [_verdict(reply, read) for reply in replies]
+    places = [i for i, reply in enumerate(replies) if checked and reply.text is not None and verdicts[i][1] is not None]
+    if places:
+        back = [prompts[i].again(str(replies[i].text), _correction(version, str(verdicts[i][1]))) for i in places]
+        for place, reply in zip(places, model.complete(back, version), strict=True):
+            verdict = _verdict(reply, read)
+            if verdict[0] is not None:  # else the first stays: a doubtful value is better than none
+                replies[place], verdicts[place] = reply, verdict
+    return [_extracted(reply, verdict) for reply, verdict in zip(replies, verdicts, strict=True)]
+
+
+def _verdict(reply: Reply, read: Callable[[str], Verdict]) -> Verdict:
+    return (None, reply.error) if reply.text is None else read(reply.text)
+
+
+def _correction(version: str, problem: str) -> str:
+    form = (
+        "a list of English emotion words in square brackets" if version == LABELS_VERSION else "one of the three words"
+    )
+    return f"This cannot be used: {problem}. Write nothing but {form}."
+
+
+def _extracted(reply: Reply, verdict: Verdict) -> Extracted:
+    value, problem = verdict
+    if value is not None:
+        return Extracted(value, "llm", reply.text, doubt=problem)
+    if reply.text is None:
+        return Extracted(None, "llm", error=reply.error)
+    return Extracted(None, "llm", reply.text, f"the reply {reply.text!r:.80} is unusable: {problem}")

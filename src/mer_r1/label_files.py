@@ -1,0 +1,255 @@
+"""Prediction files in, the same files with labels out: the rows that label extraction works on.
+
+A prediction file holds, for each clip, the raw text that some model wrote: JSON lines as `mer-r1 evaluate` saves them,
+JSON lines of other systems, or one JSON object name -> text. Extraction adds to every row what it found and where it
+found it. A row for which nothing was found gets an `error`; no row is ever dropped, and none gets labels that nobody
+gave.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mer_r1.chat import OnReply, TextModel
+from mer_r1.errors import UserError
+from mer_r1.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
+from mer_r1.taxonomy import Taxonomy
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""A prediction: `id`, `completion` (None where there is none), perhaps `mode`, `error` and anything else."""
+
+SentimentBy = Literal["llm", "rules"]
+_ID_FIELDS = ("id", "name")
+_TEXT_FIELDS = ("completion", "text")
+_OUR_ERRORS = ("labels: ", "sentiment: ")
+_REFERENCE_ENTRY = "name2reason"
+
+
+def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
+    """Predictions of a file: JSON lines, `.json` (an object name -> text), or the reference's `.npz`.
+
+    A line is an object with `id` or `name`, and `completion` or `text`; its other fields are kept. Where an id comes
+    twice in one mode, the last row counts, in the first one's place. A last line that was only half written is dropped
+    with a warning. Of an `.npz`, the entry `name2reason` is read (AffectGPT release).
+
+    Args:
+        path: The file.
+        allow_pickle: Whether an `.npz`, which holds pickles, may be read; see `corpora.pickles`.
+
+    Raises:
+        UserError: The file cannot be read, or a row is none of these; with the line's number.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        from mer_r1.corpora.pickles import read_npz
+
+        rows = _rows_of_object(path, read_npz(path, _REFERENCE_ENTRY, allow_pickle=allow_pickle))
+    elif path.suffix.lower() == ".json":
+        rows = _rows_of_object(path, _parsed(path, _text_of(path)))
+    else:
+        rows = _rows_of_lines(path, _text_of(path))
+    latest = {(row["id"], row.get("mode")): row for row in rows}
+    if len(latest) < len(rows):
+        logger.warning("%s: %d rows come again later; the last of each counts", path, len(rows) - len(latest))
+    if not latest:
+        raise UserError(f"{path}: no predictions in it")
+    return list(latest.values())
+
+
+def label_rows(
+    rows: Sequence[Row],
+    model: TextModel | None,
+    taxonomy: Taxonomy | None = None,
+    checked: bool = True,
+    on_reply: OnReply | None = None,
+) -> list[Row]:
+    """The rows with `labels`, `openset`, `label_source`, `label_reply`, `label_doubt` and `label_model`.
+
+    Args:
+        rows: Predictions; those with an `error` stay as they are, unless it is one of an earlier extraction.
+        model: Reads texts without a list of words in an answer.
+        taxonomy: Wheels that tell whether a word is known.
+        checked: Whether unusable replies are refused; see `extract.extract_labels`.
+        on_reply: Told each first reply.
+
+    Returns:
+        New rows in the same order. Where no labels were found, `labels` and `openset` are None and `error` says why.
+    """
+    rows = [_without_earlier_labels(row) for row in rows]
+    asked = [row for row in rows if row.get("error") is None]
+    found = iter(extract_labels([row["completion"] for row in asked], model, taxonomy, checked, on_reply))
+    name = model.name if model else None
+    return [row | _label_fields(next(found), name) if row.get("error") is None else dict(row) for row in rows]
+
+
+def sentiment_rows(
+    rows: Sequence[Row],
+    by: SentimentBy,
+    model: TextModel | None = None,
+    taxonomy: Taxonomy | None = None,
+    checked: bool = True,
+    on_reply: OnReply | None = None,
+) -> list[Row]:
+    """The rows of `label_rows` with `sentiment`, `sentiment_source`, `sentiment_reply`, `sentiment_doubt`.
+
+    Args:
+        rows: With `openset`; those with an `error` stay as they are.
+        by: "llm" asks `model`, "rules" goes by the wheels.
+        model: Needed for "llm".
+        taxonomy: Further wheels for "rules".
+        checked: Whether unusable replies are refused; see `extract.extract_sentiments`.
+        on_reply: Told each first reply.
+
+    Raises:
+        UserError: "llm" without a model, or as `TextModel.complete` does.
+    """
+    texts = [row["openset"] for row in rows if row.get("error") is None]
+    if by == "rules":
+        found = iter(sentiments_by_rule(texts, taxonomy))
+    elif model is None:
+        raise UserError("sentiment by llm: no language model was given; name one, or take the wheels (rules)")
+    else:
+        found = iter(extract_sentiments(texts, model, checked, on_reply))
+    name = model.name if model and by == "llm" else None
+    return [row | _sentiment_fields(next(found), name) if row.get("error") is None else dict(row) for row in rows]
+
+
+def summarise(rows: Iterable[Row]) -> dict[str, Any]:
+    """Counts of rows: `rows`, `labels` and `sentiments` by source, `doubtful`, `errors`, `without_completion`.
+
+    `errors` are rows whose labels or sentiment could not be had; rows that had an error before are
+    `without_completion`.
+    """
+    counts: dict[str, Any] = {"rows": 0, "labels": Counter(), "sentiments": Counter()}
+    counts |= dict.fromkeys(("doubtful", "errors", "without_completion"), 0)
+    for row in rows:
+        counts["rows"] += 1
+        if "label_source" not in row:
+            counts["without_completion"] += 1
+        elif row["error"] is not None:
+            counts["errors"] += 1
+        else:
+            counts["labels"][row["label_source"]] += 1
+            counts["sentiments"].update([row["sentiment_source"]] if "sentiment_source" in row else [])
+            counts["doubtful"] += any(row.get(f"{kind}_doubt") is not None for kind in ("label", "sentiment"))
+    return {name: dict(count) if isinstance(count, Counter) else count for name, count in counts.items()}
+
+
+def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", "sentiment"]) -> None:
+    """Write rows in one go: JSON lines, or with the ending `.json` an object name -> `field` for `mer-r1 score`.
+
+    In the object, rows with an error are left out: the score then fails for a missing prediction instead of counting
+    an empty one.
+
+    Raises:
+        UserError: The object would hold a clip twice (both modes), or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        names = Counter(row["id"] for row in rows)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise UserError(f"{path}: {twice[0]!r} has several modes, which one object cannot hold; choose one mode")
+        text = json.dumps({row["id"]: row[field] for row in rows if row.get("error") is None}, indent=1) + "\n"
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _without_earlier_labels(row: Row) -> Row:
+    """The row without what an earlier extraction added to it, so that a failed one is tried again."""
+    kept = {name: value for name, value in row.items() if not name.startswith(("label_", "sentiment", "openset"))}
+    if str(row.get("error")).startswith(_OUR_ERRORS):
+        kept["error"] = None
+    return kept
+
+
+def _label_fields(found: Extracted, model: str | None) -> Row:
+    return {
+        "labels": None if found.value is None else found.labels,
+        "openset": found.value,
+        "label_source": found.source,
+        "label_reply": found.reply,
+        "label_doubt": found.doubt,
+        "label_model": model if found.source == "llm" else None,
+        "error": None if found.error is None else f"labels: {found.error}",
+    }
+
+
+def _sentiment_fields(found: Extracted, model: str | None) -> Row:
+    return {
+        "sentiment": found.value,
+        "sentiment_source": found.source,
+        "sentiment_reply": found.reply,
+        "sentiment_doubt": found.doubt,
+        "sentiment_model": model,
+        "error": None if found.error is None else f"sentiment: {found.error}",
+    }
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the predictions: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text (JSON lines, or JSON name -> text): {error}") from error
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def _rows_of_object(path: Path, content: Any) -> list[Row]:
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object, name -> text, got {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise UserError(f"{path}: {name!r:.80}: expected a text, got {value!r:.80}")
+    return [{"id": name, "completion": value} for name, value in content.items()]
+
+
+def _rows_of_lines(path: Path, text: str) -> list[Row]:
+    lines = text.split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_row(line))
+        except UserError as error:
+            if number == len(lines):  # nothing ends this line: the writer was killed
+                logger.warning("%s: line %d was only half written and is dropped", path, number)
+                break
+            raise UserError(f"{path} line {number}: {error}") from error
+    return rows
+
+
+def _row(line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"expected a prediction as one JSON object, got {line[:60]!r}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"expected a prediction as one JSON object, got {row!r:.60}")
+    name = next((row[field] for field in _ID_FIELDS if field in row), None)
+    words = next((row[field] for field in _TEXT_FIELDS if field in row), None)
+    if not isinstance(name, str):
+        raise UserError(f"expected an id or name as text; the fields are {', '.join(row) or 'none'}")
+    if row.get("error") is None and not isinstance(words, str):
+        raise UserError(f"{name!r:.80}: expected its completion or text, got {words!r:.60}")
+    return row | {"id": name, "completion": words}

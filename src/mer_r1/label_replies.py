@@ -1,0 +1,117 @@
+"""What a language model replied about emotions, as labels or as a sentiment; and what is wrong with the reply.
+
+Replies are cleaned exactly as the reference of MER-UniBench cleans them (AffectGPT release), oddities included. The
+reference then scores whatever is left. `read_labels` and `read_sentiment` also say when that is no list of English
+words or no sentiment, so that rubbish can be told from an answer.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from mer_r1.errors import UserError
+from mer_r1.sentiment import SENTIMENTS
+from mer_r1.taxonomy import Taxonomy, parse_labels
+
+MAX_LABEL_WORDS = 4
+"""Words that a label may have ("ill at ease" has three); more are a sentence."""
+
+_PREFIXES = ("输入", "输出", "翻译", "让我们来翻译一下：", "output", "Output", "input", "Input")
+_LIST = re.compile(r"\[[^\[\]]*\]")
+_ORNAMENT = " \t.`*"
+
+Verdict = tuple[str | None, str | None]
+"""The value that a reply holds, or None; and what is wrong or doubtful about it, or None."""
+
+
+def clean_reply(reply: str) -> str:
+    r"""A language model's reply without the words that introduce it, exactly as the reference cleans it.
+
+    Trim; drop each of eight prefixes at most once, in their fixed order; trim; drop one ":" and then one "："; trim;
+    drop every line feed; trim. Its quirk is kept: "outputs: x" becomes "s: x".
+
+    >>> clean_reply("\n Output \n: [a,\n b]")
+    '[a, b]'
+    """
+    text = reply.strip()
+    for prefix in _PREFIXES:
+        text = text.removeprefix(prefix)
+    text = text.strip().removeprefix(":").removeprefix("：")
+    return text.strip().replace("\n", "").strip()
+
+
+def read_labels(reply: str, taxonomy: Taxonomy | None = None) -> Verdict:
+    """The label string in a reply, and what is wrong or doubtful about it.
+
+    Args:
+        reply: As it came. Full stops, back quotes and asterisks around the list are not minded.
+        taxonomy: Its forms tell whether any label is a known word; with none that is, the string is doubtful.
+
+    >>> read_labels("Output: [happy, sad].")
+    ('[happy, sad]', None)
+    >>> read_labels("He seems happy.")
+    (None, 'it is no list in square brackets')
+    """
+    text = clean_reply(reply).strip(_ORNAMENT)
+    if not _LIST.fullmatch(text):
+        return None, "it is no list in square brackets"
+    labels = parse_labels(text)
+    for label in labels:
+        if not all(unicodedata.name(sign, "").startswith("LATIN") for sign in label if sign.isalpha()):
+            return None, f"{label!r:.40} is not English"
+        if len(label.split()) > MAX_LABEL_WORDS:
+            return None, f"{label!r:.40} is a sentence, not an emotion word"
+    return text, doubt_about(labels, taxonomy)
+
+
+def doubt_about(labels: Sequence[str], taxonomy: Taxonomy | None) -> str | None:
+    """What is doubtful about labels: that there are some and no wheel knows any of them. None if nothing is.
+
+    Args:
+        labels: Emotion words; "neutral", which is on no wheel, counts as known.
+        taxonomy: Whose forms are the known words; None: nothing is doubtful.
+    """
+    if taxonomy is None or not labels or any(label.lower() in taxonomy.forms for label in labels):
+        return None
+    return None if "neutral" in map(str.lower, labels) else "no wheel knows any of its words"
+
+
+def read_sentiment(reply: str) -> Verdict:
+    """The sentiment in a reply, and what is wrong with it.
+
+    >>> read_sentiment("**Positive.**"), read_sentiment("happy")
+    (('positive', None), (None, 'it is none of positive, negative, neutral'))
+    """
+    text = clean_reply(reply).strip(_ORNAMENT + "'\"[]").lower()
+    return (text, None) if text in SENTIMENTS else (None, f"it is none of {', '.join(SENTIMENTS)}")
+
+
+def read_as_reference(reply: str) -> Verdict:
+    """Whatever came, cleaned; in doubt where `read_labels` and `read_sentiment` would both refuse it."""
+    text = clean_reply(reply)
+    if text == "[":  # the reference stops with an index error when it parses this
+        return None, "a lone '[' cannot be parsed"
+    sound = read_labels(reply)[0] == text or text in SENTIMENTS
+    return text, None if sound else "it is not in the form that was asked for"
+
+
+def list_parse_row(value: Any) -> dict[str, Any]:
+    """A label string and the list it parses to, in the keys of the reference values; the reference's error by name."""
+    try:
+        return {"in": value, "out": parse_labels(value)}
+    except UserError:
+        if value != "[":
+            raise
+        return {"in": value, "out": "EXC IndexError"}
+
+
+def llm_reply_row(value: Any) -> dict[str, Any]:
+    """A reply and its cleaned form, in the keys of the reference values.
+
+    Raises:
+        UserError: The reply is no text.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"expected a reply as a text, got {value!r:.80}")
+    return {"in": value, "out": clean_reply(value)}

@@ -1,0 +1,159 @@
+"""What a language model was asked and what it replied, kept in one SQLite file so that nothing is asked twice.
+
+A reply depends on the model, on every word and picture of the prompt, on how it was decoded, and on the version of the
+instruction. All of that, and nothing else, is the key (`reply_key`). Which server sent the reply is not part of it, and
+neither is any credential: keys of services are no argument of anything in this module. Frames and sounds enter the key
+and the file as hashes only.
+
+Each reply is committed the moment it arrives: a run that is killed goes on from there. Failures are not kept, they
+are tried again.
+"""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mer_r1.chat import ChatPrompt, Decoding, Reply
+from mer_r1.errors import UserError
+
+LAYOUT = 1
+"""Number of the table's layout, kept in the file as SQLite's `user_version`."""
+_TABLE = """
+create table if not exists replies (
+    key text primary key, model text not null, version text not null, parameters text not null,
+    messages text not null, text text not null, finish_reason text not null, structured integer not null,
+    prompt_tokens integer not null, completion_tokens integer not null, seconds real not null, created real not null
+)
+"""
+
+
+def reply_key(model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> str:
+    """The hash (64 hexadecimal digits) of everything that a reply depends on.
+
+    >>> asked = ChatPrompt.user("[joyful]")
+    >>> reply_key("m", asked, Decoding(), "1") == reply_key("m", asked, Decoding(), "2")
+    False
+    """
+    parts = {
+        "layout": LAYOUT,
+        "model": model,
+        "version": version,
+        "decoding": asdict(decoding),
+        "messages": without_media(prompt.messages),
+        "schema": prompt.schema,
+        "repeat": prompt.repeat,
+    }
+    return hashlib.sha256(_canonical(parts).encode()).hexdigest()
+
+
+def without_media(value: Any) -> Any:
+    """A copy of messages in which every data URL and every `input_audio` is replaced by the hash of its content.
+
+    >>> without_media({"url": "data:image/jpeg;base64,AAAA"})
+    {'url': 'data:image/jpeg;base64,sha256:63c1dd951ffedf6f7fd968ad4efa39b8ed584f162f46e715114ee184f8de9201'}
+    """
+    if isinstance(value, str):
+        head, comma, content = value.partition(",")
+        return f"{head},{_sha(content)}" if comma and head.startswith("data:") else value
+    if isinstance(value, Mapping):
+        copy = {name: without_media(item) for name, item in value.items()}
+        sound = value.get("input_audio")
+        if isinstance(sound, Mapping) and isinstance(sound.get("data"), str):
+            copy["input_audio"] = {**sound, "data": _sha(sound["data"])}
+        return copy
+    if isinstance(value, list | tuple):
+        return [without_media(item) for item in value]
+    return value
+
+
+class ReplyCache:
+    """Replies in an SQLite file. Several processes may use one file at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: The file; ":memory:" for one that is forgotten.
+
+        Raises:
+            UserError: It cannot be opened, is no such file, or was written by a later version.
+        """
+        self.path = path
+        try:
+            if str(path) != ":memory:":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+            found = int(self._database.execute("pragma user_version").fetchone()[0])
+            if found not in (0, LAYOUT):
+                raise UserError(f"cache {path}: its layout is number {found}, this version reads {LAYOUT}")
+            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma synchronous = normal")
+            self._database.execute(_TABLE)
+            self._database.execute(f"pragma user_version = {LAYOUT}")
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"cache {path}: cannot be used as a file of replies: {error}") from error
+
+    def get(self, key: str) -> Reply | None:
+        """The reply kept under `key` (see `reply_key`), marked as cached; None if there is none."""
+        columns = "text, finish_reason, structured, prompt_tokens, completion_tokens, seconds"
+        row = self._database.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        text, finish_reason, structured, prompt_tokens, completion_tokens, seconds = row
+        return Reply(
+            text, None, finish_reason, bool(structured), prompt_tokens, completion_tokens, seconds, cached=True
+        )
+
+    def put(self, key: str, reply: Reply, model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> None:
+        """Keep a reply, committed at once. One that is kept under the key already stays.
+
+        Raises:
+            ValueError: The reply has no text: failures are not kept.
+        """
+        if reply.text is None:
+            raise ValueError(f"only replies with a text are kept, got the error {reply.error!r}")
+        row = (
+            key, model, version, _canonical(asdict(decoding) | {"schema": prompt.schema, "repeat": prompt.repeat}),
+            _canonical(without_media(prompt.messages)), reply.text, reply.finish_reason, int(reply.structured),
+            reply.prompt_tokens, reply.completion_tokens, reply.seconds, time.time(),
+        )  # fmt: skip
+        self._database.execute(f"insert or ignore into replies values ({', '.join('?' * len(row))})", row)
+
+    def __len__(self) -> int:
+        return int(self._database.execute("select count(*) from replies").fetchone()[0])
+
+    def __bool__(self) -> bool:
+        return True  # an empty cache is still a cache
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Every kept reply with its model, version, parameters and messages, oldest first, for people to read."""
+        cursor = self._database.execute("select * from replies order by created, key")
+        names = [column[0] for column in cursor.description]
+        for row in cursor:
+            yield dict(zip(names, row, strict=True))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def __enter__(self) -> "ReplyCache":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _sha(text: str) -> str:
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""A checkpoint on this machine instead of a server: any causal language model that transformers can load.
+
+It answers the same prompts through the same cache as the client for servers (`llm.Client`), so that either can read
+labels. Text only: frames and sounds need a server.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from mer_r1.chat import ChatPrompt, Decoding, OnReply, Reply
+from mer_r1.errors import UserError
+from mer_r1.llm_cache import ReplyCache, reply_key
+
+
+class LocalModel:
+    """A causal language model in a folder or on the hub."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        decoding: Decoding | None = None,
+        cache: ReplyCache | None = None,
+        batch_size: int = 8,
+        device: str | None = None,
+    ) -> None:
+        """Load the model and its tokenizer.
+
+        Args:
+            folder: Checkpoint folder or hub name.
+            decoding: How replies are decoded; greedy by default. Sampled replies depend on the batch size too.
+            cache: Where replies are kept; None keeps them for this object's lifetime only.
+            batch_size: Prompts decoded together; the reference takes 8.
+            device: "cuda", "cpu" ...; the best there is by default.
+
+        Raises:
+            UserError: It cannot be loaded.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.decoding = decoding or Decoding()
+        self.cache = ReplyCache(":memory:") if cache is None else cache
+        self.batch_size = batch_size
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"language model {folder}: cannot be loaded: {reason:.300}") from error
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.name = f"{Path(folder).name}@{_fingerprint(folder, self.model)}"
+
+    def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
+        """One reply a prompt, in order; see `chat.TextModel`.
+
+        Raises:
+            UserError: A prompt holds more than text.
+        """
+        places: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            places.setdefault(reply_key(self.name, prompt, self.decoding, version), []).append(index)
+        texts = {key: self._text(prompts[indices[0]]) for key, indices in places.items()}
+        replies: dict[int, Reply] = {}
+
+        def deliver(key: str, reply: Reply) -> None:
+            for index in places[key]:
+                replies[index] = reply
+                if on_reply:
+                    on_reply(index, reply)
+
+        missing = []
+        for key in places:
+            known = self.cache.get(key)
+            if known is None:
+                missing.append(key)
+            else:
+                deliver(key, known)
+        missing.sort(key=lambda key: len(texts[key]))  # texts of like length are padded least
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            for key, reply in zip(batch, self._generate([texts[key] for key in batch]), strict=True):
+                if reply.text is not None:
+                    self.cache.put(key, reply, self.name, prompts[places[key][0]], self.decoding, version)
+                deliver(key, reply)
+        return [replies[index] for index in range(len(prompts))]
+
+    def _text(self, prompt: ChatPrompt) -> str:
+        if not all(isinstance(message["content"], str) for message in prompt.messages):
+            raise UserError(f"language model {self.name}: reads text only; frames and sounds need a server")
+        messages = [dict(message) for message in prompt.messages]
+        if self.tokenizer.chat_template is not None:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return "\n".join(str(message["content"]) for message in messages)
+
+    def _generate(self, texts: Sequence[str]) -> list[Reply]:
+        import torch
+
+        begin = monotonic()
+        bare = self.tokenizer.chat_template is None  # a template writes the special tokens itself
+        inputs = self.tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=bare)
+        inputs = {name: inputs[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        if self.decoding.seed is not None:
+            torch.manual_seed(self.decoding.seed)
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs, pad_token_id=self.tokenizer.pad_token_id, **generation_settings(self.decoding)
+            )
+        seconds = (monotonic() - begin) / len(texts)
+        written = output[:, inputs["input_ids"].shape[1] :]
+        counts = inputs["attention_mask"].sum(dim=1).tolist()
+        return [self._reply(row, int(count), seconds) for row, count in zip(written, counts, strict=True)]
+
+    def _reply(self, row: Any, prompt_tokens: int, seconds: float) -> Reply:
+        """The reply in one row of new token ids, padded behind its end."""
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        ids = row.tolist()
+        length = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        finish_reason = "stop" if length < len(ids) else "length"
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        if not text.strip():
+            return Reply(None, "an empty reply", finish_reason)
+        return Reply(text, None, finish_reason, False, prompt_tokens, length, seconds)
+
+
+def generation_settings(decoding: Decoding) -> dict[str, Any]:
+    """Arguments of transformers' `generate`; what the checkpoint's own generation settings say is overruled.
+
+    >>> generation_settings(Decoding(temperature=0.7, max_tokens=9, top_p=0.8))["top_k"]
+    0
+    """
+    settings = {"max_new_tokens": decoding.max_tokens, "repetition_penalty": decoding.repetition_penalty or 1.0}
+    if decoding.temperature == 0:
+        return settings | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    # top_k = 0 switches off the 50 that transformers takes by itself and servers do not.
+    sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p or 1.0, "top_k": 0}
+    return settings | sampled
+
+
+def _fingerprint(folder: str | Path, model: Any) -> str:
+    """What tells the checkpoint from another of the same name: the hub's commit, or sizes and times of its files."""
+    if not Path(folder).is_dir():
+        return str(getattr(model.config, "_commit_hash", None))[:12]
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

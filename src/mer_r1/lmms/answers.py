@@ -1,0 +1,96 @@
+"""Answers that lmms-eval saved (`--log_samples`), as the prediction files of our other commands.
+
+Sets of MER-UniBench become `NAME.jsonl` for `mer-r1 extract` and `mer-r1 score mer-unibench`, tasks of MME-Emotion
+become `TASK.json` in the benchmark's own form for `mer-r1 eval mme-emotion --responses`.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.containers import shown
+from mer_r1.errors import UserError
+
+
+def export_answers(paths: Iterable[Path | str], out: Path | str) -> dict[Path, int]:
+    """Write saved answers as prediction files.
+
+    Args:
+        paths: lmms-eval's `..._samples_TASK.jsonl` files, or folders in which they are looked for.
+        out: folder for the prediction files.
+
+    Returns:
+        Each file written -> how many answers it holds.
+
+    Raises:
+        UserError: no such file, a line is no sample of our tasks, or a clip comes twice.
+    """
+    rows: dict[str, dict[str, tuple[Any, str]]] = {}
+    for path in _files(paths):
+        for number, line in enumerate(_lines(path), start=1):
+            where = f"{shown(path)}:{number}"
+            about, text = _sample(line, where)
+            own = rows.setdefault(about["set"], {})
+            if about["id"] in own:
+                raise UserError(f"{where}: an answer about {about['id']!r:.80} again, expected the files of one run")
+            own[about["id"]] = (about["gold"], text)
+    written = {}
+    for name, answers in rows.items():
+        path = _write_task(name, answers, Path(out)) if name in TASKS else _write_set(name, answers, Path(out))
+        written[path] = len(answers)
+    return written
+
+
+def _files(paths: Iterable[Path | str]) -> list[Path]:
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.rglob("*_samples_*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{shown(path)}: no *_samples_*.jsonl in it; lmms-eval writes them with --log_samples")
+        found += inside
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown(path)}: cannot be read as UTF-8 text ({error})") from None
+
+
+def _sample(line: str, where: str) -> tuple[dict[str, Any], str]:
+    """What a line is about (`set`, `id`, `gold`), and the answer as the model gave it."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    values = row.values() if isinstance(row, dict) else ()
+    about = next((value for value in values if isinstance(value, dict) and {"set", "id", "gold"} <= value.keys()), None)
+    if row is None or about is None or about["set"] not in (*SETS, *TASKS):
+        raise UserError(f"{where}: expected a sample of a task of `mer-r1 lmms-tasks`, got {line[:60]!r}")
+    # `resps` is left out where it equals the filtered text; lists of one answer come nested or flat.
+    text = row.get("resps", row.get("filtered_resps"))
+    while isinstance(text, list) and len(text) == 1:
+        text = text[0]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: resps: got {str(text)[:60]!r}, expected one answer")
+    return about, text
+
+
+def _write_set(name: str, answers: dict[str, tuple[Any, str]], out: Path) -> Path:
+    lines = [json.dumps({"id": key, "completion": text}, ensure_ascii=False) for key, (_, text) in answers.items()]
+    return _write(out / f"{name}.jsonl", "\n".join(lines) + "\n")
+
+
+def _write_task(name: str, answers: dict[str, tuple[Any, str]], out: Path) -> Path:
+    items = [{"video_id": key, "ground_truth": gold, "model_response": text} for key, (gold, text) in answers.items()]
+    return _write(out / f"{name}.json", json.dumps(items, ensure_ascii=False, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

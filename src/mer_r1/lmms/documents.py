@@ -1,0 +1,217 @@
+"""What lmms-eval asks and shows: documents from our manifests, messages with picture and sound as separate parts.
+
+lmms-eval loads data with Hugging Face's `load_dataset`, which knows nothing of local manifests. Each task therefore
+loads a file with one empty row under its own configuration name, and `process_docs` puts the documents in its place:
+from `NAME.jsonl` in the folder `MER_R1_DATA` or in a folder inside it, where `mer-r1 prepare` writes it.
+"""
+
+import hashlib
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mer_r1.benchmarks.mme import run as mme
+from mer_r1.benchmarks.mme.pictures import judge_sound
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.unibench.gold import TEST_SPLITS, read_gold
+from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.clips import Clip
+from mer_r1.containers import shown
+from mer_r1.data import read_manifest
+from mer_r1.errors import UserError
+from mer_r1.taxonomy import Taxonomy, load
+from mer_r1.thinking import question
+
+logger = logging.getLogger(__name__)
+
+DATA, WHEELS, ABSOLUTE = "MER_R1_DATA", "MER_R1_WHEELS", "MER_R1_ALLOW_ABSOLUTE"
+"""Environment variables: folder of the manifests; folder of the official wheels; "1" admits absolute media paths."""
+
+MAX_SOUND_SECONDS = 300.0
+"""Longest sound that is copied out of a video: what Qwen2.5-Omni hears in one piece."""
+
+Document = dict[str, Any]
+"""A clip as lmms-eval keeps it: `set` (or task), `id`, `question`, `video` and `audio` (absolute paths or None), `gold`
+(words, a sentiment value, or MME-Emotion's gold text) and `candidates` (MME-Emotion's labels to choose from, or None).
+"""
+
+
+def process_docs(dataset: Any) -> Any:
+    """The hook of the YAML files: the documents of a task in place of the empty row.
+
+    Args:
+        dataset: what `load_dataset` gave; only the name of its configuration counts.
+
+    Returns:
+        A `datasets.Dataset` of documents.
+
+    Raises:
+        SystemExit: with one line, if they cannot be had. lmms-eval would try any other error again five times and
+            bury the line under its own traceback.
+    """
+    from datasets import Dataset
+
+    try:
+        wheels()  # a wrong folder should be known before any model runs
+        return Dataset.from_list(documents(str(dataset.config_name)))
+    except UserError as error:
+        raise SystemExit(f"mer-r1: {error}") from error
+
+
+def documents(name: str) -> list[Document]:
+    """The documents of one set of MER-UniBench or one task of MME-Emotion, in the order of the manifest.
+
+    Args:
+        name: canonical name of the set (`meld`) or name of the task (`ER-Lab`).
+
+    Raises:
+        UserError: no such set; its manifest is not there, cannot be read, or has no rows of it.
+    """
+    found = _mme_documents(name) if name in TASKS else _unibench_documents(name)
+    missing = [path for doc in found for path in (doc["video"], doc["audio"]) if path and not Path(path).is_file()]
+    if missing:
+        logger.warning(
+            "%s: %d media files are missing, such as %s; models answer such clips with nothing",
+            name,
+            len(missing),
+            shown(missing[0]),
+        )
+    return found
+
+
+def doc_to_messages(doc: Document) -> list[dict[str, Any]]:
+    """The hook for chat models: one user turn with the picture, then the sound, then the question.
+
+    The sound is a part of its own, as in our training and prediction (`data.conversation`): where the clip has no sound
+    file, a copy of the video's sound is made once. A silent clip has no such part.
+    """
+    parts: list[dict[str, Any]] = []
+    if doc["video"]:
+        parts.append({"type": "video", "url": doc["video"]})
+    sound = doc["audio"] or (doc["video"] and sound_of(Path(doc["video"])))
+    if sound:
+        parts.append({"type": "audio", "url": str(sound)})
+    parts.append({"type": "text", "text": doc["question"]})
+    return [{"role": "user", "content": parts}]
+
+
+def doc_to_visual(doc: Document) -> list[str]:
+    """The hook for lmms-eval's simple models, which take one file a clip: the video, with its own sound.
+
+    Raises:
+        UserError: the clip has no video.
+    """
+    # Two files would be worse than one: with batches these models take the i-th file for the i-th clip.
+    if not doc["video"]:
+        raise UserError(f"{doc['set']}, clip {doc['id']!r:.80}: no video, and a simple model takes nothing else")
+    return [doc["video"]]
+
+
+def sound_of(video: Path) -> Path | None:
+    """A WAV file (mono, 16 kHz) with the sound of a video, made once in the user's cache folder.
+
+    Returns:
+        The file; None where the video is silent or cannot be read, which is logged.
+
+    Raises:
+        UserError: the cache folder cannot be written; going on would leave out the sound of every clip.
+    """
+    try:
+        stat = video.stat()
+        key = hashlib.sha256(f"{video.absolute()}\n{stat.st_mtime_ns}\n{stat.st_size}".encode()).hexdigest()[:32]
+        target = _cache_folder() / f"{key}.wav"
+        if target.is_file():
+            return target
+        wav = judge_sound(video, None, MAX_SOUND_SECONDS)
+    except (UserError, OSError) as error:
+        logger.warning("%s: asked about without sound: %s", shown(video), error)
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.part")
+        partial.write_bytes(wav)
+        partial.replace(target)
+    except OSError as error:
+        raise UserError(f"{shown(target.parent)}: cannot keep the sound of videos there ({error.strerror})") from None
+    return target
+
+
+def wheels() -> Taxonomy:
+    """The official wheels in the folder `MER_R1_WHEELS`, else the built-in ones, which is logged.
+
+    Raises:
+        UserError: the folder is not what it should be.
+    """
+    return _wheels_in(os.environ.get(WHEELS, ""))
+
+
+@lru_cache(maxsize=1)
+def _wheels_in(folder: str) -> Taxonomy:
+    if not folder:
+        logger.warning("%s is not set: scored with the built-in wheels, not comparable with published numbers", WHEELS)
+    return load(Path(folder).expanduser() if folder else None)
+
+
+def _unibench_documents(name: str) -> list[Document]:
+    if name not in SETS:
+        raise UserError(f"data set: got {name!r:.60}, expected one of {', '.join((*SETS, *TASKS))}")
+    path = _manifest(name)
+    clips = [clip for clip in read_manifest(path, allow_absolute=_absolute()) if clip.split in TEST_SPLITS]
+    gold = read_gold([path])
+    if name not in gold:
+        raise UserError(f"{shown(path)}: its rows are of {', '.join(gold)}, expected {name}")
+    for note in gold[name].notes:
+        logger.warning("%s: %s", name, note)
+    if len(clips) != SETS[name].clips:
+        expected = SETS[name].clips
+        logger.warning("%s: %d clips, the benchmark has %d: not its published set", name, len(clips), expected)
+    return [_document(clip, name, clip.id, question(clip.subtitle), gold[name].values[clip.id]) for clip in clips]
+
+
+def _mme_documents(task: str) -> list[Document]:
+    path = _manifest(mme.DATASET)
+    clips = [clip for clip in mme.benchmark_clips(path, _absolute()) if clip.meta["task"] == task]
+    if not clips:
+        raise UserError(f"{shown(path)}: no rows of the task {task}")
+    return [
+        _document(
+            clip, task, mme.clip_name(clip), mme.question_of(clip), mme.gold_text(clip), clip.meta.get("candidates")
+        )
+        for clip in clips
+    ]
+
+
+def _document(clip: Clip, name: str, clip_id: str, text: str, gold: Any, candidates: Any = None) -> Document:
+    video, audio = (str(path.absolute()) if path else None for path in (clip.video, clip.audio))
+    return {
+        "set": name,
+        "id": clip_id,
+        "question": text,
+        "video": video,
+        "audio": audio,
+        "gold": gold,
+        "candidates": candidates,
+    }
+
+
+def _manifest(name: str) -> Path:
+    """The manifest of a data set in the folder `MER_R1_DATA`."""
+    root = os.environ.get(DATA)
+    if not root:
+        raise UserError(f"{DATA} is not set, expected the folder that holds {name}.jsonl (`mer-r1 prepare` writes it)")
+    folder = Path(root).expanduser()
+    found = sorted(folder.glob(f"{name}.jsonl")) + sorted(folder.glob(f"*/{name}.jsonl"))
+    if len(found) != 1:
+        places = " and ".join(shown(path) for path in found) or "none"
+        raise UserError(f"{DATA}={shown(folder)}: expected one {name}.jsonl in it or one folder below, found {places}")
+    return found[0]
+
+
+def _absolute() -> bool:
+    return os.environ.get(ABSOLUTE) == "1"
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mer-r1" / "sounds"

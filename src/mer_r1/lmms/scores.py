@@ -1,0 +1,135 @@
+"""What lmms-eval scores: answers read by rule, metrics by the functions of `mer-r1 score`.
+
+lmms-eval reduces one list of values for each metric. A weighted F1, or an F over five wheels, is no mean of per-clip
+values: so each value is the whole item (gold and what was read), and the metric is computed from all of them at once.
+
+Answers are read by rule alone: the words inside `<answer>`. A text without such a list, and a blank answer (which is
+also what lmms-eval keeps when a model fails), counts as an empty prediction and is counted in `unread`: above 0, the
+other numbers are too low. `mer-r1 lmms-answers` takes the answers to `mer-r1 extract`, where a language model reads
+them as the benchmark does. Sentiments come from the wheels, not from a language model.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, match
+from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.unibench.official import OfficialScore, official_score
+from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.errors import UserError
+from mer_r1.extract import labels_by_rule, sentiments_by_rule
+from mer_r1.lmms.documents import Document, wheels
+from mer_r1.metrics import MeanScores, mean_scores, wheel_scores
+from mer_r1.taxonomy import parse_labels
+
+logger = logging.getLogger(__name__)
+
+Item = dict[str, Any]
+"""One scored answer: `set`, `id`, `gold`, `predicted` and `unread` (why the prediction is empty, or None); of
+MME-Emotion `set`, `id`, `gold` and `score`."""
+
+WORD_METRICS = ("score", "unified_precision", "unified_recall", "unified_f1", "unread")
+SENTIMENT_METRICS = ("score", "accuracy", "unread")
+MME_METRICS = ("label_match", "any_hit", "unread")
+
+
+def unibench_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
+    """The hook of MER-UniBench: an answer becomes labels or a sentiment, the same item for every metric."""
+    entry = SETS[doc["set"]]
+    predicted, unread = read_answer(results[0], entry.kind == "sentiment")
+    item = {name: doc[name] for name in ("set", "id", "gold")} | {"predicted": predicted, "unread": unread}
+    return dict.fromkeys(SENTIMENT_METRICS if entry.kind == "sentiment" else WORD_METRICS, item)
+
+
+def read_answer(text: str, sentiment: bool) -> tuple[str, str | None]:
+    """What an answer says, by rule.
+
+    Args:
+        text: the whole answer.
+        sentiment: whether a sentiment is wanted.
+
+    Returns:
+        The label string or the sentiment; and why nothing could be read, or None.
+    """
+    rule = labels_by_rule(text)
+    unread = "no list of words in an <answer>" if rule is None else "blank" if rule.source == "empty" else None
+    labels = "[]" if rule is None or rule.value is None else rule.value
+    if not sentiment:
+        return labels, unread
+    found = sentiments_by_rule([labels], wheels())[0]
+    return found.value or "", unread or found.error
+
+
+def score(items: Sequence[Item]) -> float:
+    """The set's official main number, in [0, 1]: hit rate, weighted F1, or mean F; NaN where the reference has it."""
+    return _official(items)["main"]
+
+
+def accuracy(items: Sequence[Item]) -> float:
+    """Accuracy of a sentiment set, the reference's second number, in [0, 1]."""
+    return _official(items)["second"]
+
+
+def unified_precision(items: Sequence[Item]) -> float:
+    """Mean over clips of the precision over wheels (METHOD, "unified F1"), in [0, 1]: it sees over-prediction."""
+    return _unified(items).precision
+
+
+def unified_recall(items: Sequence[Item]) -> float:
+    """Mean over clips of the recall over wheels, in [0, 1]."""
+    return _unified(items).recall
+
+
+def unified_f1(items: Sequence[Item]) -> float:
+    """Mean over clips of the F1 over wheels, in [0, 1]."""
+    return _unified(items).f1
+
+
+def unread(items: Sequence[Item]) -> float:
+    """Share of answers in which nothing could be read, in [0, 1]; they count as empty predictions."""
+    reasons = [item["unread"] for item in items if item["unread"] is not None]
+    if reasons:
+        logger.warning(
+            "%s: %d of %d answers hold nothing that a rule can read and count as empty predictions (%s)",
+            items[0]["set"],
+            len(reasons),
+            len(items),
+            "; ".join(f"{reason}: {reasons.count(reason)}" for reason in sorted(set(reasons))[:3]),
+        )
+    return len(reasons) / len(items) if items else math.nan
+
+
+def mme_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
+    """The hook of MME-Emotion: recognition by label match, without a judge: NOT the benchmark's score.
+
+    See `benchmarks.mme.labels`; the benchmark's own numbers need `mer-r1 eval mme-emotion --responses`.
+    """
+    task = TASKS[doc["set"]]
+    gold = gold_labels(doc["gold"]) if task.fraction else (doc["gold"],)
+    candidates = tuple(doc["candidates"]) if doc["candidates"] else None
+    found, hit, understood = match(LabelItem(task.name, doc["id"], "given", results[0], gold, candidates), wheels())
+    values = (found, hit, float(not understood))
+    about = {name: doc[name] for name in ("set", "id", "gold")}
+    return {metric: {**about, "score": value} for metric, value in zip(MME_METRICS, values, strict=True)}
+
+
+def mean_score(items: Sequence[Item]) -> float:
+    """The mean of the items' scores; NaN without items."""
+    return math.fsum(item["score"] for item in items) / len(items) if items else math.nan
+
+
+def _official(items: Sequence[Item]) -> OfficialScore:
+    gold, predicted = ({item["id"]: item[side] for item in items} for side in ("gold", "predicted"))
+    try:
+        return official_score(SETS[items[0]["set"]].kind, gold, predicted, wheels())
+    except UserError as error:  # where the reference stops, the results of all other sets would be lost
+        logger.warning("%s: no score: %s", items[0]["set"], error)
+        return {"main": math.nan, "second": math.nan, "third": math.nan, "report": {}}
+
+
+def _unified(items: Sequence[Item]) -> MeanScores:
+    return mean_scores(
+        wheel_scores(parse_labels(item["gold"]), parse_labels(item["predicted"]), wheels()) for item in items
+    )

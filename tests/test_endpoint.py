@@ -1,0 +1,146 @@
+"""A model behind an endpoint, over real HTTP: what is sent of a clip, and that fast answers are fast ones."""
+
+import base64
+import io
+import wave
+
+import pytest
+from llm_server import Server, said, status
+from media_samples import tone, write_media
+from PIL import Image
+from tiny_corpus import moving_square
+
+from mer_r1 import endpoint
+from mer_r1.chat import Decoding
+from mer_r1.clips import Clip
+from mer_r1.endpoint import Sending, ServedModel, clip_parts
+from mer_r1.errors import UserError
+from mer_r1.llm import Client
+from mer_r1.llm_cache import ReplyCache
+from mer_r1.llm_replies import Retries
+from mer_r1.media import read_media
+from mer_r1.taxonomy import builtin
+from mer_r1.thinking import FAST_PREFILL, ThinkingMode, question
+
+BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Three clips, each of a picture and a sound file."""
+    folder = tmp_path_factory.mktemp("clips")
+    found = []
+    for i, subtitle in enumerate(("Well, that is great.", "Leave me alone!", "")):
+        video = write_media(folder / f"{i}.mp4", frames=6, fps=5, picture=moving_square(i), sound=tone(1.0))
+        sound = write_media(folder / f"{i}.wav", sound=tone(0.8 + i / 10, hertz=300), audio_codec="pcm_s16le")
+        found.append(Clip(f"clip-{i}", video, sound, subtitle, ("sad",)))
+    return found
+
+
+def served(server, tmp_path=None, sending=None, **client):
+    cache = ReplyCache(tmp_path / "replies.sqlite") if tmp_path else None
+    retries = Retries(attempts=2, first_wait=0.01)
+    asked = Client("omni", server.base_url, Decoding(max_tokens=64), cache, retries=retries, **client)
+    return ServedModel(asked, builtin(), sending, batch_size=2)
+
+
+def is_fast(call):
+    return call.body["messages"][-1]["role"] == "assistant"
+
+
+def omni_server(call):
+    """Answers in form, and goes on with what was begun."""
+    return said(" sad, calm </answer>" if is_fast(call) else "<think>Hm.</think><answer>happy</answer>", written=7)
+
+
+def content(part):
+    kind = part["type"]
+    if kind == "input_audio":
+        return base64.b64decode(part[kind]["data"])
+    return base64.b64decode(part[kind]["url"].partition(";base64,")[2])
+
+
+def test_a_server_gets_picture_sound_and_question_and_is_made_to_answer_fast(clips, tmp_path):
+    clip = clips[0]
+    with Server(omni_server) as server:
+        records = list(served(server).answer([clip], BOTH))
+        calls = server.calls
+    assert [(r.mode, r.completion, r.labels, r.tokens) for r in records] == [
+        ("slow", "<think>Hm.</think><answer>happy</answer>", ["happy"], 7),
+        ("fast", FAST_PREFILL + " sad, calm </answer>", ["sad", "calm"], 7),
+    ]
+    slow = next(call.body for call in calls if not is_fast(call))
+    assert [part["type"] for part in slow["messages"][0]["content"]] == ["video_url", "audio_url", "text"]
+    picture, sound, text = slow["messages"][0]["content"]
+    assert content(picture) == clip.video.read_bytes()
+    assert picture["video_url"]["url"].startswith("data:video/mp4;base64,")
+    with wave.open(io.BytesIO(content(sound))) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 1, 2)
+        assert file.getnframes() == len(read_media(clip.audio).waveform)
+    assert text["text"] == question(clip.subtitle)
+    assert (slow["max_tokens"], slow["temperature"], slow["seed"]) == (64, 0.0, 0)
+    assert "continue_final_message" not in slow
+    fast = [call.body for call in calls if is_fast(call)]
+    assert len(fast) == 2, "tried out, then asked"
+    for body in fast:
+        assert body["messages"][-1] == {"role": "assistant", "content": FAST_PREFILL}
+        assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+
+
+def test_frames_where_a_server_knows_no_videos(clips):
+    clip = clips[0]
+    parts = clip_parts(clip, Sending("frames", "input_audio", num_frames=4))
+    assert [part["type"] for part in parts] == ["image_url"] * 4 + ["input_audio", "text"]
+    frames = read_media(clip.video).frames
+    with Image.open(io.BytesIO(content(parts[0]))) as picture:
+        assert picture.size == (frames.shape[3], frames.shape[2])
+    assert parts[4]["input_audio"]["format"] == "wav"
+    assert [part["type"] for part in clip_parts(clip, Sending("none", "none"))] == ["text"]
+
+
+def test_a_channel_that_a_clip_lacks_is_not_sent(clips, tmp_path):
+    silent = write_media(tmp_path / "silent.mp4", frames=4, fps=4, picture=moving_square(1))
+    assert [part["type"] for part in clip_parts(Clip("silent", silent), Sending())] == ["video_url", "text"]
+    assert [part["type"] for part in clip_parts(Clip("heard", None, clips[0].audio), Sending())] == [
+        "audio_url",
+        "text",
+    ]
+    with pytest.raises(UserError, match=r"clip gone: .*no such file"):
+        clip_parts(Clip("gone", tmp_path / "gone.mp4"), Sending())
+
+
+def test_a_video_too_large_to_be_sent_whole(clips, monkeypatch):
+    monkeypatch.setattr(endpoint, "MAX_VIDEO_BYTES", 100)
+    with pytest.raises(UserError, match="send frames instead"):
+        clip_parts(clips[0], Sending())
+
+
+@pytest.mark.parametrize("reply", ["<think>Let me see.</think><answer>sad</answer>", " <answer> sad </answer>"])
+def test_a_server_that_begins_a_new_turn_cannot_be_asked_fast(clips, tmp_path, reply):
+    with Server(lambda call: reply) as server:
+        model = served(server, tmp_path)
+        with pytest.raises(UserError, match=r"continue_final_message.*--think slow works without") as caught:
+            list(model.answer(clips, FAST))
+        assert "\n" not in str(caught.value)
+        assert [record.error for record in model.answer(clips, SLOW)] == [None] * 3
+    with Server(omni_server) as better:
+        records = list(served(better, tmp_path).answer(clips, FAST))
+    assert [record.labels for record in records] == [["sad", "calm"]] * 3, "no wrong reply was kept"
+
+
+def test_a_server_that_refuses_a_prefill_says_what_is_needed(clips):
+    with Server(lambda call: status(400, message="unknown argument") if is_fast(call) else "x") as server:
+        records = list(served(server).answer(clips[:1], FAST))
+    assert "400: unknown argument" in records[0].error
+    assert "continue_final_message" in records[0].error
+
+
+def test_one_clip_that_cannot_be_asked_does_not_stop_the_others(clips, tmp_path):
+    asked = [Clip("gone", tmp_path / "gone.mp4"), *clips]
+    refused = question(asked[2].subtitle)
+    with Server(lambda call: status(400, message="too long") if refused in call.text else omni_server(call)) as server:
+        records = list(served(server).answer(asked, SLOW))
+        assert len(server.calls) == 3
+    assert [record.error is None for record in records] == [False, True, False, True]
+    assert "no such file" in records[0].error
+    assert "too long" in records[2].error
