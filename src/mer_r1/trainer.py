@@ -42,7 +42,8 @@ class _WholeCheckpoints:
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
+        if self.args.should_save:  # type: ignore[attr-defined]  # of several processes, the one that writes the rest
+            write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The library saves a thinker under the hub's names, and its trainer loads them by the module's own: nothing
