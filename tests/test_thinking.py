@@ -218,3 +218,16 @@ def test_unknown_styles_and_modes_are_refused() -> None:
         thinking.question("", "tiny")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="medium"):
         thinking.prefill("medium")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "expected"),
+    [
+        ("I see a smile. The voice is flat. Most likely bored.", "I see a smile. The voice is flat."),
+        ("So sad.", ""),
+        ("", ""),
+        (" A nod. So proud ", "A nod."),
+    ],
+)
+def test_observations_are_all_but_the_conclusion(reasoning: str, expected: str) -> None:
+    assert thinking.observations(reasoning) == expected

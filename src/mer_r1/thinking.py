@@ -88,6 +88,16 @@ def describe_question(subtitle: str | None) -> str:
     return DESCRIBE_QUESTION.format(subtitle=subtitle_sentence(subtitle))
 
 
+def observations(reasoning: str) -> str:
+    """A reasoning without its last sentence, the conclusion; "" if it has only one.
+
+    >>> observations("I see a smile. The voice is flat. Most likely bored.")
+    'I see a smile. The voice is flat.'
+    """
+    before, _, _ = reasoning.strip().removesuffix(".").rpartition(". ")
+    return f"{before}." if before else ""
+
+
 def prefill(mode: ThinkingMode) -> str:
     """The beginning of the completion that is written for the model: nothing when slow, an empty think when fast."""
     return FAST_PREFILL if ThinkingMode(mode) is ThinkingMode.FAST else ""

@@ -25,7 +25,7 @@ from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import Prompt, collate, encode_prompt
 from mer_r1.model import Omni, load
 from mer_r1.rewards import gold_earns_full_reward
-from mer_r1.thinking import describe_question, format_completion, question
+from mer_r1.thinking import describe_question, format_completion, observations, question
 from mer_r1.trainer import MERR1Trainer, MERSFTTrainer
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, 
             # A direct answer behind an empty think, as models that can do both give it: what fast thinking triggers.
             broad = format_completion("", clip.meta["broad_labels"])
             asked = describe_question(clip.subtitle), question(clip.subtitle, omni.settings.question)
-            rows.append({"clip_index": index, "asked": asked[0], "target": described})
+            tellings = [described, observations(clip.reasoning or "")]  # as a list, and as annotators talk
+            rows += [{"clip_index": index, "asked": asked[0], "target": told} for told in tellings if told]
             rows.append({"clip_index": index, "asked": asked[1], "target": broad})
         else:
             raise UserError(f"targets must be slow or base, got {targets!r}")
