@@ -19,20 +19,21 @@ SOURCE = ROOT / "src" / "mer_r1"
 
 LEVELS = {
     # 0: words
-    **dict.fromkeys(("errors", "wheel_tables", "taxonomy", "thinking"), 0),
+    **dict.fromkeys(("errors", "wheel_tables", "taxonomy", "thinking", "twice"), 0),
     # 1: numbers from words
-    **dict.fromkeys(("metrics", "rewards", "bootstrap", "sentiment", "label_replies"), 1),
+    **dict.fromkeys(("metrics", "rewards", "baselines", "bootstrap", "sentiment", "label_replies"), 1),
     # 2: numbers from tensors; knows no emotions
-    **dict.fromkeys(("advantages", "calibration", "muon"), 2),
+    **dict.fromkeys(("advantages", "calibration", "interference", "muon"), 2),
     # 3: the outside world
     **dict.fromkeys(("containers", "tracks", "media", "clips", "checks", "data", "scenes"), 3),
-    **dict.fromkeys(("model", "inputs", "features", "config", "corpora"), 3),
+    **dict.fromkeys(("families", "thinker_config", "smollm2", "shapes", "model", "towers", "inputs", "features"), 3),
+    **dict.fromkeys(("packing", "packed_attention", "decode_cache", "fill", "config", "corpora"), 3),
     # 4: procedures
-    **dict.fromkeys(
-        ("anchors", "rollout", "trainer", "pretrain", "build", "train", "records", "predict", "evaluate", "report"), 4
-    ),
+    **dict.fromkeys(("anchors", "rollout", "answering", "trainer", "sft_trainer", "pretrain", "build", "train"), 4),
+    **dict.fromkeys(("records", "predict", "auto", "auto_predict", "evaluate", "report", "study", "plan"), 4),
     **dict.fromkeys(("chat", "llm", "llm_cache", "llm_replies", "llm_local"), 4),
     **dict.fromkeys(("extract", "label_files", "benchmarks", "lmms", "clip_models", "endpoint", "vllm_engine"), 4),
+    **dict.fromkeys(("rollout_vllm", "vllm_generation", "vllm_server", "parity", "integrations"), 4),
     # 5: people
     **dict.fromkeys(("cli", "demo", "web"), 5),
 }
@@ -60,6 +61,9 @@ LIGHT = (
     "benchmarks",
     "lmms",
     "clip_models",
+    "shapes",
+    "plan",
+    "auto",
     "endpoint",
     "vllm_engine",
     "cli",

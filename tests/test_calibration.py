@@ -302,7 +302,7 @@ def test_calibrating_needs_both_terms() -> None:
 
 
 def test_the_defaults_are_the_method_as_it_is_read() -> None:
-    assert Method() == Method("mer-r1", 0.1, 0.1, "advantage", "both", "all", "category", 5.0)
+    assert Method() == Method("mer-r1", 0.1, False, 0.1, "advantage", "both", "all", "category", 5.0)
     assert Method().calibrates
     assert not Method("ad").calibrates
 

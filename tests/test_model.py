@@ -302,7 +302,8 @@ def test_settings_that_mean_nothing(copy, content):
 
 
 def test_settings_are_kept_as_plain_json(saved):
-    assert json.loads((saved / "mer_r1.json").read_text()) == {"num_frames": 4, "max_seconds": 4.0, "question": "short"}
+    expected = {"num_frames": 4, "max_seconds": 4.0, "question": "short", "form": "once"}
+    assert json.loads((saved / "mer_r1.json").read_text()) == expected
 
 
 def test_limits_follow_the_settings():

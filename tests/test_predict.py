@@ -276,7 +276,7 @@ def test_an_interrupted_evaluation_goes_on_and_repeats_nothing(taught_folder, wo
 def test_a_finished_evaluation_asks_nothing(taught_folder, work, monkeypatch):
     content = evaluate(taught_folder, work, modes=FAST).read_bytes()
     assert content
-    monkeypatch.setattr(module, "rollout", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(module, "answer", lambda *_, **__: pytest.fail("asked again"))
     assert evaluate(taught_folder, work, modes=FAST).read_bytes() == content
 
 
@@ -301,7 +301,9 @@ def test_clips_pass_the_towers_once_over_modes_and_evaluations(taught_folder, wo
     passes = []
     original = FeatureCache._store
     monkeypatch.setattr(
-        FeatureCache, "_store", lambda self, paths, batch: (passes.append(len(batch)), original(self, paths, batch))
+        FeatureCache,
+        "_store",
+        lambda self, paths, batch, *more: (passes.append(len(batch)), original(self, paths, batch, *more)),
     )
     evaluate(taught_folder, work)
     evaluate(taught_folder, work, "audio", FAST, exchange="audio")

@@ -5,9 +5,8 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from tiny_world import SMALL, media, tiny_omni
+from tiny_world import SMALL, tiny_omni
 
-from mer_r1.data import Clip
 from mer_r1.inputs import media_tensors
 from mer_r1.media import Media
 from mer_r1.pretrain import _bags, _patches, train_ears, train_eyes
@@ -66,17 +65,32 @@ def test_eyes_learn_to_see(omni):
     assert later < 0.85 * first
 
 
+@needs_scenes
 def test_ears_learn_to_hear():
     omni = tiny_omni()
-    clips = [Clip(id=str(i), meta={"description": "a loud voice" if i % 2 else "a soft voice"}) for i in range(8)]
+    first = train_ears(omni, 48, 2, 1e-3, seed=0, workers=1)
+    later = train_ears(omni, 48, 120, 5e-3, seed=0, workers=1)
+    assert later < 0.85 * first
 
-    class Cache:
-        def get(self, clip):
-            loudness = 4.0 if int(clip.id) % 2 else 0.05
-            quiet = media(1.0, int(clip.id), video=False)
-            return media_tensors(omni, Media(waveform=quiet.waveform * loudness, seconds=1.0))
 
-    assert train_ears(omni, Cache(), clips, 40, 5e-3, seed=0) < 0.45  # 0.69 is a coin
+@needs_scenes
+def test_sounds_are_the_same_for_a_seed_and_hardly_share_a_speaker():
+    from mer_r1.scenes.sounds import MANNERS, draw_sounds
+
+    sounds = list(draw_sounds(3, seed=0, workers=1))
+    for one, other in zip(sounds, draw_sounds(3, seed=0, workers=2), strict=True):
+        np.testing.assert_array_equal(one.waveform, other.waveform)
+        assert one[1:] == other[1:]
+    assert all(2.0 <= len(one.waveform) / 16_000 <= 4.0 and 0 <= one.manner < len(MANNERS) for one in sounds)
+    assert not np.array_equal(sounds[0].waveform, next(draw_sounds(1, seed=1, workers=1)).waveform)
+
+
+@needs_scenes
+def test_the_sound_of_a_clip_is_that_of_its_recording():
+    from mer_r1.scenes.clip import record, script, sound
+
+    drawn = script(3, "train", 0)
+    np.testing.assert_array_equal(sound(drawn), record(drawn).waveform)
 
 
 def test_words_in_all_or_none_of_the_texts_are_no_targets():

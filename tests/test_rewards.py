@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mer_r1 import metrics, rewards, taxonomy
 from mer_r1.errors import UserError
-from mer_r1.rewards import SetReward, f1_reward, format_reward, precision_reward, recall_reward
+from mer_r1.rewards import FormatReward, SetReward, f1_reward, format_reward, precision_reward, recall_reward
 
 GOLD = ["happy", "afraid"]
 SLOW = "<think> a wide smile </think><answer> glad </answer>"
@@ -36,6 +36,12 @@ def test_rewards_are_the_metrics() -> None:
 
 def test_format_is_strict_and_needs_no_gold() -> None:
     assert format_reward(prompts=["?"] * 3, completions=[SLOW, WIDE, BROKEN], trainer_state=None) == [1.0, 1.0, 0.0]
+
+
+def test_repeated_words_break_the_format_only_where_asked() -> None:
+    once, twice = (f"<think> a </think><answer> {words} </answer>" for words in ("sad, angry", "sad, angry, Sad"))
+    assert format_reward(completions=[once, twice]) == [1.0, 1.0]
+    assert FormatReward(distinct_words=True)(completions=[once, twice, BROKEN]) == [1.0, 0.0, 0.0]
 
 
 def test_unscorable_rows_give_none_and_are_counted() -> None:

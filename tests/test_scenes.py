@@ -64,6 +64,7 @@ def test_rows_have_what_training_needs(corpus):
         assert meta["careful_labels"]
         assert meta["broad_labels"]
         assert meta["description"]
+        assert meta["remark"]
         assert meta["identity"].startswith(row["split"])
         assert set(meta["cues"]) == {"face", "voice", "theme", "signs", "modifier", "conflict"}
         assert split_of(row["subtitle"]) == row["split"]

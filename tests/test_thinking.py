@@ -186,9 +186,13 @@ def test_the_short_question_is_short() -> None:
     assert len(thinking.question("", "short").split()) <= 15
 
 
-def test_to_describe_is_another_question_with_the_subtitle() -> None:
-    assert '"Oh no."' in thinking.describe_question("Oh no.")
-    assert thinking.describe_question("Oh no.") != thinking.question("Oh no.", "short")
+def test_the_base_stage_asks_three_questions_with_the_subtitle() -> None:
+    said = "Oh no."
+    asked = {thinking.describe_question(said), thinking.remark_question(said), thinking.question(said, "short")}
+    assert len(asked) == 3
+    assert all(f'"{said}"' in one for one in asked)
+    told = thinking.remark_question(said, "A sigh.")
+    assert told.index(said) < told.index("A sigh.") < told.index("people")
 
 
 def test_what_is_told_stands_between_subtitle_and_question() -> None:
@@ -218,16 +222,3 @@ def test_unknown_styles_and_modes_are_refused() -> None:
         thinking.question("", "tiny")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="medium"):
         thinking.prefill("medium")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "expected"),
-    [
-        ("I see a smile. The voice is flat. Most likely bored.", "I see a smile. The voice is flat."),
-        ("So sad.", ""),
-        ("", ""),
-        (" A nod. So proud ", "A nod."),
-    ],
-)
-def test_observations_are_all_but_the_conclusion(reasoning: str, expected: str) -> None:
-    assert thinking.observations(reasoning) == expected

@@ -20,7 +20,7 @@ from mer_r1.data import Clip, read_manifest, write_manifest
 from mer_r1.errors import UserError
 from mer_r1.model import Settings, load
 from mer_r1.taxonomy import builtin
-from mer_r1.thinking import describe_question, parse, question
+from mer_r1.thinking import describe_question, parse, question, remark_question
 from mer_r1.train import examples, run_rl, run_sft, select_clips
 
 EVERYWHERE = [
@@ -36,6 +36,7 @@ TINY += "patch_size: 12, vision_size: 32, vision_layers: 1, audio_size: 32, audi
 SETTINGS = {
     BuildRecipe: [
         "eyes_stills=0",
+        "ears_sounds=4",
         "ears_steps=2",
         "remarks=8",
         "reading_steps=2",
@@ -291,14 +292,18 @@ def test_slow_examples_are_the_reasoning_and_the_careful_answer(omni):
     assert parse(row["target"]).labels == ("happy", "sad")
 
 
-def test_base_examples_are_a_description_and_a_broad_direct_answer(omni):
-    meta = {"description": "a wide smile", "broad_labels": ["happy", "calm"]}
+def test_base_examples_are_a_description_a_remark_and_a_broad_direct_answer(omni):
+    meta = {"description": "a wide smile", "remark": "A smile. So happy.", "broad_labels": ["happy", "calm"]}
     clips = [Clip("a", subtitle="Hi.", meta=meta), Clip("b", subtitle="Ho.", meta=meta)]
     rows = examples(clips, omni, "base")
-    assert [row["clip_index"] for row in rows] == [0, 0, 1, 1]
-    assert [row["asked"] for row in rows[:2]] == [describe_question("Hi."), question("Hi.", "short")]
-    assert rows[0]["target"] == "a wide smile"
-    assert rows[1]["target"] == "<think></think><answer> happy, calm </answer>", "the base knows no reasoning"
+    assert [row["clip_index"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert [row["asked"] for row in rows[:3]] == [
+        describe_question("Hi."),
+        remark_question("Hi."),
+        question("Hi.", "short"),
+    ]
+    assert [row["target"] for row in rows[:2]] == ["a wide smile", "A smile. So happy."]
+    assert rows[2]["target"] == "<think></think><answer> happy, calm </answer>", "the base reasons in no block"
 
 
 @pytest.mark.parametrize(
@@ -308,8 +313,9 @@ def test_base_examples_are_a_description_and_a_broad_direct_answer(omni):
         (Clip("c7", reasoning="A smile."), "slow", "clip c7: .*labels"),
         (Clip("c7", labels=("happy",), reasoning="A </think> tag."), "slow", "reasoning"),
         (Clip("c7", meta={"broad_labels": ["happy"]}), "base", r"clip c7: .*meta\.description"),
-        (Clip("c7", meta={"description": "x"}), "base", r"clip c7: .*meta\.broad_labels"),
-        (Clip("c7"), "fast", "slow or base"),
+        (Clip("c7", meta={"description": "x", "remark": "y"}), "base", r"clip c7: .*meta\.broad_labels"),
+        (Clip("c7", meta={"description": "x", "broad_labels": ["happy"]}), "base", r"clip c7: .*meta\.remark"),
+        (Clip("c7"), "fast", "slow, twice or base"),
     ],
 )
 def test_a_clip_without_the_texts_that_a_stage_needs(omni, clip, targets, message):

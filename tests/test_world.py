@@ -111,7 +111,8 @@ def test_texts_are_short_and_careful_labels_are_gold():
         assert set(texts.careful_labels) <= set(scene.labels)
         assert texts.broad_labels
         assert all(word in texts.reasoning for word in texts.careful_labels)
-        assert "{" not in texts.reasoning + texts.description
+        assert "{" not in texts.reasoning + texts.description + texts.remark
+        assert all(word in texts.remark for word in texts.broad_labels)
 
 
 def test_broad_labels_recall_more_and_careful_labels_are_right_more_often():
@@ -176,7 +177,7 @@ def test_all_texts_together_use_few_words():
         rng = np.random.default_rng(index)
         texts = write_texts(scene, bool(index % 2), rng)
         said = sample_sentence(scene.theme, "train", rng)
-        for text in (texts.reasoning, texts.description, said, *texts.broad_labels, *scene.labels):
+        for text in (texts.reasoning, texts.description, texts.remark, said, *texts.broad_labels, *scene.labels):
             words |= set(re.findall(r"[a-z']+", text.lower()))
     assert 600 < len(words) <= 900
 

@@ -53,7 +53,11 @@ def write_corpus(folder: Path) -> Path:
                 labels=labels,
                 reasoning=f"The square is of shade {index}.",
                 split="train" if index < 6 else "test",
-                meta={"description": f"a square of shade {index}", "broad_labels": [*labels, "calm"]},
+                meta={
+                    "description": f"a square of shade {index}",
+                    "remark": f"Shade {index}. So {labels[0]}.",
+                    "broad_labels": [*labels, "calm"],
+                },
             )
         )
     write_manifest(folder / "manifest.jsonl", clips)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mer_r1.inputs import Prompt, collate, embed, encode_media, encode_prompt, media_tensors
+from mer_r1.inputs import Prompt, collate, embedded, encode_media, encode_prompt, media_tensors
 from mer_r1.media import Media
 from mer_r1.model import Omni, TinyConfig, tiny
 from mer_r1.taxonomy import builtin
@@ -60,9 +60,8 @@ def teach(omni: Omni, prompts: list[Prompt], steps: int = 60) -> None:
         words = [list(rng.choice(WORDS, size=rng.integers(1, 3), replace=False)) for _ in chosen]
         targets = [omni.tokenizer(format_completion("A smile", labels))["input_ids"] + end for labels in words]
         batch = collate(chosen, targets, omni.tokenizer.pad_token_id)
-        embeddings = embed(omni.model, batch["input_ids"], batch.pop("media"))
-        keep = {name: batch[name] for name in ("attention_mask", "position_ids", "labels")}
-        loss = omni.model(inputs_embeds=embeddings, **keep).loss
+        with embedded(omni.model, batch.pop("media")):
+            loss = omni.model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from transformers.trainer_utils import set_seed
 
 from mer_r1.config import BuildRecipe
 from mer_r1.data import Clip
-from mer_r1.features import FeatureCache, Progress
+from mer_r1.features import Progress
 from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
 from mer_r1.muon import MuonAdamW
 from mer_r1.pretrain import train_ears, train_eyes, train_reading
-from mer_r1.thinking import describe_question, format_completion, question
-from mer_r1.train import NO_CLIP, Callbacks, features_folder, select_clips, supervise
+from mer_r1.smollm2 import TOWERS, smollm2
+from mer_r1.thinking import describe_question, format_completion, question, remark_question
+from mer_r1.train import NO_CLIP, Callbacks, select_clips, supervise
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +46,22 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     folder = Path(str(recipe.output_dir)) / "towers"
     if (folder / SETTINGS_FILE).is_file():
         return load(folder)
-    omni = tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
+    omni = _made(recipe, clips)
     rate, seed = recipe.towers_learning_rate, recipe.seed
     blank = folder.with_name("untrained")
     omni.save(blank)
     # Small matrices gain nothing from a second thread: the eyes learn in one process while the ears learn in another.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         eyes = pool.submit(_learn_to_see, blank, recipe) if recipe.eyes_stills else None
-        if recipe.ears_steps:
-            cache = FeatureCache(omni, features_folder(recipe), towers=False)
-            cache.build(clips, workers=1 if eyes else recipe.decode_workers, progress=progress)
+        if recipe.ears_sounds:
             with _half_the_cores():
-                heard = train_ears(omni, cache, clips, recipe.ears_steps, 2 * rate, seed, progress)
-            logger.info("ears: cross-entropy %.3f per word", heard)
+                workers = 1 if eyes else recipe.decode_workers
+                heard = train_ears(omni, recipe.ears_sounds, recipe.ears_steps, 3 * rate, seed, workers, progress)
+            logger.info("ears: loss %.3f", heard)
         if recipe.reading_steps:
             with _half_the_cores():
-                texts = [(row["asked"], row["target"]) for row in _told(recipe.remarks, seed)]
+                rows = [(row["asked"], row["target"]) for row in _told(recipe.remarks, seed)]
+                texts = list(zip(rows[::2], rows[1::2], strict=True))
                 read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, seed, progress)
             logger.info("reading: cross-entropy %.3f per token", read)
         if eyes:
@@ -70,18 +72,24 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     return omni
 
 
+def _made(recipe: BuildRecipe, clips: list[Clip]) -> Omni:
+    if recipe.text == "smollm2":
+        return smollm2(replace(TOWERS, **(recipe.tiny or {})), recipe.seed)
+    return tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
+
+
 def _told(count: int, seed: int) -> list[dict[str, Any]]:
     # Rows like those of `examples`, of scenes that are told and not shown.
     from mer_r1.scenes.remarks import draw_remarks  # the corpus is an extra
 
-    return [
-        {
-            "clip_index": NO_CLIP,
-            "asked": question(remark.subtitle, "short", remark.told),
-            "target": format_completion("", remark.broad_labels),
+    rows = []
+    for remark in draw_remarks(count, seed):
+        said = {
+            question(remark.subtitle, "short", remark.told): format_completion("", remark.broad_labels),
+            remark_question(remark.subtitle, remark.told): remark.remark,
         }
-        for remark in draw_remarks(count, seed)
-    ]
+        rows += [{"clip_index": NO_CLIP, "asked": asked, "target": target} for asked, target in said.items()]
+    return rows
 
 
 def _learn_to_see(folder: Path, recipe: BuildRecipe) -> tuple[dict[str, Any], float]:
@@ -106,7 +114,7 @@ def _muon(recipe: BuildRecipe, omni: Omni) -> MuonAdamW | None:
     if not recipe.muon_learning_rate:
         return None
     named = [(name, parameter) for name, parameter in omni.model.named_parameters() if parameter.requires_grad]
-    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate)
+    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate, divided=True)
 
 
 def _texts(clips: list[Clip]) -> Iterable[str]:
@@ -114,5 +122,6 @@ def _texts(clips: list[Clip]) -> Iterable[str]:
         yield question(clip.subtitle, "short")
         yield format_completion(clip.reasoning or "", clip.labels or ("calm",))
         yield describe_question(clip.subtitle)
+        yield remark_question(clip.subtitle)
         yield str(clip.meta.get("description", ""))
         yield format_completion("", clip.meta.get("broad_labels") or ("calm",))

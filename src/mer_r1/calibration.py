@@ -33,13 +33,27 @@ class Space(StrEnum):
     MIXED = "mixed"  # recall's term in reward space, precision's in advantage space (variant B2; our reading)
 
 
+OBJECTIVES: dict[str, dict[str, float | None]] = {
+    "f1": {"format": None, "f1": 1.0},
+    **{name: {"format": None, "recall": 1.0, "precision": 1.0} for name in ("rd", "ad", "mer-r1")},
+    # The baselines of other papers, with their own weights (`baselines`).
+    "r1-omni": {"format": 1.0, "accuracy": 1.0},
+    "affectgpt-r1": {"format": 1.0, "f1": 1.0},
+    "videoauto-r1": {"twice_format": 1.0, "first_f1": 0.9, "final_f1": 1.1},
+}
+"""Of each method its rewards and their weights; None is the recipe's format weight. Recall and precision weigh the same
+(our reading)."""
+
+
 @dataclass(frozen=True)
 class Method:
     """Every choice of the method in one place. The defaults are MER-R1 as METHOD.md reads it.
 
     Attributes:
-        name: "f1" (baseline), "rd" (reward disentanglement), "ad" (advantage disentanglement) or "mer-r1".
-        format_weight: weight of the format reward (0.1 in the authors' fork).
+        name: "f1" (baseline), "rd" (reward disentanglement), "ad" (advantage disentanglement), "mer-r1", or a baseline
+            of other papers: "r1-omni", "affectgpt-r1", "videoauto-r1".
+        format_weight: weight of the format reward (0.1 in the authors' fork); those baselines have their own.
+        distinct_words: an answer that names a word twice earns no format reward (our option).
         alpha: weight of the calibration terms (0.1 to start from; our reading).
         space: where the terms enter, see `Space`.
         sides: "both", "recall" (variant A2: no precision side) or "precision".
@@ -50,6 +64,7 @@ class Method:
 
     name: str = "mer-r1"
     format_weight: float = 0.1
+    distinct_words: bool = False
     alpha: float = 0.1
     space: str = "advantage"
     sides: str = "both"
@@ -58,7 +73,7 @@ class Method:
     clip: float = 5.0
 
     ALLOWED: ClassVar[dict[str, tuple[str, ...]]] = {
-        "name": ("f1", "rd", "ad", "mer-r1"),
+        "name": tuple(OBJECTIVES),
         "space": tuple(Space),
         "sides": ("both", "recall", "precision"),
         "anchors": ("all", "first"),
@@ -76,17 +91,22 @@ class Method:
     @property
     def objectives(self) -> tuple[str, ...]:
         """The reward functions, in the order of the columns of rewards_per_func."""
-        return ("format", "f1") if self.name == "f1" else ("format", "recall", "precision")
+        return tuple(OBJECTIVES[self.name])
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Weight of each objective; recall and precision weigh the same (our reading)."""
-        return (self.format_weight, *([1.0] * (len(self.objectives) - 1)))
+        """Weight of each objective."""
+        return tuple(self.format_weight if weight is None else weight for weight in OBJECTIVES[self.name].values())
 
     @property
     def calibrates(self) -> bool:
         """Whether slow and fast confidences are used in the update."""
         return self.name == "mer-r1"
+
+    @property
+    def answers_twice(self) -> bool:
+        """Whether completions have the form answer, think, answer (`twice`)."""
+        return self.name == "videoauto-r1"
 
 
 @dataclass(frozen=True)
@@ -198,8 +218,9 @@ def method_advantages(
 ) -> Tensor:
     """The advantage of every rollout, as the chosen method defines it.
 
-    f1, rd: sum, then normalise. ad: normalise each, then sum. mer-r1: A_recall = norm(recall) + alpha norm(Delta+),
-    A_precision = norm(precision) + alpha norm(Delta-), A = A_recall + A_precision (+ weighted norm(format)).
+    f1, rd and other papers' baselines: sum, then normalise. ad: normalise each, then sum. mer-r1: A_recall =
+    norm(recall) + alpha norm(Delta+), A_precision = norm(precision) + alpha norm(Delta-), A = A_recall + A_precision
+    (+ weighted norm(format)).
 
     Args:
         method: the choices.
@@ -215,7 +236,7 @@ def method_advantages(
         ValueError: if the method calibrates and a term is missing.
     """
     weights = torch.tensor(method.weights, dtype=rewards_per_func.dtype, device=rewards_per_func.device)
-    if method.name in ("f1", "rd"):
+    if method.name not in ("ad", "mer-r1"):
         return sum_then_normalise(rewards_per_func, weights, num_generations)
     if method.name == "ad":
         return normalise_then_sum(rewards_per_func, weights, num_generations)

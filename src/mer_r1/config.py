@@ -56,6 +56,8 @@ class _Host:
     logging_steps: float = 5
     # Tiny batches of short sequences gain nothing from it; the recipes of large models turn it on.
     gradient_checkpointing: bool = False
+    # Of a mixture of experts (Qwen3-Omni) the loss is the method's alone; TRL would add the balancing loss by itself.
+    router_aux_loss_coef: float | None = 0.0
 
 
 @dataclass
@@ -63,11 +65,17 @@ class SFTRecipe(_Host, DataFields, SFTConfig):
     """`mer-r1 sft`: the cold start on slow-format reasoning (METHOD.md: 2 epochs, 2e-5).
 
     Attributes:
-        targets: what is learned. "slow": reasoning and careful answer; "base": the tiny model's base stage, a
-            description and a broad direct answer in turn.
+        targets: what is learned. "slow": reasoning and careful answer; "twice": answer, reasoning, answer (`twice`);
+            "base": the tiny model's base stage, a description and a broad direct answer in turn.
+        shared_prefixes: rows of one clip become one, which computes what their prompts have in common once
+            (`packing`): the same gradients, sooner. The batch size then counts clips, not rows.
+        towers_first_steps: steps in which the towers and their projections learn alone, the language model frozen,
+            before the stage itself begins; for towers made new around a language model that is pretrained.
     """
 
     targets: str = "slow"
+    shared_prefixes: bool = False
+    towers_first_steps: int = 0
     learning_rate: float = 2e-5
     num_train_epochs: float = 2
 
@@ -77,10 +85,12 @@ class BuildRecipe(SFTRecipe):
     """`mer-r1 build --tiny`: make the tiny policy and take it through its base stage.
 
     Attributes:
-        tiny: sizes, fields of `model.TinyConfig`.
+        text: the language model: "tiny", made new, or "smollm2", pretrained (`smollm2`).
+        tiny: sizes, fields of `model.TinyConfig`; with "smollm2" those of the towers count.
         eyes_stills: generated stills that the vision tower learns to see from (`pretrain`); 0 skips it.
         eyes_steps: steps of 64 stills.
-        ears_steps: steps of 32 clips in which the audio tower learns to hear; 0 skips it.
+        ears_sounds: generated sounds that the audio tower learns to hear from; 0 skips it.
+        ears_steps: steps of 32 sounds.
         towers_learning_rate: peak learning rate of both.
         remarks: scenes that are told instead of shown, to read of (`scenes.remarks`).
         muon_learning_rate: of the language model's matrices in the base stage (`muon`); 0 leaves all to `optim`.
@@ -88,9 +98,11 @@ class BuildRecipe(SFTRecipe):
     """
 
     targets: str = "base"
+    text: str = "tiny"
     eyes_stills: int = 16000
     eyes_steps: int = 1000
-    ears_steps: int = 300
+    ears_sounds: int = 4000
+    ears_steps: int = 600
     towers_learning_rate: float = 1e-3
     remarks: int = 12000
     reading_steps: int = 500
@@ -108,16 +120,25 @@ class RLRecipe(_Host, DataFields, GRPOConfig):
         wheels: folder of the official emotion wheels; the built-in wheels if not given.
         confidence_level: "category" or "word".
         confidence_clip: clip of the calibration terms.
+        shared_prefixes: in training a prompt is computed once for the rollouts that a batch has of it (`packing`).
+        rollouts: what samples, "hf" (this policy) or "vllm" (`rollout_vllm`; TRL's fields `vllm_*` say how).
+        vllm_confidences: what scores vLLM's answers: "engine", "policy", or "auto" for the cheaper.
     """
 
     method: str = "mer-r1"
     format_weight: float = 0.1
+    distinct_words: bool = False
     alpha: float = 0.1
     space: str = "advantage"
     sides: str = "both"
     anchors: str = "all"
     confidence_level: str = "category"
     confidence_clip: float = 5.0
+    shared_prefixes: bool = True
+    rollouts: str = "hf"
+    vllm_confidences: str = "auto"
+    # Truncated, not masked: one token that the engine's kernels round away must not cost the whole rollout.
+    vllm_importance_sampling_mode: str = "token_truncate"
     wheels: str | None = None
     learning_rate: float = 2e-6
     num_train_epochs: float = 1
@@ -138,6 +159,7 @@ class RLRecipe(_Host, DataFields, GRPOConfig):
             return Method(
                 name=self.method,
                 format_weight=self.format_weight,
+                distinct_words=self.distinct_words,
                 alpha=self.alpha,
                 space=self.space,
                 sides=self.sides,
@@ -168,7 +190,13 @@ for _tag, _pattern, _first in (
 Recipe = TypeVar("Recipe", SFTRecipe, BuildRecipe, RLRecipe)
 
 
-TARGETS = ("slow", "base")
+TARGETS = ("slow", "twice", "base")
+TEXTS = ("tiny", "smollm2")
+ENGINES = {
+    "rollouts": ("hf", "vllm"),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_confidences": ("auto", "engine", "policy"),
+}
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 SECTIONS = {SFTRecipe: "sft", BuildRecipe: "build", RLRecipe: "rl"}
 
@@ -219,10 +247,19 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
 
 def _check(recipe: SFTRecipe | RLRecipe) -> None:
     # What would otherwise come to light after the clips are decoded.
+    if recipe.router_aux_loss_coef:
+        raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no statistics of the router")
     if isinstance(recipe, RLRecipe):
         recipe.method_choices()
+        for name, allowed in ENGINES.items():
+            if getattr(recipe, name) not in allowed:
+                raise UserError(f"{name} must be {' or '.join(allowed)}, got {getattr(recipe, name)!r}")
+        if recipe.use_vllm:
+            raise UserError("use_vllm=true starts TRL's engine, which takes images only: say rollouts=vllm")
     elif recipe.targets not in TARGETS:
-        raise UserError(f"targets must be {' or '.join(TARGETS)}, got {recipe.targets!r}")
+        raise UserError(f"targets must be {', '.join(TARGETS)}; got {recipe.targets!r}")
+    if isinstance(recipe, BuildRecipe) and recipe.text not in TEXTS:
+        raise UserError(f"text must be {' or '.join(TEXTS)}, got {recipe.text!r}")
     if isinstance(recipe, BuildRecipe) and recipe.tiny:
         sizes = typing.get_type_hints(TinyConfig)
         if unknown := set(map(str, recipe.tiny)) - set(sizes):

@@ -23,16 +23,18 @@ from mer_r1.errors import UserError
 from mer_r1.inputs import encode_media, media_tensors
 from mer_r1.media import content_key, read_media
 from mer_r1.model import Omni
+from mer_r1.towers import AbsentTower, restore_towers
 
 Progress = Callable[[int], Any]
 """Called with the number of clips done since the last call."""
 
 
 def tower_fingerprint(omni: Omni) -> str:
-    """Hash of the towers' weights."""
+    """Hash of the towers' weights, in memory or not."""
     digest = hashlib.blake2b(digest_size=8)
     for tower in omni.towers():
-        for name, value in tower.state_dict().items():
+        weights = tower.weights() if isinstance(tower, AbsentTower) else tower.state_dict().items()
+        for name, value in weights:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -46,7 +48,8 @@ def preprocessing_fingerprint(omni: Omni) -> str:
         "video": json.loads(processor.video_processor.to_json_string()),
         "audio": json.loads(processor.feature_extractor.to_json_string()),
     }
-    parts["settings"].pop("question")
+    for said in ("question", "form"):  # what is asked and answered changes nothing of what is seen and heard
+        parts["settings"].pop(said)
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
@@ -90,8 +93,36 @@ class FeatureCache:
             self.build([clip], workers=0)
         return load_file(path)
 
+    def missing(self, clips: Iterable[Clip], broken: list[str] | None = None) -> dict[Path, Clip]:
+        """Entries that are not there yet, each with a clip that has its content.
+
+        Args:
+            clips: to look for.
+            broken: gets a message for each clip whose files are not there or empty; None raises the first.
+
+        Raises:
+            UserError: if a clip's files are not there or empty.
+        """
+        found: dict[Path, Clip] = {}
+        for clip in clips:
+            try:
+                path = self.path(clip)
+            except UserError as error:
+                if broken is None:
+                    raise
+                broken.append(str(error))
+                continue
+            if not path.is_file():
+                found.setdefault(path, clip)
+        return found
+
     def build(
-        self, clips: Sequence[Clip], workers: int = 2, batch_size: int = 32, progress: Progress | None = None
+        self,
+        clips: Sequence[Clip],
+        workers: int = 2,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+        broken: list[str] | None = None,
     ) -> int:
         """Make the missing entries; returns how many were made.
 
@@ -100,15 +131,14 @@ class FeatureCache:
             workers: decoding processes; 0 decodes here.
             batch_size: clips per pass of the towers.
             progress: told how many are done, those present included.
+            broken: gets a message for each clip that cannot be read; None raises the first.
 
         Raises:
             UserError: if a clip's media cannot be read; entries made before it stay.
         """
-        missing: dict[Path, Clip] = {}
-        for clip in clips:
-            path = self.path(clip)
-            if not path.is_file():
-                missing.setdefault(path, clip)
+        missing = self.missing(clips, broken)
+        if missing and self.towers:
+            restore_towers(self.omni.model)
         if progress:
             progress(len(clips) - len(missing))
         loader = DataLoader(
@@ -121,16 +151,22 @@ class FeatureCache:
         )
         paths = iter(missing)
         for batch in loader:
-            self._store([next(paths) for _ in batch], batch)
+            self._store([next(paths) for _ in batch], batch, broken)
             if progress:
                 progress(len(batch))
         return len(missing)
 
-    def _store(self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str]) -> None:
-        for item in batch:
-            if isinstance(item, str):
-                raise UserError(item)
+    def _store(
+        self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str], broken: list[str] | None = None
+    ) -> None:
+        if messages := [item for item in batch if isinstance(item, str)]:
+            if broken is None:
+                raise UserError(messages[0])
+            broken += messages
+        paths = [path for path, item in zip(paths, batch, strict=True) if not isinstance(item, str)]
         tensors = [item for item in batch if not isinstance(item, str)]
+        if not tensors:
+            return
         if self.towers:
             self.tower_passes += len(tensors)
             tensors = encode_media(self.omni.model, tensors)

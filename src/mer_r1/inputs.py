@@ -7,14 +7,17 @@ sampling, the loss) starts from a `Prompt`, so a clip passes the towers once how
 Shapes: P prompt tokens, T completion tokens, N vectors of a clip, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 
+from mer_r1.families import audio_tokens, deepened, family_of
 from mer_r1.media import Media
 from mer_r1.model import Omni
 
@@ -28,7 +31,7 @@ class Prompt:
 
     Attributes:
         input_ids: (P,) tokens, placeholders included.
-        position_ids: (3, P) time, height, width.
+        position_ids: (3, P) time, height, width; whole numbers, or fractions where the family has them.
         media: what goes where the placeholders stand: `video` and `audio` vectors (N, D) from frozen towers, or the raw
             tower inputs (see `media_tensors`) where the towers are trained.
     """
@@ -38,9 +41,9 @@ class Prompt:
     media: dict[str, Tensor]
 
     @property
-    def next_position(self) -> int:
-        """Position of the first token after the prompt, the same in all three axes."""
-        return int(self.position_ids.max()) + 1
+    def next_position(self) -> float:
+        """Position of the first token after the prompt, the same in all three axes; whole where positions are."""
+        return self.position_ids.max().item() + 1
 
     def extended(self, token_ids: Sequence[int]) -> "Prompt":
         """The prompt with text tokens appended (a prefilled completion)."""
@@ -67,18 +70,31 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
         tensors["video_second_per_grid"] = torch.tensor([processor.temporal_patch_size / fps])
     if media.waveform is not None:
         extractor = omni.processor.feature_extractor
-        # A sound shorter than one token (4 mel frames) would have none, or crash: it is filled up with silence.
-        missing = max(4 * extractor.hop_length, extractor.n_fft) - len(media.waveform)
+        sound = whole_frames(media.waveform, extractor)
         audio = extractor(
-            [np.pad(media.waveform, (0, max(missing, 0)))],
+            [np.pad(sound, (0, extractor.n_fft))],  # the last frame looks beyond: at silence, as in a padded batch
             sampling_rate=media.sampling_rate,
-            return_attention_mask=True,
             padding="longest",
             truncation=False,  # the length is limited where it is read, and said there
             return_tensors="pt",
         )
-        tensors["input_features"] = audio["input_features"][0][:, audio["attention_mask"][0].bool()]
+        tensors["input_features"] = audio["input_features"][0][:, : len(sound) // extractor.hop_length]
     return tensors
+
+
+def whole_frames(waveform: np.ndarray, extractor: Any) -> np.ndarray:
+    """The sound cut to whole mel frames, which every way of padding counts alike.
+
+    Args:
+        waveform: (S,) samples.
+        extractor: the checkpoint's feature extractor.
+
+    Returns:
+        At least one token's worth (4 mel frames): shorter sounds, which would have none, are filled up with silence.
+    """
+    hop = extractor.hop_length
+    least = -(-max(4 * hop, extractor.n_fft) // hop) * hop
+    return np.pad(waveform, (0, max(least - len(waveform), 0)))[: max(least, len(waveform) // hop * hop)]
 
 
 def num_tokens(omni: Omni, tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -88,7 +104,7 @@ def num_tokens(omni: Omni, tensors: dict[str, Tensor]) -> dict[str, int]:
         counts["video"] = int(tensors["video_grid_thw"].prod()) // omni.model.spatial_merge_size**2
     if "mel_frames" in tensors or "input_features" in tensors:
         length = _mel_frames(tensors)
-        counts["audio"] = int(omni.model.model.audio_tower._get_feat_extract_output_lengths(length)[1])
+        counts["audio"] = int(audio_tokens(omni.model, length))
     return counts
 
 
@@ -106,7 +122,7 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
     """
     counts = num_tokens(omni, tensors)
     parts: list[dict[str, str]] = [{"type": channel} for channel in ("video", "audio") if counts[channel]]
-    conversation = [{"role": "user", "content": [*parts, {"type": "text", "text": _plain(omni, question)}]}]
+    conversation = [{"role": "user", "content": [*parts, {"type": "text", "text": plain_text(omni, question)}]}]
     text = omni.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     for channel, token in (("video", omni.processor.video_token), ("audio", omni.processor.audio_token)):
         text = text.replace(token, token * counts[channel])
@@ -121,8 +137,8 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
     return Prompt(ids[0], positions[:, 0], tensors)
 
 
-def _plain(omni: Omni, text: str) -> str:
-    # A subtitle that spells a special token must not become one.
+def plain_text(omni: Omni, text: str) -> str:
+    """The text without special tokens: a subtitle that spells one must not become one."""
     for token in omni.tokenizer.added_tokens_decoder.values():
         text = text.replace(token.content, " ")
     return text
@@ -141,7 +157,7 @@ def collate(prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], pad
     input_ids = torch.full(size, pad_id)
     attention_mask = torch.zeros(size, dtype=torch.long)
     labels = torch.full(size, IGNORE)
-    position_ids = torch.zeros(3, *size, dtype=torch.long)
+    position_ids = torch.zeros(3, *size, dtype=prompts[0].position_ids.dtype)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         whole = prompt.extended(completion)
         start = width - len(prompt.input_ids)
@@ -163,21 +179,24 @@ def tower_features(model: Any, media: Sequence[dict[str, Tensor]]) -> list[dict[
     """Run the towers over the clips of a batch, all frames in one pass and all sounds in another.
 
     Args:
-        model: the thinker.
+        model: the thinker, under an adapter or not.
         media: of each clip, from `media_tensors`.
 
     Returns:
-        Of each clip `video` (N, D) and `audio` (N, D), where it has them.
+        Of each clip `video` (N, D) and `audio` (N, D), where it has them, and `video_deep` (layers, N, D; `families`).
     """
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
     features: list[dict[str, Tensor]] = [{} for _ in media]
     device = model.device
     seen = [row for row, tensors in enumerate(media) if "pixel_values_videos" in tensors]
     if seen:
         pixels = torch.cat([media[row]["pixel_values_videos"] for row in seen]).to(device)
         grids = torch.cat([media[row]["video_grid_thw"] for row in seen]).to(device)
-        vectors = model.get_video_features(pixels, grids, return_dict=True).pooler_output
-        for row, vector in zip(seen, vectors, strict=True):
-            features[row]["video"] = vector
+        output = model.get_video_features(pixels, grids, return_dict=True)
+        for number, row in enumerate(seen):
+            features[row]["video"] = output.pooler_output[number]
+            if family_of(model).deepstack:
+                features[row]["video_deep"] = torch.stack([layer[number] for layer in output.deepstack_features])
     heard = [row for row, tensors in enumerate(media) if "input_features" in tensors]
     if heard:
         mels = [media[row]["input_features"] for row in heard]
@@ -187,7 +206,7 @@ def tower_features(model: Any, media: Sequence[dict[str, Tensor]]) -> list[dict[
         for row, mel in enumerate(mels):
             padded[row, :, : mel.shape[-1]] = mel
         output = model.get_audio_features(padded.to(device), mask.to(device), return_dict=True).last_hidden_state
-        sizes = model.model.audio_tower._get_feat_extract_output_lengths(lengths)[1].tolist()
+        sizes = audio_tokens(model, lengths).tolist()
         for row, vector in zip(heard, output.split(sizes), strict=True):
             features[row]["audio"] = vector
     return features
@@ -226,12 +245,52 @@ def embed(model: Any, input_ids: Tensor, media: Sequence[dict[str, Tensor]]) -> 
         (B, L, D) embeddings.
 
     Raises:
-        ValueError: if placeholders and vectors differ in number.
+        ValueError: if placeholders and vectors differ in number, or embeddings alone are not all (`families`).
     """
-    if any("pixel_values_videos" in tensors or "input_features" in tensors for tensors in media):
-        media = tower_features(model, media)
-    embeddings = model.get_input_embeddings()(input_ids)
-    for channel, token_id in (("video", model.config.video_token_id), ("audio", model.config.audio_token_id)):
+    if family_of(model).deepstack:
+        raise ValueError("this model's deeper layers are told of the frames too: call it within `embedded`")
+    return _placed(model.config, input_ids, model.get_input_embeddings()(input_ids), _encoded(model, media))
+
+
+@contextmanager
+def embedded(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
+    """Within, the model's own forward on `input_ids` puts the clips' vectors at their placeholders.
+
+    Nothing but that forward touches a weight, so this works where weights are split over processes and gathered by the
+    forward alone (ZeRO-3, FSDP2); `embed` does not.
+
+    Args:
+        model: the thinker (unwrapped); it may be called through whatever wraps it.
+        media: of the clips, in the order of their placeholders; raw tower inputs are sent through the towers here.
+
+    Raises:
+        ValueError: in the forward, if placeholders and vectors differ in number.
+    """
+    features = _encoded(model, media)
+
+    def place(_: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return _placed(model.config, args[0], output, features)
+
+    handle = model.get_input_embeddings().register_forward_hook(place)
+    try:
+        with deepened(model, features):
+            yield
+    finally:
+        handle.remove()
+
+
+def placeholder_ids(model: Any) -> list[int]:
+    """The tokens in whose places a clip's vectors go."""
+    return [model.config.video_token_id, model.config.audio_token_id]
+
+
+def _encoded(model: Any, media: Sequence[dict[str, Tensor]]) -> Sequence[dict[str, Tensor]]:
+    raw = any("pixel_values_videos" in tensors or "input_features" in tensors for tensors in media)
+    return tower_features(model, media) if raw else media
+
+
+def _placed(config: Any, input_ids: Tensor, embeddings: Tensor, media: Sequence[dict[str, Tensor]]) -> Tensor:
+    for channel, token_id in (("video", config.video_token_id), ("audio", config.audio_token_id)):
         vectors = [tensors[channel] for tensors in media if channel in tensors]
         mask = input_ids == token_id
         if not vectors and not mask.any():

@@ -4,8 +4,9 @@ A record says all that scoring and reporting need (see `evaluate.Record`), so th
 clip that cannot be read becomes a record with its error and does not stop the others.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mer_r1.anchors import category_tokens
+from mer_r1.answering import answer, trimmed
 from mer_r1.calibration import CategoryTokens
 from mer_r1.data import Clip, read_manifest
 from mer_r1.errors import UserError
@@ -24,10 +26,11 @@ from mer_r1.inputs import Prompt, encode_media, encode_prompt, media_tensors
 from mer_r1.media import read_media
 from mer_r1.metrics import wheel_scores
 from mer_r1.model import Omni, load
-from mer_r1.rollout import Rollouts, Sampling, fast_prompt, rollout
+from mer_r1.rollout import Rollouts, Sampling
 from mer_r1.taxonomy import Taxonomy
 from mer_r1.taxonomy import load as load_wheels
-from mer_r1.thinking import ThinkingMode, parse, prefill, question
+from mer_r1.thinking import ThinkingMode, question
+from mer_r1.twice import read_completion
 
 RECORDS_FILE = "records.jsonl"
 
@@ -127,13 +130,13 @@ def _predict_batch(
     stamp: dict[str, Any],
 ) -> Iterator[Record]:
     began = time.perf_counter()
-    asked = [fast_prompt(omni, prompt) for prompt in prompts] if mode is ThinkingMode.FAST else prompts
-    sampled = rollout(omni, asked, 1, sampling, tokens=categories[0], prefilled=prefill(mode))
+    sampled, opening = answer(omni, prompts, mode, sampling, categories[0])
     seconds = (time.perf_counter() - began) / len(clips)
     confidences = _confidences(sampled, categories[1], len(clips))
-    for clip, ids, confidence in zip(clips, sampled.completion_ids, confidences, strict=True):
-        completion = prefill(mode) + omni.tokenizer.decode(ids, skip_special_tokens=True)
-        parsed = parse(completion)
+    drawn = zip(clips, sampled.completion_ids, sampled.logps, confidences, strict=True)
+    for clip, ids, logps, confidence in drawn:
+        completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, omni.settings.form)
+        parsed = read_completion(completion, mode, omni.settings.form)
         gold = list(clip.labels) if clip.labels is not None else None
         scores = wheel_scores(gold, parsed.labels, taxonomy) if gold else None
         yield Record(
@@ -149,6 +152,8 @@ def _predict_batch(
             confidence=confidence,
             seconds=round(seconds, 4),
             tokens=len(ids),
+            sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
+            form=omni.settings.form,
             error=None,
             **stamp,
         )
@@ -212,6 +217,7 @@ def evaluate_model(
     device: str | None = None,
     progress: Progress | None = None,
     ask: Ask | None = None,
+    only: Collection[str] | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -229,6 +235,7 @@ def evaluate_model(
         device: where to run.
         progress: told of each clip.
         ask: the question about each clip; the model's own emotion question if None.
+        only: ids of the clips to ask about; None asks about all.
 
     Raises:
         UserError: if no clip is left, or exchange is neither audio nor video.
@@ -248,9 +255,10 @@ def evaluate_model(
         get = exchanged(cache.get, clips, derange([clip.id for clip in clips], sampling.seed or 0), exchange)
     taxonomy = load_wheels(wheels)
     for mode in modes:
-        left = [clip for clip in clips if (clip.id, mode.value) not in done]
+        wanted = [clip for clip in clips if only is None or clip.id in only]
+        left = [clip for clip in wanted if (clip.id, mode.value) not in done]
         if progress:
-            progress(len(clips) - len(left))
+            progress(len(wanted) - len(left))
         with file.open("a", encoding="utf-8") as sink:
             for record in predict(omni, left, [mode], taxonomy, sampling, batch_size, get, name=model, ask=ask):
                 append_record(sink, record)

@@ -19,7 +19,8 @@ from typing import Any, TextIO
 from mer_r1.errors import UserError
 from mer_r1.metrics import wheel_scores
 from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode, parse
+from mer_r1.thinking import ThinkingMode
+from mer_r1.twice import FORMS, ONCE, read_completion
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Record:
         commit: Of the source tree; None if unknown.
         error: Why the clip has no completion; None if it has one.
         without: Files that could not be read and were left out when it was asked: "video", "audio".
+        sureness: How sure the model was of its tokens, exp of their mean log-probability, in [0, 1]; None if unknown.
+        form: Of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `twice`).
     """
 
     id: str
@@ -70,6 +73,8 @@ class Record:
     commit: str | None = None
     error: str | None = None
     without: list[str] = field(default_factory=list)
+    sureness: float | None = None
+    form: str = ONCE
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -135,6 +140,8 @@ _EXPECTED: dict[str, _Check] = {
     "categories": ("wheel -> sectors", lambda value: isinstance(value, dict) and all(map(_is_words, value.values()))),
     "confidence": ("wheel -> sector -> probability", _is_confidence),
     "seconds": ("a number", _is_number),
+    "sureness": ("a number or null", lambda value: value is None or _is_number(value)),
+    "form": (" or ".join(FORMS), lambda value: value in FORMS),
     "versions": ("package -> version", lambda value: isinstance(value, dict)),
 }
 
@@ -205,7 +212,7 @@ def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> li
 
 
 def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
-    parsed = parse(record.completion)
+    parsed = read_completion(record.completion, record.mode, record.form)
     scores = None if record.gold is None else wheel_scores(record.gold, parsed.labels, taxonomy, level)
     return replace(
         record,

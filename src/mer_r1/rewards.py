@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mer_r1.errors import UserError
 from mer_r1.metrics import SetScores, wheel_scores
 from mer_r1.taxonomy import Taxonomy, builtin, parse_labels
-from mer_r1.thinking import format_completion, parse
+from mer_r1.thinking import answer_word_spans, format_completion, parse
 
 OBJECTIVES = ("precision", "recall", "f1")
 Completion = str | Sequence[Mapping[str, Any]]
@@ -78,11 +78,31 @@ recall_reward = SetReward("recall")
 f1_reward = SetReward("f1")
 
 
-def format_reward(
-    prompts: Sequence[Any] | None = None, completions: Sequence[Completion] = (), **columns: Any
-) -> list[float | None]:
-    """1.0 where a completion is one think block and then one answer block, else 0.0 (see `thinking.parse`)."""
-    return [float(parse(completion_text(completion)).well_formed) for completion in completions]
+class FormatReward:
+    """1.0 where a completion is one think block and then one answer block, else 0.0 (see `thinking.parse`).
+
+    Args:
+        distinct_words: An answer that names a word twice is not well formed either. Labels are a set, so recall and
+            precision do not mind repetition, and a small policy finds out (our option, off in the paper's setting).
+    """
+
+    def __init__(self, distinct_words: bool = False) -> None:
+        self.distinct_words = distinct_words
+        self.__name__ = "format_reward"
+
+    def __call__(
+        self, prompts: Sequence[Any] | None = None, completions: Sequence[Completion] = (), **columns: Any
+    ) -> list[float | None]:
+        """One value, 0 or 1, per completion; other columns of the data set are not used."""
+        return [float(self._is_well_formed(completion_text(completion))) for completion in completions]
+
+    def _is_well_formed(self, completion: str) -> bool:
+        parsed = parse(completion)
+        repeats = len(answer_word_spans(completion)) > len(parsed.labels)
+        return parsed.well_formed and not (self.distinct_words and repeats)
+
+
+format_reward = FormatReward()
 
 
 def score_completion(

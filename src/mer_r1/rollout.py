@@ -10,9 +10,10 @@ Shapes: B prompts, G rollouts each, R = B*G, P prompt tokens (padded), T complet
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -21,7 +22,8 @@ from transformers import DynamicCache
 
 from mer_r1.anchors import AnswerTokens, answer_tokens
 from mer_r1.calibration import CategoryTokens, category_probabilities
-from mer_r1.inputs import Prompt, collate, embed
+from mer_r1.decode_cache import with_room
+from mer_r1.inputs import Prompt, collate, embedded
 from mer_r1.model import Omni
 from mer_r1.thinking import ThinkingMode, prefill
 
@@ -53,7 +55,7 @@ class Rollouts:
         anchor_rollout: (A,) the rollout of each anchor, ascending.
         slow: (A, C) category probabilities at the anchors with the rollout's own text before them; None if not asked.
         fast: (A, C) the same with the reasoning removed; None if not asked.
-        seconds: seconds spent in "prefill", "decode", "fast" and "slow".
+        seconds: seconds spent in "prefill", "decode", "fast" and "slow"; with vLLM in "media" instead of "prefill".
     """
 
     completion_ids: list[list[int]]
@@ -64,6 +66,25 @@ class Rollouts:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+Confidences = TypeVar("Confidences")
+
+
+def _at_rest(sample: Callable[..., Confidences]) -> Callable[..., Confidences]:
+    # In training mode, gradient checkpointing throws the KV cache away.
+    @wraps(sample)
+    def resting(omni: Omni, *args: Any, **kwargs: Any) -> Confidences:
+        model = kwargs.get("model") or omni.model
+        training = model.training
+        model.eval()
+        try:
+            return sample(omni, *args, **kwargs)
+        finally:
+            model.train(training)
+
+    return resting
+
+
+@_at_rest
 @torch.no_grad()
 def rollout(
     omni: Omni,
@@ -88,10 +109,11 @@ def rollout(
         model: the policy, if not ``omni.model`` (an adapter around it, say).
     """
     model = model or omni.model
-    clock = _Clock()
+    clock = Clock()
     batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
     output, cache = _prefill(model, batch)
     cache.batch_repeat_interleave(num_generations)
+    cache = with_room(cache, sampling.max_new_tokens)
     mask = batch["attention_mask"].to(model.device).repeat_interleave(num_generations, dim=0)
     next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
     next_positions = next_positions.repeat_interleave(num_generations)
@@ -103,7 +125,7 @@ def rollout(
     if tokens is None:
         return result
     answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
-    result.anchor_rollout = torch.tensor([row for row, found in enumerate(answers) for _ in found.anchors]).long()
+    result.anchor_rollout = anchor_rows(answers)
     positions = torch.tensor([position for found in answers for position in found.anchors]).long()
     result.slow = category_probabilities(_head(model, hidden[result.anchor_rollout, positions]), tokens)
     clock.lap("slow")
@@ -116,6 +138,60 @@ def rollout(
     return result
 
 
+@_at_rest
+@torch.no_grad()
+def rescore(
+    omni: Omni,
+    prompts: Sequence[Prompt],
+    answers: Sequence[AnswerTokens],
+    completion_ids: list[list[int]],
+    tokens: CategoryTokens,
+    fast: bool = False,
+    model: Any = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The confidences of completions that were sampled elsewhere, under this policy: no sampling, one pass of each.
+
+    Args:
+        omni: policy and tokenizer.
+        prompts: B prompts.
+        answers: of the R = B*G completions, `answer_tokens`.
+        completion_ids: the R completions, those of a prompt together.
+        tokens: category tokens.
+        fast: also score each answer without its reasoning.
+        model: the policy, if not ``omni.model``.
+
+    Returns:
+        The `slow` and `fast` of `Rollouts`, (A, C) each; None for fast if not asked.
+    """
+    model = model or omni.model
+    batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
+    output, cache = _prefill(model, batch)
+    group = len(completion_ids) // len(prompts)
+    cache.batch_repeat_interleave(group)
+    mask = batch["attention_mask"].to(model.device).repeat_interleave(group, dim=0)
+    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
+    next_positions = next_positions.repeat_interleave(group)
+    pairs = zip(completion_ids, answers, strict=True)
+    before = [ids[: answer.anchors[-1]] if answer.anchors else [] for ids, answer in pairs]
+    hidden = output.repeat_interleave(group, dim=0).unsqueeze(1)
+    if longest := max(map(len, before)):
+        states = _continue(omni, model, before, cache, mask, next_positions)
+        cache.crop(-longest)
+        hidden = torch.cat([hidden, states], dim=1)
+    places = [(row, anchor) for row, answer in enumerate(answers) for anchor in answer.anchors]
+    rows, columns = (torch.tensor([place[axis] for place in places], dtype=torch.long) for axis in (0, 1))
+    slow = category_probabilities(_head(model, hidden[rows, columns]), tokens)
+    if not fast:
+        return slow, None
+    states = _fast_states(omni, model, completion_ids, list(answers), cache, mask, next_positions)
+    return slow, category_probabilities(_head(model, states), tokens)
+
+
+def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:
+    """(A,) the rollout of each anchor, ascending."""
+    return torch.tensor([row for row, found in enumerate(answers) for _ in found.anchors], dtype=torch.long)
+
+
 def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
     """The prompt that triggers a direct answer: the same, with the empty think prefilled."""
     return prompt.extended(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
@@ -124,12 +200,13 @@ def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
 def _prefill(model: Any, batch: dict[str, Any]) -> tuple[Tensor, DynamicCache]:
     # Hidden state of each prompt's last token (B, D), and the keys and values of all.
     ids = batch["input_ids"].to(model.device)
-    output = _backbone(model)(
-        inputs_embeds=embed(model, ids, batch["media"]),
-        attention_mask=batch["attention_mask"].to(model.device),
-        position_ids=batch["position_ids"].to(model.device),
-        use_cache=True,
-    )
+    with embedded(model.get_base_model() if isinstance(model, PeftModel) else model, batch["media"]):
+        output = _backbone(model)(
+            input_ids=ids,
+            attention_mask=batch["attention_mask"].to(model.device),
+            position_ids=batch["position_ids"].to(model.device),
+            use_cache=True,
+        )
     return output.last_hidden_state[:, -1], output.past_key_values
 
 
@@ -191,8 +268,17 @@ def _draw(
             ordered, order = probabilities.sort(dim=-1, descending=True)
             beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(beyond, 0.0))
-        token = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        token = _pick(probabilities, generator)
     return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def _pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    # One random number a row, looked up in the cumulated probabilities; torch.multinomial draws one for every token of
+    # the vocabulary, which took a third of the tiny policy's sampling. What has no probability is never met.
+    cumulated = probabilities.double().cumsum(dim=-1)
+    height = torch.rand(len(cumulated), 1, generator=generator, device=cumulated.device, dtype=torch.double)
+    token = torch.searchsorted(cumulated, height * cumulated[:, -1:], right=True).squeeze(1)
+    return token.clamp(max=cumulated.shape[1] - 1)
 
 
 def _fast_states(
@@ -210,11 +296,26 @@ def _fast_states(
         head + (ids[answer.start : answer.anchors[-1]] if answer.anchors else [])
         for ids, answer in zip(completion_ids, answers, strict=True)
     ]
-    length = max(len(suffix) for suffix in suffixes)
-    ids = torch.full((len(suffixes), length), omni.tokenizer.pad_token_id, device=model.device)
-    for row, suffix in enumerate(suffixes):
-        ids[row, : len(suffix)] = torch.tensor(suffix)
-    lengths = torch.tensor([len(suffix) for suffix in suffixes], device=model.device)
+    states = _continue(omni, model, suffixes, cache, mask, next_positions)
+    index = [
+        (row, len(head) + position - answer.start - 1)
+        for row, answer in enumerate(answers)
+        for position in answer.anchors
+    ]
+    rows = torch.tensor([row for row, _ in index], dtype=torch.long)
+    columns = torch.tensor([column for _, column in index], dtype=torch.long)
+    return states[rows, columns]
+
+
+def _continue(
+    omni: Omni, model: Any, texts: list[list[int]], cache: DynamicCache, mask: Tensor, next_positions: Tensor
+) -> Tensor:
+    # Hidden states (R, T, D) of one text behind each prompt, on the prompts' keys and values.
+    length = max(len(text) for text in texts)
+    ids = torch.full((len(texts), length), omni.tokenizer.pad_token_id, device=model.device)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
+    lengths = torch.tensor([len(text) for text in texts], device=model.device)
     steps = torch.arange(length, device=model.device)
     output = _backbone(model)(
         inputs_embeds=model.get_input_embeddings()(ids),
@@ -223,14 +324,7 @@ def _fast_states(
         past_key_values=cache,
         use_cache=True,
     )
-    index = [
-        (row, len(head) + position - answer.start - 1)
-        for row, answer in enumerate(answers)
-        for position in answer.anchors
-    ]
-    rows = torch.tensor([row for row, _ in index], dtype=torch.long)
-    columns = torch.tensor([column for _, column in index], dtype=torch.long)
-    return output.last_hidden_state[rows, columns]
+    return output.last_hidden_state
 
 
 def _backbone(model: Any) -> Any:
@@ -241,12 +335,15 @@ def _head(model: Any, hidden: Tensor) -> Tensor:
     return model.get_output_embeddings()(hidden)
 
 
-class _Clock:
+class Clock:
+    """Adds up the seconds between laps, by name, in `seconds`."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """Count the time since the last lap as `name`; work under way on a GPU is waited for."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()

@@ -29,6 +29,7 @@ FULL_QUESTION = (
 )
 SHORT_QUESTION = "{subtitle} Weigh face, voice and words."
 DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
+REMARK_QUESTION = "{subtitle} What would people say?"
 
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _STRICT_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
@@ -88,14 +89,14 @@ def describe_question(subtitle: str | None) -> str:
     return DESCRIBE_QUESTION.format(subtitle=subtitle_sentence(subtitle))
 
 
-def observations(reasoning: str) -> str:
-    """A reasoning without its last sentence, the conclusion; "" if it has only one.
+def remark_question(subtitle: str | None, told: str = "") -> str:
+    """The other thing that it is asked: what people would say of it.
 
-    >>> observations("I see a smile. The voice is flat. Most likely bored.")
-    'I see a smile. The voice is flat.'
+    Args:
+        subtitle: What is said in the clip.
+        told: What is seen and heard, where it is told instead of shown.
     """
-    before, _, _ = reasoning.strip().removesuffix(".").rpartition(". ")
-    return f"{before}." if before else ""
+    return REMARK_QUESTION.format(subtitle=f"{subtitle_sentence(subtitle)} {told}".strip())
 
 
 def prefill(mode: ThinkingMode) -> str:

@@ -6,8 +6,11 @@ Each stage starts from a saved checkpoint, leaves its own checkpoints in ``outpu
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,18 @@ from mer_r1 import taxonomy as wheels
 from mer_r1.config import DataFields, RLRecipe, SFTRecipe
 from mer_r1.data import Clip, read_manifest
 from mer_r1.errors import UserError
+from mer_r1.families import family_of
 from mer_r1.features import FeatureCache, Progress
-from mer_r1.inputs import Prompt, collate, encode_prompt
-from mer_r1.model import Omni, load
+from mer_r1.inputs import Prompt, collate, encode_prompt, placeholder_ids
+from mer_r1.model import SETTINGS_FILE, Omni, load
+from mer_r1.packing import Row, group_rows, pack
 from mer_r1.rewards import gold_earns_full_reward
-from mer_r1.thinking import describe_question, format_completion, observations, question
-from mer_r1.trainer import MERR1Trainer, MERSFTTrainer
+from mer_r1.sft_trainer import MERSFTTrainer
+from mer_r1.thinking import describe_question, format_completion, question, remark_question
+from mer_r1.towers import drop_towers, made_like
+from mer_r1.trainer import MERR1Trainer
+from mer_r1.twice import ONCE, TWICE, format_twice
+from mer_r1.vllm_engine import required
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +50,9 @@ LANGUAGE_MODEL_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gat
 def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Cold start: the model learns the slow format from reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
-    return supervise(recipe, load(_required(recipe.model, "model"), device=_device(recipe)), clips, progress, callbacks)
+    omni = _policy(recipe)
+    omni.settings = replace(omni.settings, form="twice" if recipe.targets == "twice" else "once")
+    return supervise(recipe, omni, clips, progress, callbacks)
 
 
 def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
@@ -53,9 +64,21 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
     clips = select_clips(recipe)
     taxonomy = wheels.load(recipe.wheels)
     _check_gold(clips, taxonomy)
+    if recipe.rollouts == "vllm":
+        required("rollouts=vllm")  # said now, not after the clips are decoded
     if recipe.train_towers:
         raise UserError("train_towers=true: RL keeps the towers frozen, so that each clip is encoded once")
-    omni = load(_required(recipe.model, "model"), device=_device(recipe))
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if _launched_with("DEEPSPEED") else None
+    if recipe.rollouts == "hf" and (stage == "3" or _launched_with("FSDP")):
+        raise UserError(
+            "rollouts=hf decodes until each GPU's own last token, and GPUs that share weights would wait for each "
+            "other forever: say rollouts=vllm, or launch with --zero_stage 2, or with "
+            "recipes/accelerate/one.yaml --multi_gpu"
+        )
+    omni = _policy(recipe)
+    _check_form(recipe, omni)
+    if recipe.rollouts == "vllm" and not (family := family_of(omni.model)).engine:
+        raise UserError(f"rollouts=vllm: weights of {family.name} are not handed on to vLLM yet; say rollouts=hf")
     omni.freeze_towers()
     cache = _cache(recipe, omni, clips, progress)
     rows = [
@@ -66,17 +89,28 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
         }
         for index, clip in enumerate(clips)
     ]
-    trainer = MERR1Trainer(
-        omni,
-        rows,
-        prompts(omni, cache, clips),
-        recipe.method_choices(),
-        taxonomy,
-        recipe,
-        peft_config=_lora(recipe),
-        callbacks=[LogFile(recipe.output_dir), *callbacks],
-    )
+    with made_like(omni.model):  # the reference too does without towers
+        trainer = MERR1Trainer(
+            omni,
+            rows,
+            prompts(omni, cache, clips),
+            recipe.method_choices(),
+            taxonomy,
+            recipe,
+            peft_config=_lora(recipe),
+            callbacks=[LogFile(recipe.output_dir), *callbacks],
+        )
+    if recipe.rollouts == "vllm":
+        from mer_r1.rollout_vllm import use_vllm
+
+        use_vllm(trainer, clips, recipe.vllm_confidences)
     return _run(trainer, recipe, omni)
+
+
+def _launched_with(plugin: str) -> bool:
+    return (
+        os.environ.get(f"ACCELERATE_USE_{plugin}", "").lower() == "true"
+    )  # as `accelerate launch` tells its processes
 
 
 def select_clips(recipe: DataFields) -> list[Clip]:
@@ -118,27 +152,29 @@ def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, 
     """
     rows = []
     for index, clip in enumerate(clips):
-        if targets == "slow":
+        if targets in ("slow", "twice"):
             labels = clip.meta.get("careful_labels") or clip.labels
             if not clip.reasoning or not labels:
                 raise UserError(f"clip {clip.id}: SFT needs a reasoning text and labels")
             target = format_completion(clip.reasoning, labels)
+            if targets == "twice":  # the same words before the reasoning and after it
+                target = format_twice(labels, clip.reasoning, labels)
             rows.append(
                 {"clip_index": index, "asked": question(clip.subtitle, omni.settings.question), "target": target}
             )
         elif targets == "base":
-            missing = {"description", "broad_labels"} - clip.meta.keys()
+            missing = sorted({"description", "remark", "broad_labels"} - clip.meta.keys())
             if missing:
-                raise UserError(f"clip {clip.id}: the base stage needs meta.{sorted(missing)[0]}")
-            described = clip.meta["description"]
-            # A direct answer behind an empty think, as models that can do both give it: what fast thinking triggers.
-            broad = format_completion("", clip.meta["broad_labels"])
-            asked = describe_question(clip.subtitle), question(clip.subtitle, omni.settings.question)
-            tellings = [described, observations(clip.reasoning or "")]  # as a list, and as annotators talk
-            rows += [{"clip_index": index, "asked": asked[0], "target": told} for told in tellings if told]
-            rows.append({"clip_index": index, "asked": asked[1], "target": broad})
+                raise UserError(f"clip {clip.id}: the base stage needs meta.{missing[0]}")
+            said = {
+                describe_question(clip.subtitle): clip.meta["description"],
+                remark_question(clip.subtitle): clip.meta["remark"],
+                # Behind an empty think, as models that can do both answer directly: what fast thinking triggers.
+                question(clip.subtitle, omni.settings.question): format_completion("", clip.meta["broad_labels"]),
+            }
+            rows += [{"clip_index": index, "asked": asked, "target": target} for asked, target in said.items()]
         else:
-            raise UserError(f"targets must be slow or base, got {targets!r}")
+            raise UserError(f"targets must be slow, twice or base, got {targets!r}")
     return rows
 
 
@@ -168,6 +204,7 @@ def supervise(
     callbacks: Callbacks = (),
     more_rows: Sequence[dict[str, Any]] = (),
     optimizer: torch.optim.Optimizer | None = None,
+    language: bool = True,
 ) -> Path:
     """Train a model on what is to be said about clips; returns the folder of the model.
 
@@ -179,26 +216,53 @@ def supervise(
         callbacks: of the trainer.
         more_rows: as those of `examples`; `NO_CLIP` as clip index where there is none.
         optimizer: instead of the recipe's `optim`.
+        language: False freezes the language model.
     """
+    if recipe.train_towers and (_launched_with("FSDP") or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"):
+        raise UserError(
+            "train_towers=true needs whole weights in each process, since not every batch has sound and picture: "
+            "launch without FSDP, and with --zero_stage 2 at most"
+        )
+    if recipe.towers_first_steps:
+        if optimizer is not None:  # it holds the weights of a model that this stage replaces
+            raise UserError("towers_first_steps and muon_learning_rate do not go together: set one of them to 0")
+        omni = _towers_first(recipe, omni, clips, progress, callbacks, more_rows)
     omni.freeze_towers(not recipe.train_towers)
+    for part in (omni.model.model.language_model, omni.model.get_output_embeddings()):
+        part.requires_grad_(language)
     cache = _cache(recipe, omni, clips, progress)
     recipe.dataset_kwargs = {**(recipe.dataset_kwargs or {}), "skip_prepare_dataset": True}
 
+    @lru_cache(maxsize=4096)
+    def media_of(index: int) -> dict[str, Any]:
+        return cache.get(clips[index])
+
     @lru_cache(maxsize=8192)
     def prompt_of(index: int, asked: str) -> Prompt:
-        return encode_prompt(omni, asked, {} if index == NO_CLIP else cache.get(clips[index]))
+        return encode_prompt(omni, asked, {} if index == NO_CLIP else media_of(index))
+
+    def ready(row: dict[str, Any]) -> Row:
+        target = [*omni.tokenizer(row["target"])["input_ids"], omni.tokenizer.eos_token_id]
+        return prompt_of(row["clip_index"], row["asked"]), target
 
     def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        found = [prompt_of(row["clip_index"], row["asked"]) for row in rows]
-        targets = [[*omni.tokenizer(row["target"])["input_ids"], omni.tokenizer.eos_token_id] for row in rows]
+        if recipe.shared_prefixes:
+            groups = [[ready(row) for row in item["rows"]] for item in rows]
+            return pack(groups, omni.tokenizer.pad_token_id, placeholder_ids(omni.model))
+        found, targets = zip(*(ready(row) for row in rows), strict=True)
         return collate(found, targets, omni.tokenizer.pad_token_id)
 
+    rows = [*examples(clips, omni, recipe.targets), *more_rows]
+    if recipe.shared_prefixes:
+        texts = omni.tokenizer([row["asked"] + row["target"] for row in rows])["input_ids"]
+        of_clip = len(prompt_of(0, "").input_ids)
+        rows = [{"rows": group} for group in group_rows(rows, [len(ids) for ids in texts], of_clip, NO_CLIP)]
     trainer = MERSFTTrainer(
         omni,
         optimizers=(optimizer, None),
         model=omni.model,
         args=recipe,
-        train_dataset=Dataset.from_list([*examples(clips, omni, recipe.targets), *more_rows]),
+        train_dataset=Dataset.from_list(rows),
         data_collator=batch,
         peft_config=_lora(recipe),
         callbacks=[LogFile(recipe.output_dir), *callbacks],
@@ -211,11 +275,52 @@ def _run(trainer: Any, recipe: Any, omni: Omni) -> Path:
         trainer.remove_callback(PrinterCallback)  # who hides the bar does not want every log line printed instead
     trainer.train(resume_from_checkpoint=_checkpoint(recipe))
     target = Path(recipe.output_dir) / "model"
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # all processes take part
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         omni.model = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        omni.save(target)
+        omni.save(target, state)
     return target
+
+
+def _policy(recipe: Any) -> Omni:
+    """The model of a recipe. TRL's field `model_init_kwargs` says its dtype and attention, the KL reference's too."""
+    chosen = recipe.model_init_kwargs or {}
+    zero = _launched_with("DEEPSPEED")
+    if recipe.lora_rank and (zero or _launched_with("FSDP")):
+        raise UserError("lora_rank works without ZeRO and FSDP: launch with recipes/accelerate/one.yaml --multi_gpu")
+    omni = load(
+        _required(recipe.model, "model"),
+        dtype=chosen.get("dtype", "auto"),
+        device=_device(recipe),
+        towers=recipe.train_towers,
+        attention=chosen.get("attn_implementation"),
+    )
+    if not recipe.lora_rank and not zero:
+        omni.model.float()  # steps of 1e-6 vanish in bf16 weights; DeepSpeed keeps exact ones by itself
+    return omni
+
+
+def _towers_first(
+    recipe: SFTRecipe,
+    omni: Omni,
+    clips: list[Clip],
+    progress: Progress | None,
+    callbacks: Callbacks,
+    more_rows: Sequence[dict[str, Any]],
+) -> Omni:
+    # A stage of its own, with its own checkpoints and model; a resumed run that is past it begins with that model.
+    stage = copy(recipe)
+    stage.output_dir = str(Path(str(recipe.output_dir)) / "towers_first")
+    stage.max_steps, stage.towers_first_steps, stage.train_towers = recipe.towers_first_steps, 0, True
+    folder = Path(stage.output_dir) / "model"
+    if not (folder / SETTINGS_FILE).is_file():
+        supervise(stage, omni, clips, progress, callbacks, more_rows, language=False)
+    with recipe.main_process_first():  # who saved it; the others find it whole
+        again = copy(recipe)
+        again.model = str(folder)
+        return _policy(again)
 
 
 def _checkpoint(recipe: Any) -> str | None:
@@ -243,6 +348,8 @@ def _cache(recipe: Any, omni: Omni, clips: list[Clip], progress: Progress | None
     cache = FeatureCache(omni, features_folder(recipe), towers=not recipe.train_towers)
     with recipe.main_process_first():  # the others then find every entry there
         cache.build(clips, workers=recipe.decode_workers, progress=progress)
+    if omni.source and not recipe.train_towers:
+        drop_towers(omni.model, omni.source)
     return cache
 
 
@@ -253,6 +360,15 @@ def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
         raise UserError(
             f"{len(wrong)} of {len(clips)} rows have gold labels that earn no full reward (first: {wrong[0]}): "
             "expected at least one label that a wheel can place"
+        )
+
+
+def _check_form(recipe: RLRecipe, omni: Omni) -> None:
+    wanted = TWICE if recipe.method_choices().answers_twice else ONCE
+    if omni.settings.form != wanted:
+        raise UserError(
+            f"method={recipe.method} needs a model whose completions have the form {wanted!r}, and {recipe.model} has "
+            f"{omni.settings.form!r}: `mer-r1 sft targets=twice` makes the form 'twice', targets=slow the form 'once'"
         )
 
 

@@ -1,32 +1,39 @@
-"""The two trainers: TRL's, with only the seams overridden that audio and video, and the method, need.
+"""The trainer of RL: TRL's, with only the seams overridden that audio and video, and the method, need.
 
 TRL's GRPOTrainer collects images only. With audio or video in the prompt it would sample with the media and compute the
-loss without. Here every forward goes through `_forward_inputs`, which puts the clip's cached tower features (or the
-towers' live outputs) at the placeholders and hands on the true positions. What else is ours: sampling on one prompt KV
-cache per group (`rollout`), and the method's advantages in place of TRL's.
+loss without. Here every forward goes through `_plain_scores` or `_packed_scores`, which put the clip's cached tower
+features at the placeholders and hand on the true positions, the second with a prompt computed once for all its
+rollouts. What else is ours: sampling on one prompt KV cache per group (`rollout`), and the method's advantages in place
+of TRL's.
 
 The overridden methods are private to TRL, which is pinned; ``tests/test_trainer.py`` holds their contract.
 Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion tokens.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from mer_r1.advantages import MIN_SPREAD, group_spread
 from mer_r1.anchors import category_mask, category_tokens
+from mer_r1.baselines import reward_function
 from mer_r1.calibration import Method, calibration_terms, confidence, method_advantages, partition_mean
-from mer_r1.inputs import Prompt, embed
-from mer_r1.model import Omni, write_settings
-from mer_r1.rewards import SetReward, format_reward
+from mer_r1.inputs import IGNORE, Prompt, embedded, placeholder_ids
+from mer_r1.interference import objective_statistics
+from mer_r1.model import Omni
+from mer_r1.packed_attention import packed_inputs
+from mer_r1.packing import pack_rollouts, shuffle_groups
 from mer_r1.rollout import Rollouts, Sampling, rollout
+from mer_r1.sft_trainer import WholeCheckpoints, thinker
 from mer_r1.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
@@ -35,46 +42,7 @@ QUIET_SHARE = 0.5
 """Above this share of groups without any signal in a batch, training says so."""
 
 
-class _WholeCheckpoints:
-    """Checkpoints of a thinker that are loadable by themselves, and that a resumed run really loads."""
-
-    omni: Omni
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self.args.should_save:  # type: ignore[attr-defined]  # of several processes, the one that writes the rest
-            write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The library saves a thinker under the hub's names, and its trainer loads them by the module's own: nothing
-        # would match, and the run would go on from where it began.
-        target = model or self.model  # type: ignore[attr-defined]
-        if isinstance(target, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-            return
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict())
-
-
-class MERSFTTrainer(_WholeCheckpoints, SFTTrainer):
-    """SFTTrainer whose batches carry media beside token ids (see `inputs.collate`)."""
-
-    def __init__(self, omni: Omni, **kwargs: Any) -> None:
-        self.omni = omni
-        super().__init__(processing_class=omni.processor, **kwargs)
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """SFTTrainer's loss, with the media merged into the embeddings first."""
-        inputs = dict(inputs)
-        media = inputs.pop("media")
-        thinker = _thinker(self.accelerator.unwrap_model(model))
-        inputs["inputs_embeds"] = embed(thinker, inputs.pop("input_ids"), media)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-
-class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
+class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
     """GRPOTrainer for clips: media in every forward, shared-prefix rollouts, MER-R1's advantages.
 
     Args:
@@ -104,13 +72,13 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
         }
         self._clips: list[int] = []  # the clip of each row that is being scored
         self._rollouts: Rollouts | None = None
+        self.sampler: Any = None  # set by `rollout_vllm.use_vllm`
         self._shown = False
-        scorers: dict[str, Any] = {"format": format_reward}
-        scorers |= {name: SetReward(name, taxonomy) for name in ("recall", "precision", "f1")}
+        self._shared: bool = getattr(args, "shared_prefixes", False)
         args.reward_weights = list(method.weights)
         super().__init__(
             model=kwargs.pop("model", omni.model),
-            reward_funcs=[scorers[name] for name in method.objectives],
+            reward_funcs=[reward_function(name, taxonomy, method.distinct_words) for name in method.objectives],
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=omni.processor,
@@ -119,11 +87,13 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
         )
 
     def _sample(self, prompts: list[Any], _: Any) -> dict[str, Any]:
-        # TRL hands over every prompt G times in a row; each is computed once.
-        group = self.num_generations if self.model.training else self.num_generations_eval
+        # TRL hands over every prompt G times in a row, or the part of a group that is this process's; each is computed
+        # once.
+        group = math.gcd(len(self._clips), self.num_generations if self.model.training else self.num_generations_eval)
         distinct = [self.prompt_of(index) for index in self._clips[::group]]
         sampling = Sampling(self.max_completion_length, self.temperature, self.args.top_p)
-        self._rollouts = rollout(
+        draw = self.sampler.about(self._clips[::group]) if self.sampler else rollout
+        self._rollouts = draw(
             self.omni,
             distinct,
             group,
@@ -164,6 +134,9 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
             delta_correct, delta_incorrect = (self.accelerator.gather(term) for term in self._calibration_terms(rows))
         self._log_groups(group, delta_correct, delta_incorrect)
         advantages = method_advantages(self.method, self._rewards, group, delta_correct, delta_incorrect)
+        statistics = objective_statistics(self._rewards, advantages, self.method.objectives, group)
+        for name, value in statistics.items():
+            self._metrics["train"][f"interference/{name}"].append(value)
         first = self.accelerator.process_index * rows
         return advantages[first : first + rows]
 
@@ -183,7 +156,8 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
         known = placed[:, partition] > 0
         for name, scores in (("slow", slow), ("fast", fast)):
             for side, mask in (("correct", correct & known), ("incorrect", ~correct & known)):
-                mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)[~scores.isnan().any(dim=1)]
+                mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)
+                mean = self.accelerator.gather(mean.masked_fill(scores.isnan().any(dim=1), torch.nan))
                 self._metrics["train"][f"confidence/{name}_{side}"].append(self._mean(mean))
         return calibration_terms(slow, fast, correct, known, partition, self.method.clip)
 
@@ -233,6 +207,17 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
         self._clips = inputs["clip_index"].tolist()
         return super()._compute_loss(model, inputs)
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        # TRL's, but where prompts are shared, it is whole groups that are shuffled before the batch is split.
+        if not (self._shared and self.model.training):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        self._buffered_inputs: Any
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            scored = shuffle_groups(self._generate_and_score_completions(generation_batch), self.num_generations)
+            self._buffered_inputs = split_tensor_dict(scored, steps)
+        return self._buffered_inputs[self._step % steps]
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -244,38 +229,59 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # TRL's method with the clips' media and positions; its image arguments are always None here.
-        logps, entropies = [], []
+        logps: list[Any] = []
+        entropies: list[Any] = []
         step = batch_size or len(input_ids)
+        scored = self._packed_scores if self._shared else self._plain_scores
         for start in range(0, len(input_ids), step):
             part = slice(start, start + step)
-            labels = input_ids[part].masked_fill(attention_mask[part] == 0, -100)
-            labels[:, :-logits_to_keep] = -100
-            forward = self._forward_inputs(
-                model, input_ids[part], attention_mask[part], logits_to_keep, self._clips[part]
-            )
             with self.accelerator.autocast():
-                output = model(**forward, labels=labels, fused_lm_head=True)
-            logps.append(output.log_probs[:, -logits_to_keep:])
+                logp, entropy = scored(model, input_ids[part], attention_mask[part], logits_to_keep, self._clips[part])
+            logps.append(logp)
             if compute_entropy:
-                entropies.append(output.entropy[:, -logits_to_keep:])
+                entropies.append(entropy)
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
-    def _forward_inputs(
+    def _plain_scores(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORE)
+        labels[:, :-completion_tokens] = IGNORE
         prompts = [self.prompt_of(index) for index in clips]
         width = input_ids.shape[1] - completion_tokens
-        positions = input_ids.new_zeros(3, *input_ids.shape)
+        positions = input_ids.new_zeros(3, *input_ids.shape, dtype=prompts[0].position_ids.dtype)
         after = torch.arange(completion_tokens, device=input_ids.device)
         for row, prompt in enumerate(prompts):
             positions[:, row, width - len(prompt.input_ids) : width] = prompt.position_ids.to(input_ids.device)
             positions[:, row, width:] = prompt.next_position + after
-        thinker = _thinker(self.accelerator.unwrap_model(model))
-        return {
-            "inputs_embeds": embed(thinker, input_ids, [prompt.media for prompt in prompts]),
-            "attention_mask": attention_mask,
-            "position_ids": positions,
-        }
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions, "labels": labels}
+        with embedded(thinker(self.accelerator.unwrap_model(model)), [prompt.media for prompt in prompts]):
+            output = model(**inputs, fused_lm_head=True)
+        return tuple(
+            values if values is None else values[:, -completion_tokens:]
+            for values in (output.log_probs, output.entropy)  # the reference has no entropy
+        )
+
+    def _packed_scores(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]
+    ) -> tuple[Tensor | None, ...]:
+        policy = thinker(self.accelerator.unwrap_model(model))
+        packed = pack_rollouts(
+            [self.prompt_of(index) for index in clips],
+            clips,
+            input_ids[:, -completion_tokens:],
+            attention_mask[:, -completion_tokens:],
+            self.omni.tokenizer.pad_token_id,
+            placeholder_ids(policy),
+        )
+        media = packed.batch.pop("media")
+        inputs = packed_inputs(policy, send_to_device(packed.batch, input_ids.device))
+        with embedded(policy, media):
+            output = model(**inputs, fused_lm_head=True)
+        return tuple(
+            values if values is None else packed.unpacked(values, inputs["labels"])
+            for values in (output.log_probs, output.entropy)
+        )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         """TRL's step; what is neither sampling nor scoring is logged as training."""
@@ -287,8 +293,3 @@ class MERR1Trainer(_WholeCheckpoints, GRPOTrainer):
 
     def _seconds_logged(self) -> float:
         return sum(sum(self._metrics["train"][f"seconds/{name}"]) for name in ("sampling", "scoring"))
-
-
-def _thinker(model: Any) -> Any:
-    """The thinker itself, under an adapter or not."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model

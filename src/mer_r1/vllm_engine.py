@@ -1,17 +1,25 @@
-"""A vLLM engine in this process as a `ClipModel`: the fast way to evaluate a large checkpoint on one machine.
+"""A vLLM engine in this process: how it is started, what a request holds, and the engine as a `ClipModel`.
 
-A request is the *unexpanded* prompt text, one placeholder a channel, beside the frames and the waveform: vLLM expands
-the placeholders itself, and a prompt that was expanded before would be expanded twice. Frames are sampled here, once,
-as for training, and their true rate goes along: the processor would assume two frames a second otherwise and put them
-at wrong moments. Fast thinking is the same request with the empty think block at its end.
+A request is the *unexpanded* prompt, one placeholder a channel, beside the frames and the waveform: vLLM expands the
+placeholders itself, and a prompt that was expanded before would be expanded twice. Frames are sampled here, once, as
+for training, and three things go along that the processor would otherwise fill in wrongly: the true frame rate (it
+assumes two a second, and puts the frames at wrong moments), the frame size (its class carries one of its own) and that
+nothing is left to sample. Fast thinking is the same request with the empty think block at its end.
+
+vLLM knows whole omni models only. A folder that holds a thinker alone, as our training writes them, gets the whole
+model's configuration around its own when the engine starts, and its weights under the names that vLLM expects.
 
 vLLM is no dependency of ours: it is imported when the engine starts, and a test holds what we use of it against its
 published signatures.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +34,108 @@ from mer_r1.media import Media, read_media
 from mer_r1.records import Record
 from mer_r1.taxonomy import Taxonomy
 from mer_r1.thinking import ThinkingMode, prefill
+
+THINKER = "qwen2_5_omni_thinker"
+TOWERS = ("thinker.visual.", "thinker.audio_tower.")
+"""Beginnings, as vLLM reads them, of the names of weights that stay frozen."""
+_NAMES = (
+    # A live thinker's module names, then those of its saved weights (the hub's, without their first part).
+    ("model.language_model.", "thinker.model."),
+    ("model.visual.", "thinker.visual."),
+    ("model.audio_tower.", "thinker.audio_tower."),
+    ("thinker.", "thinker."),
+    ("model.", "thinker.model."),
+    ("visual.", "thinker.visual."),
+    ("audio_tower.", "thinker.audio_tower."),
+    ("lm_head.", "thinker.lm_head."),
+)
+
+
+def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any, Any]:
+    """Start vLLM in this process.
+
+    Args:
+        model: folder or hub name; a folder may hold a thinker alone.
+        asked: what the user wrote that needs vLLM, for the error.
+        options: further arguments of `vllm.LLM`. With `load_format="dummy"` the weights stay as they come.
+
+    Returns:
+        The module and its `LLM`.
+
+    Raises:
+        UserError: vLLM is not installed.
+    """
+    # In this process, so that the model can be reached (weights, positions) without sending functions to another.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    vllm = required(asked)
+    alone = _holds_a_thinker(Path(model))
+    loads = alone and "load_format" not in options
+    if alone:
+        options = {"load_format": "dummy", "hf_overrides": whole_config} | options
+    engine = vllm.LLM(model=model, limit_mm_per_prompt={"audio": 1, "video": 1}, enable_prefix_caching=True, **options)
+    if loads:
+        engine.apply_model(partial(_load_folder, folder=model))
+    return vllm, engine
+
+
+def required(asked: str) -> Any:
+    """The module vllm.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module("vllm")
+    except ImportError as error:
+        raise UserError(f"{asked} needs the package vllm ({error}): pip install vllm") from error
+
+
+def weight_name(name: str) -> str:
+    """A thinker's weight by the name that vLLM's loader of the whole model reads.
+
+    Args:
+        name: of a live module (`model.language_model.norm.weight`) or of a saved weight (`model.norm.weight`).
+
+    Raises:
+        ValueError: it is none of a thinker's.
+
+    >>> weight_name("model.language_model.norm.weight"), weight_name("visual.merger.mlp.0.bias")
+    ('thinker.model.norm.weight', 'thinker.visual.merger.mlp.0.bias')
+    """
+    for ours, theirs in _NAMES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise ValueError(f"{name} is no weight of an omni thinker: expected one of model., visual., audio_tower., lm_head.")
+
+
+def whole_config(config: Any) -> Any:
+    """The whole model's configuration around a thinker's; any other is handed back."""
+    if config.model_type != THINKER:
+        return config
+    from transformers import Qwen2_5OmniConfig
+
+    whole = Qwen2_5OmniConfig(thinker_config=config.to_dict())
+    whole.architectures = ["Qwen2_5OmniForConditionalGeneration"]
+    whole.dtype = config.dtype
+    return whole
+
+
+def _holds_a_thinker(folder: Path) -> bool:
+    file = folder / "config.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == THINKER
+
+
+def _load_folder(model: Any, folder: str) -> None:
+    model.load_weights(_saved_weights(Path(folder)))
+
+
+def _saved_weights(folder: Path) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # no dictionary
+                yield weight_name(name), weights.get_tensor(name)
 
 
 class EngineModel:
@@ -77,17 +187,8 @@ class EngineModel:
 
     def _start(self) -> tuple[Any, ...]:
         if self._started is None:
-            try:
-                vllm = import_module("vllm")
-            except ImportError as error:
-                raise UserError(f"--engine vllm needs the package vllm ({error}): pip install vllm") from error
             how = self.decoding
-            engine = vllm.LLM(
-                model=self.name,
-                limit_mm_per_prompt={"audio": 1, "video": 1},
-                enable_prefix_caching=True,
-                seed=how.seed or 0,
-            )
+            vllm, engine = start(self.name, seed=how.seed or 0)
             parameters = vllm.SamplingParams(
                 temperature=how.temperature,
                 top_p=1.0 if how.top_p is None else how.top_p,
@@ -127,22 +228,67 @@ class Requests:
             has_sound=media.waveform is not None,
         )
         prompt = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return {"prompt": prompt, **media_of(media)}
+        return {"prompt": prompt, **media_of(media, self.processor)}
 
 
-def media_of(media: Media) -> dict[str, Any]:
+def media_of(media: Media, processor: Any) -> dict[str, Any]:
     """The media of a request.
+
+    Args:
+        media: frames and sound of a clip.
+        processor: the checkpoint's, which says how large frames are and how short a sound may be.
 
     Returns:
         `multi_modal_data` with `video` (F, H, W, 3) uint8 and `audio` (waveform, sampling rate), each where the clip
-        has it; with a video `mm_processor_kwargs` with the true rate of its frames. Nothing for a text-only clip.
+        has it; with a video `mm_processor_kwargs` with the true rate of its frames in frames a second, and their size.
+        Nothing for a text-only clip.
     """
     data: dict[str, Any] = {}
     request: dict[str, Any] = {}
     if media.frames is not None:
         data["video"] = np.ascontiguousarray(media.frames.transpose(0, 2, 3, 1))
-        # A single frame spans the clip.
-        request["mm_processor_kwargs"] = {"fps": media.fps or 1.0 / max(media.seconds, 0.04)}
+        size = processor.video_processor.size
+        request["mm_processor_kwargs"] = {
+            "fps": media.fps or 1.0 / max(media.seconds, 0.04),  # a single frame spans the clip
+            "do_sample_frames": False,
+            "size": {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]},
+        }
     if media.waveform is not None:
-        data["audio"] = (media.waveform, media.sampling_rate)
+        from mer_r1.inputs import whole_frames
+
+        data["audio"] = (whole_frames(media.waveform, processor.feature_extractor), media.sampling_rate)
     return request | {"multi_modal_data": data} if data else request
+
+
+def unexpanded(ids: Sequence[int], placeholders: Iterable[int]) -> list[int]:
+    """Token ids with each run of one placeholder made a single one, as vLLM wants to be asked.
+
+    >>> unexpanded([1, 9, 9, 9, 2, 8, 8, 3, 3], [8, 9])
+    [1, 9, 2, 8, 3, 3]
+    """
+    media = set(placeholders)
+    return [token for value, run in groupby(ids) for token in ([value] if value in media else run)]
+
+
+def id_difference(expected: Sequence[int], came: Sequence[int], names: dict[int, str]) -> str | None:
+    """What differs between two token sequences in a few words; None if nothing does.
+
+    Args:
+        expected: our own tokens.
+        came: what the engine read.
+        names: placeholders and what they stand for; their counts are told first, because they differ most often.
+    """
+    expected, came = list(expected), list(came)
+    if expected == came:
+        return None
+    counts = [
+        f"{came.count(token)} {name} tokens, expected {expected.count(token)}"
+        for token, name in names.items()
+        if came.count(token) != expected.count(token)
+    ]
+    if counts:
+        return "; ".join(counts)
+    first = next((i for i, pair in enumerate(zip(expected, came, strict=False)) if pair[0] != pair[1]), None)
+    if first is None:
+        return f"{len(came)} tokens, expected {len(expected)}"
+    return f"token {first} is {came[first]}, expected {expected[first]}"

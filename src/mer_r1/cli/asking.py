@@ -5,15 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, Think, Wheels, app, console, print_json, progress, say, thinking_modes
+from mer_r1.cli.base import AsJson, ThinkOrAuto, Wheels, app, console, print_json, progress, say, thinking_modes
 from mer_r1.errors import UserError
+
+Threshold = Annotated[
+    float | None,
+    typer.Option(min=0, help="Of --think auto: slow where the fast answer's sureness is below it; the model's own."),
+]
 
 
 @app.command()
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
-    think: Annotated[Think, typer.Option(help="Reason first, answer at once, or both.")] = Think.BOTH,
+    think: Annotated[
+        ThinkOrAuto, typer.Option(help="Reason first, answer at once, both, or reason only where fast is unsure.")
+    ] = ThinkOrAuto.BOTH,
+    threshold: Threshold = None,
     subtitle: Annotated[str, typer.Option(help="What is said (for one clip, or for all).")] = "",
     audio: Annotated[
         Path | None, typer.Option(help="Sound file to use instead of the video's own (one clip only).")
@@ -38,7 +46,14 @@ def predict(
     asked = [_clip_of(Clip, path, subtitle, audio) for path in clips]
     omni = load(model, device=device)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
-    records = ask(omni, asked, thinking_modes(think), load_wheels(wheels), sampling, batch_size, name=str(model))
+    taxonomy = load_wheels(wheels)
+    how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
+    if think is ThinkOrAuto.AUTO:
+        from mer_r1.auto_predict import predict_auto
+
+        records = predict_auto(omni, asked, taxonomy, sampling, gate_threshold(model, threshold), **how)
+    else:
+        records = ask(omni, asked, thinking_modes(think), taxonomy, sampling, **how)
     broken: set[str] = set()
     for record in records:
         if as_json:
@@ -57,7 +72,10 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(help="Model folder or hub name; without it saved records are scored again.")
     ] = None,
-    think: Annotated[Think, typer.Option(help="Slow, fast, or both.")] = Think.BOTH,
+    think: Annotated[
+        ThinkOrAuto, typer.Option(help="Slow, fast, both, or slow only where fast is unsure (auto).")
+    ] = ThinkOrAuto.BOTH,
+    threshold: Threshold = None,
     split: Annotated[str, typer.Option(help='Rows of this split; "all" for every row.')] = "test",
     wheels: Wheels = None,
     exchange: Annotated[str | None, typer.Option(help="audio or video: give every clip another clip's.")] = None,
@@ -72,27 +90,26 @@ def evaluate(
     """Precision, recall and F1 of slow and fast thinking, with 95 % intervals, from saved records."""
     from mer_r1.evaluate import build_table, write_summary
 
+    limit = gate_threshold(model, threshold) if think is ThinkOrAuto.AUTO else None
     if model is not None:
+        from mer_r1.auto_predict import evaluate_auto
         from mer_r1.predict import evaluate_model
         from mer_r1.rollout import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
+        how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
+        how |= {"features_dir": features_dir, "device": device}
         with progress("evaluate", None, quiet=as_json) as advance:
-            evaluate_model(
-                model,
-                manifest,
-                out,
-                thinking_modes(think),
-                sampling,
-                split,
-                wheels,
-                exchange,
-                batch_size,
-                features_dir,
-                device,
-                advance,
-            )
-    summary = write_summary(out, seed=seed, wheels=wheels)
+            if limit is not None:
+                evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
+            else:
+                evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
+    if limit is None:
+        summary = write_summary(out, seed=seed, wheels=wheels)
+    else:
+        from mer_r1.auto import write_auto_summary
+
+        summary = write_auto_summary(out, limit, seed=seed, wheels=wheels)
     if as_json:
         print_json(summary)
     else:
@@ -126,6 +143,17 @@ def demo(
     from mer_r1.demo import run_demo
 
     run_demo(out, quick=quick, seed=seed, console=console)
+
+
+def gate_threshold(model: str | None, threshold: float | None) -> float:
+    """The threshold that was given, else the one kept with the model."""
+    if threshold is not None:
+        return threshold
+    if model is None:
+        raise UserError("--think auto on saved records needs --threshold")
+    from mer_r1.auto import read_gate
+
+    return read_gate(model).threshold
 
 
 def _clip_of(kind: Any, path: Path, subtitle: str, audio: Path | None) -> Any:

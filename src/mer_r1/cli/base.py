@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -47,8 +48,20 @@ class Think(StrEnum):
     BOTH = "both"
 
 
+class ThinkOrAuto(StrEnum):
+    """The same, or: fast first, and slow where fast is unsure."""
+
+    SLOW = "slow"
+    FAST = "fast"
+    BOTH = "both"
+    AUTO = "auto"
+
+
 def main() -> None:
     """Entry point: an expected error is one line on stderr and exit status 2."""
+    # What the libraries deprecate concerns us, not who runs a command.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # Idle threads that spin beside other jobs cost up to ten times the time on few cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.stderr.isatty():
@@ -78,11 +91,11 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def thinking_modes(think: Think) -> list[Any]:
-    """The modes that a choice stands for."""
+def thinking_modes(think: Think | ThinkOrAuto) -> list[Any]:
+    """The modes that a choice stands for; of "auto" both."""
     from mer_r1.thinking import ThinkingMode
 
-    return list(ThinkingMode) if think is Think.BOTH else [ThinkingMode(think.value)]
+    return list(ThinkingMode) if think.value in ("both", "auto") else [ThinkingMode(think.value)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

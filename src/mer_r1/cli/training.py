@@ -16,16 +16,29 @@ Config = Annotated[Path | None, typer.Option(help="Recipe (YAML); any field as k
 @app.command(context_settings=PASS_ON)
 def build(
     context: typer.Context,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Build the tiny policy (the only kind so far).")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Build the tiny policy, of random weights.")] = False,
+    text: Annotated[
+        str | None, typer.Option(help="Build around a pretrained language model: smollm2 (from its package).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --text: save the untrained thinker here, and no more.")] = None,
     config: Config = None,
 ) -> None:
-    """Make the tiny policy and train its base stage."""
-    if not tiny:
-        raise UserError("say what to build: --tiny makes the tiny policy")
+    """Make a small policy, tiny or around SmolLM2, and train its base stage."""
+    if tiny == bool(text) or text not in (None, "smollm2"):
+        raise UserError("say what to build: --tiny makes the tiny policy, --text smollm2 one around SmolLM2-135M")
+    if out is not None:
+        if not text or config or context.args:
+            raise UserError("--out goes with --text alone: it only makes the thinker; a base stage has an output_dir")
+        from mer_r1.smollm2 import smollm2
+
+        smollm2().save(out)
+        say(f"model: {out}")
+        return
     from mer_r1.build import run_build
     from mer_r1.config import BuildRecipe, read_recipe
 
-    _stage(run_build, read_recipe(BuildRecipe, config, context.args))
+    chosen = [f"text={text}"] if text else []
+    _stage(run_build, read_recipe(BuildRecipe, config, [*chosen, *context.args]))
 
 
 @app.command(context_settings=PASS_ON)

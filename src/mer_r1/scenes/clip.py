@@ -85,6 +85,7 @@ class Script:
                     "conflict": scene.conflict,
                 },
                 "description": self.texts.description,
+                "remark": self.texts.remark,
                 "broad_labels": self.texts.broad_labels,
                 "careful_labels": self.texts.careful_labels,
             },
@@ -126,21 +127,17 @@ def script(seed: int, split: Split, index: int) -> Script:
 
 def record(drawn: Script) -> Recording:
     """Render a clip: the person speaks the subtitle and acts the scene."""
-    seed, split, index = drawn.seed, drawn.split, drawn.index
-    someone = person(seed, split, int(drawn.person.rsplit("-", 1)[1]))
-    act = _stream(seed, split, index, "acting")
-    lead, tail = act.uniform(0.15, 0.35), act.uniform(0.2, 0.45)
-    manner = acting.prosody(drawn.scene, act)
-    speech = _say(drawn.subtitle, someone.voice, manner, _stream(seed, split, index, "voice"), LONGEST - lead - tail)
-    seconds = float(np.clip(lead + len(speech.waveform) / SAMPLING_RATE + tail, SHORTEST, LONGEST))
-    n_frames = int(np.ceil(seconds * FPS - 1e-6))
-    waveform = _track(drawn, speech, n_frames / FPS, lead)
-    mouth = np.concatenate([np.zeros((round(lead * acting.MOUTH_RATE), 4)), speech.mouth, np.zeros((1, 4))])
-    rng = _stream(seed, split, index, "render")
-    frames = _renderer().render(
-        someone.identity, sample_framing(rng), acting.poses(drawn.scene, mouth, n_frames, FPS, act), rng
-    )
-    return Recording(frames, waveform)
+    act = _stream(drawn.seed, drawn.split, drawn.index, "acting")
+    waveform, mouth = _spoken(drawn, act)
+    rng = _stream(drawn.seed, drawn.split, drawn.index, "render")
+    identity, n_frames = _speaker(drawn).identity, round(len(waveform) / SAMPLING_RATE * FPS)
+    poses = acting.poses(drawn.scene, mouth, n_frames, FPS, act)
+    return Recording(_renderer().render(identity, sample_framing(rng), poses, rng), waveform)
+
+
+def sound(drawn: Script) -> npt.NDArray[np.float32]:
+    """The waveform of a clip alone, (S,) at `SAMPLING_RATE`: an eighth of the work."""
+    return _spoken(drawn, _stream(drawn.seed, drawn.split, drawn.index, "acting"))[0]
 
 
 def save(recording: Recording, path: Path) -> None:
@@ -182,6 +179,22 @@ def _person(seed: int, split: Split, number: int) -> Person:
     while voice.group != group:
         voice = sample_voice(rng, split)
     return Person(f"{split}-{number:02d}", identity, voice)
+
+
+def _speaker(drawn: Script) -> Person:
+    return person(drawn.seed, drawn.split, int(drawn.person.rsplit("-", 1)[1]))
+
+
+def _spoken(drawn: Script, act: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """The sound track, whole frames long, and the mouth's shapes at `acting.MOUTH_RATE`."""
+    lead, tail = act.uniform(0.15, 0.35), act.uniform(0.2, 0.45)
+    manner = acting.prosody(drawn.scene, act)
+    rng = _stream(drawn.seed, drawn.split, drawn.index, "voice")
+    speech = _say(drawn.subtitle, _speaker(drawn).voice, manner, rng, LONGEST - lead - tail)
+    seconds = float(np.clip(lead + len(speech.waveform) / SAMPLING_RATE + tail, SHORTEST, LONGEST))
+    n_frames = int(np.ceil(seconds * FPS - 1e-6))
+    mouth = np.concatenate([np.zeros((round(lead * acting.MOUTH_RATE), 4)), speech.mouth, np.zeros((1, 4))])
+    return _track(drawn, speech, n_frames / FPS, lead), mouth
 
 
 def _say(text: str, voice: Voice, manner: Prosody, rng: np.random.Generator, max_seconds: float) -> Speech:

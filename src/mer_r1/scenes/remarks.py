@@ -18,10 +18,11 @@ _KEY = 3_000_017
 
 
 class Remark(NamedTuple):
-    """What is said in a scene, what could be seen and heard in it, and which emotions somebody would name."""
+    """What is said in a scene, what could be seen and heard in it, what people say of it, and emotions they name."""
 
     subtitle: str
     told: str
+    remark: str
     broad_labels: list[str]
 
 
@@ -37,4 +38,4 @@ def draw_remarks(count: int, seed: int) -> Iterator[Remark]:
         scene = sample_scene(rng)
         subtitle = sample_sentence(scene.theme, "train", rng)
         texts = write_texts(scene, bool(rng.random() < 0.5), rng)
-        yield Remark(subtitle, texts.description, texts.broad_labels)
+        yield Remark(subtitle, texts.description, texts.remark, texts.broad_labels)

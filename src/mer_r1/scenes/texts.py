@@ -2,8 +2,9 @@
 
 The cold start's *reasoning* does what careful annotators do: it names what is evident, mostly what is moderate, never
 what is faint; it weighs (a conflict between visible cues is named) and concludes with the careful labels. The base
-stage's *description* lists cues without a conclusion, its *broad labels* are many and partly wrong. Both come from the
-observed cues only, so a text can be as wrong as its annotator: that noise is part of the world.
+stage's *description* lists cues without a conclusion, its *broad labels* are many and partly wrong, and its *remark* is
+what people say of somebody in passing: what struck them, and what they take it for. All come from the observed cues
+only, so a text can be as wrong as its annotator: that noise is part of the world.
 """
 
 import json
@@ -34,6 +35,7 @@ class Texts:
     description: str
     broad_labels: list[str]
     careful_labels: list[str]
+    remark: str
 
 
 def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Texts:
@@ -45,7 +47,9 @@ def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Text
         rng: Source of the choice of words.
     """
     careful = careful_labels(scene, rng)
-    return Texts(reasoning(scene, careful, rng), description(scene, low_voice, rng), broad_labels(scene, rng), careful)
+    reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
+    broad = broad_labels(scene, rng)
+    return Texts(reasoned, described, broad, careful, remark=reasoning(scene, broad, rng))
 
 
 def careful_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
@@ -74,7 +78,13 @@ def broad_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
-    """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named."""
+    """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named.
+
+    Args:
+        scene: The scene.
+        conclusion: The labels that it ends with.
+        rng: Source of the choice of words.
+    """
     named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *_small(scene))}
     face, voice = named[scene.face], named[scene.voice]
     parts = [_opening(scene, face, voice, rng)]
@@ -168,9 +178,9 @@ def _visible_conflict(scene: Scene, face: bool, voice: bool) -> str | None:
 def _ending(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
     """The conclusion: the primary emotion's words first, then, with a "perhaps", those of the second emotion."""
     emotion = {gold.word: gold.emotion for gold in scene.gold}
-    lead = emotion[conclusion[0]]
-    first = [word for word in conclusion if emotion[word] == lead]
-    second = [word for word in conclusion if emotion[word] != lead]
+    lead = emotion.get(conclusion[0], conclusion[0])
+    first = [word for word in conclusion if emotion.get(word, word) == lead]
+    second = [word for word in conclusion if emotion.get(word, word) != lead]
     slots = {"first": " or ".join(first), "second": " or ".join(second)}
     return _say("end_two" if second else "end_one", rng, **slots)
 

@@ -1,0 +1,209 @@
+"""Think when it pays: answer fast first, and think slowly only where the fast answer is unsure.
+
+How sure the model is of its fast answer is the mean probability of the answer's tokens (exp of their mean
+log-probability; VideoAuto-R1, arXiv 2601.05175, gates its second answer in this way). Below a threshold the clip is
+asked again, slowly. The threshold is chosen on validation clips, never on test clips, and kept beside the model.
+
+A policy that thinks once pays for both answers of such a clip; one that answers twice (`twice`) goes on from the first,
+so its slow tokens contain the fast ones.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mer_r1.errors import UserError
+from mer_r1.evaluate import RECORDS_FILE, SUMMARY_FILE, Summary, summarise
+from mer_r1.records import Record, read_records, rescore
+from mer_r1.taxonomy import load as load_wheels
+from mer_r1.thinking import ThinkingMode
+from mer_r1.twice import TWICE
+
+GATE_FILE = "think_auto.json"
+CANDIDATES = 21
+"""Thresholds that are tried: from never thinking to always thinking, in equal shares of the validation clips."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When to think.
+
+    Attributes:
+        threshold: think slowly where the sureness of the fast answer is below it; in [0, inf).
+        chosen_on: where it was chosen: manifest, split, number of clips.
+        share: share of those clips that were thought about.
+        f1: mean F1 on those clips.
+        tokens: mean generated tokens on those clips.
+    """
+
+    threshold: float
+    chosen_on: dict[str, Any]
+    share: float
+    f1: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one threshold brings: share of clips thought about, mean F1 and mean generated tokens."""
+
+    threshold: float
+    share: float
+    f1: float
+    tokens: float
+
+
+def is_unsure(fast: Record, threshold: float) -> bool:
+    """Whether a fast answer is to be followed by slow thinking; an answer without a word always is."""
+    return not fast.labels or fast.sureness is None or fast.sureness < threshold
+
+
+def both_tokens(fast: Record, slow: Record) -> int:
+    """Tokens generated for a clip that was thought about after its fast answer."""
+    return slow.tokens if slow.form == TWICE else fast.tokens + slow.tokens
+
+
+def pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """The (fast, slow) records of each clip that has both and can be scored."""
+    slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW and record.scores}
+    fast = [record for record in records if record.mode == ThinkingMode.FAST and record.scores]
+    return [(record, slow[record.id]) for record in fast if record.id in slow]
+
+
+def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Point:
+    """What a threshold would have brought on clips that were answered in both ways.
+
+    Args:
+        both: (fast, slow) records of each clip, from `pairs`.
+        threshold: see `Gate`.
+    """
+    return _point(both, [is_unsure(fast, threshold) for fast, _ in both], threshold)
+
+
+def oracle(both: Sequence[tuple[Record, Record]]) -> Point:
+    """What the best choice on every clip would bring: slow only where it scores higher. No gate can know it."""
+    better = [_f1(slow) > _f1(fast) for fast, slow in both]
+    return _point(both, better, math.nan)
+
+
+def curve(both: Sequence[tuple[Record, Record]]) -> list[Point]:
+    """What thresholds from never to always thinking bring, in steps of equal shares of the clips."""
+    sure = sorted(fast.sureness or 0.0 for fast, _ in both)
+    places = [round(step * (len(sure) - 1) / (CANDIDATES - 2)) for step in range(CANDIDATES - 1)]
+    # Behind the last: everything is thought about, whatever its sureness.
+    thresholds = sorted({0.0, *(sure[place] for place in places), sure[-1] + 1.0}) if sure else []
+    return [at_threshold(both, threshold) for threshold in thresholds]
+
+
+def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) -> Gate:
+    """The threshold with the highest mean F1 on validation clips; of equally good ones the one that thinks least.
+
+    Args:
+        records: of both modes on the same clips.
+        chosen_on: kept with the result.
+
+    Raises:
+        UserError: if no clip has a scored record in both modes.
+    """
+    both = pairs(records)
+    if not both:
+        raise UserError("a threshold is chosen on clips with gold labels that were answered slowly and fast; got none")
+    best = max(curve(both), key=lambda point: (round(point.f1, 6), -point.tokens))
+    return Gate(best.threshold, {**chosen_on, "clips": len(both)}, best.share, best.f1, best.tokens)
+
+
+def write_gate(gate: Gate, folder: Path | str) -> Path:
+    """Keep a gate in a model's folder; returns the file."""
+    file = Path(folder) / GATE_FILE
+    file.write_text(json.dumps(asdict(gate), indent=2) + "\n", encoding="utf-8")
+    return file
+
+
+def read_gate(folder: Path | str) -> Gate:
+    """The gate kept in a model's folder.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    file = Path(folder) / GATE_FILE
+    try:
+        return Gate(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} is no gate: {error}; `mer-r1 threshold` writes one") from error
+
+
+def gated(records: Sequence[Record], threshold: float) -> list[Record]:
+    """One record a clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
+
+    Args:
+        records: fast records of all clips, slow ones at least of the unsure.
+        threshold: see `Gate`.
+    """
+    slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW}
+    chosen = []
+    for fast in (record for record in records if record.mode == ThinkingMode.FAST):
+        if fast.error is None and is_unsure(fast, threshold) and fast.id in slow:
+            second = slow[fast.id]
+            fast = replace(second, tokens=both_tokens(fast, second), seconds=fast.seconds + second.seconds)
+        chosen.append(fast)
+    return chosen
+
+
+def write_auto_summary(
+    out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
+) -> Summary:
+    """As `evaluate.write_summary`, of thinking when it pays.
+
+    Args:
+        out_dir: folder with `records.jsonl`.
+        threshold: see `Gate`.
+        seed: of the bootstrap.
+        wheels: folder of the official wheels; the built-in ones if None.
+    """
+    records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
+    summary = summarise_auto(records, threshold, seed)
+    text = json.dumps(summary, indent=2, allow_nan=False)
+    (Path(out_dir) / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
+    """Results of thinking when it pays, under the mode "auto", beside those of the fast answers alone.
+
+    Args:
+        records: as for `gated`, at least one of them fast.
+        threshold: see `Gate`.
+        seed: of the bootstrap, as `resamples`.
+        resamples: how often the clips are drawn again.
+
+    Raises:
+        UserError: if no clip was answered fast.
+    """
+    fast = [record for record in records if record.mode == ThinkingMode.FAST]
+    if not fast:
+        raise UserError("no fast answers among the records: thinking when it pays begins with them")
+    chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in gated(records, threshold)]
+    summary = summarise(fast, seed=seed, resamples=resamples)
+    auto = summarise(chosen, seed=seed, resamples=resamples)
+    summary["modes"]["auto"] = auto["modes"][ThinkingMode.FAST.value]
+    return summary
+
+
+def _point(both: Sequence[tuple[Record, Record]], slowly: Sequence[bool], threshold: float) -> Point:
+    f1 = [_f1(slow if think else fast) for (fast, slow), think in zip(both, slowly, strict=True)]
+    tokens = [
+        both_tokens(fast, slow) if think else fast.tokens for (fast, slow), think in zip(both, slowly, strict=True)
+    ]
+    count = max(len(both), 1)
+    return Point(threshold, sum(slowly) / count, math.fsum(f1) / count, sum(tokens) / count)
+
+
+def _f1(record: Record) -> float:
+    return record.scores["f1"] if record.scores else math.nan

@@ -1,0 +1,197 @@
+"""Plug-in for ms-swift's GRPO (`--external_plugins .../ms_swift.py`): rewards, advantages and calibration.
+
+Rewards are entries of swift's registry `orms`: `mer_format`, `mer_recall`, `mer_precision`, `mer_f1`. swift has no hook
+for advantages, so its trainer's `_compute_advantages` is replaced by one that lets swift's own run first, for its logs,
+and then gives the method's. With calibration on, the policy reads each answer twice, after its own reasoning and after
+an empty think, by swift's template and collator; logits are made at the anchors only.
+
+Written against ms-swift 4.6.0 (`swift/rewards/orm.py`, `swift/rlhf_trainers/grpo_trainer.py` and `utils.py`,
+`swift/rl_core/data.py`); tests hold the signatures. The engine itself was not run where this was written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mer_r1.anchors import answer_tokens, category_tokens
+from mer_r1.calibration import Method, category_probabilities, confidence, method_advantages
+from mer_r1.errors import UserError
+from mer_r1.integrations import chosen_method, chosen_taxonomy, gold_of, terms_of
+from mer_r1.rewards import SetReward, format_reward
+from mer_r1.thinking import ThinkingMode, prefill
+
+OBJECTIVES = {"format": "MerFormat", "recall": "MerRecall", "precision": "MerPrecision", "f1": "MerF1"}
+"""Each objective's class in swift's registry, where it is `mer_<objective>`."""
+
+
+class _Reward:
+    """A reward as swift's registry wants it: made with swift's arguments, called with completions and columns."""
+
+    objective = "format"
+
+    def __init__(self, args: Any = None, **_: Any) -> None:
+        self.args = args
+        self.score = format_reward if self.objective == "format" else SetReward(self.objective, chosen_taxonomy())  # type: ignore[arg-type]
+
+    def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
+        """One value in [0, 1] a completion; None, which swift leaves out, where the gold cannot be scored."""
+        if self.objective == "format":
+            return format_reward(completions=completions)
+        return self.score(completions=completions, labels=gold_of(columns))
+
+
+def reward_classes() -> dict[str, type[_Reward]]:
+    """The entries for `orms`, by their names there."""
+    return {
+        f"mer_{objective}": type(name, (_Reward,), {"objective": objective}) for objective, name in OBJECTIVES.items()
+    }
+
+
+def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -> Tensor:
+    """The method's advantages of a global batch.
+
+    Args:
+        trainer: swift's GRPOTrainer; `num_generations` rollouts of a prompt stand together.
+        samples: this process's samples (`GRPOSample`).
+        rewards_per_func: (R, K) of all processes, one column for each of swift's `reward_func_names`.
+
+    Returns:
+        (R,).
+
+    Raises:
+        UserError: rewards are missing, or swift runs in a mode without fixed groups.
+    """
+    method = chosen_method()
+    if trainer.dynamic_num_samples:
+        raise UserError("mer-r1 in ms-swift needs num_generations rollouts of each prompt: no dynamic_num_samples")
+    wanted = [OBJECTIVES[name] for name in method.objectives]
+    if missing := [name for name in wanted if name not in trainer.reward_func_names]:
+        funcs = " ".join(f"mer_{name}" for name in method.objectives)
+        raise UserError(f"method {method.name} needs the rewards {', '.join(missing)}: give --reward_funcs {funcs}")
+    rewards = rewards_per_func[:, [trainer.reward_func_names.index(name) for name in wanted]]
+    group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+    terms: tuple[Tensor | None, Tensor | None] = (None, None)
+    if method.calibrates:
+        delta_correct, delta_incorrect = calibrated(trainer, samples, method)
+        terms = trainer.accelerator.gather(delta_correct), trainer.accelerator.gather(delta_incorrect)
+    return method_advantages(method, rewards, group, *terms)
+
+
+def calibrated(trainer: Any, samples: Sequence[Any], method: Method) -> tuple[Tensor, Tensor]:
+    """Delta+ and Delta- of this process's samples, (N,) each: two forwards without gradient."""
+    tokenizer, taxonomy = trainer.template.tokenizer, chosen_taxonomy()
+    categories = _categories(tokenizer, method.level)
+    slow_ids = [_flat(sample.response_token_ids) for sample in samples]
+    answers = [answer_tokens(ids, tokenizer) for ids in slow_ids]
+    head = tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
+    fast_ids = [head + ids[answer.start :] for ids, answer in zip(slow_ids, answers, strict=True)]
+    shift = [len(head) - answer.start for answer in answers]
+    scores = []
+    for texts, moved in ((slow_ids, [0] * len(answers)), (fast_ids, shift)):
+        places = [[anchor + by for anchor in answer.anchors] for answer, by in zip(answers, moved, strict=True)]
+        logits = anchor_logits(trainer, samples, texts, places)
+        rows = torch.tensor([row for row, found in enumerate(places) for _ in found], device=logits.device).long()
+        scores.append(confidence(category_probabilities(logits, categories[0]), rows, len(samples), method.anchors))
+    gold = [gold_of(sample.extra) for sample in samples]
+    return terms_of(method, taxonomy, categories, gold, *scores)
+
+
+@torch.no_grad()
+def anchor_logits(
+    trainer: Any, samples: Sequence[Any], texts: Sequence[list[int]], places: Sequence[list[int]]
+) -> Tensor:
+    """The policy's next-token logits before chosen tokens of other answers to the same prompts.
+
+    Args:
+        trainer: swift's.
+        samples: of the prompts, with their media.
+        texts: the answers' tokens, in place of the samples' own.
+        places: of each answer, the tokens that are predicted.
+
+    Returns:
+        (A, V), in the order of `places`.
+
+    Raises:
+        UserError: swift's template has changed the answer's tokens, or packs rows.
+    """
+    from swift.rlhf_trainers.utils import collate_to_grpo_micro_batch, encode_sample
+
+    template, device = trainer.template, trainer.accelerator.device
+    if template.padding_free:
+        raise UserError("mer-r1 in ms-swift reads confidences row by row: no padding_free, no packing")
+    step, found = trainer.args.per_device_train_batch_size, []
+    for start in range(0, len(samples), step):
+        part = slice(start, start + step)
+        copies = [_answered(sample, ids) for sample, ids in zip(samples[part], texts[part], strict=True)]
+        with trainer._template_context(template):
+            for copy in copies:
+                copy.encoded = encode_sample(copy, template)
+                copy.encoded.pop("_extra_kwargs", None)
+            inputs, _ = collate_to_grpo_micro_batch(copies, template, device=device, use_logits_to_keep=True)
+        answered = [(row != -100).nonzero()[:, 0] for row in inputs.pop("labels")]
+        for row, (where, ids) in enumerate(zip(answered, texts[part], strict=True)):
+            if inputs["input_ids"][row, where[: len(ids)]].tolist() != ids:
+                raise UserError(
+                    "ms-swift's template has changed the tokens of an answer: confidences need them as sampled"
+                )
+        pairs = [(row, int(answered[row][place]) - 1) for row, some in enumerate(places[part]) for place in some]
+        found.append(_logits_at(trainer, inputs, pairs))
+    return torch.cat(found)
+
+
+def _logits_at(trainer: Any, inputs: dict[str, Any], pairs: list[tuple[int, int]]) -> Tensor:
+    # The head sees the chosen hidden states only; all of a vocabulary of 152,000 for every token would not fit.
+    rows, columns = (torch.tensor([pair[axis] for pair in pairs], dtype=torch.long) for axis in (0, 1))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    heads = [module for name, module in model.named_modules() if name.endswith("lm_head") and "talker" not in name]
+    handle = heads[0].register_forward_pre_hook(lambda _, args: (args[0][rows, columns][None], *args[1:]))
+    try:
+        return trainer.model(**inputs).logits[0]
+    finally:
+        handle.remove()
+
+
+def _answered(sample: Any, ids: list[int]) -> Any:
+    messages = [*sample.messages[:-1], {"role": "assistant", "content": ""}]
+    return replace(sample, messages=messages, response_token_ids=[ids], response_loss_mask=[], encoded=None)
+
+
+def _flat(ids: Sequence[Any]) -> list[int]:
+    # One list a turn; of a single turn also plain.
+    return [token for turn in ids for token in turn] if ids and isinstance(ids[0], Sequence) else list(ids)
+
+
+@lru_cache(maxsize=4)
+def _categories(tokenizer: Any, level: str) -> Any:
+    return category_tokens(chosen_taxonomy(), tokenizer, level)
+
+
+def install() -> None:
+    """Put the rewards into swift's registry, and the advantages into its trainer. Runs when swift imports this file."""
+    from swift.rewards import orms
+    from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
+
+    chosen_method()  # a mistake in it is told before the model is loaded
+    orms.update(reward_classes())
+    theirs = GRPOTrainer._compute_advantages
+    if getattr(theirs, "of_mer_r1", False):  # imported a second time, in a worker of a data loader
+        return
+
+    def _compute_advantages(self: Any, samples: Any, rewards_per_func: Tensor, batch_encoded_inputs: Any) -> Tensor:
+        theirs(self, samples, rewards_per_func, batch_encoded_inputs)
+        return advantages(self, samples, rewards_per_func)
+
+    _compute_advantages.of_mer_r1 = True  # type: ignore[attr-defined]
+    GRPOTrainer._compute_advantages = _compute_advantages
+
+
+try:
+    import swift  # noqa: F401
+except ImportError:
+    pass  # read by somebody else than swift
+else:
+    install()

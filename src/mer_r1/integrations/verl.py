@@ -1,0 +1,122 @@
+"""Plug-in for verl's PPO trainer: one reward function, and the method's advantages as an estimator.
+
+`compute_score` is verl's custom reward function: it returns the weighted sum as `score`, and each objective beside it,
+which verl carries to the advantages as columns. verl hands columns to one estimator only, the one called `gdpo`, and so
+does ours: importing this file (`VERL_USE_EXTERNAL_MODULES=mer_r1.integrations.verl`) puts it in that place of verl's
+registry, and registers it as `mer_r1` too. Rows may come in any order: their `uid` says which belong together.
+
+verl computes advantages where there is no model. So the calibration (method "mer-r1") needs its two terms as columns
+`delta_correct` and `delta_incorrect`, which a reward function of yours has to make with whatever runs the policy there
+(`integrations.terms_of` turns confidences into them). Without: "f1", "rd" or "ad".
+
+Written against verl 0.9.1 (`trainer/ppo/core_algos.py`, `trainer/ppo/ray_trainer.py`, `trainer/ppo/reward.py`,
+`experimental/agent_loop/agent_loop.py`). Its newer trainer (`trainer.use_v1`, the default) carries no columns at all:
+set it to False. Tests hold the signatures; the engine itself was not run where this was written.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mer_r1.calibration import Method
+from mer_r1.errors import UserError
+from mer_r1.integrations import chosen_method, chosen_taxonomy, grouped_advantages
+from mer_r1.rewards import score_completion
+from mer_r1.taxonomy import Taxonomy
+from mer_r1.thinking import parse
+
+TERMS = ("delta_correct", "delta_incorrect")
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, **_: Any
+) -> dict[str, float]:
+    """Verl's custom reward function.
+
+    Args:
+        data_source: not used.
+        solution_str: the completion.
+        ground_truth: gold labels, a list or a string.
+        extra_info: not used.
+
+    Returns:
+        `score`, the method's weighted sum, 0 where no wheel can place the gold; and the objectives format, recall,
+        precision and f1 in [0, 1], NaN there: the advantages leave them out.
+    """
+    method = _method()
+    scores = score_completion(solution_str, ground_truth, _taxonomy())
+    found = {"format": float(parse(solution_str).well_formed)}
+    found |= {name: math.nan if scores is None else getattr(scores, name) for name in ("recall", "precision", "f1")}
+    total = sum(weight * found[name] for name, weight in zip(method.objectives, method.weights, strict=True))
+    return {"score": 0.0 if math.isnan(total) else total, **found}
+
+
+def advantages(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: Any = None,
+    config: Any = None,
+    non_tensor_batch: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Verl's advantage estimator (`algorithm.adv_estimator=gdpo`).
+
+    Args:
+        token_level_rewards: (R, T); not used, the columns hold what was summed up in it.
+        response_mask: (R, T) 1 for each token of a response.
+        index: R names of the prompts (verl's `uid`).
+        config: verl's algorithm settings; not used.
+        non_tensor_batch: the columns of `compute_score`.
+
+    Returns:
+        Advantages and returns, (R, T) each and the same: a rollout's advantage at each of its tokens.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    method = _method()
+    columns = non_tensor_batch or {}
+    wanted = [*method.objectives, *(TERMS if method.calibrates else ())]
+    if missing := [name for name in wanted if name not in columns]:
+        hint = "; without confidences choose f1, rd or ad in MER_R1_METHOD" if set(missing) & set(TERMS) else ""
+        raise UserError(
+            f"method {method.name}: verl's batch has no column {', '.join(missing)} (needs adv_estimator=gdpo, "
+            f"trainer.use_v1=False, and the reward function of this file){hint}"
+        )
+    device = response_mask.device
+    found = {name: torch.tensor([float(value) for value in columns[name]], device=device) for name in wanted}
+    rewards = torch.stack([found[name] for name in method.objectives], dim=1)
+    terms = (found[name] for name in TERMS) if method.calibrates else (None, None)
+    result = grouped_advantages(method, rewards, list(index), *terms).unsqueeze(1) * response_mask
+    return result, result
+
+
+def install() -> None:
+    """Put the estimator into verl's registry. Runs when verl imports this file."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
+
+    _method()  # a mistake in it is told before anything is loaded
+    register_adv_est("mer_r1")(advantages)
+    ADV_ESTIMATOR_REGISTRY["gdpo"] = advantages
+
+
+@lru_cache(maxsize=1)
+def _method() -> Method:
+    return chosen_method()
+
+
+@lru_cache(maxsize=1)
+def _taxonomy() -> Taxonomy:
+    return chosen_taxonomy()
+
+
+try:
+    import verl as _host  # noqa: F401
+except ImportError:
+    pass  # read by somebody else than verl
+else:
+    install()

@@ -1,0 +1,178 @@
+"""Does vLLM see what training sees? One look at real clips, once for each model and each new version of either.
+
+Sampling with one engine and training with another goes wrong quietly: a placeholder expanded twice, frames at wrong
+moments, weights under a name that the loader skips. All of these still give fluent text. So each clip goes through
+both: its prompt's tokens and their time-height-width positions must be the same, and the log-probabilities of what
+vLLM answers (greedily) must be those of the policy, but for what kernels and precision round away.
+
+The weights take the way that they take in training: from the live policy, by the names of `vllm_engine.weight_name`.
+Source: ENGINE.md, "where omni RL goes wrong", 1, 2, 6 and 8.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mer_r1.clips import Clip
+from mer_r1.inputs import Prompt, collate, embed, encode_media, encode_prompt, media_tensors, placeholder_ids
+from mer_r1.media import read_media
+from mer_r1.model import Omni, load
+from mer_r1.rollout_vllm import request_of
+from mer_r1.thinking import question
+from mer_r1.vllm_engine import id_difference, start, weight_name
+
+TOLERANCE = 0.05
+"""Mean difference of log-probabilities, in nats a token, that counts as equal: meant for bfloat16, not measured."""
+LONGEST_ANSWER = 32
+NAMES = ("video", "audio")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What both engines make of one clip.
+
+    Attributes:
+        clip: its id.
+        tokens: of our prompt.
+        video: of those, the placeholders of the picture.
+        audio: of those, the placeholders of the sound.
+        ids: how the tokens that vLLM read differ from ours; None if they do not.
+        positions: how its positions differ; None if they do not, or could not be compared.
+        answered: tokens of the answer whose log-probabilities were compared.
+        mean: mean absolute difference of those, in nats; NaN where the prompts differ.
+        largest: the largest.
+        positions_seen: whether vLLM's positions could be looked at.
+    """
+
+    clip: str
+    tokens: int
+    video: int
+    audio: int
+    ids: str | None
+    positions: str | None
+    answered: int
+    mean: float
+    largest: float
+    positions_seen: bool
+
+    def agrees(self, tolerance: float = TOLERANCE) -> bool:
+        """Whether tokens and positions are the same and the log-probabilities close enough."""
+        return self.ids is None and self.positions is None and self.mean <= tolerance
+
+
+def compare(
+    model: str, clips: Sequence[Clip], device: str | None = None, gpu_memory_utilization: float = 0.5
+) -> Iterator[Parity]:
+    """Send clips through the policy and through vLLM.
+
+    Args:
+        model: folder or hub name.
+        clips: with their files.
+        device: of the policy; None for the first GPU if there is one.
+        gpu_memory_utilization: share of the GPU's memory for vLLM; the policy needs the rest.
+
+    Raises:
+        UserError: vLLM is not installed, the model cannot be loaded, or a clip cannot be read.
+    """
+    omni = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    omni.model.eval()
+    precision = str(omni.model.dtype).removeprefix("torch.")
+    vllm, engine = start(
+        model,
+        "mer-r1 parity",
+        load_format="dummy",
+        dtype=precision,
+        gpu_memory_utilization=gpu_memory_utilization,
+        logprobs_mode="processed_logprobs",
+        max_num_seqs=1,
+        seed=0,
+    )
+    weights = ((weight_name(name), weight.data) for name, weight in omni.model.named_parameters())
+    engine.apply_model(lambda theirs: len(theirs.load_weights(weights)))
+    engine.apply_model(_watch)
+    greedy = vllm.SamplingParams(temperature=0.0, max_tokens=LONGEST_ANSWER, logprobs=0, detokenize=False)
+    for clip in clips:
+        yield _compare_one(omni, clip, lambda request: engine.generate([request], greedy, use_tqdm=False)[0], engine)
+
+
+def position_difference(expected: Tensor, came: Tensor) -> str | None:
+    """What differs between two sets of positions in a few words; None if nothing does.
+
+    Args:
+        expected: (3, P) ours.
+        came: (3, P) the engine's.
+    """
+    if expected.shape != came.shape:
+        return f"shape {tuple(came.shape)}, expected {tuple(expected.shape)}"
+    differs = (expected != came).any(dim=0)
+    if not differs.any():
+        return None
+    first = int(differs.nonzero()[0])
+    theirs, ours = ("/".join(map(str, each[:, first].tolist())) for each in (came, expected))
+    return f"{int(differs.sum())} of {len(differs)}, the first at token {first}: {theirs}, expected {ours}"
+
+
+def _compare_one(omni: Omni, clip: Clip, ask: Callable[[dict[str, Any]], Any], engine: Any) -> Parity:
+    prompt = _prompt(omni, clip)
+    expected = prompt.input_ids.tolist()
+    names = dict(zip(placeholder_ids(omni.model), NAMES, strict=True))
+    engine.apply_model(_forget)
+    output = ask(request_of(omni, prompt, clip))
+    seen = engine.apply_model(_watched)[0]
+    problem = id_difference(expected, output.prompt_token_ids, names)
+    said = output.outputs[0]
+    theirs = [step[token].logprob for token, step in zip(said.token_ids, said.logprobs, strict=True)]
+    gap = torch.full((1,), torch.nan)
+    if problem is None:
+        gap = (_log_probabilities(omni, prompt, list(said.token_ids)) - torch.tensor(theirs)).abs()
+    counts = {name: expected.count(token) for token, name in names.items()}
+    return Parity(
+        clip=clip.id,
+        tokens=len(expected),
+        **counts,
+        ids=problem,
+        positions=position_difference(prompt.position_ids, seen) if problem is None and seen is not None else None,
+        answered=len(theirs),
+        mean=float(gap.mean()),
+        largest=float(gap.max()),
+        positions_seen=seen is not None,
+    )
+
+
+@torch.no_grad()
+def _prompt(omni: Omni, clip: Clip) -> Prompt:
+    media = read_media(clip.video, clip.audio, omni.settings.limits())
+    tensors = encode_media(omni.model, [media_tensors(omni, media)])[0]
+    return encode_prompt(omni, question(clip.subtitle, omni.settings.question), tensors)
+
+
+@torch.no_grad()
+def _log_probabilities(omni: Omni, prompt: Prompt, answer: list[int]) -> Tensor:
+    batch = collate([prompt], [answer], omni.tokenizer.pad_token_id)
+    embeddings = embed(omni.model, batch["input_ids"].to(omni.device), batch["media"])
+    output = omni.model(inputs_embeds=embeddings, position_ids=batch["position_ids"].to(omni.device))
+    logps = output.logits[0, len(prompt.input_ids) - 1 : -1].float().log_softmax(dim=-1).cpu()
+    return logps[torch.arange(len(answer)), torch.tensor(answer)]
+
+
+def _watch(model: Any) -> None:
+    # vLLM tells nobody its positions: what makes them is listened to.
+    original, model.positions_made = model.get_mrope_input_positions, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        model.positions_made.append(found[0].detach().cpu())
+        return found
+
+    model.get_mrope_input_positions = watched
+
+
+def _forget(model: Any) -> None:
+    model.positions_made.clear()
+
+
+def _watched(model: Any) -> Tensor | None:
+    return model.positions_made[-1] if model.positions_made else None

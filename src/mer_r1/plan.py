@@ -1,0 +1,302 @@
+"""What a run will cost, before it starts: FLOPs, memory per GPU, time, and what will not fit.
+
+Pure arithmetic over a model's shape (`shapes`), the lengths of prompts and completions, and a few settings. FLOPs are
+counted; memory is counted where tensors are known (weights, gradients, optimizer, KV cache, saved activations) and
+estimated where kernels decide (working memory of a layer); time rests on the assumptions in `Gpu` and `Job`, which are
+orders of magnitude, not measurements: a plan is for choosing a setting, a short run for knowing.
+
+Source of the arithmetic: ENGINE.md, "what the extra confidence has to cost"; of the GPUs: NVIDIA's data sheets (dense
+bf16). Units: FLOPs, bytes, seconds; shapes are named as in `packing` (P prompt and T completion tokens, G rollouts).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from mer_r1.shapes import Shape
+
+GB = 1e9
+ADAM_BYTES = 8
+"""Two moments in float32, per trained weight."""
+CUDA_BYTES = 2.5 * GB
+"""Estimate of what a process takes beside its tensors: context, kernels, communication buffers."""
+MARGIN = 0.92
+"""Share of a GPU's memory that can be used before fragmentation ends the run (estimate)."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: dense bf16 FLOP/s, memory in bytes, bytes per second to and from it."""
+
+    flops: float
+    memory: float
+    bandwidth: float
+
+
+GPUS = {
+    "h100": Gpu(989e12, 80 * GB, 3.35e12),
+    "h200": Gpu(989e12, 141 * GB, 4.8e12),
+    "a100": Gpu(312e12, 80 * GB, 2.04e12),
+    "a100-40": Gpu(312e12, 40 * GB, 1.56e12),
+    "l40s": Gpu(362e12, 48 * GB, 0.86e12),
+    "rtx4090": Gpu(165e12, 24 * GB, 1.01e12),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """The settings that decide the cost.
+
+    Attributes:
+        stage: "sft" or "rl".
+        rows: of the training data (clips).
+        epochs: over them; may be a fraction.
+        prompt, completion, text: mean tokens of a prompt, of a completion, of the prompt's words alone.
+        patches, steps: of a clip's frames; steps in time.
+        mel_frames: of its sound.
+        group: rollouts per prompt (1 in SFT).
+        micro: rows in one forward and backward of one GPU (rollouts in RL).
+        accumulation: such passes per optimizer step.
+        gpus: how many.
+        sharding: "none" (every GPU holds all), "zero3" or "fsdp2".
+        lora_rank: 0 trains the language model in full.
+        checkpointing: activations are computed again in the backward pass.
+        reference: a KL reference is scored.
+        calibration: fast confidences are computed.
+        shared: prompts are computed once for their rollouts in training.
+        features: towers have run before and are not in memory.
+        fast: tokens of a rollout's answer that run for its fast confidence.
+        engine: "hf" or "vllm" samples.
+        engine_share: of the GPU's memory that a colocated vLLM takes.
+        utilisation: share of the GPU's FLOP/s that training reaches (assumption).
+        layer_seconds: what a layer of one decoding step takes at least in plain PyTorch (assumption).
+    """
+
+    stage: str
+    rows: int
+    epochs: float = 1
+    prompt: float = 1500
+    completion: float = 300
+    patches: float = 4800
+    steps: int = 4
+    mel_frames: float = 500
+    group: int = 4
+    micro: int = 4
+    accumulation: int = 1
+    gpus: int = 1
+    sharding: str = "none"
+    lora_rank: int = 0
+    checkpointing: bool = True
+    reference: bool = True
+    calibration: bool = True
+    shared: bool = True
+    features: bool = True
+    fast: int = 22
+    engine: str = "hf"
+    engine_share: float = 0.3
+    utilisation: float = 0.4
+    layer_seconds: float = 1e-3
+
+    @property
+    def prompts_per_step(self) -> float:
+        """Prompts that one optimizer step sees, over all GPUs."""
+        return self.micro * self.accumulation * self.gpus / self.group
+
+    @property
+    def optimizer_steps(self) -> float:
+        """Of the whole run."""
+        return self.rows * self.epochs / self.prompts_per_step
+
+
+def step_flops(shape: Shape, job: Job) -> dict[str, float]:
+    """FLOPs of one optimizer step by part, over all GPUs; "total" is their sum.
+
+    Args:
+        shape: of the model.
+        job: "towers" counts passes within training only, so 0 with cached features.
+    """
+    text, prompts = shape.text, job.prompts_per_step
+    rollouts = prompts * job.group
+    once = clip_flops(shape, job)
+    training = scored_once(shape, job) * prompts
+    # Backward is two forwards, one where only an adapter learns; checkpointing runs the forward again.
+    times = (2 if job.lora_rank else 3) + job.checkpointing
+    passes = 1.0 if job.shared else float(job.group)
+    parts = {"towers": 0.0, "prefill": 0.0, "sampling": 0.0, "fast confidence": 0.0, "reference": 0.0}
+    parts["training"] = times * training
+    if not job.features:
+        parts["towers"] = once * prompts * passes
+    if job.stage == "rl":
+        if not job.features:
+            parts["towers"] += once * prompts * (1 + passes * job.reference)
+        parts["prefill"] = prompts * text.forward(job.prompt)
+        parts["sampling"] = rollouts * text.forward(job.completion, job.prompt, job.completion)
+        parts["fast confidence"] = rollouts * text.forward(job.fast, job.prompt) * job.calibration
+        parts["reference"] = training * job.reference
+    return {**parts, "total": sum(parts.values())}
+
+
+def clip_flops(shape: Shape, job: Job) -> float:
+    """FLOPs of one clip in the towers."""
+    return shape.vision.forward(job.patches, job.steps) + shape.audio.forward(job.mel_frames)
+
+
+def scored_once(shape: Shape, job: Job) -> float:
+    """FLOPs of one forward over a prompt and all its completions; logits are made for completions only."""
+    text = shape.text
+    if job.shared:
+        branches = text.forward(job.completion, job.prompt, job.completion)
+        return text.forward(job.prompt) + job.group * branches
+    return job.group * text.forward(job.prompt + job.completion, 0, job.completion)
+
+
+def calibration_ways(shape: Shape, job: Job) -> dict[str, float]:
+    """The fast confidence's share of a step without it, for four ways of computing it (ENGINE.md's table)."""
+    base = step_flops(shape, replace(job, calibration=False))["total"] / job.prompts_per_step
+    again, clip = shape.text.forward(job.prompt + job.fast), clip_flops(shape, job)
+    extra = {
+        "a forward per rollout, towers too": job.group * (again + clip),
+        "a forward per prompt, towers too": again + clip,
+        "a forward per prompt": again,
+        "on the prompt's KV cache": shape.text.forward(job.fast, job.prompt),
+    }
+    return {name: flops / base for name, flops in extra.items()}
+
+
+def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
+    """Bytes on one GPU at the worst moment, by part; "total" is what must fit.
+
+    Sampling and training do not peak together: the larger of the KV cache and of the activations with logits counts.
+    """
+    text = shape.text
+    shards = 1 if job.sharding == "none" else job.gpus
+    trained = text.lora_parameters(job.lora_rank) if job.lora_rank else text.parameters
+    parts = {"weights": 4.0 * trained / shards + (2.0 * text.parameters if job.lora_rank else 0.0)}
+    if not job.lora_rank:  # bf16 copies that the forward works with: all of them, or of the layers at hand
+        live = text.parameters if shards == 1 else 3 * text.layer_parameters + text.vocabulary * text.hidden
+        parts["bf16 copies"] = 2.0 * live
+    parts["gradients"] = 4.0 * trained / shards
+    parts["optimizer"] = ADAM_BYTES * trained / shards
+    keeps_reference = job.stage == "rl" and job.reference and not job.lora_rank
+    parts["reference"] = 2.0 * text.parameters / shards if keeps_reference else 0.0
+    parts["towers"] = 0.0 if job.features else 2.0 * shape.tower_parameters
+    parts["vLLM"] = job.engine_share * gpu.memory if job.stage == "rl" and job.engine == "vllm" else 0.0
+    cache = kv_cache(shape, job) if job.stage == "rl" and job.engine == "hf" else 0.0
+    busy = {"activations": activations(shape, job), "logits": logits(shape, job)}
+    parts |= busy if sum(busy.values()) > cache else {"KV cache": cache}
+    parts["CUDA"] = CUDA_BYTES
+    return {**parts, "total": sum(parts.values())}
+
+
+def kv_cache(shape: Shape, job: Job) -> float:
+    """Bytes of keys and values while all rollouts of a GPU's step are sampled, each with its copy of the prompt."""
+    rollouts = job.micro * job.accumulation
+    return 2.0 * shape.text.cached_numbers * rollouts * (job.prompt + job.completion)
+
+
+def micro_tokens(job: Job) -> float:
+    """Tokens in one forward and backward pass of one GPU."""
+    if job.shared:
+        prompts = max(job.micro / job.group, 1.0)
+        return prompts * job.prompt + job.micro * job.completion
+    return job.micro * (job.prompt + job.completion)
+
+
+def activations(shape: Shape, job: Job) -> float:
+    """Bytes kept for the backward pass: with checkpointing each layer's input and the inside of one layer (estimate).
+
+    Inside a layer, in bf16: the input, two norms' outputs and their float32 inner, queries, keys, values, what
+    attention and its projection give, and four times the feed-forward's width. Attention itself keeps
+    no scores (sdpa, flash).
+    """
+    text, tokens = shape.text, micro_tokens(job)
+    keys = text.kv_heads * text.head_size
+    inside = 2.0 * tokens * (10 * text.hidden + 2 * keys + 4 * text.intermediate)
+    saved = 2.0 * tokens * text.hidden * text.layers
+    return saved + inside if job.checkpointing else saved + text.layers * inside
+
+
+def logits(shape: Shape, job: Job) -> float:
+    """Bytes of the logits that exist at once: TRL's fused head goes through them in chunks of 256 tokens (estimate)."""
+    return 3 * 4.0 * 256 * shape.text.vocabulary
+
+
+def step_seconds(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
+    """Seconds of one optimizer step by part, on GPUs that share the work evenly; communication is not counted.
+
+    Decoding is bound by memory and, in plain PyTorch, by starting kernels: a step takes the larger of reading weights
+    and caches at 60 % of the bandwidth and `layer_seconds` per layer (a quarter of that in vLLM).
+    """
+    flops = step_flops(shape, job)
+    rate = job.gpus * gpu.flops * job.utilisation
+    seconds = {name: flops[name] / rate for name in ("towers", "prefill", "fast confidence", "reference", "training")}
+    decoding = 0.0
+    if job.stage == "rl":
+        read = (2.0 * shape.text.parameters + kv_cache(shape, job)) / (0.6 * gpu.bandwidth)
+        least = shape.text.layers * job.layer_seconds * (1.0 if job.engine == "hf" else 0.25)
+        decoding = max(job.completion * max(read, least), flops["sampling"] / rate)
+    seconds["sampling"] = decoding
+    return {**seconds, "total": sum(seconds.values())}
+
+
+def feature_seconds(shape: Shape, job: Job, gpu: Gpu) -> float:
+    """Seconds to fill the feature cache once, if decoding keeps up."""
+    return job.rows * clip_flops(shape, job) / (job.gpus * gpu.flops * job.utilisation)
+
+
+def feature_bytes(shape: Shape, job: Job, bytes_per_number: int = 2) -> float:
+    """Size of the feature cache: a vector for every merged patch and every four mel frames."""
+    vectors = job.patches / shape.vision.merge**2 + job.mel_frames / 4
+    return job.rows * vectors * shape.text.hidden * bytes_per_number
+
+
+def fits(shape: Shape, job: Job, gpu: Gpu) -> bool:
+    """Whether the worst moment stays within `MARGIN` of the GPU's memory."""
+    return memory(shape, job, gpu)["total"] <= MARGIN * gpu.memory
+
+
+def remedies(shape: Shape, job: Job, gpu: Gpu) -> list[str]:
+    """Changes that would each make the run fit by itself, or with those that the text names; gentlest first."""
+    found = [text for text, changed in _changes(job) if fits(shape, changed, gpu)]
+    return found or ["nothing here helps: take a smaller model or GPUs with more memory"]
+
+
+def _changes(job: Job) -> Iterator[tuple[str, Job]]:
+    small = replace(job, checkpointing=True, features=True)
+    if small != job:
+        yield "gradient_checkpointing=true, and all features cached before (mer-r1 features)", small
+    if job.micro > job.group:
+        less = replace(small, micro=job.group, accumulation=job.accumulation * job.micro // job.group)
+        yield f"the same with per_device_train_batch_size={less.micro} and more accumulation", less
+    if job.sharding == "none" and not job.lora_rank:
+        for gpus in (job.gpus, 2, 4, 8, 16):
+            if gpus > 1 and gpus >= job.gpus:
+                yield f"ZeRO-3 or FSDP2 over {gpus} GPUs", replace(small, sharding="zero3", gpus=gpus)
+    if job.sharding != "none":
+        for gpus in (8, 16, 32):
+            if gpus > job.gpus:
+                yield f"{gpus} GPUs", replace(small, gpus=gpus)
+    if not job.lora_rank:
+        yield "lora_rank=64 (without ZeRO or FSDP)", replace(small, lora_rank=64, sharding="none")
+
+
+def as_dict(shape: Shape, job: Job, gpu: Gpu) -> dict[str, object]:
+    """The whole plan as plain values: FLOPs, bytes, seconds."""
+    seconds = step_seconds(shape, job, gpu)["total"]
+    return {
+        "model": shape.name,
+        "parameters": {"language model": shape.text.parameters, "towers": shape.tower_parameters},
+        "job": asdict(job),
+        "optimizer_steps": job.optimizer_steps,
+        "step_flops": step_flops(shape, job),
+        "step_flops_unshared": step_flops(shape, replace(job, shared=False))["total"],
+        "step_flops_without_features": step_flops(shape, replace(job, features=False))["total"],
+        "calibration_share": calibration_ways(shape, job) if job.stage == "rl" else {},
+        "memory_bytes": memory(shape, job, gpu),
+        "gpu_bytes": gpu.memory,
+        "fits": fits(shape, job, gpu),
+        "remedies": [] if fits(shape, job, gpu) else remedies(shape, job, gpu),
+        "step_seconds": step_seconds(shape, job, gpu),
+        "feature_seconds": feature_seconds(shape, job, gpu),
+        "feature_bytes": feature_bytes(shape, job),
+        "run_seconds": seconds * job.optimizer_steps,
+    }

@@ -1,0 +1,224 @@
+"""Sampling with vLLM, for policies whose rollouts are most of a step: the same `Rollouts`, from another engine.
+
+Each prompt is asked for once, unexpanded and with its frames and sound, and answered G times; what comes back has to
+hold exactly the tokens that our own prompt has, or training would score another text than was sampled. After each
+update the language model's weights go to the engine under the names it knows; the towers are frozen and go once.
+
+The confidences are read at the anchors. Where the categories' tokens fit into a few requests of 128, the engine is
+asked for their log-probabilities behind each anchor's context, with and without the reasoning, on the keys and values
+that sampling left in its cache: exactly the numbers that the policy's own pass would give. Where they do not, the
+policy scores the finished rollouts itself (`rollout.rescore`), which is one pass over prompts and completions.
+
+What the engine samples differs a little from what is trained (kernels, precision): TRL weighs each token by the
+truncated ratio of the two (`vllm_importance_sampling_*`) and logs the gap as `sampling/sampling_logp_difference`.
+
+The engine runs in this process (`vllm_generation`) or behind an address (`vllm_server`), as TRL's `vllm_mode` says.
+Source: ENGINE.md, "vLLM"; METHOD.md, "slow-fast confidence calibration".
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mer_r1.anchors import AnswerTokens, answer_tokens
+from mer_r1.calibration import CategoryTokens
+from mer_r1.clips import Clip
+from mer_r1.errors import UserError
+from mer_r1.inputs import Prompt
+from mer_r1.media import read_media
+from mer_r1.model import Omni
+from mer_r1.rollout import Clock, Rollouts, Sampling, anchor_rows, rescore
+from mer_r1.thinking import ThinkingMode, prefill
+from mer_r1.vllm_engine import id_difference, media_of, unexpanded
+from mer_r1.vllm_generation import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration
+from mer_r1.vllm_server import Served
+
+logger = logging.getLogger(__name__)
+
+MOST_REQUESTS = 4
+"""Requests an anchor up to which the engine gives the confidences; beyond, the policy's own pass is cheaper."""
+
+
+class VllmRollouts:
+    """Makes the function that takes `rollout.rollout`'s place in the trainer.
+
+    Args:
+        omni: policy, tokenizer, settings.
+        clips: the clip of each index, for its frames and its sound.
+        generation: TRL's side of the engine.
+        engine: samples.
+        confidences: "engine", "policy" or "auto" (the engine where `MOST_REQUESTS` suffice).
+    """
+
+    def __init__(
+        self, omni: Omni, clips: Sequence[Clip], generation: OmniGeneration, engine: Engine, confidences: str = "auto"
+    ) -> None:
+        self.omni, self.clips, self.generation, self.engine = omni, clips, generation, engine
+        self.confidences = confidences
+        self._told = False
+
+    def about(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
+        """`rollout.rollout` for the prompts of these clips."""
+        return partial(self._rollout, [self.clips[index] for index in indices])
+
+    def _rollout(
+        self,
+        clips: Sequence[Clip],
+        omni: Omni,
+        prompts: Sequence[Prompt],
+        num_generations: int,
+        sampling: Sampling,
+        tokens: CategoryTokens | None = None,
+        fast: bool = False,
+        prefilled: str = "",
+        model: Any = None,
+    ) -> Rollouts:
+        clock = Clock()
+        with ThreadPoolExecutor(min(8, len(clips))) as pool:
+            asked = [
+                Asked(*pair) for pair in zip(clips, pool.map(partial(request_of, omni), prompts, clips), strict=True)
+            ]
+        clock.lap("media")
+        with self.generation.awake():
+            sampled = self.engine.sample(asked, num_generations, sampling, omni)
+            check_prompts(omni, prompts, [ids for ids, _ in sampled], clips)
+            ids, logps = ([getattr(one, name) for _, group in sampled for one in group] for name in ("ids", "logps"))
+            result = Rollouts(ids, logps, anchor_rows([]), seconds=clock.seconds)
+            clock.lap("decode")
+            if tokens is None:
+                return result
+            answers = [answer_tokens(row, omni.tokenizer, prefilled) for row in ids]
+            result.anchor_rollout = anchor_rows(answers)
+            if by_engine := self._by_engine(tokens):
+                requests = [one.request for one in asked for _ in range(num_generations)]
+                result.slow = self._score(requests, slow_contexts(ids, answers), tokens)
+                clock.lap("slow")
+                if fast:
+                    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
+                    result.fast = self._score(requests, fast_contexts(ids, answers, head), tokens)
+                    clock.lap("fast")
+        if not by_engine:
+            result.slow, result.fast = rescore(omni, prompts, answers, ids, tokens, fast, model)
+            clock.lap("slow")
+        return result
+
+    def _by_engine(self, tokens: CategoryTokens) -> bool:
+        needed = -(-len(tokens.token_ids.unique()) // MOST_TOKEN_IDS)
+        able = isinstance(self.engine, Colocated)
+        chosen = able and (self.confidences == "engine" or (self.confidences == "auto" and needed <= MOST_REQUESTS))
+        if not self._told:
+            self._told = True
+            logger.info(
+                "confidences: %s (%d requests of %d tokens an anchor; vllm_confidences=%s)",
+                "asked of vLLM" if chosen else "from the policy's own pass over the finished rollouts",
+                needed,
+                MOST_TOKEN_IDS,
+                self.confidences,
+            )
+        return chosen
+
+    def _score(
+        self, requests: Sequence[dict[str, Any]], contexts: Sequence[tuple[int, list[int]]], tokens: CategoryTokens
+    ) -> Tensor:
+        asked = [continued(requests[row], ids) for row, ids in contexts]
+        token_ids = tokens.token_ids.unique()
+        probabilities = self.engine.score(asked, token_ids.tolist()).exp()  # type: ignore[attr-defined]
+        zeros = probabilities.new_zeros(len(asked), tokens.num_categories)
+        columns = torch.searchsorted(token_ids, tokens.token_ids)
+        return zeros.index_add(1, tokens.category, probabilities[:, columns]).to(self.omni.device)
+
+
+def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> None:
+    """Let a trainer sample with vLLM: TRL's own switch is set once TRL's images-only engine can no longer start.
+
+    Args:
+        trainer: a `MERR1Trainer`; its arguments say how (`vllm_mode`, `vllm_gpu_memory_utilization`, ...).
+        clips: the clip of each `clip_index`.
+        confidences: see `VllmRollouts`.
+
+    Raises:
+        UserError: vLLM is not installed, or an argument does not fit.
+    """
+    args = trainer.args
+    if args.vllm_tensor_parallel_size != 1:
+        raise UserError("vllm_tensor_parallel_size: rollouts=vllm runs one engine on each GPU, expected 1")
+    generation = OmniGeneration(
+        model=trainer.model,
+        accelerator=trainer.accelerator,
+        processing_class=trainer.processing_class,
+        mode=args.vllm_mode,
+        server_base_url=args.vllm_server_base_url,
+        server_host=args.vllm_server_host,
+        server_port=args.vllm_server_port,
+        server_timeout=args.vllm_server_timeout,
+        group_port=args.vllm_group_port,
+        tensor_parallel_size=args.vllm_tensor_parallel_size,
+        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        max_model_length=args.vllm_max_model_length,
+        max_num_seqs=args.per_device_train_batch_size * args.steps_per_generation,
+        enable_sleep_mode=args.vllm_enable_sleep_mode,
+    )
+    engine: Engine = (
+        Colocated(generation)
+        if args.vllm_mode == "colocate"
+        else Served(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}")
+    )
+    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, generation, -1
+    trainer.sampler = VllmRollouts(trainer.omni, clips, generation, engine, confidences)
+
+
+def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:
+    """What the engine is asked about a clip (vLLM's `TokensPrompt`): the prompt unexpanded, and the media.
+
+    Args:
+        omni: processor and settings.
+        prompt: whose tokens the engine must arrive at.
+        clip: decoded here, as for training.
+    """
+    media = read_media(clip.video, clip.audio, omni.settings.limits())
+    parts = media_of(media, omni.processor)
+    # Named, so that the engine need not look at every pixel to see that it knows a clip.
+    name = f"{clip.id}/{omni.settings.num_frames}/{omni.settings.max_seconds}"
+    uuids = {channel: [f"{name}/{channel}"] for channel in parts.get("multi_modal_data", ())}
+    ids = unexpanded(prompt.input_ids.tolist(), placeholders(omni))
+    return {"prompt_token_ids": ids, **parts} | ({"multi_modal_uuids": uuids} if uuids else {})
+
+
+def placeholders(omni: Omni) -> dict[int, str]:
+    """The tokens that stand for media, and their names."""
+    return {omni.model.config.video_token_id: "video", omni.model.config.audio_token_id: "audio"}
+
+
+def check_prompts(omni: Omni, prompts: Sequence[Prompt], came: Sequence[Sequence[int]], clips: Sequence[Clip]) -> None:
+    """Stop if the engine has read other tokens than training will score.
+
+    Raises:
+        UserError: naming the first clip and what differs.
+    """
+    for prompt, ids, clip in zip(prompts, came, clips, strict=True):
+        if problem := id_difference(prompt.input_ids.tolist(), ids, placeholders(omni)):
+            raise UserError(f"clip {clip.id}: vLLM read another prompt than ours: {problem} (see mer-r1 parity)")
+
+
+def slow_contexts(ids: Sequence[list[int]], answers: Sequence[AnswerTokens]) -> list[tuple[int, list[int]]]:
+    """The rollout of each anchor, and what stands before it."""
+    return [(row, ids[row][:anchor]) for row, answer in enumerate(answers) for anchor in answer.anchors]
+
+
+def fast_contexts(
+    ids: Sequence[list[int]], answers: Sequence[AnswerTokens], head: list[int]
+) -> list[tuple[int, list[int]]]:
+    """The same with the empty think `head` in place of the reasoning."""
+    return [
+        (row, head + ids[row][answer.start : anchor]) for row, answer in enumerate(answers) for anchor in answer.anchors
+    ]
+
+
+def continued(request: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+    """The request with tokens behind its prompt."""
+    return {**request, "prompt_token_ids": [*request["prompt_token_ids"], *ids]}

@@ -1,0 +1,127 @@
+"""A study's numbers as pictures (matplotlib, PNG): one a study, from the same JSON as the tables."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mer_r1.study.claims import by_seed
+from mer_r1.study.intervals import Estimate, estimate
+
+COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
+DPI = 110
+
+
+def draw(data: Mapping[str, Any], path: Path) -> Path:
+    """Draw the picture of a study.
+
+    Args:
+        data: from `collect.collect`.
+        path: PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawers = {"paradox": _plane, "theory": _weights, "auto": _tokens}
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    drawers.get(data["study"], _rows)(axes, data)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same numbers give the same bytes
+    pyplot.close(figure)
+    return path
+
+
+def _at(data: Mapping[str, Any], *place: str) -> Estimate:
+    return estimate(list(by_seed(data["numbers"], place).values()))
+
+
+def _bar(number: Estimate) -> list[list[float]]:
+    mean = number["mean"] or 0.0
+    low, high = number["low"], number["high"]
+    return [[mean - (mean if low is None else low)], [(mean if high is None else high) - mean]]
+
+
+def _plane(axes: Any, data: Mapping[str, Any]) -> None:
+    """Precision over recall, an arrow from slow to fast of each stage."""
+    for variant, title in data["titles"].items():
+        spots = {}
+        for mode in ("slow", "fast"):
+            recall, precision = (_at(data, variant, "test", mode, name) for name in ("recall", "precision"))
+            if recall["mean"] is None or precision["mean"] is None:
+                continue
+            spots[mode] = (recall["mean"], precision["mean"])
+            axes.errorbar(
+                *spots[mode], xerr=_bar(recall), yerr=_bar(precision), fmt="o", color=COLOURS[mode], capsize=3
+            )
+            axes.annotate(f"{title} {mode}", spots[mode], xytext=(6, 6), textcoords="offset points", fontsize=9)
+        if len(spots) == 2:
+            axes.annotate("", spots["fast"], spots["slow"], arrowprops={"arrowstyle": "->", "color": "#999999"})
+    axes.set(xlabel="recall (test scenes)", ylabel="precision")
+    axes.margins(0.2)
+
+
+def _rows(axes: Any, data: Mapping[str, Any]) -> None:
+    """F1 of each variant, slow and fast, mean and 95 % interval over seeds, and each seed as a dot."""
+    split = "val" if data["study"] == "alpha" else "test"
+    titles = {name: title for name, title in data["titles"].items() if name in data["numbers"]}
+    for place, variant in enumerate(titles):
+        for shift, mode in ((-0.14, "slow"), (0.14, "fast")):
+            values = [value for value in by_seed(data["numbers"], (variant, split, mode, "f1")).values() if value]
+            number = estimate(values)
+            if number["mean"] is None:
+                continue
+            axes.plot(values, [place + shift] * len(values), ".", color=COLOURS[mode], alpha=0.3)
+            label = mode if place == 0 else None
+            axes.errorbar(
+                number["mean"], place + shift, xerr=_bar(number), fmt="o", color=COLOURS[mode], capsize=3, label=label
+            )
+    axes.set(yticks=range(len(titles)), yticklabels=list(titles.values()), xlabel=f"F1 ({split} scenes)")
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+
+
+def _weights(axes: Any, data: Mapping[str, Any]) -> None:
+    """Effective weight of recall along training: measured (line) and predicted (dashed)."""
+    for variant, title in data["titles"].items():
+        runs = [run["theory"] for run in data["numbers"].get(variant, {}).values() if run.get("theory")]
+        if not runs:
+            continue
+        steps = min((run["step"] for run in runs), key=len)
+        shades = {"recall": None, "precision": None}
+        for objective, mark in (("recall", "-"), ("precision", "--")):
+            means = [
+                estimate([run[f"measured_{objective}"][place] for run in runs])["mean"] for place in range(len(steps))
+            ]
+            (line,) = axes.plot(steps, means, mark, color=shades["recall"], label=f"{title}: {objective}")
+            shades["recall"] = line.get_color()
+        if variant == "rd":
+            for objective in shades:
+                means = [
+                    estimate([run[f"predicted_{objective}"][place] for run in runs])["mean"]
+                    for place in range(len(steps))
+                ]
+                label = "+ RD: predicted" if objective == "recall" else None
+                axes.plot(steps, means, ":", color="black", label=label)
+    axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="effective weight")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
+    """F1 over generated tokens: the curve of all thresholds, and fast, slow, auto and the oracle on it."""
+    marks = {"fast": "v", "slow": "^", "auto": "o", "oracle": "*"}
+    for index, (variant, title) in enumerate(data["titles"].items()):
+        runs = [run["auto"] for run in data["numbers"].get(variant, {}).values() if run.get("auto")]
+        if not runs:
+            continue
+        colour = f"C{index}"
+        length = min(len(run["curve"]) for run in runs)
+        mean = [[estimate([run["curve"][p][axis] for run in runs])["mean"] for axis in (1, 2)] for p in range(length)]
+        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, alpha=0.5, label=title)
+        for how, mark in marks.items():
+            tokens, f1 = (_at(data, variant, "auto", how, key) for key in ("tokens", "f1"))
+            label = how if index == 0 else None
+            axes.plot(tokens["mean"], f1["mean"], mark, color=colour, markersize=8, label=label)
+    axes.set(xlabel="generated tokens a clip", ylabel="F1 (test scenes)")
+    axes.legend(frameon=False, fontsize=8, ncols=2)

@@ -1,0 +1,170 @@
+"""Do recall and precision pull the policy in different directions? Their gradients on the same rollouts, compared.
+
+For a batch of prompts the policy samples G rollouts each; the gradient of the policy-gradient loss is taken four times
+on the same rollouts: with the standardised recall as the advantage, with the standardised precision, with their sum
+normalised once (RD) and with each normalised before the sum (AD). The cosine between the first two is the conflict; the
+cosines of RD and AD with each say whom a combined update follows. Next to each stands the prediction of
+``docs/theory.md``, which needs only spreads and correlation, and assumes that score vectors of different rollouts are
+uncorrelated, over prompts too (its section 6 says what happens if they are not). Format and calibration are left out
+here, as in the formulas.
+
+Shapes: B prompts, G rollouts each, R = B*G rows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mer_r1.advantages import normalise_each, normalise_then_sum, sum_then_normalise
+from mer_r1.baselines import reward_function
+from mer_r1.data import Clip, read_manifest
+from mer_r1.errors import UserError
+from mer_r1.features import FeatureCache
+from mer_r1.inputs import IGNORE, Prompt, collate, embed, encode_prompt
+from mer_r1.interference import alignment, cosine, norm, objective_statistics
+from mer_r1.model import Omni, load
+from mer_r1.rollout import Sampling, rollout
+from mer_r1.taxonomy import builtin
+from mer_r1.thinking import question
+
+BATCHES, PROMPTS, GENERATIONS, NEW_TOKENS, CHUNK = 4, 8, 8, 72, 16
+"""As in training: 8 prompts with 8 rollouts; four such batches per model; rows per backward pass."""
+KINDS = ("recall", "precision", "rd", "ad")
+
+
+def measure(
+    run: str, models: Sequence[str], manifest: str, seed: int, clips: str = ":", batches: int = BATCHES
+) -> list[dict[str, Any]]:
+    """Gradient geometry at some points of a run.
+
+    Args:
+        run: folder of the run.
+        models: "model" (its end) or "checkpoint" (its first one).
+        manifest: of the training clips.
+        seed: of prompts and rollouts.
+        clips: slice of the training clips that RL uses ("2600:").
+        batches: how many batches are measured at each point.
+
+    Returns:
+        One entry a model: `model`, `step` (None for the end), and the means over batches of `batch_geometry`.
+    """
+    chosen = chosen_clips(manifest, "train", clips)
+    found = []
+    for name in models:
+        folder, step = _model_folder(Path(run), name)
+        omni = load(str(folder))
+        omni.freeze_towers()
+        cache = FeatureCache(omni, Path(manifest).parent / "features")
+        generator = torch.Generator().manual_seed(seed)
+        entries = []
+        for batch in range(batches):
+            drawn = [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:PROMPTS].tolist()]
+            prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in drawn]
+            entries.append(batch_geometry(omni, drawn, prompts, seed * batches + batch))
+        keys = entries[0].keys()
+        means = {key: fmean(kept) if (kept := _finite(entries, key)) else None for key in keys}
+        found.append({"model": name, "step": step, **means})
+    return found
+
+
+def chosen_clips(manifest: str, split: str, clips: str) -> list[Clip]:
+    """Rows of a manifest with a split, of those a slice such as "2600:"."""
+    start, _, end = clips.partition(":")
+    rows = [clip for clip in read_manifest(Path(manifest)) if clip.split == split]
+    return rows[slice(int(start) if start else None, int(end) if end else None)]
+
+
+def batch_geometry(omni: Omni, clips: Sequence[Clip], prompts: Sequence[Prompt], seed: int) -> dict[str, float]:
+    """Cosines and lengths of the objectives' gradients on one batch of rollouts, with their predictions.
+
+    Args:
+        omni: the policy; gradients are taken for every weight that is not frozen.
+        clips: B clips with gold labels.
+        prompts: their prompts.
+        seed: of the rollouts.
+
+    Returns:
+        `cos_X_Y` (measured) and `predicted_X_Y` for pairs of `KINDS`, `length_X`, and the statistics of
+        `interference.objective_statistics`.
+    """
+    omni.model.eval()
+    sampled = rollout(omni, prompts, GENERATIONS, Sampling(NEW_TOKENS, seed=seed))
+    texts = [omni.tokenizer.decode(ids, skip_special_tokens=True) for ids in sampled.completion_ids]
+    gold = [list(clip.labels or ()) for clip in clips for _ in range(GENERATIONS)]
+    columns = [reward_function(name, builtin())(completions=texts, labels=gold) for name in KINDS[:2]]
+    rewards = torch.tensor([[float("nan") if v is None else v for v in column] for column in columns]).T
+    weights = torch.ones(2)
+    each = normalise_each(rewards, GENERATIONS)
+    advantages = {"recall": each[:, 0], "precision": each[:, 1]}
+    advantages["rd"] = sum_then_normalise(rewards, weights, GENERATIONS)
+    advantages["ad"] = normalise_then_sum(rewards, weights, GENERATIONS)
+    gradients = _gradients(omni, [p for p in prompts for _ in range(GENERATIONS)], sampled.completion_ids, advantages)
+    statistics = objective_statistics(rewards, advantages["rd"], KINDS[:2], GENERATIONS)
+    result = {f"length_{name}": norm(gradient) for name, gradient in gradients.items()}
+    for one, other in (("recall", "precision"), *((a, b) for a in ("rd", "ad") for b in KINDS[:2])):
+        result[f"cos_{one}_{other}"] = cosine(gradients[one], gradients[other])
+    return result | statistics | _predictions(statistics)
+
+
+def _predictions(statistics: dict[str, float]) -> dict[str, float]:
+    if not statistics:
+        return {}
+    rho, recall, precision = (statistics[key] for key in ("rho", "predicted_recall", "predicted_precision"))
+    return {
+        "predicted_recall_precision": rho,
+        "predicted_rd_recall": alignment(recall, precision, rho),
+        "predicted_rd_precision": alignment(precision, recall, rho),
+        "predicted_ad_recall": alignment(1.0, 1.0, rho),
+        "predicted_ad_precision": alignment(1.0, 1.0, rho),
+    }
+
+
+def _gradients(
+    omni: Omni, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], advantages: dict[str, Tensor]
+) -> dict[str, list[Tensor]]:
+    # GRPO's loss at the sampling policy (ratio 1): minus the mean over rows of advantage x mean log-probability.
+    weights = [weight for weight in omni.model.parameters() if weight.requires_grad]
+    sums = {name: [torch.zeros_like(weight) for weight in weights] for name in advantages}
+    for start in range(0, len(prompts), CHUNK):
+        rows = slice(start, start + CHUNK)
+        scores = _mean_logps(omni, prompts[rows], completions[rows])
+        for place, (name, advantage) in enumerate(advantages.items()):
+            loss = -(advantage[rows].to(scores) * scores).sum() / len(prompts)
+            keep = place + 1 < len(advantages)
+            parts = torch.autograd.grad(loss, weights, retain_graph=keep, allow_unused=True)
+            for total, part in zip(sums[name], parts, strict=True):
+                if part is not None:
+                    total += part
+    return sums
+
+
+def _mean_logps(omni: Omni, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]]) -> Tensor:
+    # (rows,) mean log-probability of each completion's tokens.
+    batch = collate(prompts, completions, omni.tokenizer.pad_token_id)
+    output = omni.model(
+        inputs_embeds=embed(omni.model, batch["input_ids"], batch["media"]),
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+    )
+    labels = batch["labels"][:, 1:]
+    known = labels != IGNORE
+    logps = output.logits[:, :-1].float().log_softmax(dim=-1)
+    chosen = logps.gather(2, labels.masked_fill(~known, 0).unsqueeze(2)).squeeze(2)
+    return (chosen * known).sum(dim=1) / known.sum(dim=1)
+
+
+def _model_folder(run: Path, name: str) -> tuple[Path, int | None]:
+    if name == "model":
+        return run / "model", None
+    found = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if not found:
+        raise UserError(f"{run} has no checkpoint: expected one of the run's middle")
+    return found[0], int(found[0].name.rpartition("-")[2])
+
+
+def _finite(entries: Sequence[dict[str, float]], key: str) -> list[float]:
+    return [entry[key] for entry in entries if key in entry and entry[key] == entry[key]]

@@ -1,0 +1,159 @@
+"""A study's numbers as Markdown tables: everything shown is computed from the study's JSON, nothing is typed in."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from mer_r1.study.claims import by_seed, decide
+from mer_r1.study.intervals import Estimate, estimate
+from mer_r1.study.variants import STUDIES, VARIANTS
+
+MODES = ("slow", "fast")
+COST_ROWS = {
+    "seconds": "seconds of RL",
+    "seconds_sampling": "sampling",
+    "seconds_scoring": "scoring",
+    "seconds_training": "training",
+    "completion_tokens": "tokens a rollout",
+    "tokens_read": "tokens read",
+}
+
+
+def tables(data: Mapping[str, Any]) -> list[str]:
+    """The Markdown blocks of a study, in reading order: scores, what is special to the study, claims.
+
+    Args:
+        data: from `collect.collect`.
+    """
+    study = data["study"]
+    blocks = [_alphas(data)] if study == "alpha" else [_scores(data)] if study != "theory" else []
+    extra = {"paradox": _confidences, "baselines": _costs, "theory": _theory, "auto": _auto}
+    if study in extra:
+        blocks.append(extra[study](data))
+    if claims := decide(study, data["numbers"]):
+        rows = [[row["claim"], shown(row, signed=True), str(row["n"]), f"**{row['verdict']}**"] for row in claims]
+        blocks.append(table(["claim", "paired difference", "seeds", ""], rows))
+    return blocks
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(number: Mapping[str, Any] | Estimate, digits: int = 3, signed: bool = False) -> str:
+    """A mean with its interval.
+
+    >>> shown({"mean": 0.5, "low": 0.4, "high": 0.6, "n": 8})
+    '0.500 [0.400, 0.600]'
+    """
+    if number["mean"] is None:
+        return "–"
+    style = f"{'+' if signed else ''}.{digits}f"
+    text = format(number["mean"], style)
+    return text if number["low"] is None else f"{text} [{number['low']:{style}}, {number['high']:{style}}]"
+
+
+def _mean(data: Mapping[str, Any], *place: str) -> Estimate:
+    return estimate(list(by_seed(data["numbers"], place).values()))
+
+
+def _scores(data: Mapping[str, Any]) -> str:
+    names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
+    rows = [
+        [title, mode, *(shown(_mean(data, variant, "test", mode, name), digits) for name, digits in names.items())]
+        for variant, title in data["titles"].items()
+        if variant in data["numbers"]
+        for mode in MODES
+    ]
+    return table(["", "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], rows)
+
+
+def _confidences(data: Mapping[str, Any]) -> str:
+    rows = [
+        [title, mode, *(shown(_mean(data, variant, "test", mode, f"confidence_{side}")) for side in sides)]
+        for sides in [("correct", "incorrect")]
+        for variant, title in data["titles"].items()
+        if variant in data["numbers"]
+        for mode in MODES
+    ]
+    return table(["confidence", "thinking", "in correct categories", "in incorrect categories"], rows)
+
+
+def _alphas(data: Mapping[str, Any]) -> str:
+    # The seeds that every alpha has, so that no alpha is favoured by an easy seed.
+    seeds = set.intersection(*(set(found) for found in data["numbers"].values()))
+    rows = []
+    for variant, title in data["titles"].items():
+        found = {m: by_seed(data["numbers"], (variant, "val", m, "f1")) for m in MODES}
+        means = [shown(estimate([found[m].get(seed) for seed in sorted(seeds)])) for m in MODES]
+        own = VARIANTS[variant].rl.get("alpha")
+        rows.append([title if own else f"{title} (the recipe's alpha)", *means, str(len(seeds))])
+    return table(["validation scenes only", "slow F1", "fast F1", "seeds"], rows)
+
+
+def _costs(data: Mapping[str, Any]) -> str:
+    variants = {name: title for name, title in data["titles"].items() if name in data["numbers"]}
+    rows = [["steps", *(shown(_mean(data, name, "cost", "steps"), 0) for name in variants)]]
+    for key, what in COST_ROWS.items():
+        rows.append([what, *(shown(_mean(data, name, "cost", key), 0) for name in variants)])
+    return table(["cost of RL, mean over seeds", *variants.values()], rows)
+
+
+def _theory(data: Mapping[str, Any]) -> str:
+    names: tuple[str, ...] = ("sigma_recall", "sigma_precision", "rho")
+    names += ("predicted_recall", "measured_recall", "predicted_precision", "measured_precision")
+    head = ["over all of training", "σ recall", "σ precision", "ρ", "weight of recall: predicted", "measured"]
+    head += ["weight of precision: predicted", "measured"]
+    rows = []
+    for variant, title in data["titles"].items():
+        runs = [run["theory"] for run in data["numbers"].get(variant, {}).values() if run.get("theory")]
+        if runs:
+            # What normalising first predicts is 1 and 1, whatever the spreads.
+            means = {name: estimate([fmean(run[name]) for run in runs]) for name in names}
+            first = variant in ("ad", "mer-r1")
+            cells = ["1" if first and n.startswith("predicted") else shown(means[n]) for n in names]
+            rows.append([title, *cells])
+    return "\n\n".join([table(head, rows), _gradients(data)])
+
+
+def _gradients(data: Mapping[str, Any]) -> str:
+    pairs = {"recall_precision": "recall, precision", "rd_recall": "RD, recall", "rd_precision": "RD, precision"}
+    pairs |= {"ad_recall": "AD, recall", "ad_precision": "AD, precision"}
+    rows = []
+    for variant, title in data["titles"].items():
+        runs = [run["gradients"] for run in data["numbers"].get(variant, {}).values() if run.get("gradients")]
+        for place in range(len(runs[0]) if runs else 0):
+            entries = [run[place] for run in runs]
+            when = "end" if entries[0]["step"] is None else f"step {entries[0]['step']}"
+            cells = []
+            for key in pairs:
+                measured = shown(estimate([entry[f"cos_{key}"] for entry in entries]), 2)
+                cells.append(f"{measured} ({_plain([entry.get(f'predicted_{key}') for entry in entries])})")
+            rows.append([f"{title}, {when}", *cells])
+    return table(["cosine of gradients: measured (predicted)", *pairs.values()], rows)
+
+
+def _plain(values: Sequence[float | None]) -> str:
+    mean = estimate(values)["mean"]
+    return "–" if mean is None else f"{mean:.2f}"
+
+
+def _auto(data: Mapping[str, Any]) -> str:
+    rows = []
+    for variant, title in data["titles"].items():
+        if variant not in data["numbers"]:
+            continue
+        for how in ("fast", "slow", "auto", "oracle"):
+            cells = [
+                shown(_mean(data, variant, "auto", how, key), digits) for key, digits in (("f1", 3), ("tokens", 1))
+            ]
+            thought = shown(_mean(data, variant, "auto", how, "share"), 2) if how in ("auto", "oracle") else "–"
+            rows.append([title, how, *cells, thought])
+    return table(["", "thinking", "F1", "generated tokens", "thinks slowly"], rows)
+
+
+def title(study: str) -> str:
+    """The question of a study."""
+    return STUDIES[study].question

@@ -1,0 +1,107 @@
+"""The studies as data: which variants each compares, as overrides of one recipe.
+
+A variant is a set of overrides of the section `rl` of ``recipes/tiny.yaml`` (and, for the method with another
+completion form, of `sft`). Two studies that name the same variant share its runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+SFT = "sft"
+"""Not a variant of RL: the cold start itself, which every seed has one of."""
+
+COMMON = {"max_steps": "110"}
+"""What every RL run of the study has, whatever the recipe says: so many that the whole study ends in six hours."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training.
+
+    Attributes:
+        title: what tables call it.
+        rl: overrides of the recipe's RL section.
+        sft: overrides of its cold start.
+        validation_only: never asked about test clips: it only serves to choose a setting.
+        seeds: at most so many; None for all.
+    """
+
+    title: str
+    rl: Mapping[str, str] = field(default_factory=dict)
+    sft: Mapping[str, str] = field(default_factory=dict)
+    validation_only: bool = False
+    seeds: int | None = None
+
+
+VARIANTS: dict[str, Variant] = {
+    "f1": Variant("F1-GRPO", {"method": "f1"}),
+    "rd": Variant("+ RD", {"method": "rd"}),
+    "ad": Variant("+ RD + AD", {"method": "ad"}),
+    "mer-r1": Variant("MER-R1", {"method": "mer-r1"}),
+    "word": Variant("A1: word level", {"method": "mer-r1", "confidence_level": "word"}),
+    "recall-side": Variant("A2: no precision side", {"method": "mer-r1", "sides": "recall"}),
+    "reward-space": Variant("B1: reward space", {"method": "mer-r1", "space": "reward"}),
+    "mixed-space": Variant("B2: mixed", {"method": "mer-r1", "space": "mixed"}),
+    "first-anchor": Variant("first anchor only", {"method": "mer-r1", "anchors": "first"}),
+    "r1-omni": Variant("R1-Omni", {"method": "r1-omni"}),
+    "affectgpt-r1": Variant("AffectGPT-R1", {"method": "affectgpt-r1"}),
+    # Two answers take more tokens; the limit leaves as many for the reasoning as the others have.
+    "videoauto-r1": Variant(
+        "VideoAuto-R1", {"method": "videoauto-r1", "max_completion_length": "88"}, {"targets": "twice"}
+    ),
+}
+"""Everything that is compared on the test scenes."""
+
+ALPHAS = ("0.03", "0.3", "1.0")
+"""Tried on validation scenes beside the recipe's own alpha (variant "mer-r1")."""
+VARIANTS |= {
+    f"alpha-{alpha}": Variant(f"alpha {alpha}", {"method": "mer-r1", "alpha": alpha}, validation_only=True, seeds=4)
+    for alpha in ALPHAS
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question.
+
+    Attributes:
+        question: in words.
+        variants: names in `VARIANTS`, in the order of the table.
+        cold_start: whether the cold start itself is evaluated too.
+        gradients: whether the objectives' gradients are measured on the cold start and along each variant's training.
+    """
+
+    question: str
+    variants: tuple[str, ...]
+    cold_start: bool = False
+    gradients: bool = False
+
+
+STUDIES: dict[str, Study] = {
+    "paradox": Study("Does reasoning hurt after ordinary training?", ("f1",), cold_start=True),
+    "parts": Study("What does each part of MER-R1 bring?", ("f1", "rd", "ad", "mer-r1"), cold_start=True),
+    "calibration": Study(
+        "How should slow thinking be held against fast?",
+        ("mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
+    ),
+    "alpha": Study(
+        "How much calibration? (validation scenes only)", ("mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS))
+    ),
+    "baselines": Study(
+        "How does it compare, at the same budget?", ("f1", "r1-omni", "affectgpt-r1", "videoauto-r1", "mer-r1")
+    ),
+    "theory": Study("Do the objectives interfere as predicted?", ("rd", "ad", "mer-r1"), gradients=True),
+    "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1")),
+}
+"""`all` is every one of them."""
+
+
+def chosen_studies(name: str) -> list[str]:
+    """The studies that a name stands for; calibration brings its alpha sweep along.
+
+    Args:
+        name: a key of `STUDIES`, or "all".
+    """
+    if name == "all":
+        return list(STUDIES)
+    return [name, "alpha"] if name == "calibration" else [name]

@@ -1,0 +1,175 @@
+"""The sizes of a thinker that is made here, and the library's configuration of them.
+
+A policy of a few million parameters, or fresh towers for a language model that exists (`smollm2`), of either family
+(`families`): every field that the library leaves to the checkpoint is set here once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mer_r1.families import Family
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """Sizes of the tiny policy. Lengths in pixels, frames, seconds, samples.
+
+    Attributes:
+        frame_size: frames are resized to this square; a multiple of patch_size * merge_size.
+        merge_size: patches merged per side into one token of the language model.
+        hop_length: samples between mel frames at 16 kHz; 4 mel frames make one token.
+    """
+
+    vocab_size: int = 2048
+    hidden_size: int = 192
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    intermediate_size: int = 512
+    frame_size: int = 84
+    num_frames: int = 4
+    patch_size: int = 7
+    merge_size: int = 4
+    vision_size: int = 80
+    vision_layers: int = 2
+    audio_size: int = 128
+    audio_layers: int = 2
+    num_mel_bins: int = 64
+    hop_length: int = 400
+    max_seconds: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model can have."""
+        parts = {
+            "hidden_size": 2 * self.num_heads,
+            "num_heads": self.num_kv_heads,
+            "frame_size": self.patch_size * self.merge_size,
+            "vision_size": 4,
+            "audio_size": 4,
+        }
+        for name, part in parts.items():
+            if part < 1 or getattr(self, name) < 1 or getattr(self, name) % part:
+                raise ValueError(f"{name} must be a positive multiple of {part}, got {getattr(self, name)}")
+
+
+def chat_template(family: Family) -> str:
+    """The chat format with separate video and audio blocks, in the family's tokens."""
+    token = family.tokens
+    video = token["vision_bos_token"] + token["video_token"] + token["vision_eos_token"]
+    audio = token["audio_bos_token"] + token["audio_token"] + token["audio_eos_token"]
+    return (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'video' %}}{video}"
+        f"{{% elif part['type'] == 'audio' %}}{audio}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def thinker_config(config: TinyConfig, tokenizer: Any, family: Family, text: dict[str, Any] | None = None) -> Any:
+    """The library's configuration of a thinker.
+
+    Args:
+        config: sizes.
+        tokenizer: has the family's tokens.
+        family: which classes.
+        text: fields of the language model that are not of the tiny policy (a pretrained one's, say).
+    """
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in family.tokens.items()}
+    deep = family.deepstack
+    suffix = "id" if deep else "index"  # what the two families call the same three fields
+    return family.config(
+        text_config=_text(config, tokenizer) | (_experts(config) if deep else {}) | (text or {}),
+        vision_config=_vision(config) | (_deepstack(config) if deep else _windows(config)),
+        audio_config=_audio(config) | (_chunks() if deep else _one_window(config)),
+        **{f"{name}_token_{suffix}": ids[f"{name}_token"] for name in ("audio", "image", "video")},
+        audio_start_token_id=ids["audio_bos_token"],
+        audio_end_token_id=ids["audio_eos_token"],
+        vision_start_token_id=ids["vision_bos_token"],  # undeclared, yet read by get_rope_index; survives a reload
+        vision_end_token_id=ids["vision_eos_token"],
+        position_id_per_seconds=13 if deep else 25,
+        tie_word_embeddings=True,
+    )
+
+
+def mrope_section(head_size: int) -> list[int]:
+    """The parts of a head's rotations for time, height and width; they must sum to half the head size."""
+    half = head_size // 2
+    return [half - 2 * (half // 3), half // 3, half // 3] if head_size >= 8 else [half, 0, 0]
+
+
+def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": 4096,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": mrope_section(config.hidden_size // config.num_heads),
+        },
+    }
+
+
+def _experts(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": config.intermediate_size // 4,
+        "head_dim": config.hidden_size // config.num_heads,
+    }
+
+
+def _vision(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "depth": config.vision_layers,
+        "hidden_size": config.vision_size,
+        "intermediate_size": 2 * config.vision_size,
+        "num_heads": 4,
+        "patch_size": config.patch_size,
+        "spatial_merge_size": config.merge_size,
+        "out_hidden_size": config.hidden_size,
+    }
+
+
+def _windows(config: TinyConfig) -> dict[str, Any]:
+    return {"window_size": config.frame_size, "fullatt_block_indexes": list(range(config.vision_layers))}
+
+
+def _deepstack(config: TinyConfig) -> dict[str, Any]:
+    side = config.frame_size // config.patch_size
+    return {"deepstack_visual_indexes": list(range(config.vision_layers)), "num_position_embeddings": side**2}
+
+
+def _audio(config: TinyConfig) -> dict[str, Any]:
+    return {
+        "num_mel_bins": config.num_mel_bins,
+        "encoder_layers": config.audio_layers,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 2 * config.audio_size,
+        "d_model": config.audio_size,
+        "output_dim": config.hidden_size,
+        "max_source_positions": _mel_frames(config),
+    }
+
+
+def _one_window(config: TinyConfig) -> dict[str, Any]:
+    return {"n_window": math.ceil(_mel_frames(config) / 2)}
+
+
+def _chunks() -> dict[str, Any]:
+    # Upstream counts 13 tokens a chunk whatever the window, so it must be theirs.
+    return {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 16}
+
+
+def _mel_frames(config: TinyConfig) -> int:
+    return math.ceil(config.max_seconds) * 16000 // config.hop_length

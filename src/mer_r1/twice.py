@@ -1,0 +1,116 @@
+"""Answering twice: a first answer, reasoning, and a reviewed answer; the completion form of VideoAuto-R1.
+
+`<answer> happy </answer><think> but the voice shakes </think><answer> happy, afraid </answer>`. One completion holds
+both ways of thinking: whoever stops after the first answer has thought fast, whoever reads on has thought slowly. Both
+answers are rewarded in training (`baselines`); at inference the model stops after the first if it is sure of it
+(`auto`).
+
+Source: VideoAuto-R1 (arXiv 2601.05175), "thinking once, answering twice"; it writes the answers as boxed text, we in
+our answer tags. Its escape answer ("let's analyze ...", with a bonus of its own) has no counterpart here: emotion words
+can always be guessed.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from mer_r1.thinking import Parsed, ThinkingMode, answer_word_spans, format_completion, parse
+
+ONCE, TWICE = "once", "twice"
+FORMS = (ONCE, TWICE)
+"""Forms of a completion: think and answer, or answer, think and answer."""
+
+_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+_ANSWER_END = "</answer>"
+_STRICT_TAGS = ["<answer>", _ANSWER_END, "<think>", "</think>", "<answer>", _ANSWER_END]
+
+
+@dataclass(frozen=True)
+class ParsedTwice:
+    """What a completion with two answers says.
+
+    Attributes:
+        first: emotion words of the first answer: lower-case, each once, in order.
+        reasoning: text of the first think block, trimmed; "" where there is none.
+        final: emotion words of the last answer; empty where there is no second one.
+        repeats: whether one of the answers names a word twice.
+        well_formed: whether it is exactly answer, think, answer, and nothing else but white space.
+    """
+
+    first: tuple[str, ...]
+    reasoning: str
+    final: tuple[str, ...]
+    repeats: bool
+    well_formed: bool
+
+
+def format_twice(first: Sequence[str], reasoning: str, final: Sequence[str]) -> str:
+    """The completion with these answers and this reasoning; `parse_twice` gives them back.
+
+    Raises:
+        UserError: as `thinking.format_completion`.
+
+    >>> format_twice(["happy"], "But the voice shakes.", ["happy", "afraid"])
+    '<answer> happy </answer><think> But the voice shakes. </think><answer> happy, afraid </answer>'
+    """
+    opening = format_completion("", first).removeprefix("<think></think>")
+    return opening + format_completion(reasoning, final)
+
+
+def parse_twice(completion: str) -> ParsedTwice:
+    """Read a completion: strictly for its form, leniently for its content. Never raises.
+
+    A completion that was cut short has no second answer, however good its first: nothing of it counts as final.
+    """
+    tags = list(_TAG.finditer(completion))
+    names = [tag.group() for tag in tags]
+    ends = [*(tag.start() for tag in tags[1:]), len(completion)][: len(tags)]
+    answers = [
+        f"<answer>{completion[tag.end() : end]}</answer>"
+        for tag, end in zip(tags, ends, strict=True)
+        if tag.group().lower() == "<answer>"
+    ]
+    words = [parse(answer).labels for answer in (*answers[:1], *answers[1:][-1:])]
+    repeats = any(len(answer_word_spans(answer)) > len(parse(answer).labels) for answer in answers)
+    between = [completion[end:start] for end, start in _outside(tags, len(completion))]
+    well_formed = names == _STRICT_TAGS and not "".join(between).strip()
+    first, final = (*words, (), ())[:2]
+    return ParsedTwice(first, parse(completion).reasoning, final, repeats, well_formed)
+
+
+def _outside(tags: Sequence[re.Match[str]], length: int) -> list[tuple[int, int]]:
+    """(start, end) of the text before the first tag, after each closing tag, and after the last."""
+    edges = [(tag.end(), following.start()) for tag, following in pairwise(tags) if "/" in tag[0]]
+    return [(0, tags[0].start()), *edges, (tags[-1].end(), length)] if tags else [(0, length)]
+
+
+def first_answer_end(completion: str) -> int | None:
+    """Characters up to and including the first answer's closing tag; None where it was not closed.
+
+    >>> first_answer_end("<answer> sad </answer><think> hm")
+    22
+    """
+    place = completion.lower().find(_ANSWER_END)
+    return None if place < 0 else place + len(_ANSWER_END)
+
+
+def read_completion(completion: str, mode: str = ThinkingMode.SLOW, form: str = ONCE) -> Parsed:
+    """What a completion of either form says in either mode, as `thinking.parse` tells it.
+
+    Of two answers the fast one is the first and the slow one the second. A fast completion of the form "twice" is well
+    formed if it is one closed answer and nothing else.
+
+    Args:
+        completion: text, prefilled part included.
+        mode: "slow" or "fast".
+        form: "once" or "twice".
+    """
+    if form == ONCE:
+        return parse(completion)
+    both = parse_twice(completion)
+    if mode == ThinkingMode.SLOW:
+        return Parsed(both.reasoning, ", ".join(both.final), both.final, both.well_formed)
+    tags = [tag.group() for tag in _TAG.finditer(completion)]
+    outside = completion[: completion.find("<answer>")] + completion[first_answer_end(completion) or 0 :]
+    return Parsed("", ", ".join(both.first), both.first, tags == _STRICT_TAGS[:2] and not outside.strip())

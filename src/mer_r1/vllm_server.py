@@ -1,0 +1,139 @@
+"""Sampling from a vLLM server: the request that makes a server read exactly our frames and our sound.
+
+A server decodes what it is sent. So a clip goes as the frames that training sees, each a PNG (vLLM reads a series of
+pictures as a video and loses nothing), with their true rate, and as the waveform in 32-bit floats. The prompt is the
+server's chat template on our question; the tokens that it arrives at come back and are held against ours by whoever
+asks. Weights reach a server by TRL's own way; the confidences are the policy's (`rollout.rescore`), because a server
+cannot be asked for text behind sampled tokens as they stand.
+
+Start it on a whole checkpoint of the same model, with what TRL asks for:
+`VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen2.5-Omni-7B --weight-transfer-config '{"backend": "nccl"}'
+--logprobs-mode processed_logprobs --limit-mm-per-prompt '{"audio": 1, "video": 1}'`.
+"""
+
+import base64
+import io
+import json
+import struct
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mer_r1.errors import UserError
+from mer_r1.inputs import plain_text
+from mer_r1.model import Omni
+from mer_r1.rollout import Sampling
+from mer_r1.thinking import question
+from mer_r1.vllm_generation import BANNED, Asked, Completion, Sampled
+
+AT_ONCE = 16
+"""Requests that a process has under way."""
+
+
+class Served:
+    """A vLLM server.
+
+    Args:
+        base_url: where it listens, without a path.
+        timeout: seconds that one request may take.
+
+    Raises:
+        UserError: nothing answers there.
+    """
+
+    def __init__(self, base_url: str, timeout: float = 600.0) -> None:
+        self.base_url, self.timeout = base_url.rstrip("/"), timeout
+        if not self.base_url.startswith(("http://", "https://")):
+            raise UserError(f"vllm_server_base_url: expected http://HOST:PORT, got {base_url!r}")
+        self.model = self._send("/v1/models")["data"][0]["id"]
+
+    def sample(self, asked: Sequence[Asked], num_generations: int, sampling: Sampling, omni: Omni) -> Sampled:
+        """See `Engine.sample`.
+
+        Raises:
+            UserError: the server refuses a request.
+        """
+        greedy = sampling.temperature == 0
+        common = {
+            "model": self.model,
+            "n": 1 if greedy else num_generations,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+            "seed": sampling.seed,
+            "logprobs": True,
+            "top_logprobs": 0,
+            "stop_token_ids": omni.eos_ids,
+            "logit_bias": {str(token): BANNED for token in omni.forbidden_ids},
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+        }
+        bodies = [common | body_of(one, omni) for one in asked]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            replies = list(pool.map(lambda body: self._send("/v1/chat/completions", body), bodies))
+        return [_sampled(reply, num_generations if greedy else 1) for reply in replies]
+
+    def _send(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # http or https, checked above
+            self.base_url + path, content, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return dict(json.load(reply))
+        except urllib.error.HTTPError as error:
+            said = " ".join(error.read().decode("utf-8", "replace").split())[:300]
+            raise UserError(f"the vLLM server at {self.base_url} refuses {path}: {error.code}, {said}") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"the vLLM server at {self.base_url} does not answer {path}: {error}") from error
+
+
+def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
+    """The part of a request that is about its clip: `messages`, and `mm_processor_kwargs` where there is a video."""
+    data = asked.request.get("multi_modal_data", {})
+    parts: list[dict[str, Any]] = []
+    if "video" in data:
+        frames = ",".join(base64.b64encode(_png(frame)).decode() for frame in data["video"])
+        parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
+    if "audio" in data:
+        sound = base64.b64encode(_wav(*data["audio"])).decode()
+        parts.append({"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}})
+    text = plain_text(omni, question(asked.clip.subtitle, omni.settings.question))
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
+    how = asked.request.get("mm_processor_kwargs")
+    return body | ({"mm_processor_kwargs": how} if how else {})
+
+
+def _sampled(reply: dict[str, Any], copies: int) -> tuple[list[int], list[Completion]]:
+    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+    completions = [
+        Completion(list(choice["token_ids"]), [step["logprob"] for step in choice["logprobs"]["content"]])
+        for choice in choices
+    ]
+    for completion in completions:
+        if len(completion.ids) != len(completion.logps):
+            raise UserError(
+                f"the vLLM server gave {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
+            )
+    return list(reply["prompt_token_ids"]), completions * copies
+
+
+def _png(frame: np.ndarray) -> bytes:
+    """One frame (H, W, 3) uint8 as a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
+    """A mono sound as a WAV file of 32-bit floats, which loses nothing."""
+    samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, sampling_rate, 4 * sampling_rate, 4, 32)
+    chunk = struct.pack("<4sI", b"data", len(samples)) + samples
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(chunk), b"WAVE") + form + chunk

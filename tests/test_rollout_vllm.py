@@ -1,0 +1,505 @@
+"""Rollouts through vLLM's interface: the numbers of the ordinary path, with the same tokens.
+
+vLLM is not installed here. `fake_vllm` has its signatures and runs the tiny policy underneath.
+"""
+
+import base64
+import io
+import json
+import logging
+import os
+import sys
+import threading
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import fake_vllm
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from test_rollout import plain_logits
+
+from mer_r1 import rollout_vllm, vllm_generation
+from mer_r1.anchors import category_tokens
+from mer_r1.config import RLRecipe, read_recipe
+from mer_r1.data import read_manifest
+from mer_r1.errors import UserError
+from mer_r1.features import FeatureCache
+from mer_r1.inputs import encode_prompt
+from mer_r1.model import load
+from mer_r1.rollout import Sampling, fast_prompt, rollout
+from mer_r1.rollout_vllm import VllmRollouts, request_of
+from mer_r1.taxonomy import builtin
+from mer_r1.thinking import FAST_PREFILL, question
+from mer_r1.train import LANGUAGE_MODEL_LAYERS, run_rl
+from mer_r1.trainer import MERR1Trainer
+from mer_r1.vllm_engine import start, unexpanded, weight_name
+from mer_r1.vllm_generation import BANNED, Asked, Colocated, Completion, OmniGeneration
+from mer_r1.vllm_server import Served
+
+GROUP = 2
+CLOSE = {"atol": 2e-6, "rtol": 0}
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    module = fake_vllm.module()
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what an engine's start leaves there is taken back
+        del os.environ[name]
+    yield module
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def clips(corpus):
+    """Picture and sound, picture only, sound only, sound in a file of its own."""
+    return read_manifest(corpus)[:4]
+
+
+@pytest.fixture(scope="module")
+def prompts(taught, clips, tmp_path_factory):
+    cache = FeatureCache(taught, tmp_path_factory.mktemp("features"))
+    cache.build(clips, workers=0)
+    return [encode_prompt(taught, question(clip.subtitle, taught.settings.question), cache.get(clip)) for clip in clips]
+
+
+@pytest.fixture(scope="module")
+def tokens(taught):
+    return category_tokens(builtin(), taught.tokenizer)[0]
+
+
+@pytest.fixture
+def sampler(vllm, taught, taught_folder, clips):
+    """The engine with the policy's weights, as a trainer would have it after its first sync."""
+    module, llm = start(str(taught_folder), "a test")
+    generation = SimpleNamespace(vllm=module, llm=llm, awake=nullcontext)
+    return VllmRollouts(taught, clips, generation, Colocated(generation))
+
+
+def both(sampler, taught, prompts, sampling, **kwargs):
+    """The ordinary rollouts, and the engine's with the same tokens."""
+    ordinary = rollout(taught, prompts, GROUP, sampling, **kwargs)
+    fake_vllm.LLM.script = [ordinary.completion_ids]
+    return ordinary, sampler.about(range(len(prompts)))(taught, prompts, GROUP, sampling, **kwargs)
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("way", "at_most"), [("engine", 128), ("engine", 30), ("policy", 128)])
+def test_confidences_equal_those_of_the_ordinary_path(sampler, taught, prompts, tokens, way, at_most, monkeypatch):
+    for module in (vllm_generation, rollout_vllm):
+        monkeypatch.setattr(module, "MOST_TOKEN_IDS", at_most)
+    sampler.confidences = way
+    ordinary, ours = both(sampler, taught, prompts, Sampling(24, 1.0, seed=3), tokens=tokens, fast=True)
+    assert ours.completion_ids == ordinary.completion_ids
+    assert ours.anchor_rollout.tolist() == ordinary.anchor_rollout.tolist() != []
+    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
+    torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
+    assert (ours.slow - ours.fast).abs().max() > 1e-3, "the reasoning makes a difference, or this test shows nothing"
+    scored = [call for call in sampler.generation.llm.parameters if isinstance(call, list)]
+    assert len(scored) == (2 if way == "engine" else 0), "one call for the slow contexts, one for the fast"
+    anchors, distinct = len(ordinary.anchor_rollout), len(tokens.token_ids.unique())
+    assert [len(call) for call in scored] == [anchors * -(-distinct // at_most)] * len(scored)
+    asked = {token for call in scored for one in call for token in one.logprob_token_ids}
+    assert asked == (set(tokens.token_ids.tolist()) if way == "engine" else set())
+
+
+def test_log_probabilities_are_those_of_the_draw(sampler, taught, prompts):
+    """The engine's are normalised over what may be sampled, ours over everything: they differ by exactly that."""
+    sampling = Sampling(12, 0.8, seed=1)
+    ordinary, ours = both(sampler, taught, prompts, sampling)
+    for row, ids in enumerate(ordinary.completion_ids):
+        logits = plain_logits(taught, prompts[row // GROUP], ids)[: len(ids)] / sampling.temperature
+        allowed = logits.index_fill(1, torch.tensor(taught.forbidden_ids), -torch.inf)
+        banned = torch.logsumexp(logits, -1) - torch.logsumexp(allowed, -1)
+        found = torch.tensor(ours.logps[row]) - torch.tensor(ordinary.logps[row])
+        torch.testing.assert_close(found, banned, atol=2e-5, rtol=0)
+        assert banned.max() > 1e-4, "something is banned, or this test shows nothing"
+
+
+def test_greedy_is_asked_for_once_and_counts_for_the_group(sampler, taught, prompts, tokens):
+    asked = {"tokens": tokens, "fast": True}
+    ordinary = rollout(taught, prompts, GROUP, Sampling(16, 0.0), **asked)
+    ours = sampler.about(range(len(prompts)))(taught, prompts, GROUP, Sampling(16, 0.0), **asked)
+    assert ours.completion_ids == ordinary.completion_ids
+    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
+    torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
+    assert sampler.generation.llm.parameters[0].n == 1
+
+
+def test_sampled_tokens_are_drawn_as_asked(sampler, taught, prompts):
+    drawn = sampler.about(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, seed=4))
+    (chosen,) = sampler.generation.llm.parameters
+    assert (chosen.n, chosen.temperature, chosen.top_p, chosen.max_tokens, chosen.seed) == (GROUP, 1.3, 0.9, 9, 4)
+    assert chosen.logit_bias == dict.fromkeys(taught.forbidden_ids, BANNED)
+    assert set(chosen.stop_token_ids) == set(taught.eos_ids)
+    assert len(drawn.completion_ids) == len(drawn.logps) == GROUP * len(prompts)
+    assert all(len(ids) == len(logps) <= 9 for ids, logps in zip(drawn.completion_ids, drawn.logps, strict=True))
+    assert drawn.slow is drawn.fast is None
+    assert drawn.seconds.keys() == {"media", "decode"}
+
+
+def test_fast_rollouts_go_on_from_their_prefill(sampler, taught, prompts, tokens):
+    asked = [fast_prompt(taught, prompt) for prompt in prompts]
+    ordinary, ours = both(sampler, taught, asked, Sampling(12, 1.0, seed=5), tokens=tokens, prefilled=FAST_PREFILL)
+    assert ours.anchor_rollout.tolist() == ordinary.anchor_rollout.tolist() != []
+    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
+    assert ours.fast is ordinary.fast is None
+
+
+def test_auto_asks_the_engine_where_few_requests_suffice(sampler, taught, prompts, tokens, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    needed = -(-len(tokens.token_ids.unique()) // 10)
+    monkeypatch.setattr(rollout_vllm, "MOST_TOKEN_IDS", 10)
+    for most, chosen in ((needed, "asked of vLLM"), (needed - 1, "from the policy's own pass")):
+        monkeypatch.setattr(rollout_vllm, "MOST_REQUESTS", most)
+        sampler._told = False
+        assert sampler._by_engine(tokens) == (chosen == "asked of vLLM")
+        assert f"confidences: {chosen}" in caplog.text.splitlines()[-1]
+
+
+def test_answers_without_words_are_not_asked_about(sampler, taught, prompts, tokens):
+    _, ours = both(sampler, taught, prompts, Sampling(2, 1.0, seed=0), tokens=tokens, fast=True)
+    assert ours.slow.shape == ours.fast.shape == (0, tokens.num_categories)
+    assert len(sampler.generation.llm.requests) == 1
+
+
+def test_where_only_a_server_samples_the_policy_gives_the_confidences(sampler, taught, prompts, tokens, clips):
+    class Elsewhere:
+        def sample(self, asked, num_generations, sampling, omni):
+            assert [one.clip for one in asked] == clips
+            rows = iter(ordinary.completion_ids)
+            group = [[Completion(next(rows), [0.0]) for _ in range(num_generations)] for _ in asked]
+            return [(prompt.input_ids.tolist(), some) for prompt, some in zip(prompts, group, strict=True)]
+
+    asked = {"tokens": tokens, "fast": True}
+    ordinary = rollout(taught, prompts, GROUP, Sampling(24, 1.0, seed=3), **asked)
+    served = VllmRollouts(taught, clips, sampler.generation, Elsewhere(), "engine")
+    ours = served.about(range(len(prompts)))(taught, prompts, GROUP, Sampling(24), **asked)
+    assert ours.completion_ids == ordinary.completion_ids
+    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
+    torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
+    assert sampler.generation.llm.requests == []
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_requests_are_unexpanded_and_carry_what_the_processor_would_get_wrong(taught, prompts, clips):
+    both_channels, silent, heard, _ = (request_of(taught, *pair) for pair in zip(prompts, clips, strict=True))
+    marks = [taught.processor.video_token, taught.processor.audio_token]
+    texts = [taught.tokenizer.decode(one["prompt_token_ids"]) for one in (both_channels, silent, heard)]
+    assert [[text.count(mark) for mark in marks] for text in texts] == [[1, 1], [1, 0], [0, 1]]
+    assert len(prompts[0].input_ids) > len(both_channels["prompt_token_ids"])
+    how = both_channels["mm_processor_kwargs"]
+    temporal = taught.processor.video_processor.temporal_patch_size
+    assert temporal / how["fps"] == pytest.approx(float(prompts[0].media["video_second_per_grid"]))
+    assert how["size"] == dict(taught.processor.video_processor.size)
+    assert how["do_sample_frames"] is False
+    assert "mm_processor_kwargs" not in heard
+    names = [uuid for one in (both_channels, silent, heard) for (uuid,) in one["multi_modal_uuids"].values()]
+    assert len(set(names)) == 4
+
+
+def test_a_prompt_that_was_read_otherwise_is_not_trained_on(sampler, taught, prompts, vllm):
+    vllm.LLM.faults = {"expanded twice"}
+    videos, sounds = (prompts[0].input_ids.tolist().count(token) for token in rollout_vllm.placeholders(taught))
+    told = rf"clip-0: vLLM read another prompt.*: {2 * videos} video tokens, expected {videos}; {2 * sounds} audio"
+    with pytest.raises(UserError, match=told):
+        sampler.about([0])(taught, prompts[:1], GROUP, Sampling(2, 1.0))
+
+
+def test_the_frame_size_of_the_checkpoint_is_needed(sampler, taught, prompts, clips, monkeypatch):
+    """Without it the processor takes its class's own: another number of tokens, which is noticed."""
+    asked = request_of(taught, prompts[0], clips[0])
+    asked["mm_processor_kwargs"].pop("size")
+    monkeypatch.setattr(rollout_vllm, "request_of", lambda *_: asked)
+    with pytest.raises(UserError, match="video tokens, expected"):
+        sampler.about([0])(taught, prompts[:1], GROUP, Sampling(2, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [([], []), ([1, 2], [1, 2]), ([9, 9, 1, 9], [9, 1, 9]), ([9, 8, 8, 9], [9, 8, 9]), ([1, 1, 9, 9], [1, 1, 9])],
+)
+def test_unexpanded(ids, expected):
+    assert unexpanded(ids, {8, 9}) == expected
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def generation_of(model, name, **changes):
+    model.name_or_path = str(name)
+    place = SimpleNamespace(
+        process_index=0, local_process_index=0, num_processes=1, mixed_precision="no", wait_for_everyone=lambda: None,
+        state=SimpleNamespace(fsdp_plugin=None, deepspeed_plugin=None), device=torch.device("cpu"),
+        distributed_type="NO",
+    )  # fmt: skip
+    return OmniGeneration(model=model, accelerator=place, processing_class=None, **changes)
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.named_parameters()}
+
+
+def test_the_engine_has_the_towers_and_gets_the_language_model_each_time(vllm, taught_folder):
+    """The policy may hold no towers: with a complete feature cache, training loads none."""
+    omni = load(taught_folder)
+    ours = state_of(omni.model)
+    del omni.model.model.visual, omni.model.model.audio_tower
+    generation = generation_of(omni.model, taught_folder)
+    (llm,) = vllm.LLM.started
+    assert llm.options["dtype"] == "float32"
+    assert llm.options["logprobs_mode"] == "processed_logprobs"
+    for step in range(2):
+        with torch.no_grad():
+            omni.model.model.language_model.norm.weight += step
+        llm.model.loaded.clear()
+        generation.sync_weights()
+        assert set(llm.model.loaded) == {weight_name(name) for name, _ in omni.model.named_parameters()}
+        expected = ours | state_of(omni.model)
+        theirs = state_of(llm.model.thinker)
+        assert [name for name in theirs if not torch.equal(theirs[name], expected[name])] == []
+        assert llm.resets == step + 1, "what was computed under older weights is forgotten"
+
+
+def test_adapters_arrive_merged_and_stay_apart_here(vllm, taught_folder):
+    omni = load(taught_folder)
+    before = state_of(omni.model)
+    model = get_peft_model(omni.model, LoraConfig(r=2, target_modules=LANGUAGE_MODEL_LAYERS, init_lora_weights=False))
+    generation = generation_of(model, taught_folder)
+    generation.sync_weights()
+    (llm,) = vllm.LLM.started
+    found = state_of(llm.model.thinker)
+    changed = {name for name in before if not torch.equal(before[name], found[name])}
+    assert changed
+    assert all("language_model" in name and "_proj" in name for name in changed)
+    query = "model.language_model.layers.0.self_attn.q_proj"
+    layer = model.get_submodule(f"base_model.model.{query}")
+    expected = before[f"{query}.weight"] + layer.get_delta_weight("default")
+    torch.testing.assert_close(found[f"{query}.weight"], expected)
+    torch.testing.assert_close(layer.base_layer.weight, before[f"{query}.weight"])
+
+
+def test_an_engine_sleeps_between_rollouts_and_keeps_its_towers(vllm, taught_folder):
+    omni = load(taught_folder)
+    generation = generation_of(omni.model, taught_folder, enable_sleep_mode=True)
+    (llm,) = vllm.LLM.started
+    for synced in (True, False):
+        if synced:
+            generation.sync_weights()
+        with generation.awake():
+            pass
+    weights, cache = ("wake", ["weights"]), ("wake", ["kv_cache"])
+    assert llm.asleep == [weights, cache, ("sleep", 1), ("wake", ["weights", "kv_cache"]), ("sleep", 1)]
+
+
+def test_names_that_no_thinker_has_are_refused():
+    with pytest.raises(ValueError, match=r"talker\.x is no weight of an omni thinker"):
+        weight_name("talker.x")
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def rl(corpus, folder, out, *changes):
+    words = [
+        "use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1",
+        "save_strategy=no", "max_steps=2", "per_device_train_batch_size=8", "num_generations=4", "learning_rate=1e-3",
+        "max_completion_length=24", f"manifest={corpus}", f"model={folder}", f"output_dir={out}",
+        f"features_dir={out.parent / 'features'}", *changes,
+    ]  # fmt: skip
+    return read_recipe(RLRecipe, None, words)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What every step of a run sampled, rewarded, and made of it."""
+    steps = []
+    original = MERR1Trainer._generate_and_score_completions
+
+    def watch(self, inputs):
+        output = original(self, inputs)
+        steps.append((self._rollouts, self._rewards.clone(), output["advantages"].clone(), list(self._clips)))
+        return output
+
+    monkeypatch.setattr(MERR1Trainer, "_generate_and_score_completions", watch)
+    return steps
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_gives_the_same_rewards_confidences_and_advantages(vllm, watched, corpus, taught_folder, tmp_path):
+    """Two steps, the same tokens: the second step's confidences say that the first one's update has arrived."""
+    run_rl(rl(corpus, taught_folder, tmp_path / "hf"))
+    ordinary = list(watched)
+    watched.clear()
+    vllm.LLM.script = [step[0].completion_ids for step in ordinary]
+    alike = ["rollouts=vllm", "vllm_importance_sampling_correction=false"]
+    run_rl(rl(corpus, taught_folder, tmp_path / "vllm", *alike))
+    assert len(ordinary) == len(watched) == 2
+    # Rounding of the first step's confidences goes through an update of Adam before the second step's.
+    for (a, rewards, advantages, clips), (b, *found), close in zip(ordinary, watched, (2e-6, 5e-4), strict=True):
+        assert found[2] == clips
+        assert a.completion_ids == b.completion_ids
+        torch.testing.assert_close(found[0], rewards, atol=0, rtol=0, equal_nan=True)
+        torch.testing.assert_close(b.slow, a.slow, atol=close, rtol=0)
+        torch.testing.assert_close(b.fast, a.fast, atol=close, rtol=0)
+        torch.testing.assert_close(found[1], advantages, atol=5e-3, rtol=0)
+    assert (ordinary[0][2] != 0).any(), "something to learn, or this test shows nothing"
+    before, after = (step[0] for step in watched)
+    assert before.seconds.keys() == after.seconds.keys() == {"media", "decode", "slow", "fast"}
+
+
+def test_the_gap_is_logged_and_each_token_is_weighed_by_the_truncated_ratio(
+    vllm, watched, corpus, taught_folder, tmp_path, monkeypatch
+):
+    seen = []
+    original = MERR1Trainer._compute_loss
+
+    def watch(self, model, inputs):
+        seen.append(inputs)
+        return original(self, model, inputs)
+
+    monkeypatch.setattr(MERR1Trainer, "_compute_loss", watch)
+    out = tmp_path / "out"
+    run_rl(rl(corpus, taught_folder, out, "rollouts=vllm", "vllm_importance_sampling_clip_max=0.999"))
+    first, second = (line for line in logged(out) if "loss" in line)
+    gap = "sampling/sampling_logp_difference/mean"
+    assert 0 < first[gap] < 0.05
+    assert 0 < second[gap] < 0.05, "the engine follows the policy"
+    ratio = seen[0]["importance_sampling_ratio"]
+    assert ratio.shape == seen[0]["completion_ids"].shape, "a token's own, not a rollout's"
+    assert ratio.max() == pytest.approx(0.999)
+    assert first["sampling/importance_sampling_ratio/max"] == pytest.approx(0.999)
+
+
+def test_weights_that_do_not_arrive_show_in_the_gap(vllm, watched, corpus, taught_folder, tmp_path):
+    vllm.LLM.faults = {"language model"}
+    out = tmp_path / "out"
+    run_rl(rl(corpus, taught_folder, out, "rollouts=vllm", "max_steps=1"))
+    (line,) = (line for line in logged(out) if "loss" in line)
+    assert line["sampling/sampling_logp_difference/mean"] > 1
+
+
+# --- said in one line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["rollouts=sglang"], "rollouts must be hf or vllm, got 'sglang'"),
+        (["vllm_mode=remote"], "vllm_mode must be colocate or server"),
+        (["vllm_confidences=none"], "vllm_confidences must be auto or engine or policy"),
+        (["use_vllm=true"], "takes images only: say rollouts=vllm"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(changes, told, corpus, tmp_path):
+    with pytest.raises(UserError, match=told):
+        rl(corpus, "m", tmp_path / "out", *changes)
+
+
+def test_without_vllm_one_line_says_what_to_install(monkeypatch, corpus, taught_folder, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"^rollouts=vllm needs the package vllm .*pip install vllm$"):
+        run_rl(rl(corpus, taught_folder, tmp_path / "out", "rollouts=vllm"))
+    assert not (tmp_path / "features").exists(), "before any clip is decoded"
+
+
+def test_one_engine_runs_on_each_gpu(vllm, corpus, taught_folder, tmp_path):
+    with pytest.raises(UserError, match=r"vllm_tensor_parallel_size.*expected 1"):
+        run_rl(rl(corpus, taught_folder, tmp_path / "out", "rollouts=vllm", "vllm_tensor_parallel_size=2"))
+
+
+# --- a server ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(taught):
+    """Answers as `vllm serve` does (fields as TRL 1.16's client reads them); keeps what it was asked."""
+    asked, refuse = [], []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.reply({"data": [{"id": "served"}]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, body))
+            if refuse:
+                self.send_error(400, refuse[0])
+                return
+            steps = [{"token": "token_id:5", "logprob": -0.5}, {"token": "token_id:6", "logprob": -0.25}]
+            choices = [
+                {"index": index, "token_ids": [5 + index, 6], "logprobs": {"content": steps}}
+                for index in reversed(range(body["n"]))
+            ]
+            self.reply({"prompt_token_ids": [1, 2, 3], "choices": choices})
+
+        def reply(self, content):
+            data = json.dumps(content).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{http.server_port}", asked=asked, refuse=refuse)
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, clips):
+    asked = [Asked(clip, request_of(taught, prompt, clip)) for prompt, clip in zip(prompts, clips, strict=True)]
+    sampled = Served(server.url).sample(asked[:1], GROUP, Sampling(7, 0.9, seed=2), taught)
+    ((ids, (one, two)),) = sampled
+    assert (ids, one.ids, two.ids, one.logps) == ([1, 2, 3], [5, 6], [6, 6], [-0.5, -0.25])
+    ((path, body),) = server.asked
+    assert path == "/v1/chat/completions"
+    chosen = {name: body[name] for name in ("model", "n", "temperature", "max_tokens", "seed", "return_token_ids")}
+    expected = ("served", GROUP, 0.9, 7, 2, True)
+    assert tuple(chosen.values()) == expected
+    assert body["mm_processor_kwargs"] == asked[0].request["mm_processor_kwargs"]
+    video, sound, text = body["messages"][0]["content"]
+    frames = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
+    decoded = np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(frame)))) for frame in frames])
+    assert np.array_equal(decoded, asked[0].request["multi_modal_data"]["video"])
+    wav = base64.b64decode(sound["input_audio"]["data"])
+    waveform, rate = asked[0].request["multi_modal_data"]["audio"]
+    assert (wav[:4], wav[8:16], int.from_bytes(wav[24:28], "little")) == (b"RIFF", b"WAVEfmt ", rate)
+    assert np.array_equal(np.frombuffer(wav[44:], "<f4"), waveform)
+    assert text["text"] == question(clips[0].subtitle, taught.settings.question)
+
+
+def test_a_float_wav_is_read_back_by_ffmpeg(taught, prompts, clips, tmp_path):
+    from mer_r1.media import read_media
+    from mer_r1.vllm_server import _wav
+
+    waveform = request_of(taught, prompts[0], clips[0])["multi_modal_data"]["audio"][0]
+    (tmp_path / "a.wav").write_bytes(_wav(waveform, 16000))
+    found = read_media(None, tmp_path / "a.wav").waveform
+    np.testing.assert_allclose(found, waveform, atol=1e-6)
+
+
+def test_what_a_server_does_not_take_is_said(server, taught, prompts, clips):
+    asked = [Asked(clips[0], request_of(taught, prompts[0], clips[0]))]
+    server.refuse.append("audio is too loud")
+    with pytest.raises(UserError, match=r"refuses /v1/chat/completions: 400, .*audio is too loud"):
+        Served(server.url).sample(asked, GROUP, Sampling(2), taught)
+    with pytest.raises(UserError, match="does not answer /v1/models"):
+        Served("http://127.0.0.1:1")
+    with pytest.raises(UserError, match="expected http://HOST:PORT"):
+        Served("localhost:8000")

