@@ -1,9 +1,10 @@
-"""Running jobs side by side, each a process of one thread, so that being killed costs little.
+"""Running jobs side by side, each a process of its own, so that being killed costs little.
 
-A finished job leaves `done.json` (command, commit, versions, seconds) in its folder; without it the job is run again,
-and the training commands go on from their last checkpoint. While a job runs, its process holds a lock on `job.lock`.
-The lock outlives whoever started the process: after ``kill -9`` of a study its orphans finish in peace, and a second
-study on the same folder takes other jobs meanwhile.
+Each has one thread, but for those that take the whole machine (`Job.alone`). A finished job leaves `done.json`
+(command, commit, versions, seconds) in its folder; without it the job is run again, and the training commands go on
+from their last checkpoint. While a job runs, its process holds a lock on `job.lock`. The lock outlives whoever started
+the process: after ``kill -9`` of a study its orphans finish in peace, and a second study on the same folder takes other
+jobs meanwhile.
 """
 
 import json
@@ -112,8 +113,10 @@ def _start(job: Job, out: Path) -> _Running | None:
     if is_done(out, job):  # by another study, just now
         lock.close()
         return None
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    if not job.alone:
+        environment["OMP_NUM_THREADS"] = "1"
     with (folder / CONSOLE).open("ab") as console:
         process = subprocess.Popen(
             [sys.executable, "-m", job.module, *job.arguments],
