@@ -226,7 +226,7 @@ def test_a_checkpoint_that_is_not_there(stages, corpus, tmp_path):
 
 def test_a_build_that_was_killed_does_not_train_its_towers_again(stages, corpus, tmp_path, monkeypatch):
     shutil.copytree(stages.out / "base" / "towers", tmp_path / "towers")
-    monkeypatch.setattr(build, "train_ears", lambda *_: pytest.fail("the ears were trained before"))
+    monkeypatch.setattr(build, "_made", lambda *_: pytest.fail("eyes and ears were trained before"))
     run_build(recipe(BuildRecipe, corpus, tmp_path, "max_steps=1", "resume_from_checkpoint=true"))
 
 

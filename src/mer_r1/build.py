@@ -1,7 +1,7 @@
 """The base stage of the tiny policy: make it, let it see, hear and read, then meet clips. Stands for a pretraining.
 
 After it the policy can describe a clip and answer directly, with broad and noisy labels, and knows no reasoning: what
-Qwen2.5-Omni brings along. The towers and the reading come first (`pretrain`), each as fast as one core can.
+Qwen2.5-Omni brings along. The towers and the reading come first (`pretrain`), side by side.
 """
 
 import logging
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.trainer_utils import set_seed
 
 from mer_r1.config import BuildRecipe
@@ -27,6 +28,9 @@ from mer_r1.thinking import describe_question, format_completion, question, rema
 from mer_r1.train import NO_CLIP, Callbacks, select_clips, supervise
 
 logger = logging.getLogger(__name__)
+
+Learned = tuple[dict[str, Any], float]
+"""Weights of a tower, and the last loss."""
 
 
 def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
@@ -47,27 +51,24 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     if (folder / SETTINGS_FILE).is_file():
         return load(folder)
     omni = _made(recipe, clips)
-    rate, seed = recipe.towers_learning_rate, recipe.seed
     blank = folder.with_name("untrained")
     omni.save(blank)
-    # Small matrices gain nothing from a second thread: the eyes learn in one process while the ears learn in another.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        eyes = pool.submit(_learn_to_see, blank, recipe) if recipe.eyes_stills else None
-        if recipe.ears_sounds:
-            with _half_the_cores():
-                workers = 1 if eyes else recipe.decode_workers
-                heard = train_ears(omni, recipe.ears_sounds, recipe.ears_steps, 3 * rate, seed, workers, progress)
-            logger.info("ears: loss %.3f", heard)
+    # Small matrices gain nothing from a second thread: eyes and ears learn in processes beside the reader.
+    lessons = {"visual": _learn_to_see} if recipe.eyes_stills else {}
+    lessons |= {"audio_tower": _learn_to_hear} if recipe.ears_sounds else {}
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        learning = {tower: pool.submit(lesson, blank, recipe) for tower, lesson in lessons.items()}
         if recipe.reading_steps:
             with _half_the_cores():
-                rows = [(row["asked"], row["target"]) for row in _told(recipe.remarks, seed)]
+                rows = [(row["asked"], row["target"]) for row in _told(recipe.remarks, recipe.seed)]
                 texts = list(zip(rows[::2], rows[1::2], strict=True))
-                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, seed, progress)
+                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, recipe.seed, progress)
             logger.info("reading: cross-entropy %.3f per token", read)
-        if eyes:
-            weights, seen = eyes.result()
-            omni.model.model.visual.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-            logger.info("eyes: loss %.3f", seen)
+        for tower, learned in learning.items():
+            weights, loss = learned.result()
+            module = getattr(omni.model.model, tower)
+            module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+            logger.info("%s: loss %.3f", tower, loss)
     omni.save(folder)
     return omni
 
@@ -92,12 +93,23 @@ def _told(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _learn_to_see(folder: Path, recipe: BuildRecipe) -> tuple[dict[str, Any], float]:
-    omni = load(folder)
+def _learn_to_see(folder: Path, recipe: BuildRecipe) -> Learned:
+    omni, rate = load(folder), recipe.towers_learning_rate
     with _half_the_cores():
-        rate, workers = recipe.towers_learning_rate, recipe.decode_workers
-        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, workers)
-    return {name: value.numpy() for name, value in omni.model.model.visual.state_dict().items()}, loss
+        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, recipe.decode_workers)
+    return _weights(omni.model.model.visual), loss
+
+
+def _learn_to_hear(folder: Path, recipe: BuildRecipe) -> Learned:
+    omni, rate = load(folder), 3 * recipe.towers_learning_rate
+    workers = 1 if recipe.eyes_stills else recipe.decode_workers
+    with _half_the_cores():
+        loss = train_ears(omni, recipe.ears_sounds, recipe.ears_steps, rate, recipe.seed, workers)
+    return _weights(omni.model.model.audio_tower), loss
+
+
+def _weights(module: nn.Module) -> dict[str, Any]:
+    return {name: value.numpy() for name, value in module.state_dict().items()}
 
 
 @contextmanager

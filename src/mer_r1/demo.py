@@ -32,8 +32,8 @@ CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
 class DemoSize:
     """How much of everything: clips of each split, and the length of the stages."""
 
-    train: int = 3600
-    val: int = 60
+    train: int = 3480  # 2,000 for the base, 600 for the cold start, 8 prompts for each of 110 steps of RL
+    val: int = 20
     test: int = 500
     build: tuple[str, ...] = ()
     sft: tuple[str, ...] = ()

@@ -124,10 +124,12 @@ def train_ears(
     """
     from mer_r1.scenes.sounds import MANNERS, draw_sounds
 
-    sounds = list(draw_sounds(count, seed, workers))
-    heard = [{"input_features": media_tensors(omni, Media(waveform=one.waveform))["input_features"]} for one in sounds]
-    words = _bags([one.description for one in sounds])
-    manners = torch.tensor([one.manner for one in sounds])
+    heard, descriptions, acted = [], [], []
+    for one in draw_sounds(count, seed, workers):
+        heard.append({"input_features": media_tensors(omni, Media(waveform=one.waveform))["input_features"]})
+        descriptions.append(one.description)
+        acted.append(one.manner)
+    words, manners = _bags(descriptions), torch.tensor(acted)
     share = words.mean(dim=0).clamp(0.01, 0.99)
     head = _linear(omni.model.config.text_config.hidden_size, words.shape[1] + len(MANNERS))
     head.bias.data[: words.shape[1]] = (share / (1 - share)).log()
