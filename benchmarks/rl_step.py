@@ -104,17 +104,19 @@ def measure(args, prompts: int, prompt_tokens: int) -> dict:
     median = {part: statistics.median(values) for part, values in seconds["ours"].items()}
     print("ours: " + ", ".join(f"{part} {value:.3f} s" for part, value in median.items()) + f"; peak {memory['ours']}")
     figures = {"lengths": vars(bench.lengths), "seconds": seconds, "memory": memory, "ratios": {}}
-    for name in names[1:]:
-        figures["ratios"][name] = {}
+    # What costs something is divided by what goes without it, what saves something the other way round.
+    pairs = [("ours", name) if name == "no calibration" else (name, "ours") for name in names[1:]]
+    if {"straightforward", "no packing"} <= set(names):  # what sampling alone saves: neither shares prompts in training
+        pairs.append(("straightforward", "no packing"))
+    for above, below in pairs:
+        ratios = figures["ratios"][f"{above} / {below}"] = {}
         for part in ("training", "step"):
-            # What costs something is divided by what goes without it, what saves something the other way round.
-            above, below = ("ours", name) if name == "no calibration" else (name, "ours")
             found = [x / y for x, y in zip(seconds[above][part], seconds[below][part], strict=True)]
             predicted = counted[above][part] / counted[below][part]
-            figures["ratios"][name][part] = {"measured": found, "predicted": predicted}
+            ratios[part] = {"measured": found, "predicted": predicted}
             share = f", {statistics.median(found) / predicted:.0%} of it" if predicted > 1.2 else ""
-            print(f"  {f'{above} / {below}':<24}{part:<9}{spread(found)}   predicted {predicted:.2f}{share}")
-        print(f"  {'':<24}peak memory {memory[name]}")
+            print(f"  {f'{above} / {below}':<30}{part:<9}{spread(found)}   predicted {predicted:.2f}{share}")
+    print("  peak memory: " + ", ".join(f"{name} {size}" for name, size in memory.items()))
     if args.peak_tflops:
         utilisation(bench, counted["ours"], median, args.peak_tflops)
     return figures
