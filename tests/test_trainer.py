@@ -206,11 +206,14 @@ def test_equal_rewards_are_warned_of_and_one_rollout_is_shown(checkpoint, tmp_pa
     assert "all rewards are equal in 100 % of the groups" in caplog.text
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path):
-    whole, _, _ = make_trainer(checkpoint, tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)
+@pytest.mark.parametrize("step", [2, 5, 7])
+def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path, step):
+    """Within the first epoch, and within later ones, whose order is another."""
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
+    whole, _, _ = make_trainer(checkpoint, tmp_path / "whole", **settings)
     whole.train()
-    resumed, _, _ = make_trainer(checkpoint, tmp_path / "resumed", max_steps=4, save_strategy="steps", save_steps=2)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    resumed, _, _ = make_trainer(checkpoint, tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=0, rtol=0, msg=name)
 

@@ -21,7 +21,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from mer_r1.advantages import MIN_SPREAD, group_spread
 from mer_r1.anchors import category_mask, category_tokens
@@ -40,6 +40,15 @@ logger = logging.getLogger(__name__)
 
 QUIET_SHARE = 0.5
 """Above this share of groups without any signal in a batch, training says so."""
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's, with the order of an epoch drawn from seed and epoch: a resumed run meets what it would have met."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch; TRL's own goes on drawing, and a resumed run would begin with the first order."""
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
@@ -206,6 +215,12 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._clips = inputs["clip_index"].tolist()
         return super()._compute_loss(model, inputs)
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        like = super()._get_train_sampler(dataset)
+        return EpochSampler(
+            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # TRL's, but where prompts are shared, it is whole groups that are shuffled before the batch is split.
