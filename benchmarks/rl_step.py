@@ -37,6 +37,7 @@ from tiny_world import WORDS, media
 
 from mer_r1 import rollout as rollout_module
 from mer_r1.anchors import answer_tokens
+from mer_r1.branches import backbone
 from mer_r1.calibration import Method, category_probabilities
 from mer_r1.config import RLRecipe
 from mer_r1.inputs import collate, embed, encode_media, encode_prompt, media_tensors
@@ -281,7 +282,7 @@ class SwitchedTrainer(MERR1Trainer):
         texts = [ids[a.start : a.anchors[-1]] for ids, a in zip(result.completion_ids, answers, strict=True)]
         batch = collate(asked, texts, self.omni.tokenizer.pad_token_id)
         with torch.no_grad():
-            output = rollout_module._backbone(model)(
+            output = backbone(model)(
                 inputs_embeds=embed(self.omni.model, batch["input_ids"].to(model.device), batch["media"]),
                 attention_mask=batch["attention_mask"].to(model.device),
                 position_ids=batch["position_ids"].to(model.device),

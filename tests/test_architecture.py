@@ -27,7 +27,7 @@ LEVELS = {
     # 3: the outside world
     **dict.fromkeys(("containers", "tracks", "media", "clips", "checks", "data", "scenes"), 3),
     **dict.fromkeys(("families", "thinker_config", "smollm2", "shapes", "model", "towers", "inputs", "features"), 3),
-    **dict.fromkeys(("packing", "packed_attention", "decode_cache", "fill", "config", "corpora"), 3),
+    **dict.fromkeys(("packing", "packed_attention", "decode_cache", "branches", "fill", "config", "corpora"), 3),
     # 4: procedures
     **dict.fromkeys(("anchors", "rollout", "answering", "trainer", "sft_trainer", "pretrain", "build", "train"), 4),
     **dict.fromkeys(("records", "predict", "auto", "auto_predict", "evaluate", "report", "study", "plan"), 4),

@@ -233,7 +233,7 @@ def test_nothing_of_a_sound_is_cut_off_here(omni):
 @given(st.lists(st.sampled_from([*SPELLED, "<|", "|>", "<", "|", ">", "VIDEO", " ", "naïve"]), max_size=8).map("".join))
 @settings(deadline=None, max_examples=60)
 def test_no_text_can_pose_as_a_special_token(omni, text):
-    special = set(omni.tokenizer.all_special_ids) | set(omni.tokenizer.added_tokens_decoder)
+    special = set(omni.special_tokens)
 
     def specials(asked):
         return [token for token in encode_prompt(omni, asked, {}).input_ids.tolist() if token in special]

@@ -78,7 +78,7 @@ def test_no_special_token_is_ever_sampled(omni, taught):
     """An untrained model at a high temperature would sample them all."""
     prompt = encode_prompt(omni, "What?", entry(omni, media(2.0, 0)))
     drawn = rollout(omni, [prompt], 64, Sampling(24, 50.0, seed=0)).completion_ids
-    special = set(omni.tokenizer.all_special_ids) | set(omni.tokenizer.added_tokens_decoder)
+    special = set(omni.special_tokens)
     for ids in drawn:
         assert not set(ids[:-1]) & special
         assert ids[-1] not in special - set(omni.eos_ids)
@@ -313,14 +313,14 @@ def passes(taught):
 
 def test_a_group_shares_one_prefill_and_the_fast_confidence_is_one_short_pass(taught, prompts, tokens, passes):
     drawn = rollout(taught, prompts, GROUP, Sampling(24, 1.0, seed=3), tokens=tokens, fast=True)
-    rows, longest = len(prompts) * GROUP, max(len(ids) for ids in drawn.completion_ids)
+    longest = max(len(ids) for ids in drawn.completion_ids)
     width = max(len(prompt.input_ids) for prompt in prompts)
     assert passes[0] == (len(prompts), width), "each prompt once, not once a rollout"
-    assert passes[1:-1] == [(rows, 1)] * (longest - 1)
+    assert passes[1:-1] == [(len(prompts), GROUP)] * (longest - 1), "a token of every rollout, a row a prompt"
     head = len(taught.tokenizer(FAST_PREFILL)["input_ids"])
     answers = [answer_tokens(ids, taught.tokenizer) for ids in drawn.completion_ids]
     suffix = max(head + answer.anchors[-1] - answer.start for answer in answers if answer.anchors)
-    assert passes[-1] == (rows, suffix)
+    assert passes[-1] == (len(prompts), GROUP * suffix)
     assert suffix < width, "behind the prompt's keys and values, not with the prompt again"
 
 

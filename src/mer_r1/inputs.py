@@ -139,8 +139,8 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
 
 def plain_text(omni: Omni, text: str) -> str:
     """The text without special tokens: a subtitle that spells one must not become one."""
-    for token in omni.tokenizer.added_tokens_decoder.values():
-        text = text.replace(token.content, " ")
+    for token in omni.special_tokens.values():
+        text = text.replace(token, " ")
     return text
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AddedToken,
     AutoConfig,
     AutoProcessor,
     Qwen2Tokenizer,
@@ -29,6 +30,7 @@ from mer_r1.errors import UserError
 from mer_r1.families import FAMILIES, QWEN25, Family
 from mer_r1.media import MediaLimits
 from mer_r1.thinker_config import TinyConfig, chat_template, thinker_config
+from mer_r1.thinking import TAGS
 from mer_r1.towers import TowerWeights, bind, whole_state, without_towers
 
 SETTINGS_FILE = "mer_r1.json"
@@ -95,10 +97,16 @@ class Omni:
         return sorted({*listed, self.tokenizer.eos_token_id, self.tokenizer.convert_tokens_to_ids("<|im_end|>")})
 
     @property
+    def special_tokens(self) -> dict[int, str]:
+        """Tokens that are no text, by id. The tags of a completion are text, even where each is a token of its own."""
+        added = {index: token.content for index, token in self.tokenizer.added_tokens_decoder.items()}
+        special = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        return {index: text for index, text in (added | special).items() if text not in TAGS}
+
+    @property
     def forbidden_ids(self) -> list[int]:
         """Special tokens that must never be sampled: a media token in a completion breaks the positions."""
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        return sorted(special - set(self.eos_ids))
+        return sorted(set(self.special_tokens) - set(self.eos_ids))
 
     def towers(self) -> list[nn.Module]:
         """The vision and the audio tower, projections included."""
@@ -257,6 +265,9 @@ def _tiny_tokenizer(texts: Iterable[str], config: TinyConfig, family: Family) ->
         chat_template=chat_template(family),
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]}, replace_extra_special_tokens=False)
+    # One token each, as Qwen3's: in pieces, "<think>" and "<answer>" end in the same one, and a small cold start then
+    # teaches to reason behind either (docs/log.md).
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return tokenizer
 
 

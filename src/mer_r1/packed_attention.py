@@ -41,13 +41,9 @@ def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """
     implementation = str(model.config.get_text_config()._attn_implementation)
     names = ("input_ids", "labels", "position_ids")
-    if implementation == "sdpa":
-        return {name: batch[name] for name in names} | {"attention_mask": visible(batch["branches"]).unsqueeze(1)}
-    if implementation == "eager":  # it adds what it is given; booleans would be added as 0 and 1
-        seen = visible(batch["branches"]).unsqueeze(1)
-        added = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
-        added.masked_fill_(~seen, torch.finfo(model.dtype).min)
-        return {name: batch[name] for name in names} | {"attention_mask": added}
+    if takes_masks(implementation):
+        mask = as_mask(visible(batch["branches"]), implementation, model.dtype)
+        return {name: batch[name] for name in names} | {"attention_mask": mask}
     if "flash" in implementation and not flash_attn_supports_top_left_mask():
         _let_keys_be_gathered(implementation)
         real = batch["branches"] != PADDING
@@ -57,6 +53,29 @@ def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         "shared_prefixes=true works with the attention implementations sdpa, eager and flash_attention_2 or later; "
         f"this model runs {implementation}"
     )
+
+
+def takes_masks(implementation: str) -> bool:
+    """Whether an attention implementation can be told what each token sees."""
+    return implementation in ("sdpa", "eager")
+
+
+def as_mask(seen: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
+    """What each token sees, as the implementation wants it.
+
+    Args:
+        seen: (B, Q, K) booleans.
+        implementation: one that `takes_masks`.
+        dtype: of the model.
+
+    Returns:
+        (B, 1, Q, K).
+    """
+    if implementation == "sdpa":
+        return seen.unsqueeze(1)
+    # Eager attention adds what it is given; booleans would be added as 0 and 1.
+    added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return added.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def visible(branches: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Sampling: one prompt KV cache serves the fast confidence and all G rollouts.
 
-The prompt (by far the longest part at full size) is computed once per group. Its keys and values are then repeated for
-the G rollouts, sampled from token by token, cut back to the prompt, and used once more to score each rollout's own
-answer without its reasoning: a few tens of tokens a rollout, where a plain second forward would run the prompt again.
+The prompt (by far the longest part at full size) is computed once per group. The G rollouts are sampled token by token
+behind its keys and values (`branches`), which are then cut back to the prompt and used once more to score each
+rollout's own answer without its reasoning: a few tens of tokens, where a plain second forward would run the prompt too.
 The slow confidence costs the language-model head on the anchor positions only: the hidden states passed by anyway.
 
 Source: METHOD.md, "slow-fast confidence calibration"; ENGINE.md, "what the extra confidence has to cost".
@@ -18,11 +18,10 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache
 
 from mer_r1.anchors import AnswerTokens, answer_tokens
+from mer_r1.branches import Branches, backbone
 from mer_r1.calibration import CategoryTokens, category_probabilities
-from mer_r1.decode_cache import with_room
 from mer_r1.inputs import Prompt, collate, embedded
 from mer_r1.model import Omni
 from mer_r1.thinking import ThinkingMode, prefill
@@ -111,15 +110,9 @@ def rollout(
     model = model or omni.model
     clock = Clock()
     batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
-    output, cache = _prefill(model, batch)
-    cache.batch_repeat_interleave(num_generations)
-    cache = with_room(cache, sampling.max_new_tokens)
-    mask = batch["attention_mask"].to(model.device).repeat_interleave(num_generations, dim=0)
-    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
-    next_positions = next_positions.repeat_interleave(num_generations)
+    first_hidden, branches = _prefill(model, batch, prompts, num_generations, sampling.max_new_tokens)
     clock.lap("prefill")
-    first_hidden = output.repeat_interleave(num_generations, dim=0)
-    completion_ids, logps, hidden = _decode(omni, model, first_hidden, cache, mask, next_positions, sampling)
+    completion_ids, logps, hidden = _decode(omni, model, first_hidden, branches, sampling)
     result = Rollouts(completion_ids, logps, torch.empty(0, dtype=torch.long), seconds=clock.seconds)
     clock.lap("decode")
     if tokens is None:
@@ -130,9 +123,8 @@ def rollout(
     result.slow = category_probabilities(_head(model, hidden[result.anchor_rollout, positions]), tokens)
     clock.lap("slow")
     if fast:
-        if (generated := cache.get_seq_length() - mask.shape[1]) > 0:
-            cache.crop(-generated)
-        states = _fast_states(omni, model, completion_ids, answers, cache, mask, next_positions)
+        branches.forget()
+        states = _fast_states(omni, completion_ids, answers, branches)
         result.fast = category_probabilities(_head(model, states), tokens)
         clock.lap("fast")
     return result
@@ -165,25 +157,20 @@ def rescore(
     """
     model = model or omni.model
     batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
-    output, cache = _prefill(model, batch)
-    group = len(completion_ids) // len(prompts)
-    cache.batch_repeat_interleave(group)
-    mask = batch["attention_mask"].to(model.device).repeat_interleave(group, dim=0)
-    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
-    next_positions = next_positions.repeat_interleave(group)
     pairs = zip(completion_ids, answers, strict=True)
     before = [ids[: answer.anchors[-1]] if answer.anchors else [] for ids, answer in pairs]
-    hidden = output.repeat_interleave(group, dim=0).unsqueeze(1)
-    if longest := max(map(len, before)):
-        states = _continue(omni, model, before, cache, mask, next_positions)
-        cache.crop(-longest)
-        hidden = torch.cat([hidden, states], dim=1)
+    longest = max(map(len, before))
+    hidden, branches = _prefill(model, batch, prompts, len(completion_ids) // len(prompts), longest)
+    hidden = hidden.unsqueeze(1)
+    if longest:
+        hidden = torch.cat([hidden, _continue(omni, before, branches)], dim=1)
+        branches.forget()
     places = [(row, anchor) for row, answer in enumerate(answers) for anchor in answer.anchors]
     rows, columns = (torch.tensor([place[axis] for place in places], dtype=torch.long) for axis in (0, 1))
     slow = category_probabilities(_head(model, hidden[rows, columns]), tokens)
     if not fast:
         return slow, None
-    states = _fast_states(omni, model, completion_ids, list(answers), cache, mask, next_positions)
+    states = _fast_states(omni, completion_ids, list(answers), branches)
     return slow, category_probabilities(_head(model, states), tokens)
 
 
@@ -197,27 +184,22 @@ def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
     return prompt.extended(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
 
 
-def _prefill(model: Any, batch: dict[str, Any]) -> tuple[Tensor, DynamicCache]:
-    # Hidden state of each prompt's last token (B, D), and the keys and values of all.
-    ids = batch["input_ids"].to(model.device)
+def _prefill(
+    model: Any, batch: dict[str, Any], prompts: Sequence[Prompt], group: int, room: int
+) -> tuple[Tensor, Branches]:
+    # Hidden state of each rollout's prompt's last token (R, D), and what continues the prompts.
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     with embedded(model.get_base_model() if isinstance(model, PeftModel) else model, batch["media"]):
-        output = _backbone(model)(
-            input_ids=ids,
-            attention_mask=batch["attention_mask"].to(model.device),
-            position_ids=batch["position_ids"].to(model.device),
-            use_cache=True,
+        output = backbone(model)(
+            input_ids=ids, attention_mask=mask, position_ids=batch["position_ids"].to(model.device), use_cache=True
         )
-    return output.last_hidden_state[:, -1], output.past_key_values
+    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
+    branches = Branches(model, output.past_key_values, mask, next_positions, group, room)
+    return output.last_hidden_state[:, -1].repeat_interleave(group, dim=0), branches
 
 
 def _decode(
-    omni: Omni,
-    model: Any,
-    hidden: Tensor,
-    cache: DynamicCache,
-    mask: Tensor,
-    next_positions: Tensor,
-    sampling: Sampling,
+    omni: Omni, model: Any, hidden: Tensor, branches: Branches, sampling: Sampling
 ) -> tuple[list[list[int]], list[list[float]], Tensor]:
     # Token by token; hidden[r, t] is the state that predicts token t. Finished rows go on with padding until all are.
     generator = None
@@ -235,15 +217,7 @@ def _decode(
         done = done | torch.isin(token, eos)
         if bool(done.all()) or step + 1 == sampling.max_new_tokens:
             break
-        mask = torch.cat([mask, (~done).long().unsqueeze(1)], dim=1)
-        output = _backbone(model)(
-            inputs_embeds=model.get_input_embeddings()(drawn[-1]).unsqueeze(1),
-            attention_mask=mask,
-            position_ids=(next_positions + step).expand(3, -1).unsqueeze(-1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden = output.last_hidden_state[:, -1]
+        hidden = branches.run(drawn[-1].unsqueeze(1), ~done.unsqueeze(1))[:, 0]
     ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
     lengths = [next((i + 1 for i, token in enumerate(row) if token in omni.eos_ids), len(row)) for row in ids]
     return (
@@ -282,13 +256,7 @@ def _pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _fast_states(
-    omni: Omni,
-    model: Any,
-    completion_ids: list[list[int]],
-    answers: list[AnswerTokens],
-    cache: DynamicCache,
-    mask: Tensor,
-    next_positions: Tensor,
+    omni: Omni, completion_ids: list[list[int]], answers: list[AnswerTokens], branches: Branches
 ) -> Tensor:
     # The rollouts' answers behind an empty think, on the prompts' keys and values: the states before each anchor.
     head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
@@ -296,7 +264,7 @@ def _fast_states(
         head + (ids[answer.start : answer.anchors[-1]] if answer.anchors else [])
         for ids, answer in zip(completion_ids, answers, strict=True)
     ]
-    states = _continue(omni, model, suffixes, cache, mask, next_positions)
+    states = _continue(omni, suffixes, branches)
     index = [
         (row, len(head) + position - answer.start - 1)
         for row, answer in enumerate(answers)
@@ -307,28 +275,15 @@ def _fast_states(
     return states[rows, columns]
 
 
-def _continue(
-    omni: Omni, model: Any, texts: list[list[int]], cache: DynamicCache, mask: Tensor, next_positions: Tensor
-) -> Tensor:
-    # Hidden states (R, T, D) of one text behind each prompt, on the prompts' keys and values.
+def _continue(omni: Omni, texts: list[list[int]], branches: Branches) -> Tensor:
+    # Hidden states (R, T, D) of one text behind each prompt.
     length = max(len(text) for text in texts)
-    ids = torch.full((len(texts), length), omni.tokenizer.pad_token_id, device=model.device)
+    ids = torch.full((len(texts), length), omni.tokenizer.pad_token_id)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
-    lengths = torch.tensor([len(text) for text in texts], device=model.device)
-    steps = torch.arange(length, device=model.device)
-    output = _backbone(model)(
-        inputs_embeds=model.get_input_embeddings()(ids),
-        attention_mask=torch.cat([mask, (steps[None] < lengths[:, None]).long()], dim=1),
-        position_ids=(next_positions[:, None] + steps).expand(3, -1, -1),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return output.last_hidden_state
-
-
-def _backbone(model: Any) -> Any:
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
+    lengths = torch.tensor([len(text) for text in texts])
+    real = torch.arange(length) < lengths[:, None]
+    return branches.run(ids.to(omni.device), real.to(omni.device))
 
 
 def _head(model: Any, hidden: Tensor) -> Tensor:

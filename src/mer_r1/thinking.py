@@ -21,6 +21,8 @@ from mer_r1.errors import UserError
 logger = logging.getLogger(__name__)
 
 FAST_PREFILL = "<think></think><answer>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+"""The form of a completion, in this order."""
 MAX_SUBTITLE_CHARACTERS = 1000
 FULL_QUESTION = (
     "{subtitle} Which emotions does the person in this clip feel? Study the face, listen to the voice and weigh the "
@@ -32,7 +34,6 @@ DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
 REMARK_QUESTION = "{subtitle} What would people say?"
 
 _TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-_STRICT_TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 _PIECE = re.compile(r"[^,;\n\r/、，；]+")
 _WORD = re.compile(r"\S+")
 _WRAPPING = frozenset("[](){}<>【】「」『』《》\"'“”‘’`*_.。!！?？:：•-")
@@ -166,7 +167,7 @@ def subtitle_sentence(subtitle: str | None) -> str:
 
 
 def _well_formed(completion: str, tags: Sequence[re.Match[str]]) -> bool:
-    if [tag.group() for tag in tags] != _STRICT_TAGS:
+    if [tag.group() for tag in tags] != list(TAGS):
         return False
     think, _, answer, end = tags
     outside = completion[: think.start()] + completion[tags[1].end() : answer.start()] + completion[end.end() :]

@@ -3,8 +3,9 @@
 The cold start's *reasoning* does what careful annotators do: it names what is evident, mostly what is moderate, never
 what is faint; it weighs (a conflict between visible cues is named) and concludes with the careful labels. The base
 stage's *description* lists cues without a conclusion, its *broad labels* are many and partly wrong, and its *remark* is
-what people say of somebody in passing: what struck them, and what they take it for. All come from the observed cues
-only, so a text can be as wrong as its annotator: that noise is part of the world.
+what people say of somebody in passing: what struck them, and what they take it for. A label costs nothing, so many are
+given; who writes a sentence commits himself, so a remark concludes with as few words as a careful annotator's. All come
+from the observed cues only, so a text can be as wrong as its annotator: that noise is part of the world.
 """
 
 import json
@@ -49,7 +50,7 @@ def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Text
     careful = careful_labels(scene, rng)
     reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
     broad = broad_labels(scene, rng)
-    return Texts(reasoned, described, broad, careful, remark=reasoning(scene, broad, rng))
+    return Texts(reasoned, described, broad, careful, remark=reasoning(scene, careful_labels(scene, rng), rng))
 
 
 def careful_labels(scene: Scene, rng: np.random.Generator) -> list[str]:

@@ -20,8 +20,8 @@ from mer_r1.scenes.sentences import SPLITS, Split
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
-"""Raised whenever the same seed would give other clips."""
+FORMAT = 4
+"""Raised whenever the same seed would give other clips, or other rows."""
 DEFAULT_SPLITS: Mapping[str, float] = {"train": 0.8, "val": 0.06, "test": 0.14}
 RUN_FILE, MANIFEST = "scenes.json", "manifest.jsonl"
 _CHUNK = 4
