@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "mer_r1"
 
 LEVELS = {
     # 0: words
-    **dict.fromkeys(("errors", "wheel_tables", "taxonomy", "thinking", "twice"), 0),
+    **dict.fromkeys(("errors", "json_files", "wheel_tables", "taxonomy", "thinking", "twice"), 0),
     # 1: numbers from words
     **dict.fromkeys(("metrics", "rewards", "baselines", "bootstrap", "sentiment", "label_replies"), 1),
     # 2: numbers from tensors; knows no emotions

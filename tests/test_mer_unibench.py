@@ -555,7 +555,7 @@ def test_wrong_gold_is_named_with_its_line(tmp_path, rows, message):
 def test_gold_that_is_not_there_or_twice(tmp_path):
     with pytest.raises(UserError, match="no gold in it"):
         read_gold([tmp_path])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read"):
         read_gold([tmp_path / "meld.json"])
     with pytest.raises(UserError, match="expected one of"):
         read_gold([write(tmp_path / "unknown.json", {"a": "sad"})])
@@ -677,7 +677,7 @@ def test_predictions_in_two_places_or_in_none(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "a", "labels"', "meld.jsonl:1: expected a prediction as one JSON object"),
+        ('{"id": "a", "labels"', "meld.jsonl line 1: expected a prediction as one JSON object"),
         ("[1]", "expected a prediction as one JSON object"),
         ('{"labels": []}', "expected an id or name as text; the fields are labels"),
         ('{"id": "a", "mode": "medium", "labels": []}', "mode of 'a': expected 'slow', 'fast' or none"),

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.containers import shown
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 SPLITS = ("train", "val", "test")
 KEYS = ("id", "video", "audio", "subtitle", "labels", "reasoning", "split", "meta")

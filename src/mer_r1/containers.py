@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,6 @@ _TEXT_MARKS = (
 )
 
 _IN_MEMORY_BYTES = 32 * 2**20
-
-
-def shown(path: Path | str) -> str:
-    r"""A path as it may be printed: one line, valid UTF-8, whatever bytes its name holds.
-
-    >>> shown("a\nb\udcff.mp4")
-    'a\\nb\\udcff.mp4'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path))
 
 
 def local_file(path: Path | str) -> Path:

@@ -26,8 +26,8 @@ from mer_r1.benchmarks.mme.pictures import image_part, sound_part
 from mer_r1.chat import ChatPrompt, Reply
 from mer_r1.clip_models import answered, stamp_of, unanswered
 from mer_r1.clips import Clip
-from mer_r1.containers import MediaLimits, local_file, shown
-from mer_r1.errors import UserError
+from mer_r1.containers import MediaLimits, local_file
+from mer_r1.errors import UserError, shown
 from mer_r1.llm import Client
 from mer_r1.media import Media, read_media
 from mer_r1.records import Record

@@ -1,4 +1,6 @@
-"""The one exception that users are meant to see: an input they can put right."""
+"""The one exception that users are meant to see: an input they can put right. And how it names a file."""
+
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -6,3 +8,12 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+def shown(path: Path | str) -> str:
+    r"""A path as it may be printed: one line, valid UTF-8, whatever bytes its name holds.
+
+    >>> shown("a\nb\udcff.mp4")
+    'a\\nb\\udcff.mp4'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mer_r1.chat import OnReply, TextModel
 from mer_r1.errors import UserError
 from mer_r1.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
+from mer_r1.json_files import object_of, read_lines, read_object
 from mer_r1.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
@@ -51,9 +52,9 @@ def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
 
         rows = _rows_of_object(path, read_npz(path, _REFERENCE_ENTRY, allow_pickle=allow_pickle))
     elif path.suffix.lower() == ".json":
-        rows = _rows_of_object(path, _parsed(path, _text_of(path)))
+        rows = _rows_of_object(path, read_object(path))
     else:
-        rows = _rows_of_lines(path, _text_of(path))
+        rows = list(read_lines(path, _row))
     latest = {(row["id"], row.get("mode")): row for row in rows}
     if len(latest) < len(rows):
         logger.warning("%s: %d rows come again later; the last of each counts", path, len(rows) - len(latest))
@@ -198,22 +199,6 @@ def _sentiment_fields(found: Extracted, model: str | None) -> Row:
     }
 
 
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the predictions: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text (JSON lines, or JSON name -> text): {error}") from error
-
-
-def _parsed(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-
-
 def _rows_of_object(path: Path, content: Any) -> list[Row]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object, name -> text, got {type(content).__name__}")
@@ -223,29 +208,8 @@ def _rows_of_object(path: Path, content: Any) -> list[Row]:
     return [{"id": name, "completion": value} for name, value in content.items()]
 
 
-def _rows_of_lines(path: Path, text: str) -> list[Row]:
-    lines = text.split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(_row(line))
-        except UserError as error:
-            if number == len(lines):  # nothing ends this line: the writer was killed
-                logger.warning("%s: line %d was only half written and is dropped", path, number)
-                break
-            raise UserError(f"{path} line {number}: {error}") from error
-    return rows
-
-
-def _row(line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"expected a prediction as one JSON object, got {line[:60]!r}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"expected a prediction as one JSON object, got {row!r:.60}")
+def _row(line: bytes) -> Row:
+    row = object_of(line, "a prediction")
     name = next((row[field] for field in _ID_FIELDS if field in row), None)
     words = next((row[field] for field in _TEXT_FIELDS if field in row), None)
     if not isinstance(name, str):

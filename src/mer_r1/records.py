@@ -11,12 +11,13 @@ wheels apply to everything that was ever saved.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from mer_r1.errors import UserError
+from mer_r1.json_files import object_of, read_lines, repair_end
 from mer_r1.metrics import wheel_scores
 from mer_r1.taxonomy import Taxonomy
 from mer_r1.thinking import ThinkingMode
@@ -169,7 +170,7 @@ def read_records(path: Path | str) -> list[Record]:
     """
     latest: dict[tuple[str, str], Record] = {}
     count = 0
-    for record in _parsed(Path(path)):
+    for record in read_lines(Path(path), _parse_line):
         latest[record.id, record.mode] = record
         count += 1
     if count > len(latest):
@@ -196,7 +197,7 @@ def done_keys(path: Path | str) -> set[tuple[str, str]]:
     if not path.exists():
         return set()
     records = read_records(path)
-    _repair_end(path)
+    repair_end(path, _parse_line)
     return {(record.id, record.mode) for record in records if record.error is None}
 
 
@@ -224,43 +225,5 @@ def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     )
 
 
-def _parsed(path: Path) -> Iterator[Record]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the records: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield _parse_line(line)
-        except UserError as error:
-            if number == len(lines):  # nothing ends this line: the writer was killed
-                logger.warning("%s: line %d was only half written and is dropped", path, number)
-                return
-            raise UserError(f"{path} line {number}: {error}") from error
-
-
 def _parse_line(line: bytes) -> Record:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        raise UserError(f"expected a record as one JSON object, got {line[:60]!r}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"expected a record as one JSON object, got {row!r:.60}")
-    return Record.from_dict(row)
-
-
-def _repair_end(path: Path) -> None:
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end == len(content):
-        return
-    try:
-        _parse_line(content[end:])
-    except UserError:
-        with path.open("r+b") as file:
-            file.truncate(end)
-    else:
-        with path.open("ab") as file:
-            file.write(b"\n")
+    return Record.from_dict(object_of(line, "a record"))

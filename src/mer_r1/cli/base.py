@@ -98,23 +98,6 @@ def thinking_modes(think: Think | ThinkOrAuto) -> list[Any]:
     return list(ThinkingMode) if think.value in ("both", "auto") else [ThinkingMode(think.value)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: if the file cannot be read or holds no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object, name -> value, got {type(content).__name__}")
-    return content
-
-
 def print_json(value: Any, indent: int | None = 2) -> None:
     """Print JSON in which NaN is null."""
     typer.echo(json.dumps(_null_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))

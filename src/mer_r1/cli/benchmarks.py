@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, Wheels, console, print_json, read_json, say, score_app
+from mer_r1.cli.base import AsJson, Wheels, console, print_json, say, score_app
 from mer_r1.errors import UserError
+from mer_r1.json_files import read_object
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.unibench.predictions import Reading
@@ -99,7 +100,7 @@ def benchmark_mean(
     from mer_r1.benchmarks.unibench.official import benchmark_mean as mean_of
     from mer_r1.taxonomy import load
 
-    content = read_json(scores)
+    content = read_object(scores)
     report = mean_of(content.get("datasets", content), load(wheels))
     if as_json:
         print_json(report)

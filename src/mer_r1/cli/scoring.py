@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mer_r1.cli.base import AsJson, Wheels, app, console, print_json, read_json, say, score_app
+from mer_r1.cli.base import AsJson, Wheels, app, console, print_json, say, score_app
 from mer_r1.errors import UserError
+from mer_r1.json_files import read_object
 
 WORDS_BESIDE = 3
 """Words that stand beside each other in a table of 80 columns."""
@@ -80,11 +81,11 @@ def sentiment(gold: Gold, pred: Pred, as_json: AsJson = False) -> None:
 
 def _score(gold: Path, pred: list[Path], report_of: Callable[..., Any], as_json: bool) -> None:
     """Score each prediction file; several give file -> report."""
-    golds = read_json(gold)
+    golds = read_object(gold)
     reports = {}
     for path in pred:
         try:
-            reports[str(path)] = report_of(golds, read_json(path))
+            reports[str(path)] = report_of(golds, read_object(path))
         except UserError as error:
             raise UserError(f"{path}: {error}" if len(pred) > 1 else str(error)) from error
     if as_json:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.containers import shown
 from mer_r1.corpora.pickles import read_npz
 from mer_r1.corpora.tables import DEFAULT_ENCODING, Row, read_table
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 
 @dataclass

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mer_r1.clips import Clip
-from mer_r1.containers import shown
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 
 def labelled_clips(

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mer_r1.clips import Clip
-from mer_r1.containers import shown
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.labelled import labelled_clips
 from mer_r1.corpora.layout import DataSet, Part
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 from mer_r1.taxonomy import parse_labels
 from mer_r1.thinking import format_completion
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.clips import Clip
-from mer_r1.containers import shown
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet, Part
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 TASKS = ("ER-Lab", "ER-Wild", "ML-ER", "FG-ER", "Noise-ER", "IR", "SA", "FG-SA")
 """The tasks, in the order in which the benchmark pools them."""

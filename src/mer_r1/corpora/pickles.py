@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.containers import shown
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 MAX_ENTRY_BYTES = 512 * 2**20
 """Unpacked size above which an entry is refused: the labels of 132,171 clips take a few megabytes."""

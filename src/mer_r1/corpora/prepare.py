@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.clips import Clip, path_problem
-from mer_r1.containers import shown
 from mer_r1.corpora.dialogue import DIALOGUE_SETS
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet
@@ -23,7 +22,7 @@ from mer_r1.corpora.mme_emotion import MME_EMOTION
 from mer_r1.corpora.sentiment import SENTIMENT_SETS
 from mer_r1.corpora.tables import DEFAULT_ENCODING
 from mer_r1.data import write_manifest
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 DATA_SETS: dict[str, DataSet] = {
     data.name: data for data in (*MER_SETS, *DIALOGUE_SETS, *SENTIMENT_SETS, *OPEN_SETS, *TRAINING_SETS, MME_EMOTION)

@@ -10,8 +10,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from mer_r1.containers import shown
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 MISSING_CELLS = frozenset(
     " #N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".strip().split(

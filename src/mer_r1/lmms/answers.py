@@ -11,8 +11,7 @@ from typing import Any
 
 from mer_r1.benchmarks.mme.tasks import TASKS
 from mer_r1.benchmarks.unibench.sets import SETS
-from mer_r1.containers import shown
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 
 
 def export_answers(paths: Iterable[Path | str], out: Path | str) -> dict[Path, int]:

@@ -18,9 +18,8 @@ from mer_r1.benchmarks.mme.tasks import TASKS
 from mer_r1.benchmarks.unibench.gold import TEST_SPLITS, read_gold
 from mer_r1.benchmarks.unibench.sets import SETS
 from mer_r1.clips import Clip
-from mer_r1.containers import shown
 from mer_r1.data import read_manifest
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 from mer_r1.taxonomy import Taxonomy, load
 from mer_r1.thinking import question
 

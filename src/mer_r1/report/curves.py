@@ -4,7 +4,6 @@ A log is JSON lines as TRL writes them: a step and any number of named values. `
 together. What no panel claims gets one of its own, further down the page.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mer_r1.errors import UserError
+from mer_r1.json_files import object_of, read_lines
 from mer_r1.report.figures import Point, lines
 
 MAX_OTHER_PANELS = 36
@@ -75,22 +75,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: The file cannot be read, another line is no JSON object, or no line has a step.
     """
-    try:
-        lines_read = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the log: {error.strerror}") from error
-    rows = []
-    for number, line in enumerate(lines_read, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines_read):
-                break
-            raise UserError(f"{path} line {number}: expected a JSON object, got {line[:60]!r}") from error
-        if isinstance(row, dict) and _is_number(row.get("step")):
-            rows.append(row)
+    rows = [row for row in read_lines(path, object_of) if _is_number(row.get("step"))]
     if not rows:
         raise UserError(f"{path}: no line has a step, expected JSON lines with a step and named values")
     return rows

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.errors import UserError
+from mer_r1.json_files import object_of, read_lines, repair_end
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def read_rows(path: Path | str) -> list[Row]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if path.suffix == ".json" or content.lstrip().startswith(b"["):
         return _array(path, content)
-    return _lines(path, content)
+    return list(read_lines(path, object_of))
 
 
 def _array(path: Path, content: bytes) -> list[Row]:
@@ -46,25 +47,6 @@ def _array(path: Path, content: bytes) -> list[Row]:
     for index, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}: item {index}: expected an object, got {row!r:.60}")
-    return rows
-
-
-def _lines(path: Path, content: bytes) -> list[Row]:
-    rows: list[Row] = []
-    lines = content.split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):  # nothing ends this line: the writer was killed
-                logger.warning("%s: line %d was only half written and is dropped", path, number)
-                break
-            raise UserError(f"{path} line {number}: not JSON ({error!s:.100})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number}: expected an object, got {row!r:.60}")
-        rows.append(row)
     return rows
 
 
@@ -98,7 +80,7 @@ class Ledger:
         self.rows: dict[Hashable, Row] = {}
         self._lock = threading.Lock()
         if path.exists():
-            self._repair_end()
+            repair_end(path, object_of)
             for number, row in enumerate(read_rows(path), start=1):
                 try:
                     self.rows[key(row)] = row
@@ -113,18 +95,3 @@ class Ledger:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line)
             self.rows[self._key(row)] = row
-
-    def _repair_end(self) -> None:
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end == len(content):
-            return
-        try:
-            json.loads(content[end:])
-        except ValueError:
-            logger.warning("%s: a half-written last line was dropped", self.path)
-            with self.path.open("r+b") as file:
-                file.truncate(end)
-        else:
-            with self.path.open("ab") as file:
-                file.write(b"\n")

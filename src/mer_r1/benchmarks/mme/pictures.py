@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.containers import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container, shown
-from mer_r1.errors import UserError
+from mer_r1.containers import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
+from mer_r1.errors import UserError, shown
 from mer_r1.media import read_media
 from mer_r1.tracks import orientation
 

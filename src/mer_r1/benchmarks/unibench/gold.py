@@ -4,7 +4,6 @@ A manifest says in `meta.dataset` which set it is; gold is in `labels`, or in `m
 after its set and holds name -> gold, as the other `score` commands take it. Media are never opened here.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any
 
 from mer_r1.benchmarks.unibench.sets import SETS, BenchmarkSet, named
 from mer_r1.clips import Clip, manifest_rows
-from mer_r1.containers import shown
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
+from mer_r1.json_files import read_object
 from mer_r1.taxonomy import parse_labels
 
 TEST_SPLITS = ("test", None)
@@ -57,23 +56,6 @@ def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
             raise UserError(f"gold of {gold.entry.title} comes twice: {shown(sources[name])} and {shown(path)}")
         found[name], sources[name] = gold, path
     return {name: found[name] for name in SETS if name in found}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: the file cannot be read, or holds no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{shown(path)}: no JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{shown(path)}: expected an object, name -> value, got {type(content).__name__}")
-    return content
 
 
 def _files(paths: Iterable[Path | str]) -> Iterator[Path]:

@@ -9,18 +9,16 @@ A clip whose prediction failed, or whose text nobody has turned into labels yet,
 for an empty one.
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mer_r1.benchmarks.unibench.gold import read_object
 from mer_r1.benchmarks.unibench.sets import BenchmarkSet, named
-from mer_r1.containers import shown
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, shown
 from mer_r1.extract import label_string, labels_by_rule, sentiments_by_rule
+from mer_r1.json_files import object_of, read_lines, read_object
 from mer_r1.taxonomy import Taxonomy
 from mer_r1.thinking import ThinkingMode
 
@@ -193,7 +191,7 @@ def _files_of(folder: Path, entry: BenchmarkSet, reading: Reading) -> dict[str, 
 def _rows(path: Path, entry: BenchmarkSet, reading: Reading) -> Iterator[dict[str, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        yield from _rows_of_lines(path)
+        yield from read_lines(path, _row)
         return
     content = read_object(path) if suffix == ".json" else _npz_object(path, reading.allow_pickle)
     sentiments = entry.kind == "sentiment" and reading.sentiment == "saved"
@@ -223,30 +221,8 @@ def _npz_object(path: Path, allow_pickle: bool) -> dict[str, Any]:
     return dict(zip(names, items, strict=True))
 
 
-def _rows_of_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{shown(path)}: cannot be read as UTF-8 text ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield _row(line)
-        except UserError as error:
-            if number == len(lines):  # nothing ends this line: the writer was killed
-                logger.warning("%s: line %d was only half written and is dropped", path, number)
-                return
-            raise UserError(f"{shown(path)}:{number}: {error}") from None
-
-
-def _row(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        raise UserError(f"expected a prediction as one JSON object, got {line[:60]!r}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"expected a prediction as one JSON object, got {row!r:.60}")
+def _row(line: bytes) -> dict[str, Any]:
+    row = object_of(line, "a prediction")
     name = row.get("id", row.get("name"))
     if not isinstance(name, str):
         raise UserError(f"expected an id or name as text; the fields are {', '.join(map(str, row)) or 'none'}")

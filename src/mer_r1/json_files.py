@@ -1,0 +1,105 @@
+"""JSON from files: one object, or an object a line by a writer that may have been killed in the middle of the last."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mer_r1.errors import UserError, shown
+
+logger = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: if the file cannot be read or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot read it: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{shown(path)} is no JSON: {error!s:.100}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{shown(path)}: expected an object, name -> value, got {type(content).__name__}")
+    return content
+
+
+def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:
+    """The object of one line.
+
+    Args:
+        line: UTF-8, without its end.
+        what: it should be, for the error.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"expected {what} as one JSON object, got {line[:60].decode('utf-8', 'replace')!r}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"expected {what} as one JSON object, got {row!r:.60}")
+    return row
+
+
+def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]:
+    """What every line of a file says; blank ones say nothing.
+
+    A last line that nothing ends, and that cannot be read, is dropped with a warning: its writer was killed.
+
+    Args:
+        path: JSON lines.
+        parse: of one line; its UserError comes with file and line.
+
+    Raises:
+        UserError: if the file cannot be read, or another line cannot.
+    """
+    try:
+        content = path.read_bytes()
+        content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        if error.end < len(content):  # else a kill may have cut a character in two
+            raise UserError(f"{shown(path)}: expected UTF-8 text: {error}") from error
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            parsed = parse(line)
+        except UserError as error:
+            if number == len(lines):
+                logger.warning("%s: line %d was only half written and is dropped", shown(path), number)
+                return
+            raise UserError(f"{shown(path)} line {number}: {error}") from error
+        yield parsed
+
+
+def repair_end(path: Path, parse: Callable[[bytes], object]) -> None:
+    """Cut off a last line that was only half written, or end it, so that the next one gets a line of its own.
+
+    Args:
+        path: JSON lines.
+        parse: as in `read_lines`.
+    """
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end == len(content):
+        return
+    try:
+        parse(content[end:])
+    except UserError:
+        logger.warning("%s: a half-written last line was dropped", shown(path))
+        with path.open("r+b") as file:
+            file.truncate(end)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")

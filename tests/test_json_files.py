@@ -1,0 +1,76 @@
+"""Objects and lines: what is read, what is dropped, what is refused, and that nothing ended is ever lost."""
+
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mer_r1.errors import UserError
+from mer_r1.json_files import object_of, read_lines, read_object, repair_end
+
+ROWS = st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers() | st.none(), max_size=3))
+
+
+@given(rows=ROWS, cut=st.integers(0, 60))
+def test_a_kill_costs_the_last_line_at_most(tmp_path_factory, rows, cut):
+    path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    content = content[: max(0, len(content) - cut)]
+    path.write_bytes(content)
+    whole = content.count(b"\n")
+    found = list(read_lines(path, object_of))
+    assert found[:whole] == rows[:whole]
+    assert len(found) in (whole, whole + 1)  # the last line may lack nothing but its end
+    repair_end(path, object_of)
+    with path.open("ab") as file:
+        file.write(b'{"new": 1}\n')
+    assert list(read_lines(path, object_of)) == [*found, {"new": 1}]
+
+
+def test_a_half_written_line_is_dropped_with_a_word(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n{"b": "\xc3')
+    with caplog.at_level(logging.WARNING):
+        assert list(read_lines(path, object_of)) == [{"a": 1}]
+    assert "rows.jsonl: line 3 was only half written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"a": 1}\n[2]\n', "rows.jsonl line 2: expected a row as one JSON object, got \\[2\\]"),
+        (b'{"a"\n{}\n', "rows.jsonl line 1: expected a row as one JSON object, got '{\"a\"'"),
+        ('{"a": "é"}\n{}\n'.encode("latin-1"), "rows.jsonl: expected UTF-8 text"),
+        (b"[" * 5000 + b"\n{}\n", "rows.jsonl line 1: expected a row"),
+    ],
+)
+def test_other_lines_are_refused(tmp_path, content, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        list(read_lines(path, object_of))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "a.json: cannot read it: No such file"),
+        (b"{", "a.json is no JSON"),
+        (b"[1]", "a.json: expected an object, name -> value, got list"),
+        (b"\xff{}", "a.json is no JSON"),
+    ],
+)
+def test_what_is_no_object_is_said(tmp_path, content, said):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_object(path)
+
+
+def test_an_object_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_object(tmp_path / "a.json") == {"a": 1}
+    assert object_of(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
