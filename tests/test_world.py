@@ -112,7 +112,7 @@ def test_texts_are_short_and_careful_labels_are_gold():
         assert texts.broad_labels
         assert all(word in texts.reasoning for word in texts.careful_labels)
         assert "{" not in texts.reasoning + texts.description + texts.remark
-        assert all(word in texts.remark for word in texts.broad_labels)
+        assert any(word in texts.remark for word in scene.labels)
 
 
 def test_broad_labels_recall_more_and_careful_labels_are_right_more_often():
