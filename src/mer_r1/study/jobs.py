@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mer_r1.errors import UserError
-from mer_r1.study.variants import COMMON, SFT, STUDIES, VARIANTS, Variant
+from mer_r1.study.variants import SFT, STUDIES, VARIANTS, Variant
 
 CLI, WORKER, LAUNCHER = "mer_r1.cli", "mer_r1.study.worker", "torch.distributed.run"
 TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS = 3600, 300, 1000
@@ -143,7 +143,7 @@ def settings_of(variant: Variant, options: Options) -> dict[str, str]:
 
     What the user set for all variants does not override what makes a variant what it is.
     """
-    wanted = {**COMMON, **overrides(options.settings), **variant.rl}
+    wanted = {**overrides(options.settings), **variant.rl}
     if wanted.get("method") != "mer-r1":
         wanted = {key: value for key, value in wanted.items() if key not in METHOD_ONLY}
     return wanted

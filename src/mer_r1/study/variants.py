@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 SFT = "sft"
 """Not a variant of RL: the cold start itself, which every seed has one of."""
 
-COMMON = {"max_steps": "80"}
-"""What every RL run of the study has, whatever the recipe says: so many that the whole study ends in six hours."""
-
 
 @dataclass(frozen=True)
 class Variant:
