@@ -148,7 +148,7 @@ def test_the_summary_is_written_from_completions_alone(tmp_path):
 
 
 def test_a_folder_without_records_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="records.jsonl: cannot read it"):
+    with pytest.raises(UserError, match=r"records.jsonl: cannot read it"):
         write_summary(tmp_path)
     write(tmp_path, [])
     with pytest.raises(UserError, match="no records in it"):

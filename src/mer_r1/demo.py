@@ -42,14 +42,14 @@ class DemoSize:
     rl: tuple[str, ...]
 
 
-# The recipe with a somewhat shorter base; 8 prompts for each of the 80 steps of RL.
+# The recipe with a somewhat shorter base and somewhat longer RL, of 8 prompts a step.
 FULL = DemoSize(
-    train=3040,
+    train=3280,
     val=20,
     test=500,
     build=("clips=0:1800", "max_steps=780"),
     sft=("clips=1800:2400",),
-    rl=("clips=2400:",),
+    rl=("clips=2400:", "max_steps=110"),
 )
 QUICK = DemoSize(
     train=800,
