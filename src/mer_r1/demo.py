@@ -52,21 +52,21 @@ FULL = DemoSize(
     rl=("clips=2400:", "max_steps=110"),
 )
 QUICK = DemoSize(
-    train=800,
+    train=640,
     val=20,
     test=100,
     build=(
-        "clips=0:500",
-        "max_steps=120",
-        "eyes_stills=2000",
-        "eyes_steps=120",
+        "clips=0:400",
+        "max_steps=100",
+        "eyes_stills=1500",
+        "eyes_steps=100",
         "ears_sounds=1000",
         "ears_steps=150",
         "remarks=4000",
         "reading_steps=80",
     ),
-    sft=("clips=500:700", "num_train_epochs=4", "learning_rate=7e-4"),
-    rl=("clips=700:", "max_steps=12"),
+    sft=("clips=400:540", "num_train_epochs=4", "learning_rate=7e-4"),
+    rl=("clips=540:", "max_steps=12"),
 )
 
 
