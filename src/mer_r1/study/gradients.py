@@ -46,7 +46,7 @@ def measure(
         models: "model" (its end) or "checkpoint" (its first one).
         manifest: of the training clips.
         seed: of prompts and rollouts.
-        clips: slice of the training clips that RL uses ("2400:").
+        clips: slice of the training clips that RL uses ("2600:").
         batches: how many batches are measured at each point.
 
     Returns:
@@ -72,7 +72,7 @@ def measure(
 
 
 def chosen_clips(manifest: str, split: str, clips: str) -> list[Clip]:
-    """Rows of a manifest with a split, of those a slice such as "2400:"."""
+    """Rows of a manifest with a split, of those a slice such as "2600:"."""
     start, _, end = clips.partition(":")
     rows = [clip for clip in read_manifest(Path(manifest)) if clip.split == split]
     return rows[slice(int(start) if start else None, int(end) if end else None)]

@@ -6,7 +6,6 @@ last row counts. The same reader takes the reference's own files, which are JSON
 """
 
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -15,8 +14,6 @@ from typing import Any
 
 from mer_r1.errors import UserError
 from mer_r1.json_files import object_of, read_lines, repair_end
-
-logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 

@@ -9,7 +9,6 @@ A clip whose prediction failed, or whose text nobody has turned into labels yet,
 for an empty one.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from mer_r1.extract import label_string, labels_by_rule, sentiments_by_rule
 from mer_r1.json_files import object_of, read_lines, read_object
 from mer_r1.taxonomy import Taxonomy
 from mer_r1.thinking import ThinkingMode
-
-logger = logging.getLogger(__name__)
 
 SentimentFrom = Literal["saved", "rules"]
 GIVEN = "given"
