@@ -140,7 +140,8 @@ class Bench:
     def __init__(self, args, prompts: int, prompt_tokens: int) -> None:
         self.large, self.cuda = args.size == "7b", args.size == "7b" and torch.cuda.is_available()
         self.clock = time.process_time if args.cpu_time else time.perf_counter
-        self.folder = tempfile.mkdtemp()
+        self._kept = tempfile.TemporaryDirectory()  # gone with the bench
+        self.folder = self._kept.name
         self.omni = build(self.large, self.folder, "cuda" if self.cuda else "cpu", args.attention)
         self.script = scripted(self.omni, prompts * args.group, args.completion_tokens)
         raw = [media_tensors(self.omni, media(3.0, index)) for index in range(prompts)]
