@@ -48,7 +48,7 @@ def test_every_claim_stands_in_a_study_that_makes_its_runs() -> None:
         study = STUDIES[claim.study]
         known = {*study.variants, *(["sft"] if study.cold_start else [])}
         assert {claim.first.split("/")[0], claim.second.split("/")[0]} <= known, claim
-        assert not any(VARIANTS[name].validation_only for name in known - {"sft"})
+        assert "test" in study.splits
 
 
 def test_calibration_brings_its_sweep_along() -> None:
@@ -94,10 +94,14 @@ def test_a_seed_shares_its_cold_start_between_variants(options: Options) -> None
 
 
 def test_what_only_serves_to_choose_never_sees_test_clips(options: Options) -> None:
-    jobs = plan(["alpha"], options)
-    asked = {(variant, split) for kind, variant, _, split in kinds(jobs) if kind == "evaluate"}
-    assert {variant for variant, split in asked if split == "test"} == {"mer-r1"}
-    assert {variant for variant, split in asked if split == "val"} == set(STUDIES["alpha"].variants)
+    def asked(*studies: str) -> set[tuple[str | None, str | None]]:
+        return {(variant, split) for kind, variant, _, split in kinds(plan(studies, options)) if kind == "evaluate"}
+
+    assert asked("alpha") == {(variant, "val") for variant in STUDIES["alpha"].variants}
+    calibration = {(variant, "test") for variant in STUDIES["calibration"].variants}
+    assert asked("calibration") == calibration
+    assert asked("calibration", "alpha") == calibration | asked("alpha")
+    assert asked("auto") == {(variant, split) for variant in STUDIES["auto"].variants for split in ("val", "test")}
 
 
 def test_the_name_changes_with_whatever_decides_a_run(options: Options, tmp_path: Path) -> None:

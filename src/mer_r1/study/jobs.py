@@ -87,11 +87,11 @@ def plan(studies: Sequence[str], options: Options) -> list[Job]:
     planner = _Planner(options)
     wanted = [STUDIES[name] for name in studies]
     names = list(dict.fromkeys(variant for study in wanted for variant in study.variants))
-    test = {v for study in wanted for v in study.variants if not VARIANTS[v].validation_only}
+    asked = {name: {split for study in wanted if name in study.variants for split in study.splits} for name in names}
     measured = {variant for study in wanted if study.gradients for variant in study.variants}
     for seed in range(options.seeds):
         if any(study.cold_start for study in wanted):
-            planner.evaluate(planner.cold_start(Variant(SFT), seed), "once", SFT, seed, ("val", "test"))
+            planner.evaluate(planner.cold_start(Variant(SFT), seed), "once", SFT, seed, ("test",))
         if measured:
             planner.gradients(planner.cold_start(Variant(SFT), seed), SFT, seed, ("model",))
         for name in names:
@@ -99,7 +99,7 @@ def plan(studies: Sequence[str], options: Options) -> list[Job]:
             if seed >= (variant.seeds or options.seeds):
                 continue
             run = planner.reinforce(name, seed)
-            planner.evaluate(run, planner.form(variant), name, seed, ("val", "test") if name in test else ("val",))
+            planner.evaluate(run, planner.form(variant), name, seed, sorted(asked[name]))
             if name in measured:
                 planner.gradients(run, name, seed, ("checkpoint", "model"))
     return list(planner.jobs.values())

@@ -19,14 +19,12 @@ class Variant:
         title: what tables call it.
         rl: overrides of the recipe's RL section.
         sft: overrides of its cold start.
-        validation_only: never asked about test clips: it only serves to choose a setting.
         seeds: at most so many; None for all.
     """
 
     title: str
     rl: Mapping[str, str] = field(default_factory=dict)
     sft: Mapping[str, str] = field(default_factory=dict)
-    validation_only: bool = False
     seeds: int | None = None
 
 
@@ -52,8 +50,7 @@ VARIANTS: dict[str, Variant] = {
 ALPHAS = ("0.03", "0.3", "1.0")
 """Tried on validation scenes beside the recipe's own alpha (variant "mer-r1")."""
 VARIANTS |= {
-    f"alpha-{alpha}": Variant(f"alpha {alpha}", {"method": "mer-r1", "alpha": alpha}, validation_only=True, seeds=4)
-    for alpha in ALPHAS
+    f"alpha-{alpha}": Variant(f"alpha {alpha}", {"method": "mer-r1", "alpha": alpha}, seeds=4) for alpha in ALPHAS
 }
 
 
@@ -66,12 +63,14 @@ class Study:
         variants: names in `VARIANTS`, in the order of the table.
         cold_start: whether the cold start itself is evaluated too.
         gradients: whether the objectives' gradients are measured on the cold start and along each variant's training.
+        splits: what its policies are asked about: validation clips where something is chosen, test clips where judged.
     """
 
     question: str
     variants: tuple[str, ...]
     cold_start: bool = False
     gradients: bool = False
+    splits: tuple[str, ...] = ("test",)
 
 
 STUDIES: dict[str, Study] = {
@@ -82,13 +81,15 @@ STUDIES: dict[str, Study] = {
         ("mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
     ),
     "alpha": Study(
-        "How much calibration? (validation scenes only)", ("mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS))
+        "How much calibration? (validation scenes only)",
+        ("mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS)),
+        splits=("val",),
     ),
     "baselines": Study(
         "How does it compare, at the same budget?", ("f1", "r1-omni", "affectgpt-r1", "videoauto-r1", "mer-r1")
     ),
     "theory": Study("Do the objectives interfere as predicted?", ("rd", "ad", "mer-r1"), gradients=True),
-    "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1")),
+    "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test")),
 }
 """`all` is every one of them."""
 
