@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -37,17 +38,17 @@ TINY = ROOT / "recipes" / "tiny.yaml"
 def test_every_variant_is_a_method_that_exists() -> None:
     fields = {"method": "name", "confidence_level": "level"}
     for variant in VARIANTS.values():
-        choices = {fields.get(key, key): value for key, value in variant.rl.items() if key != "max_completion_length"}
+        told = (variant.rl or {}).items()
+        choices = {fields.get(key, key): value for key, value in told if key != "max_completion_length"}
         Method(**{key: float(value) if key == "alpha" else value for key, value in choices.items()})
-    told = [tuple(sorted(variant.rl.items())) for variant in VARIANTS.values()]
+    told = [json.dumps([variant.rl, variant.sft], sort_keys=True) for variant in VARIANTS.values()]
     assert len(set(told)) == len(told)  # no two variants are the same run
 
 
 def test_every_claim_stands_in_a_study_that_makes_its_runs() -> None:
     for claim in CLAIMS:
         study = STUDIES[claim.study]
-        known = {*study.variants, *(["sft"] if study.cold_start else [])}
-        assert {claim.first.split("/")[0], claim.second.split("/")[0]} <= known, claim
+        assert {claim.first.split("/")[0], claim.second.split("/")[0]} <= set(study.variants), claim
         assert "test" in study.splits
 
 
@@ -78,8 +79,10 @@ def test_runs_of_all_studies_are_made_once_and_needs_come_first(options: Options
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     assert all(names.index(need) < names.index(job.name) for job in jobs for need in job.needs)
-    assert sum(job.facts["kind"] == "rl" for job in jobs) == 2 * len(VARIANTS)
-    assert sum(job.facts["kind"] == "sft" for job in jobs) == 2 * 2  # of each form, for each seed
+    cold = [name for name, variant in VARIANTS.items() if variant.rl is None]
+    assert sum(job.facts["kind"] == "rl" for job in jobs) == 2 * (len(VARIANTS) - len(cold))
+    starts = [(job.facts["variant"], job.facts["seed"]) for job in jobs if job.facts["kind"] == "sft"]
+    assert sorted(starts) == sorted((name, seed) for name in cold for seed in (0, 1))
     for studies in (["parts"], ["baselines"], ["theory"]):
         assert {job.name for job in plan(studies, options)} <= set(names)
 
@@ -97,11 +100,22 @@ def test_what_only_serves_to_choose_never_sees_test_clips(options: Options) -> N
     def asked(*studies: str) -> set[tuple[str | None, str | None]]:
         return {(variant, split) for kind, variant, _, split in kinds(plan(studies, options)) if kind == "evaluate"}
 
+    assert asked("theory") == set()
     assert asked("alpha") == {(variant, "val") for variant in STUDIES["alpha"].variants}
     calibration = {(variant, "test") for variant in STUDIES["calibration"].variants}
     assert asked("calibration") == calibration
     assert asked("calibration", "alpha") == calibration | asked("alpha")
     assert asked("auto") == {(variant, split) for variant in STUDIES["auto"].variants for split in ("val", "test")}
+
+
+def test_a_trial_asks_about_validation_clips_only(options: Options) -> None:
+    jobs = plan(["parts", "theory"], replace(options, trial=True))
+    assert {job.facts["split"] for job in jobs if job.facts["kind"] == "evaluate"} == {"val"}
+    assert {job.name for job in jobs if job.facts["kind"] == "rl"} == {
+        job.name for job in plan(["parts", "theory"], options) if job.facts["kind"] == "rl"
+    }
+    with pytest.raises(UserError, match="'auto' chooses on validation clips and judges on test clips: no --trial"):
+        plan(["auto"], replace(options, trial=True))
 
 
 def test_the_name_changes_with_whatever_decides_a_run(options: Options, tmp_path: Path) -> None:
@@ -186,6 +200,8 @@ def test_a_folder_keeps_its_recipe_and_its_scenes(tmp_path: Path) -> None:
     assert studies == ["paradox", "theory"]
     assert command == "mer-r1 study paradox && mer-r1 study theory"
     assert [job.facts["kind"] for job in jobs[:4]] == ["scenes", "scenes", "base", "features"]
+    with pytest.raises(UserError, match="another trial"):
+        keep_session("parts", out, {**told, "recipe": None, "trial": True}, "")
     with pytest.raises(UserError, match="another clips"):
         keep_session("auto", out, {**told, "clips": "1,1,1"}, "")
     changed = tmp_path / "changed.yaml"
@@ -343,6 +359,21 @@ def test_from_runs_to_the_page(options: Options, tmp_path: Path) -> None:
     assert fill_document(text, read_results(docs / "study")) == text  # filling again changes nothing
 
 
+def test_trials_are_reported_but_never_published(options: Options, tmp_path: Path) -> None:
+    jobs = plan(["parts"], replace(options, trial=True))
+    finish(options.out, jobs)
+    page = write_report(["parts"], jobs, options.out, "").read_text(encoding="utf-8")
+    (data,) = read_results(options.out / "report").values()
+    assert data["split"] == "val"
+    decided = {row["claim"]: row for row in decide("parts", data["numbers"], "val")}
+    assert decided["MER-R1 ≥ F1-GRPO in slow F1"]["mean"] == pytest.approx(2 / 3, abs=1e-3)
+    rows = [line.split(" | ")[0].strip("| ") for line in page.splitlines() if " | slow | " in line]
+    assert rows == ["SFT", "F1-GRPO", "+ RD", "+ RD + AD", "MER-R1"]  # in the order of the study
+    (tmp_path / "study.md").write_text("<!-- study:parts -->\n<!-- end -->\n", encoding="utf-8")
+    with pytest.raises(UserError, match="holds trials"):
+        publish(options.out, tmp_path)
+
+
 def test_unfinished_runs_are_counted_and_left_out(options: Options) -> None:
     jobs = plan(["paradox"], options)
     with pytest.raises(UserError, match="finished"):
@@ -360,3 +391,20 @@ def test_the_committed_page_holds_exactly_the_committed_results() -> None:
     assert all(f"<!-- study:{name} -->" in text for name in STUDIES)
     with pytest.raises(UserError, match="asks for the study"):
         fill_document("<!-- study:other -->\n<!-- end -->", {})
+
+
+def test_the_readme_shows_the_committed_numbers() -> None:
+    data = read_results(ROOT / "docs" / "study")
+    numbers = {**data["baselines"]["numbers"], **data["parts"]["numbers"]}
+    titles = {**data["baselines"]["titles"], **data["parts"]["titles"]}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("| method | slow P / R / F1 |") :].split("\n\n")[0]
+    rows = {cells[1].strip(): cells[2:4] for cells in (line.split("|") for line in table.splitlines()[2:])}
+    assert set(rows) == set(titles.values())
+    for variant, title in titles.items():
+        for mode, cell in zip(("slow", "fast"), rows[title], strict=True):
+            means = [
+                fmean(run["test"][mode][name] for run in numbers[variant].values())
+                for name in ("precision", "recall", "f1")
+            ]
+            assert cell.strip() == " / ".join(f"{mean:.3f}" for mean in means), (title, mode)

@@ -27,6 +27,10 @@ SetSFT = Annotated[list[str] | None, typer.Option("--set-sft", help="Override of
 Clips = Annotated[str, typer.Option(help="Training, validation and test clips, where they are made here.")]
 Recipe = Annotated[Path | None, typer.Option(help="Recipe whose sections are overridden; the tiny one otherwise.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once, one thread each; all cores if not given.")]
+Trial = Annotated[
+    bool,
+    typer.Option("--trial", help="Ask about validation clips only: to try settings, so that test clips choose none."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")]
 DEFAULT_OUT, DEFAULT_CLIPS = Path("runs/study"), "3600,300,1000"
 
@@ -42,11 +46,13 @@ def _command(name: str, question: str) -> None:
         sft_settings: SetSFT = None,
         clips: Clips = DEFAULT_CLIPS,
         recipe: Recipe = None,
+        trial: Trial = False,
         jobs: Jobs = None,
         dry_run: DryRun = False,
     ) -> None:
         told: dict[str, Any] = {"seeds": seeds, "scenes": scenes, "exam": exam, "base": base, "clips": clips}
         told |= {"settings": tuple(settings or ()), "sft_settings": tuple(sft_settings or ()), "recipe": recipe}
+        told |= {"trial": trial}
         _run(name, out, jobs, dry_run, told)
 
     run.__doc__ = question

@@ -35,20 +35,34 @@ def _slow_beats_fast(study: str, variant: str, title: str, sign: int) -> Claim:
     return Claim(study, text, f"{variant}/test/slow/f1", f"{variant}/test/fast/f1", sign)
 
 
+def _paradox(study: str, variant: str, title: str) -> tuple[Claim, ...]:
+    def compared(text: str, more: str, less: str, number: str) -> Claim:
+        return Claim(
+            study, f"{text} after {title}", f"{variant}/test/{more}/{number}", f"{variant}/test/{less}/{number}"
+        )
+
+    return (
+        compared("fast recall > slow recall", "fast", "slow", "recall"),
+        compared("slow precision > fast precision", "slow", "fast", "precision"),
+        compared("fast F1 > slow F1", "fast", "slow", "f1"),
+        compared("fast answers name more categories", "fast", "slow", "categories"),
+    )
+
+
 CLAIMS: tuple[Claim, ...] = (
-    Claim("paradox", "fast recall > slow recall after SFT", "sft/test/fast/recall", "sft/test/slow/recall"),
-    Claim("paradox", "slow precision > fast precision after SFT", "sft/test/slow/precision", "sft/test/fast/precision"),
-    Claim("paradox", "fast F1 > slow F1 after SFT", "sft/test/fast/f1", "sft/test/slow/f1"),
-    Claim(
-        "paradox", "fast answers name more categories after SFT", "sft/test/fast/categories", "sft/test/slow/categories"
-    ),
+    *_paradox("paradox", "sft", "SFT"),
     _slow_beats_fast("paradox", "f1", "F1-GRPO", -1),
+    *_paradox("harder", "sft-harder", "harder SFT"),
+    _slow_beats_fast("harder", "f1-harder", "F1-GRPO", -1),
+    _slow_beats_fast("harder", "mer-r1-harder", "MER-R1", 1),
+    _slow_f1("harder", "MER-R1 ≥ F1-GRPO in slow F1", "mer-r1-harder", "f1-harder"),
     _slow_f1("parts", "RD ≥ F1-GRPO in slow F1", "rd", "f1"),
     _slow_f1("parts", "AD ≥ RD in slow F1", "ad", "rd"),
     _slow_f1("parts", "MER-R1 ≥ AD in slow F1", "mer-r1", "ad"),
     _slow_f1("parts", "MER-R1 ≥ F1-GRPO in slow F1", "mer-r1", "f1"),
     _slow_f1("parts", "F1-GRPO ≥ SFT in slow F1", "f1", "sft"),
     _slow_beats_fast("parts", "mer-r1", "MER-R1", 1),
+    _slow_f1("calibration", "MER-R1 ≥ AD in slow F1", "mer-r1", "ad"),
     _slow_f1("calibration", "category level ≥ word level (A1)", "mer-r1", "word"),
     _slow_f1("calibration", "both sides ≥ recall side only (A2)", "mer-r1", "recall-side"),
     _slow_f1("calibration", "advantage space ≥ reward space (B1)", "mer-r1", "reward-space"),
@@ -94,16 +108,18 @@ def by_seed(numbers: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str,
     return found
 
 
-def decide(study: str, numbers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def decide(study: str, numbers: Mapping[str, Mapping[str, Any]], split: str = "test") -> list[dict[str, Any]]:
     """Claims of one study with difference, interval and verdict.
 
     Args:
         study: key of `variants.STUDIES`.
         numbers: from `collect.collect`.
+        split: "val" decides them on validation clips.
     """
     rows = []
     for claim in claims_of(study):
-        first, second = (by_seed(numbers, tuple(place.split("/"))) for place in (claim.first, claim.second))
+        places = ([split if key == "test" else key for key in p.split("/")] for p in (claim.first, claim.second))
+        first, second = (by_seed(numbers, tuple(place)) for place in places)
         difference: Estimate = paired(first, second)
         rows.append({"claim": claim.text, **difference, "verdict": verdict(difference, claim.sign).value})
     return rows

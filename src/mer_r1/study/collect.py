@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from mer_r1.auto import at_threshold, choose_threshold, curve, oracle, pairs
@@ -19,15 +18,15 @@ from mer_r1.evaluate import RECORDS_FILE, summarise
 from mer_r1.records import Record, read_records
 from mer_r1.study.jobs import Job
 from mer_r1.study.schedule import DONE_FILE
-from mer_r1.study.variants import SFT, STUDIES, VARIANTS
+from mer_r1.study.variants import STUDIES, VARIANTS
 
 NUMBERS = (
     *("precision", "recall", "f1", "labels", "categories", "well_formed"),
     *("tokens", "seconds", "confidence_correct", "confidence_incorrect"),
 )
 """What is kept of each split and mode, means over clips."""
-KEPT = {"alpha": ("val",), "baselines": ("test", "cost"), "theory": ("theory", "gradients"), "auto": ("test", "auto")}
-"""What of a run a study's tables and figures show; scores on test clips if not said otherwise."""
+KEPT = {"baselines": ("cost",), "theory": ("theory", "gradients"), "auto": ("auto",)}
+"""What of a run a study's tables and figures show besides its scores."""
 SCORES_FILE = "scores.json"
 FORMAT = 1
 """Raised whenever the same records would give other numbers."""
@@ -45,17 +44,19 @@ def collect(study: str, jobs: Sequence[Job], out: Path) -> dict[str, Any]:
         out: folder of the study.
 
     Returns:
-        `study`, `question`, `titles`, `numbers` (variant -> seed -> what `_run_numbers` gives), `missing` (how many of
-        the study's runs are not finished) and `provenance`.
+        `study`, `question`, `split` (whose scores are kept: "test", or "val" where no test clips were asked about),
+        `titles`, `numbers` (variant -> seed -> what `_run_numbers` gives), `missing` (how many of the study's runs are
+        not finished) and `provenance`.
 
     Raises:
         UserError: no run of it is finished.
     """
     plan = STUDIES[study]
-    wanted = [*([SFT] if plan.cold_start or plan.gradients else []), *plan.variants]
-    runs = [job for job in jobs if job.facts.get("kind") in ("rl", "sft") and job.facts["variant"] in wanted]
-    runs = [job for job in runs if job.facts["kind"] == "rl" or job.facts["form"] == "once"]
-    numbers: dict[str, dict[str, Any]] = {name: {} for name in wanted}
+    runs = [job for job in jobs if job.facts.get("kind") in ("rl", "sft") and job.facts["variant"] in plan.variants]
+    asked = {job.facts["split"] for job in jobs if job.facts.get("variant") in plan.variants and "split" in job.facts}
+    split = "test" if "test" in asked & {*plan.splits} else "val"
+    shown = (*([split] if plan.splits else []), *KEPT.get(study, ()))
+    numbers: dict[str, dict[str, Any]] = {name: {} for name in plan.variants}
     done, missing = [], 0
     for job in runs:
         children = [child for child in jobs if child.facts.get("run") == job.name]
@@ -64,15 +65,16 @@ def collect(study: str, jobs: Sequence[Job], out: Path) -> dict[str, Any]:
             continue
         done += [_read_json(out / child.name / DONE_FILE) for child in (job, *children)]
         found = _run_numbers(out / job.name)
-        kept_of_run = {key: found[key] for key in KEPT.get(study, ("test",)) if key in found}
+        kept_of_run = {key: found[key] for key in shown if key in found}
         numbers[job.facts["variant"]][str(job.facts["seed"])] = kept_of_run
     if not done:
         raise UserError(f"{out}: no run of the study {study!r} is finished")
-    titles = {name: "SFT" if name == SFT else VARIANTS[name].title for name in wanted}
+    titles = {name: VARIANTS[name].title for name in plan.variants}
     kept = {name: seeds for name, seeds in numbers.items() if seeds}
     return {
         "study": study,
         "question": plan.question,
+        "split": split,
         "titles": titles,
         "numbers": kept,
         "missing": missing,
@@ -190,7 +192,7 @@ def _provenance(done: Iterable[Mapping[str, Any]], runs: Sequence[Job]) -> dict[
         "versions": [json.loads(v) for v in sorted({json.dumps(entry["versions"]) for entry in entries})],
         "seeds": sorted({job.facts["seed"] for job in runs}),
         "settings": [json.loads(text) for text in sorted(settings)],
-        "process_hours": round(fmean([math.fsum(entry["seconds"] for entry in entries)]) / 3600, 3),
+        "process_hours": round(math.fsum(entry["seconds"] for entry in entries) / 3600, 3),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mer_r1.study.claims import by_seed
 from mer_r1.study.intervals import Estimate, estimate
+from mer_r1.study.variants import split_of, titles_of
 
 COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
 DPI = 110
@@ -23,7 +24,7 @@ def draw(data: Mapping[str, Any], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawers = {"paradox": _plane, "theory": _weights, "auto": _tokens}
+    drawers = {"paradox": _plane, "harder": _plane, "theory": _weights, "auto": _tokens}
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
     drawers.get(data["study"], _rows)(axes, data)
     axes.spines[["top", "right"]].set_visible(False)
@@ -44,10 +45,10 @@ def _bar(number: Estimate) -> list[list[float]]:
 
 def _plane(axes: Any, data: Mapping[str, Any]) -> None:
     """Precision over recall, an arrow from slow to fast of each stage."""
-    for variant, title in data["titles"].items():
+    for variant, title in titles_of(data).items():
         spots = {}
         for mode in ("slow", "fast"):
-            recall, precision = (_at(data, variant, "test", mode, name) for name in ("recall", "precision"))
+            recall, precision = (_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision"))
             if recall["mean"] is None or precision["mean"] is None:
                 continue
             spots[mode] = (recall["mean"], precision["mean"])
@@ -63,8 +64,8 @@ def _plane(axes: Any, data: Mapping[str, Any]) -> None:
 
 def _rows(axes: Any, data: Mapping[str, Any]) -> None:
     """F1 of each variant, slow and fast, mean and 95 % interval over seeds, and each seed as a dot."""
-    split = "val" if data["study"] == "alpha" else "test"
-    titles = {name: title for name, title in data["titles"].items() if name in data["numbers"]}
+    split = split_of(data)
+    titles = titles_of(data)
     for place, variant in enumerate(titles):
         for shift, mode in ((-0.14, "slow"), (0.14, "fast")):
             values = [value for value in by_seed(data["numbers"], (variant, split, mode, "f1")).values() if value]
@@ -83,8 +84,8 @@ def _rows(axes: Any, data: Mapping[str, Any]) -> None:
 
 def _weights(axes: Any, data: Mapping[str, Any]) -> None:
     """Effective weight of recall along training: measured (line) and predicted (dashed)."""
-    for variant, title in data["titles"].items():
-        runs = [run["theory"] for run in data["numbers"].get(variant, {}).values() if run.get("theory")]
+    for variant, title in titles_of(data).items():
+        runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
         if not runs:
             continue
         steps = min((run["step"] for run in runs), key=len)
@@ -111,8 +112,8 @@ def _weights(axes: Any, data: Mapping[str, Any]) -> None:
 def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
     """F1 over generated tokens: the curve of all thresholds, and fast, slow, auto and the oracle on it."""
     marks = {"fast": "v", "slow": "^", "auto": "o", "oracle": "*"}
-    for index, (variant, title) in enumerate(data["titles"].items()):
-        runs = [run["auto"] for run in data["numbers"].get(variant, {}).values() if run.get("auto")]
+    for index, (variant, title) in enumerate(titles_of(data).items()):
+        runs = [run["auto"] for run in data["numbers"][variant].values() if run.get("auto")]
         if not runs:
             continue
         colour = f"C{index}"

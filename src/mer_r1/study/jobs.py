@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mer_r1.errors import UserError
-from mer_r1.study.variants import SFT, STUDIES, VARIANTS, Variant
+from mer_r1.study.variants import STUDIES, VARIANTS, Variant
 
 CLI, WORKER, LAUNCHER = "mer_r1.cli", "mer_r1.study.worker", "torch.distributed.run"
 TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS = 3600, 300, 1000
@@ -61,6 +61,7 @@ class Options:
         settings: further overrides of RL ("max_steps=8").
         sft_settings: further overrides of the cold start.
         clips: of training, validation and test, where they are made here.
+        trial: ask about validation clips only, whatever a study is judged by.
     """
 
     out: Path
@@ -72,6 +73,7 @@ class Options:
     settings: tuple[str, ...] = ()
     sft_settings: tuple[str, ...] = ()
     clips: tuple[int, int, int] = (TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS)
+    trial: bool = False
 
 
 def plan(studies: Sequence[str], options: Options) -> list[Job]:
@@ -88,20 +90,20 @@ def plan(studies: Sequence[str], options: Options) -> list[Job]:
     wanted = [STUDIES[name] for name in studies]
     names = list(dict.fromkeys(variant for study in wanted for variant in study.variants))
     asked = {name: {split for study in wanted if name in study.variants for split in study.splits} for name in names}
+    if options.trial:
+        if whole := [name for name in studies if {"val", "test"} <= {*STUDIES[name].splits}]:
+            raise UserError(f"the study {whole[0]!r} chooses on validation clips and judges on test clips: no --trial")
+        asked = {name: {"val"} for name in names}
     measured = {variant for study in wanted if study.gradients for variant in study.variants}
     for seed in range(options.seeds):
-        if any(study.cold_start for study in wanted):
-            planner.evaluate(planner.cold_start(Variant(SFT), seed), "once", SFT, seed, ("test",))
-        if measured:
-            planner.gradients(planner.cold_start(Variant(SFT), seed), SFT, seed, ("model",))
         for name in names:
             variant = VARIANTS[name]
             if seed >= (variant.seeds or options.seeds):
                 continue
-            run = planner.reinforce(name, seed)
+            run = planner.cold_start(variant, seed) if variant.rl is None else planner.reinforce(name, seed)
             planner.evaluate(run, planner.form(variant), name, seed, sorted(asked[name]))
             if name in measured:
-                planner.gradients(run, name, seed, ("checkpoint", "model"))
+                planner.gradients(run, name, seed, ("model",) if variant.rl is None else ("checkpoint", "model"))
     return list(planner.jobs.values())
 
 
@@ -143,7 +145,7 @@ def settings_of(variant: Variant, options: Options) -> dict[str, str]:
 
     What the user set for all variants does not override what makes a variant what it is.
     """
-    wanted = {**overrides(options.settings), **variant.rl}
+    wanted = {**overrides(options.settings), **(variant.rl or {})}
     if wanted.get("method") != "mer-r1":
         wanted = {key: value for key, value in wanted.items() if key not in METHOD_ONLY}
     return wanted
@@ -223,7 +225,8 @@ class _Planner:
         key = _hash([self.origin, section(self.options.recipe, "sft"), changed, seed])
         name = f"runs/sft-{self.form(variant)}-s{seed}-{key}"
         arguments = self._train("sft", name, self.base, changed, seed)
-        facts = {"kind": "sft", "variant": SFT, "form": self.form(variant), "seed": seed, "settings": changed}
+        alone = next(name for name, kind in VARIANTS.items() if kind.rl is None and kind.sft == variant.sft)
+        facts = {"kind": "sft", "variant": alone, "seed": seed, "settings": changed}
         return self._add(Job(name, CLI, arguments, tuple(self.shared), facts))
 
     def reinforce(self, name: str, seed: int) -> str:

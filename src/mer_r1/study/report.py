@@ -114,12 +114,15 @@ def publish(out: Path, docs: Path) -> list[Path]:
         docs: with `study.md`.
 
     Raises:
-        UserError: no report in `out`, or no page in `docs`.
+        UserError: no report in `out`, or one of trials; no page in `docs`.
     """
     page = docs / "study.md"
     found = sorted((out / "report").glob("*.json"))
     if not found or not page.is_file():
         raise UserError(f"expected results in {out / 'report'} (`mer-r1 study report`) and a page {page}")
+    for study, data in read_results(out / "report").items():
+        if "test" in STUDIES[study].splits and data["split"] != "test":
+            raise UserError(f"{out} holds trials on validation clips; results are those on test clips")
     (docs / "study").mkdir(exist_ok=True)
     written = []
     for source in (*found, *(path.with_suffix(".png") for path in found)):

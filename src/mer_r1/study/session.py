@@ -14,7 +14,7 @@ from mer_r1.study.variants import STUDIES, chosen_studies
 
 SESSION_FILE, RECIPE_FILE = "study.json", "recipe.yaml"
 PATHS = ("scenes", "exam", "base", "recipe")
-FIXED = ("scenes", "exam", "base", "clips")
+FIXED = ("scenes", "exam", "base", "clips", "trial")
 """What may not change within a folder: everything in it is trained and asked on the same."""
 
 
@@ -36,6 +36,7 @@ def to_options(out: Path, told: Mapping[str, Any]) -> Options:
     for name in ("scenes", "exam", "base"):
         if values.get(name) and not values[name].exists():
             raise UserError(f"--{name}: there is no {values[name]}")
+    values["trial"] = bool(values.get("trial"))
     values["recipe"] = values.get("recipe") or _recipe(out)
     for name in ("settings", "sft_settings"):
         values[name] = tuple(values.get(name) or ())
@@ -57,7 +58,9 @@ def keep_session(name: str, out: Path, told: Mapping[str, Any], command: str) ->
     values = {key: str(value) if isinstance(value, Path) else value for key, value in told.items()}
     kept = _read(out) if (out / SESSION_FILE).is_file() else {"studies": {}}
     for key in FIXED:
-        if kept["studies"] and any(entry["told"].get(key) != values.get(key) for entry in kept["studies"].values()):
+        if kept["studies"] and any(
+            (entry["told"].get(key) or None) != (values.get(key) or None) for entry in kept["studies"].values()
+        ):
             raise UserError(f"{out} was started with another {key}: choose another --out")
     kept["studies"][name] = {"told": {**values, "recipe": None}, "command": command}
     out.mkdir(parents=True, exist_ok=True)

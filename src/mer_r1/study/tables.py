@@ -6,7 +6,7 @@ from typing import Any
 
 from mer_r1.study.claims import by_seed, decide
 from mer_r1.study.intervals import Estimate, estimate
-from mer_r1.study.variants import STUDIES, VARIANTS
+from mer_r1.study.variants import STUDIES, VARIANTS, split_of, titles_of
 
 MODES = ("slow", "fast")
 COST_ROWS = {
@@ -27,10 +27,10 @@ def tables(data: Mapping[str, Any]) -> list[str]:
     """
     study = data["study"]
     blocks = [_alphas(data)] if study == "alpha" else [_scores(data)] if study != "theory" else []
-    extra = {"paradox": _confidences, "baselines": _costs, "theory": _theory, "auto": _auto}
+    extra = {"paradox": _confidences, "harder": _confidences, "baselines": _costs, "theory": _theory, "auto": _auto}
     if study in extra:
         blocks.append(extra[study](data))
-    if claims := decide(study, data["numbers"]):
+    if claims := decide(study, data["numbers"], split_of(data)):
         rows = [[row["claim"], shown(row, signed=True), str(row["n"]), f"**{row['verdict']}**"] for row in claims]
         blocks.append(table(["claim", "paired difference", "seeds", ""], rows))
     return blocks
@@ -62,9 +62,12 @@ def _mean(data: Mapping[str, Any], *place: str) -> Estimate:
 def _scores(data: Mapping[str, Any]) -> str:
     names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
     rows = [
-        [title, mode, *(shown(_mean(data, variant, "test", mode, name), digits) for name, digits in names.items())]
-        for variant, title in data["titles"].items()
-        if variant in data["numbers"]
+        [
+            title,
+            mode,
+            *(shown(_mean(data, variant, split_of(data), mode, name), digits) for name, digits in names.items()),
+        ]
+        for variant, title in titles_of(data).items()
         for mode in MODES
     ]
     return table(["", "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], rows)
@@ -72,10 +75,9 @@ def _scores(data: Mapping[str, Any]) -> str:
 
 def _confidences(data: Mapping[str, Any]) -> str:
     rows = [
-        [title, mode, *(shown(_mean(data, variant, "test", mode, f"confidence_{side}")) for side in sides)]
+        [title, mode, *(shown(_mean(data, variant, split_of(data), mode, f"confidence_{side}")) for side in sides)]
         for sides in [("correct", "incorrect")]
-        for variant, title in data["titles"].items()
-        if variant in data["numbers"]
+        for variant, title in titles_of(data).items()
         for mode in MODES
     ]
     return table(["confidence", "thinking", "in correct categories", "in incorrect categories"], rows)
@@ -85,16 +87,19 @@ def _alphas(data: Mapping[str, Any]) -> str:
     # The seeds that every alpha has, so that no alpha is favoured by an easy seed.
     seeds = set.intersection(*(set(found) for found in data["numbers"].values()))
     rows = []
-    for variant, title in data["titles"].items():
-        found = {m: by_seed(data["numbers"], (variant, "val", m, "f1")) for m in MODES}
+    for variant, title in titles_of(data).items():
+        found = {m: by_seed(data["numbers"], (variant, split_of(data), m, "f1")) for m in MODES}
         means = [shown(estimate([found[m].get(seed) for seed in sorted(seeds)])) for m in MODES]
-        own = VARIANTS[variant].rl.get("alpha")
-        rows.append([title if own else f"{title} (the recipe's alpha)", *means, str(len(seeds))])
+        told = VARIANTS[variant].rl or {}
+        which = (
+            "" if "alpha" in told else " (the recipe's alpha)" if told["method"] == "mer-r1" else " (no calibration)"
+        )
+        rows.append([title + which, *means, str(len(seeds))])
     return table(["validation scenes only", "slow F1", "fast F1", "seeds"], rows)
 
 
 def _costs(data: Mapping[str, Any]) -> str:
-    variants = {name: title for name, title in data["titles"].items() if name in data["numbers"]}
+    variants = titles_of(data)
     rows = [["steps", *(shown(_mean(data, name, "cost", "steps"), 0) for name in variants)]]
     for key, what in COST_ROWS.items():
         rows.append([what, *(shown(_mean(data, name, "cost", key), 0) for name in variants)])
@@ -107,8 +112,8 @@ def _theory(data: Mapping[str, Any]) -> str:
     head = ["over all of training", "σ recall", "σ precision", "ρ", "weight of recall: predicted", "measured"]
     head += ["weight of precision: predicted", "measured"]
     rows = []
-    for variant, title in data["titles"].items():
-        runs = [run["theory"] for run in data["numbers"].get(variant, {}).values() if run.get("theory")]
+    for variant, title in titles_of(data).items():
+        runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
         if runs:
             # What normalising first predicts is 1 and 1, whatever the spreads.
             means = {name: estimate([fmean(run[name]) for run in runs]) for name in names}
@@ -122,8 +127,8 @@ def _gradients(data: Mapping[str, Any]) -> str:
     pairs = {"recall_precision": "recall, precision", "rd_recall": "RD, recall", "rd_precision": "RD, precision"}
     pairs |= {"ad_recall": "AD, recall", "ad_precision": "AD, precision"}
     rows = []
-    for variant, title in data["titles"].items():
-        runs = [run["gradients"] for run in data["numbers"].get(variant, {}).values() if run.get("gradients")]
+    for variant, title in titles_of(data).items():
+        runs = [run["gradients"] for run in data["numbers"][variant].values() if run.get("gradients")]
         for place in range(len(runs[0]) if runs else 0):
             entries = [run[place] for run in runs]
             when = "end" if entries[0]["step"] is None else f"step {entries[0]['step']}"
@@ -142,9 +147,7 @@ def _plain(values: Sequence[float | None]) -> str:
 
 def _auto(data: Mapping[str, Any]) -> str:
     rows = []
-    for variant, title in data["titles"].items():
-        if variant not in data["numbers"]:
-            continue
+    for variant, title in titles_of(data).items():
         for how in ("fast", "slow", "auto", "oracle"):
             cells = [
                 shown(_mean(data, variant, "auto", how, key), digits) for key, digits in (("f1", 3), ("tokens", 1))

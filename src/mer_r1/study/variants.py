@@ -1,14 +1,12 @@
 """The studies as data: which variants each compares, as overrides of one recipe.
 
-A variant is a set of overrides of the section `rl` of ``recipes/tiny.yaml`` (and, for the method with another
-completion form, of `sft`). Two studies that name the same variant share its runs.
+A variant is a set of overrides of the section `rl` of ``recipes/tiny.yaml`` and, where it starts differently, of
+`sft`; a cold start by itself is a variant without RL. Two studies that name the same variant share its runs.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-SFT = "sft"
-"""Not a variant of RL: the cold start itself, which every seed has one of."""
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,18 +15,25 @@ class Variant:
 
     Attributes:
         title: what tables call it.
-        rl: overrides of the recipe's RL section.
-        sft: overrides of its cold start.
+        rl: overrides of the recipe's RL section; None stops after the cold start.
+        sft: overrides of the recipe's cold start.
         seeds: at most so many; None for all.
     """
 
     title: str
-    rl: Mapping[str, str] = field(default_factory=dict)
+    rl: Mapping[str, str] | None = None
     sft: Mapping[str, str] = field(default_factory=dict)
     seeds: int | None = None
 
 
+HARDER = {"learning_rate": "7e-4", "num_train_epochs": "4"}
+"""A cold start that bends the policy further to the annotators' way: nearly twice the learning rate, twice as long."""
+TWICE = {"targets": "twice"}
+
 VARIANTS: dict[str, Variant] = {
+    "sft": Variant("SFT"),
+    "sft-harder": Variant("harder SFT", sft=HARDER),
+    "sft-twice": Variant("SFT, two answers", sft=TWICE),
     "f1": Variant("F1-GRPO", {"method": "f1"}),
     "rd": Variant("+ RD", {"method": "rd"}),
     "ad": Variant("+ RD + AD", {"method": "ad"}),
@@ -41,14 +46,14 @@ VARIANTS: dict[str, Variant] = {
     "r1-omni": Variant("R1-Omni", {"method": "r1-omni"}),
     "affectgpt-r1": Variant("AffectGPT-R1", {"method": "affectgpt-r1"}),
     # Two answers take more tokens; the limit leaves as many for the reasoning as the others have.
-    "videoauto-r1": Variant(
-        "VideoAuto-R1", {"method": "videoauto-r1", "max_completion_length": "88"}, {"targets": "twice"}
-    ),
+    "videoauto-r1": Variant("VideoAuto-R1", {"method": "videoauto-r1", "max_completion_length": "88"}, TWICE),
+    "f1-harder": Variant("harder SFT, F1-GRPO", {"method": "f1"}, HARDER),
+    "mer-r1-harder": Variant("harder SFT, MER-R1", {"method": "mer-r1"}, HARDER),
 }
 """Everything that is compared on the test scenes."""
 
-ALPHAS = ("0.03", "0.3", "1.0")
-"""Tried on validation scenes beside the recipe's own alpha (variant "mer-r1")."""
+ALPHAS = ("0.3", "1.0")
+"""Tried on validation scenes beside none at all ("ad") and the recipe's own alpha ("mer-r1")."""
 VARIANTS |= {
     f"alpha-{alpha}": Variant(f"alpha {alpha}", {"method": "mer-r1", "alpha": alpha}, seeds=4) for alpha in ALPHAS
 }
@@ -61,34 +66,37 @@ class Study:
     Attributes:
         question: in words.
         variants: names in `VARIANTS`, in the order of the table.
-        cold_start: whether the cold start itself is evaluated too.
-        gradients: whether the objectives' gradients are measured on the cold start and along each variant's training.
+        gradients: whether the objectives' gradients are measured too, along the training of what has any.
         splits: what its policies are asked about: validation clips where something is chosen, test clips where judged.
     """
 
     question: str
     variants: tuple[str, ...]
-    cold_start: bool = False
     gradients: bool = False
     splits: tuple[str, ...] = ("test",)
 
 
 STUDIES: dict[str, Study] = {
-    "paradox": Study("Does reasoning hurt after ordinary training?", ("f1",), cold_start=True),
-    "parts": Study("What does each part of MER-R1 bring?", ("f1", "rd", "ad", "mer-r1"), cold_start=True),
+    "paradox": Study("Does reasoning hurt after ordinary training?", ("sft", "f1")),
+    "harder": Study(
+        "And after a cold start that bends the policy further?", ("sft-harder", "f1-harder", "mer-r1-harder")
+    ),
+    "parts": Study("What does each part of MER-R1 bring?", ("sft", "f1", "rd", "ad", "mer-r1")),
     "calibration": Study(
         "How should slow thinking be held against fast?",
-        ("mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
+        ("ad", "mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
     ),
     "alpha": Study(
         "How much calibration? (validation scenes only)",
-        ("mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS)),
+        ("ad", "mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS)),
         splits=("val",),
     ),
     "baselines": Study(
         "How does it compare, at the same budget?", ("f1", "r1-omni", "affectgpt-r1", "videoauto-r1", "mer-r1")
     ),
-    "theory": Study("Do the objectives interfere as predicted?", ("rd", "ad", "mer-r1"), gradients=True),
+    "theory": Study(
+        "Do the objectives interfere as predicted?", ("sft", "rd", "ad", "mer-r1"), gradients=True, splits=()
+    ),
     "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test")),
 }
 """`all` is every one of them."""
@@ -103,3 +111,17 @@ def chosen_studies(name: str) -> list[str]:
     if name == "all":
         return list(STUDIES)
     return [name, "alpha"] if name == "calibration" else [name]
+
+
+def titles_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """Variant -> title of what has results in a study's JSON, in the order of its table.
+
+    Args:
+        data: from `collect.collect`, or read back.
+    """
+    return {name: data["titles"][name] for name in STUDIES[data["study"]].variants if name in data["numbers"]}
+
+
+def split_of(data: Mapping[str, Any]) -> str:
+    """Whose clips a study's numbers are about: "test", or "val" where settings are chosen or tried."""
+    return str(data.get("split", "test"))
