@@ -206,10 +206,10 @@ def test_equal_rewards_are_warned_of_and_one_rollout_is_shown(checkpoint, tmp_pa
     assert "all rewards are equal in 100 % of the groups" in caplog.text
 
 
-@pytest.mark.parametrize("step", [2, 5, 7])
-def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path, step):
-    """Within the first epoch, and within later ones, whose order is another."""
-    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
+@pytest.mark.parametrize(("step", "steps"), [(2, 8), (5, 8), (7, 8), (7, 7)])
+def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path, step, steps):
+    """Within the first epoch, within later ones, whose order is another, and behind the last step."""
+    settings = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
     whole, _, _ = make_trainer(checkpoint, tmp_path / "whole", **settings)
     whole.train()
     resumed, _, _ = make_trainer(checkpoint, tmp_path / "resumed", **settings)

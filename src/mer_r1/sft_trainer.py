@@ -39,6 +39,13 @@ class WholeCheckpoints:
             saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that was killed behind its last step has nothing left to train; the library would take one step more.
+        if self.state.global_step >= self.state.max_steps:  # type: ignore[attr-defined]
+            self.control.should_training_stop = True  # type: ignore[attr-defined]
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+
 
 class MERSFTTrainer(WholeCheckpoints, SFTTrainer):
     """SFTTrainer whose batches carry media beside token ids, and branches if they are packed.

@@ -16,7 +16,7 @@ from mer_r1.auto import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.errors import UserError
 from mer_r1.evaluate import RECORDS_FILE, summarise
 from mer_r1.records import Record, read_records
-from mer_r1.study.jobs import Job
+from mer_r1.study.jobs import Job, content_hash
 from mer_r1.study.schedule import DONE_FILE
 from mer_r1.study.variants import STUDIES, VARIANTS
 
@@ -78,7 +78,7 @@ def collect(study: str, jobs: Sequence[Job], out: Path) -> dict[str, Any]:
         "titles": titles,
         "numbers": kept,
         "missing": missing,
-        "provenance": _provenance(done, runs),
+        "provenance": {**_provenance(done, runs), "base": _base(jobs)},
     }
 
 
@@ -194,6 +194,16 @@ def _provenance(done: Iterable[Mapping[str, Any]], runs: Sequence[Job]) -> dict[
         "settings": [json.loads(text) for text in sorted(settings)],
         "process_hours": round(math.fsum(entry["seconds"] for entry in entries) / 3600, 3),
     }
+
+
+def _base(jobs: Sequence[Job]) -> str | None:
+    # Fingerprint of the base that every cold start begins with: processors round differently, so that the same commands
+    # make another base on another kind of machine, and other numbers.
+    told = next(
+        (text for job in jobs if job.facts.get("kind") == "sft" for text in job.arguments if "model=" in text), ""
+    )
+    folder = Path(told.removeprefix("model="))
+    return content_hash(folder) if (folder / "model.safetensors").is_file() else None
 
 
 def _rounded(value: Any, digits: int = 4) -> Any:

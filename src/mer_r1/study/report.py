@@ -2,8 +2,8 @@
 
 `write_report` collects each study's numbers into `report/NAME.json` with `NAME.png` and one `report.md`. Results that
 are worth keeping are copied to ``docs/study/``; `fill_document` then writes their tables between the markers of
-``docs/study.md`` (`<!-- study:NAME -->` to `<!-- end -->`), so that no number there is ever typed by hand. A test fails
-if the page and the JSON differ.
+``docs/study.md`` (`<!-- study:NAME -->` to `<!-- end -->`) and all claims at its head (`<!-- verdicts -->`), so that no
+number there is ever typed by hand. A test fails if the page and the JSON differ.
 """
 
 import json
@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.errors import UserError
+from mer_r1.study.claims import decide
 from mer_r1.study.collect import collect
 from mer_r1.study.figures import draw
+from mer_r1.study.intervals import Verdict
 from mer_r1.study.jobs import Job
-from mer_r1.study.tables import tables
+from mer_r1.study.tables import shown, table, tables
 from mer_r1.study.tables import title as question
-from mer_r1.study.variants import STUDIES
+from mer_r1.study.variants import STUDIES, split_of
 
-_BLOCK = re.compile(r"(<!-- study:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?:study:([\w-]+)|verdicts) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write_report(studies: Sequence[str], jobs: Sequence[Job], out: Path, command: str = "") -> Path:
@@ -76,6 +78,8 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
     def fill(match: re.Match[str]) -> str:
         study = match[2]
+        if study is None:
+            return f"{match[1]}{verdicts(results)}\n{match[3]}"
         if study not in STUDIES:
             raise UserError(f"the page asks for the study {study!r}; there are {', '.join(STUDIES)}")
         if study not in results:
@@ -84,6 +88,23 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
         return f"{match[1]}{picture}\n\n{block(results[study])}\n{match[3]}"
 
     return _BLOCK.sub(fill, text)
+
+
+def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All claims of all results in one table, those that hold first; what two studies claim stands there once.
+
+    Args:
+        results: study -> its JSON.
+    """
+    found = {
+        row["claim"]: [row["claim"], shown(row, signed=True), study, f"**{row['verdict']}**"]
+        for study in reversed(STUDIES)
+        if study in results
+        for row in reversed(decide(study, results[study]["numbers"], split_of(results[study])))
+    }
+    order = [f"**{verdict}**" for verdict in Verdict]
+    rows = sorted(reversed(found.values()), key=lambda row: order.index(row[-1]))
+    return table(["claim", "paired difference", "study", ""], rows)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -145,6 +166,7 @@ def _footnote(data: Mapping[str, Any]) -> str:
         *([f"{' or '.join(steps)} steps of RL"] if steps else []),
         f"commit {', '.join(commit[:10] for commit in kept['commits'])}{changed}",
         *(", ".join(f"{name} {version}" for name, version in found.items()) for found in kept["versions"]),
+        *([f"base {kept['base'][:8]}"] if kept.get("base") else []),
         f"{kept['process_hours']:.1f} process hours",
     ]
     if data["missing"]:
