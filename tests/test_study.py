@@ -169,19 +169,43 @@ def test_jobs_run_once_in_order_and_a_failure_stops_only_what_needs_it(tmp_path:
     assert log.read_text(encoding="utf-8").split() == ["a", "b", "after"]
 
 
+def program_of(job: Job, out: Path) -> subprocess.Popen[bytes]:
+    """A process that runs one job."""
+    program = (
+        "import sys; from pathlib import Path; from mer_r1.study.jobs import Job; "
+        "from mer_r1.study.schedule import run_jobs; "
+        f"run_jobs([Job({job.name!r}, 'timeit', {job.arguments!r}, (), {{'kind': 'test'}})], Path({str(out)!r}), 1)"
+    )
+    return subprocess.Popen([sys.executable, "-c", program])
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_kill_ends_what_runs(tmp_path: Path) -> None:
+    note = f"import os; open({str(tmp_path / 'partial')!r}, 'w').write(str(os.getpid())); "
+    job = script(
+        "slow",
+        note + f"os.rename({str(tmp_path / 'partial')!r}, {str(tmp_path / 'pid')!r}); __import__('time').sleep(600)",
+    )
+    parent = program_of(job, tmp_path)
+    wait_for(tmp_path / "pid")
+    parent.terminate()
+    assert parent.wait() == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text(encoding="utf-8")), 0)
+    assert not is_done(tmp_path, job)
+
+
 def test_after_kill_9_an_orphan_keeps_its_run_and_a_second_study_waits_for_it(tmp_path: Path) -> None:
     # The orphan notes when it ends; the second study starts the same job, and must not before that.
     code = "import time; open('{0}', 'a').write('in '); time.sleep(1.5); open('{0}', 'a').write('out ')"
     job = script("slow", code.format(tmp_path / "log"))
-    program = (
-        "import sys; from pathlib import Path; from mer_r1.study.jobs import Job; "
-        "from mer_r1.study.schedule import run_jobs; "
-        f"run_jobs([Job('slow', 'timeit', {job.arguments!r}, (), {{'kind': 'test'}})], Path({str(tmp_path)!r}), 1)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "log").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    parent = program_of(job, tmp_path)
+    wait_for(tmp_path / "log")
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     assert not is_done(tmp_path, job)

@@ -4,13 +4,14 @@ Each has one thread, but for those that take the whole machine (`Job.alone`). A 
 (command, commit, versions, seconds) in its folder; without it the job is run again, and the training commands go on
 from their last checkpoint. While a job runs, its process holds a lock on `job.lock`. The lock outlives whoever started
 the process: after ``kill -9`` of a study its orphans finish in peace, and a second study on the same folder takes other
-jobs meanwhile.
+jobs meanwhile. Ctrl-C and ``kill`` end the jobs that run too.
 """
 
 import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def run_jobs(jobs: Sequence[Job], out: Path, cores: int, told: Told = lambda _: 
     """
     failed: dict[str, str] = {}
     running: list[_Running] = []
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         while True:
             for ended in [entry for entry in running if entry.process.poll() is not None]:
@@ -72,9 +74,14 @@ def run_jobs(jobs: Sequence[Job], out: Path, cores: int, told: Told = lambda _: 
             entry.process.terminate()
         for entry in running:
             entry.process.wait()
+        signal.signal(signal.SIGTERM, before)
     if failed:
         name, reason = next(iter(failed.items()))
         raise UserError(f"{len(failed)} runs failed; the first, {name}: {reason} ({out / name / CONSOLE} has the rest)")
+
+
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)  # as a shell says it; left to itself, SIGTERM would leave the jobs running
 
 
 def _start_ready(
