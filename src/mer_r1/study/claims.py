@@ -62,7 +62,6 @@ CLAIMS: tuple[Claim, ...] = (
     _slow_f1("parts", "MER-R1 ≥ F1-GRPO in slow F1", "mer-r1", "f1"),
     _slow_f1("parts", "F1-GRPO ≥ SFT in slow F1", "f1", "sft"),
     _slow_beats_fast("parts", "mer-r1", "MER-R1", 1),
-    _slow_f1("calibration", "MER-R1 ≥ AD in slow F1", "mer-r1", "ad"),
     _slow_f1("calibration", "category level ≥ word level (A1)", "mer-r1", "word"),
     _slow_f1("calibration", "both sides ≥ recall side only (A2)", "mer-r1", "recall-side"),
     _slow_f1("calibration", "advantage space ≥ reward space (B1)", "mer-r1", "reward-space"),

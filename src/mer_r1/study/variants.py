@@ -84,7 +84,7 @@ STUDIES: dict[str, Study] = {
     "parts": Study("What does each part of MER-R1 bring?", ("sft", "f1", "rd", "ad", "mer-r1")),
     "calibration": Study(
         "How should slow thinking be held against fast?",
-        ("ad", "mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
+        ("mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
     ),
     "alpha": Study(
         "How much calibration? (validation scenes only)",
