@@ -67,6 +67,7 @@ CLAIMS: tuple[Claim, ...] = (
     _slow_f1("calibration", "advantage space ≥ reward space (B1)", "mer-r1", "reward-space"),
     _slow_f1("calibration", "advantage space ≥ mixed (B2)", "mer-r1", "mixed-space"),
     _slow_f1("calibration", "all anchors ≥ first anchor", "mer-r1", "first-anchor"),
+    _slow_beats_fast("calibration", "mer-r1", "MER-R1, in the study of calibration", 1),
     _slow_beats_fast("baselines", "mer-r1", "MER-R1", 1),
     _slow_beats_fast("baselines", "f1", "F1-GRPO", -1),
     _slow_beats_fast("baselines", "r1-omni", "R1-Omni", -1),
