@@ -52,7 +52,7 @@ def _command(name: str, question: str) -> None:
     ) -> None:
         told: dict[str, Any] = {"seeds": seeds, "scenes": scenes, "exam": exam, "base": base, "clips": clips}
         told |= {"settings": tuple(settings or ()), "sft_settings": tuple(sft_settings or ()), "recipe": recipe}
-        told |= {"trial": trial}
+        told["trial"] = trial
         _run(name, out, jobs, dry_run, told)
 
     run.__doc__ = question

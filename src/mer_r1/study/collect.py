@@ -199,10 +199,7 @@ def _provenance(done: Iterable[Mapping[str, Any]], runs: Sequence[Job]) -> dict[
 def _base(jobs: Sequence[Job]) -> str | None:
     # Fingerprint of the base that every cold start begins with: processors round differently, so that the same commands
     # make another base on another kind of machine, and other numbers.
-    told = next(
-        (text for job in jobs if job.facts.get("kind") == "sft" for text in job.arguments if "model=" in text), ""
-    )
-    folder = Path(told.removeprefix("model="))
+    folder = next(Path(job.facts["start"]) for job in jobs if job.facts.get("kind") == "sft")
     return content_hash(folder) if (folder / "model.safetensors").is_file() else None
 
 

@@ -58,7 +58,7 @@ def _plane(axes: Any, data: Mapping[str, Any]) -> None:
             axes.annotate(f"{title} {mode}", spots[mode], xytext=(6, 6), textcoords="offset points", fontsize=9)
         if len(spots) == 2:
             axes.annotate("", spots["fast"], spots["slow"], arrowprops={"arrowstyle": "->", "color": "#999999"})
-    axes.set(xlabel="recall (test scenes)", ylabel="precision")
+    axes.set(xlabel=f"recall ({split_of(data)} scenes)", ylabel="precision")
     axes.margins(0.2)
 
 

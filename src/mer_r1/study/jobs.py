@@ -226,7 +226,7 @@ class _Planner:
         name = f"runs/sft-{self.form(variant)}-s{seed}-{key}"
         arguments = self._train("sft", name, self.base, changed, seed)
         alone = next(name for name, kind in VARIANTS.items() if kind.rl is None and kind.sft == variant.sft)
-        facts = {"kind": "sft", "variant": alone, "seed": seed, "settings": changed}
+        facts = {"kind": "sft", "variant": alone, "seed": seed, "settings": changed, "start": str(self.base)}
         return self._add(Job(name, CLI, arguments, tuple(self.shared), facts))
 
     def reinforce(self, name: str, seed: int) -> str:

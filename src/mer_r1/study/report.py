@@ -96,14 +96,12 @@ def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         results: study -> its JSON.
     """
-    found = {
-        row["claim"]: [row["claim"], shown(row, signed=True), study, f"**{row['verdict']}**"]
-        for study in reversed(STUDIES)
-        if study in results
-        for row in reversed(decide(study, results[study]["numbers"], split_of(results[study])))
-    }
+    found: dict[str, list[str]] = {}
+    for study in [study for study in STUDIES if study in results]:
+        for row in decide(study, results[study]["numbers"], split_of(results[study])):
+            found.setdefault(row["claim"], [row["claim"], shown(row, signed=True), study, f"**{row['verdict']}**"])
     order = [f"**{verdict}**" for verdict in Verdict]
-    rows = sorted(reversed(found.values()), key=lambda row: order.index(row[-1]))
+    rows = sorted(found.values(), key=lambda row: order.index(row[-1]))
     return table(["claim", "paired difference", "study", ""], rows)
 
 

@@ -31,6 +31,7 @@ HARDER = {"learning_rate": "7e-4", "num_train_epochs": "4"}
 TWICE = {"targets": "twice"}
 
 VARIANTS: dict[str, Variant] = {
+    # Every cold start that a variant begins with is one too.
     "sft": Variant("SFT"),
     "sft-harder": Variant("harder SFT", sft=HARDER),
     "sft-twice": Variant("SFT, two answers", sft=TWICE),
@@ -50,7 +51,7 @@ VARIANTS: dict[str, Variant] = {
     "f1-harder": Variant("harder SFT, F1-GRPO", {"method": "f1"}, HARDER),
     "mer-r1-harder": Variant("harder SFT, MER-R1", {"method": "mer-r1"}, HARDER),
 }
-"""Everything that is compared on the test scenes."""
+"""Everything that is compared on test scenes, and what it starts from."""
 
 ALPHAS = ("0.3", "1.0")
 """Tried on validation scenes beside none at all ("ad") and the recipe's own alpha ("mer-r1")."""
