@@ -1,12 +1,12 @@
 """A study's numbers as pictures (matplotlib, PNG): one a study, from the same JSON as the tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mer_r1.study.claims import by_seed
 from mer_r1.study.intervals import Estimate, estimate
-from mer_r1.study.variants import split_of, titles_of
+from mer_r1.study.variants import STUDIES, split_of, titles_of
 
 COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
 DPI = 110
@@ -24,9 +24,8 @@ def draw(data: Mapping[str, Any], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawers = {"paradox": _plane, "harder": _plane, "theory": _weights, "auto": _tokens}
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
-    drawers.get(data["study"], _rows)(axes, data)
+    DRAWERS.get(STUDIES[data["study"]].shows, _rows)(axes, data)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same numbers give the same bytes
     pyplot.close(figure)
@@ -126,3 +125,11 @@ def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
             axes.plot(tokens["mean"], f1["mean"], mark, color=colour, markersize=8, label=label)
     axes.set(xlabel="generated tokens a clip", ylabel="F1 (test scenes)")
     axes.legend(frameon=False, fontsize=8, ncols=2)
+
+
+DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
+    "paradox": _plane,
+    "theory": _weights,
+    "auto": _tokens,
+}
+"""What a study shows -> its picture; scores otherwise."""

@@ -1,6 +1,6 @@
 """A study's numbers as Markdown tables: everything shown is computed from the study's JSON, nothing is typed in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -26,10 +26,10 @@ def tables(data: Mapping[str, Any]) -> list[str]:
         data: from `collect.collect`.
     """
     study = data["study"]
-    blocks = [_alphas(data)] if study == "alpha" else [_scores(data)] if study != "theory" else []
-    extra = {"paradox": _confidences, "harder": _confidences, "baselines": _costs, "theory": _theory, "auto": _auto}
-    if study in extra:
-        blocks.append(extra[study](data))
+    shows = STUDIES[study].shows
+    blocks = [] if shows in UNSCORED else [_scores(data)]
+    if shows in EXTRA:
+        blocks.append(EXTRA[shows](data))
     if claims := decide(study, data["numbers"], split_of(data)):
         rows = [[row["claim"], shown(row, signed=True), str(row["n"]), f"**{row['verdict']}**"] for row in claims]
         blocks.append(table(["claim", "paired difference", "seeds", ""], rows))
@@ -160,3 +160,15 @@ def _auto(data: Mapping[str, Any]) -> str:
 def title(study: str) -> str:
     """The question of a study."""
     return STUDIES[study].question
+
+
+EXTRA: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "paradox": _confidences,
+    "alphas": _alphas,
+    "costs": _costs,
+    "theory": _theory,
+    "auto": _auto,
+}
+"""What a study shows -> its own table, behind the scores."""
+UNSCORED = ("alphas", "theory")
+"""Those whose own table stands alone."""

@@ -69,18 +69,22 @@ class Study:
         variants: names in `VARIANTS`, in the order of the table.
         gradients: whether the objectives' gradients are measured too, along the training of what has any.
         splits: what its policies are asked about: validation clips where something is chosen, test clips where judged.
+        shows: its tables and picture, a key of `tables.EXTRA` or `figures.DRAWERS`; scores alone if of neither.
     """
 
     question: str
     variants: tuple[str, ...]
     gradients: bool = False
     splits: tuple[str, ...] = ("test",)
+    shows: str = "scores"
 
 
 STUDIES: dict[str, Study] = {
-    "paradox": Study("Does reasoning hurt after ordinary training?", ("sft", "f1")),
+    "paradox": Study("Does reasoning hurt after ordinary training?", ("sft", "f1"), shows="paradox"),
     "harder": Study(
-        "And after a cold start that bends the policy further?", ("sft-harder", "f1-harder", "mer-r1-harder")
+        "And after a cold start that bends the policy further?",
+        ("sft-harder", "f1-harder", "mer-r1-harder"),
+        shows="paradox",
     ),
     "parts": Study("What does each part of MER-R1 bring?", ("sft", "f1", "rd", "ad", "mer-r1")),
     "calibration": Study(
@@ -91,14 +95,21 @@ STUDIES: dict[str, Study] = {
         "How much calibration? (validation scenes only)",
         ("ad", "mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS)),
         splits=("val",),
+        shows="alphas",
     ),
     "baselines": Study(
-        "How does it compare, at the same budget?", ("f1", "r1-omni", "affectgpt-r1", "videoauto-r1", "mer-r1")
+        "How does it compare, at the same budget?",
+        ("f1", "r1-omni", "affectgpt-r1", "videoauto-r1", "mer-r1"),
+        shows="costs",
     ),
     "theory": Study(
-        "Do the objectives interfere as predicted?", ("sft", "rd", "ad", "mer-r1"), gradients=True, splits=()
+        "Do the objectives interfere as predicted?",
+        ("sft", "rd", "ad", "mer-r1"),
+        gradients=True,
+        splits=(),
+        shows="theory",
     ),
-    "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test")),
+    "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test"), shows="auto"),
 }
 """`all` is every one of them."""
 
