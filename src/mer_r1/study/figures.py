@@ -44,7 +44,7 @@ def _bar(number: Estimate) -> list[list[float]]:
 
 def _plane(axes: Any, data: Mapping[str, Any]) -> None:
     """Precision over recall, an arrow from slow to fast of each stage."""
-    for variant, title in titles_of(data).items():
+    for (variant, title), mark in zip(titles_of(data).items(), "osD^vP", strict=False):
         spots = {}
         for mode in ("slow", "fast"):
             recall, precision = (_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision"))
@@ -52,11 +52,14 @@ def _plane(axes: Any, data: Mapping[str, Any]) -> None:
                 continue
             spots[mode] = (recall["mean"], precision["mean"])
             axes.errorbar(
-                *spots[mode], xerr=_bar(recall), yerr=_bar(precision), fmt="o", color=COLOURS[mode], capsize=3
+                *spots[mode], xerr=_bar(recall), yerr=_bar(precision), fmt=mark, color=COLOURS[mode], capsize=3
             )
-            axes.annotate(f"{title} {mode}", spots[mode], xytext=(6, 6), textcoords="offset points", fontsize=9)
         if len(spots) == 2:
             axes.annotate("", spots["fast"], spots["slow"], arrowprops={"arrowstyle": "->", "color": "#999999"})
+            axes.plot([], [], mark, color="#999999", label=title)
+    for mode in ("slow", "fast"):
+        axes.plot([], [], color=COLOURS[mode], label=mode)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel=f"recall ({split_of(data)} scenes)", ylabel="precision")
     axes.margins(0.2)
 
