@@ -6,7 +6,7 @@ from typing import Any
 
 from mer_r1.study.claims import by_seed, decide
 from mer_r1.study.intervals import Estimate, estimate
-from mer_r1.study.variants import STUDIES, VARIANTS, split_of, titles_of
+from mer_r1.study.variants import STUDIES, split_of, titles_of
 
 MODES = ("slow", "fast")
 COST_ROWS = {
@@ -86,16 +86,10 @@ def _confidences(data: Mapping[str, Any]) -> str:
 def _alphas(data: Mapping[str, Any]) -> str:
     # The seeds that every alpha has, so that no alpha is favoured by an easy seed.
     seeds = set.intersection(*(set(found) for found in data["numbers"].values()))
-    rows = []
-    for variant, title in titles_of(data).items():
-        found = {m: by_seed(data["numbers"], (variant, split_of(data), m, "f1")) for m in MODES}
-        means = [shown(estimate([found[m].get(seed) for seed in sorted(seeds)])) for m in MODES]
-        told = VARIANTS[variant].rl or {}
-        which = (
-            "" if "alpha" in told else " (the recipe's alpha)" if told["method"] == "mer-r1" else " (no calibration)"
-        )
-        rows.append([title + which, *means, str(len(seeds))])
-    return table(["validation scenes only", "slow F1", "fast F1", "seeds"], rows)
+    numbers = {name: {seed: found[seed] for seed in sorted(seeds)} for name, found in data["numbers"].items()}
+    notes = {"ad": " (no calibration)", "mer-r1": " (the recipe's alpha)"}
+    titles = {name: title + notes.get(name, "") for name, title in titles_of(data).items()}
+    return _scores({**data, "numbers": numbers, "titles": titles})
 
 
 def _costs(data: Mapping[str, Any]) -> str:

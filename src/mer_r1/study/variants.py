@@ -44,6 +44,7 @@ VARIANTS: dict[str, Variant] = {
     "reward-space": Variant("B1: reward space", {"method": "mer-r1", "space": "reward"}),
     "mixed-space": Variant("B2: mixed", {"method": "mer-r1", "space": "mixed"}),
     "first-anchor": Variant("first anchor only", {"method": "mer-r1", "anchors": "first"}),
+    "first-anchor-strong": Variant("first anchor, alpha 1", {"method": "mer-r1", "anchors": "first", "alpha": "1.0"}),
     "r1-omni": Variant("R1-Omni", {"method": "r1-omni"}),
     "affectgpt-r1": Variant("AffectGPT-R1", {"method": "affectgpt-r1"}),
     # Two answers take more tokens; the limit leaves as many for the reasoning as the others have.
@@ -96,6 +97,10 @@ STUDIES: dict[str, Study] = {
         ("ad", "mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS)),
         splits=("val",),
         shows="alphas",
+    ),
+    "anchors": Study(
+        "And more of it, where repeating a word does not pay?",
+        ("ad", "mer-r1", "first-anchor", "first-anchor-strong"),
     ),
     "baselines": Study(
         "How does it compare, at the same budget?",
