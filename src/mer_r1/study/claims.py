@@ -71,6 +71,12 @@ CLAIMS: tuple[Claim, ...] = (
     _slow_f1("anchors", "first anchor, alpha 1 ≥ AD in slow F1", "first-anchor-strong", "ad"),
     _slow_f1("anchors", "first anchor, alpha 1 ≥ MER-R1 in slow F1", "first-anchor-strong", "mer-r1"),
     _slow_f1("anchors", "first anchor, alpha 1 ≥ alpha 0.1 in slow F1", "first-anchor-strong", "first-anchor"),
+    _slow_f1(
+        "anchors", "category level ≥ word level (A1), first anchor, alpha 1", "first-anchor-strong", "word-strong"
+    ),
+    _slow_f1(
+        "anchors", "advantage space ≥ reward space (B1), first anchor, alpha 1", "first-anchor-strong", "reward-strong"
+    ),
     _slow_beats_fast("anchors", "first-anchor-strong", "MER-R1 with the first anchor and alpha 1", 1),
     _slow_beats_fast("baselines", "mer-r1", "MER-R1", 1),
     _slow_beats_fast("baselines", "f1", "F1-GRPO", -1),

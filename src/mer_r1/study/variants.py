@@ -29,6 +29,8 @@ class Variant:
 HARDER = {"learning_rate": "7e-4", "num_train_epochs": "4"}
 """A cold start that bends the policy further to the annotators' way: nearly twice the learning rate, twice as long."""
 TWICE = {"targets": "twice"}
+STRONG = {"anchors": "first", "alpha": "1.0"}
+"""Ten times the recipe's calibration, where an answer that repeats a word does not earn it."""
 
 VARIANTS: dict[str, Variant] = {
     # Every cold start that a variant begins with is one too.
@@ -44,7 +46,9 @@ VARIANTS: dict[str, Variant] = {
     "reward-space": Variant("B1: reward space", {"method": "mer-r1", "space": "reward"}),
     "mixed-space": Variant("B2: mixed", {"method": "mer-r1", "space": "mixed"}),
     "first-anchor": Variant("first anchor only", {"method": "mer-r1", "anchors": "first"}),
-    "first-anchor-strong": Variant("first anchor, alpha 1", {"method": "mer-r1", "anchors": "first", "alpha": "1.0"}),
+    "first-anchor-strong": Variant("first anchor, alpha 1", {"method": "mer-r1", **STRONG}),
+    "word-strong": Variant("the same, A1: word level", {"method": "mer-r1", "confidence_level": "word", **STRONG}),
+    "reward-strong": Variant("the same, B1: reward space", {"method": "mer-r1", "space": "reward", **STRONG}),
     "r1-omni": Variant("R1-Omni", {"method": "r1-omni"}),
     "affectgpt-r1": Variant("AffectGPT-R1", {"method": "affectgpt-r1"}),
     # Two answers take more tokens; the limit leaves as many for the reasoning as the others have.
@@ -100,7 +104,7 @@ STUDIES: dict[str, Study] = {
     ),
     "anchors": Study(
         "And more of it, where repeating a word does not pay?",
-        ("ad", "mer-r1", "first-anchor", "first-anchor-strong"),
+        ("ad", "mer-r1", "first-anchor", "first-anchor-strong", "word-strong", "reward-strong"),
     ),
     "baselines": Study(
         "How does it compare, at the same budget?",
