@@ -59,7 +59,7 @@ def _mean(data: Mapping[str, Any], *place: str) -> Estimate:
     return estimate(list(by_seed(data["numbers"], place).values()))
 
 
-def _scores(data: Mapping[str, Any]) -> str:
+def _scores(data: Mapping[str, Any], head: str = "") -> str:
     names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
     rows = [
         [
@@ -70,7 +70,7 @@ def _scores(data: Mapping[str, Any]) -> str:
         for variant, title in titles_of(data).items()
         for mode in MODES
     ]
-    return table(["", "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], rows)
+    return table([head, "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], rows)
 
 
 def _confidences(data: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ def _alphas(data: Mapping[str, Any]) -> str:
     numbers = {name: {seed: found[seed] for seed in sorted(seeds)} for name, found in data["numbers"].items()}
     notes = {"ad": " (no calibration)", "mer-r1": " (the recipe's alpha)"}
     titles = {name: title + notes.get(name, "") for name, title in titles_of(data).items()}
-    return _scores({**data, "numbers": numbers, "titles": titles})
+    return _scores({**data, "numbers": numbers, "titles": titles}, head=f"seeds {', '.join(sorted(seeds))}")
 
 
 def _costs(data: Mapping[str, Any]) -> str:
