@@ -11,17 +11,16 @@ said that was not said before. Printed are mean and standard deviation over roll
 import argparse
 from pathlib import Path
 
-import torch
-
-from mer_r1.anchors import answer_tokens, category_mask, category_tokens
-from mer_r1.calibration import calibration_terms, confidence
+from mer_r1.anchors import answer_tokens, category_tokens
+from mer_r1.calibration import Method, confidence
 from mer_r1.features import FeatureCache
 from mer_r1.inputs import encode_prompt
+from mer_r1.integrations import terms_of
 from mer_r1.model import load
 from mer_r1.rollout import Sampling, anchor_rows, rescore, rollout
 from mer_r1.study.gradients import chosen_clips
 from mer_r1.taxonomy import builtin
-from mer_r1.thinking import question
+from mer_r1.thinking import format_completion, parse, question
 
 
 def main() -> None:
@@ -38,29 +37,24 @@ def main() -> None:
     clips = chosen_clips(str(args.manifest), "train", args.clips)
     prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in clips]
     ids = rollout(omni, prompts, 1, Sampling(72, seed=0)).completion_ids
-    found = []
-    for clip, prompt, completion in zip(clips, prompts, ids, strict=True):
-        reasoning, _, answer = omni.tokenizer.decode(completion, skip_special_tokens=True).partition("<answer>")
-        word = answer.partition("</answer>")[0].partition(",")[0].strip()
-        if word.isalpha() and "</think>" in reasoning:
-            found.append((clip, prompt, reasoning, word))
-    tokens, names = category_tokens(taxonomy, omni.tokenizer)
-    correct = torch.tensor([category_mask(clip.labels or (), taxonomy, names) for clip, *_ in found])
-    placed = torch.zeros(len(found), int(tokens.partition.max()) + 1).index_add(1, tokens.partition, correct.float())
-    known = placed[:, tokens.partition] > 0
-    print(f"{len(found)} of {len(clips)} rollouts have a word to repeat")
+    said = [parse(omni.tokenizer.decode(completion, skip_special_tokens=True)) for completion in ids]
+    found = [row for row in zip(clips, prompts, said, strict=True) if row[2].labels and row[2].reasoning]
+    gold, prompts = [clip.labels for clip, *_ in found], [prompt for _, prompt, _ in found]
+    print(f"{len(found)} of {len(clips)} rollouts have reasoning and a word to repeat")
+    categories = category_tokens(taxonomy, omni.tokenizer)
     for times in args.times:
-        texts = [f"{reasoning}<answer> {', '.join([word] * times)}</answer>" for *_, reasoning, word in found]
+        texts = [format_completion(one.reasoning, one.labels[:1] * times) for *_, one in found]
         completions = [omni.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
         answers = [answer_tokens(completion, omni.tokenizer) for completion in completions]
-        slow, fast = rescore(omni, [prompt for _, prompt, *_ in found], answers, completions, tokens, fast=True)
+        rows = anchor_rows(answers)
+        slow, fast = rescore(omni, prompts, answers, completions, categories[0], fast=True)
         for anchors in ("all", "first"):
-            scores = [confidence(p, anchor_rows(answers), len(found), anchors) for p in (slow, fast)]
-            terms = calibration_terms(scores[0], scores[1], correct, known, tokens.partition)
-            cells = []
-            for name, term in zip(("Delta+", "Delta-"), terms, strict=True):
-                kept = term[~term.isnan()]
-                cells.append(f"{name} {kept.mean():+.3f} (sd {kept.std():.3f})")
+            scores = (confidence(probabilities, rows, len(found), anchors) for probabilities in (slow, fast))
+            terms = terms_of(Method(), taxonomy, categories, gold, *scores)
+            kept = [term[~term.isnan()] for term in terms]
+            cells = [
+                f"{name} {t.mean():+.3f} (sd {t.std():.3f})" for name, t in zip(("Delta+", "Delta-"), kept, strict=True)
+            ]
             print(f"{times:3} times, {anchors:5} anchors: {'  '.join(cells)}")
 
 

@@ -186,6 +186,20 @@ def partition_mean(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
     return means.nanmean(dim=1)
 
 
+def known_categories(correct: Tensor, partition: Tensor) -> Tensor:
+    """The categories that count: all of those partitions that can place at least one gold word.
+
+    Args:
+        correct: (R, C) bool, the gold categories.
+        partition: (C,) the partition of each category.
+
+    Returns:
+        (R, C) bool.
+    """
+    placed = torch.zeros(correct.shape[0], int(partition.max()) + 1, device=correct.device)
+    return placed.index_add(1, partition, correct.float())[:, partition] > 0
+
+
 def calibration_terms(
     slow: Tensor, fast: Tensor, correct: Tensor, known: Tensor, partition: Tensor, clip: float = 5.0
 ) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,14 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 from mer_r1.advantages import MIN_SPREAD, group_spread
 from mer_r1.anchors import category_mask, category_tokens
 from mer_r1.baselines import reward_function
-from mer_r1.calibration import Method, calibration_terms, confidence, method_advantages, partition_mean
+from mer_r1.calibration import (
+    Method,
+    calibration_terms,
+    confidence,
+    known_categories,
+    method_advantages,
+    partition_mean,
+)
 from mer_r1.inputs import IGNORE, Prompt, embedded, placeholder_ids
 from mer_r1.interference import objective_statistics
 from mer_r1.model import Omni
@@ -159,10 +166,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         )
         partition = self.category_tokens.partition.to(slow.device)
         correct = torch.tensor([self._gold[index] for index in self._clips], device=slow.device)
-        placed = torch.zeros(rows, int(partition.max()) + 1, device=slow.device).index_add(
-            1, partition, correct.float()
-        )
-        known = placed[:, partition] > 0
+        known = known_categories(correct, partition)
         for name, scores in (("slow", slow), ("fast", fast)):
             for side, mask in (("correct", correct & known), ("incorrect", ~correct & known)):
                 mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mer_r1 import taxonomy as wheels
 from mer_r1.anchors import category_mask
-from mer_r1.calibration import CategoryTokens, Method, calibration_terms, method_advantages
+from mer_r1.calibration import CategoryTokens, Method, calibration_terms, known_categories, method_advantages
 from mer_r1.errors import UserError
 from mer_r1.taxonomy import Taxonomy, parse_labels
 
@@ -81,9 +81,7 @@ def terms_of(
     partition = tokens.partition.to(slow.device)
     masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
     correct = torch.tensor(masks, device=slow.device)
-    placed = torch.zeros(len(masks), int(partition.max()) + 1, device=slow.device)
-    known = placed.index_add(1, partition, correct.float())[:, partition] > 0
-    return calibration_terms(slow, fast, correct, known, partition, method.clip)
+    return calibration_terms(slow, fast, correct, known_categories(correct, partition), partition, method.clip)
 
 
 def grouped_advantages(
