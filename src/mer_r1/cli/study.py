@@ -61,7 +61,7 @@ def _command(name: str, question: str) -> None:
 
 for _name, _study in STUDIES.items():
     _command(_name, _study.question)
-_command("all", "Every question.")
+_command("all", "Every question but those that another's result raised.")
 
 
 @study_app.command()
@@ -75,8 +75,8 @@ def report(
     from mer_r1.study.report import publish, write_report
     from mer_r1.study.session import read_session
 
-    studies, jobs, command = read_session(folder)
-    say(f"report: {write_report(studies, jobs, folder, command)}")
+    studies, jobs = read_session(folder)
+    say(f"report: {write_report(studies, jobs, folder)}")
     for path in publish(folder, docs) if docs else ():
         say(f"written: {path}")
 
@@ -99,8 +99,8 @@ def _run(name: str, out: Path, cores: int | None, dry_run: bool, told: dict[str,
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
     run_jobs(jobs, out, cores or _cores(), told=say)
-    studies, jobs, command = read_session(out)
-    say(f"report: {write_report(studies, jobs, out, command)}")
+    studies, jobs = read_session(out)
+    say(f"report: {write_report(studies, jobs, out)}")
 
 
 def _cores() -> int:

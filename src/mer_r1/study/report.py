@@ -25,14 +25,13 @@ from mer_r1.study.variants import STUDIES, split_of
 _BLOCK = re.compile(r"(<!-- (?:study:([\w-]+)|verdicts) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write_report(studies: Sequence[str], jobs: Sequence[Job], out: Path, command: str = "") -> Path:
+def write_report(studies: Mapping[str, str], jobs: Sequence[Job], out: Path) -> Path:
     """Tables, figures and JSON of the studies that have results; returns `report/report.md` in the study's folder.
 
     Args:
-        studies: keys of `STUDIES`.
+        studies: keys of `STUDIES`, each with what a reader would type to repeat it, kept in the JSON.
         jobs: of their plan.
         out: folder of the study.
-        command: what a reader would type to repeat it, kept in the JSON.
 
     Raises:
         UserError: none of them has a finished run.
@@ -40,7 +39,7 @@ def write_report(studies: Sequence[str], jobs: Sequence[Job], out: Path, command
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
-    for study in studies:
+    for study, command in studies.items():
         try:
             data = collect(study, jobs, out)
         except UserError:

@@ -70,8 +70,8 @@ def keep_session(name: str, out: Path, told: Mapping[str, Any], command: str) ->
     unfinished.replace(out / SESSION_FILE)
 
 
-def read_session(out: Path) -> tuple[list[str], list[Job], str]:
-    """The studies of a folder, all their jobs, and the command lines.
+def read_session(out: Path) -> tuple[dict[str, str], list[Job]]:
+    """The studies of a folder, each with the command line that asked for it, and all their jobs.
 
     Args:
         out: folder of a study.
@@ -81,13 +81,12 @@ def read_session(out: Path) -> tuple[list[str], list[Job], str]:
     """
     kept = _read(out)
     found: dict[str, Job] = {}
-    studies: dict[str, None] = {}
+    commands: dict[str, str] = {}
     for name, entry in kept["studies"].items():
         chosen = chosen_studies(name)
-        studies |= dict.fromkeys(chosen)
+        commands |= {study: entry["command"] for study in chosen if study == name or study not in commands}
         found |= {job.name: job for job in plan(chosen, to_options(out, entry["told"]))}
-    order = [study for study in STUDIES if study in studies]
-    return order, list(found.values()), " && ".join(entry["command"] for entry in kept["studies"].values())
+    return {study: commands[study] for study in STUDIES if study in commands}, list(found.values())
 
 
 def _recipe(out: Path) -> Path:

@@ -75,6 +75,7 @@ class Study:
         gradients: whether the objectives' gradients are measured too, along the training of what has any.
         splits: what its policies are asked about: validation clips where something is chosen, test clips where judged.
         shows: its tables and picture, a key of `tables.EXTRA` or `figures.DRAWERS`; scores alone if of neither.
+        follow_up: whether it was asked because of another's result; `all` leaves it out.
     """
 
     question: str
@@ -82,6 +83,7 @@ class Study:
     gradients: bool = False
     splits: tuple[str, ...] = ("test",)
     shows: str = "scores"
+    follow_up: bool = False
 
 
 STUDIES: dict[str, Study] = {
@@ -105,6 +107,7 @@ STUDIES: dict[str, Study] = {
     "anchors": Study(
         "And more of it, where repeating a word does not pay?",
         ("ad", "mer-r1", "first-anchor", "first-anchor-strong", "word-strong", "reward-strong"),
+        follow_up=True,
     ),
     "baselines": Study(
         "How does it compare, at the same budget?",
@@ -120,7 +123,7 @@ STUDIES: dict[str, Study] = {
     ),
     "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test"), shows="auto"),
 }
-"""`all` is every one of them."""
+"""`all` is every one of them but follow-ups."""
 
 
 def chosen_studies(name: str) -> list[str]:
@@ -130,7 +133,7 @@ def chosen_studies(name: str) -> list[str]:
         name: a key of `STUDIES`, or "all".
     """
     if name == "all":
-        return list(STUDIES)
+        return [study for study, asked in STUDIES.items() if not asked.follow_up]
     return [name, "alpha"] if name == "calibration" else [name]
 
 
