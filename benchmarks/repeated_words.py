@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a policy")
     parser.add_argument("--manifest", type=Path, required=True, help="of training clips with labels")
     parser.add_argument("--clips", default="2600:2696", help="slice of the training clips")
+    parser.add_argument("--level", choices=Method.ALLOWED["level"], default="category", help="of what confidence is")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     args = parser.parse_args()
     omni, taxonomy = load(args.model), builtin()
@@ -41,7 +42,7 @@ def main() -> None:
     found = [row for row in zip(clips, prompts, said, strict=True) if row[2].labels and row[2].reasoning]
     gold, prompts = [clip.labels for clip, *_ in found], [prompt for _, prompt, _ in found]
     print(f"{len(found)} of {len(clips)} rollouts have reasoning and a word to repeat")
-    categories = category_tokens(taxonomy, omni.tokenizer)
+    categories = category_tokens(taxonomy, omni.tokenizer, args.level)
     for times in args.times:
         texts = [format_completion(one.reasoning, one.labels[:1] * times) for *_, one in found]
         completions = [omni.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
