@@ -24,8 +24,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from mer_r1 import taxonomy
-from mer_r1.metrics import openset_report
+from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.metrics import openset_report
 
 FILES, CLIPS, MOST_WORDS = 20, 332, 8
 BUDGET = 2.0

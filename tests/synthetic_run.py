@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from mer_r1.emotions.thinking import format_completion
+from mer_r1.emotions.wheels import builtin
 from mer_r1.records import Record, append_record, rescore
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import format_completion
 
 FAMILIES = (
     ("happy", "joyful", "excited", "cheerful", "delighted"),

@@ -16,15 +16,15 @@ from mer_r1.calibration import Method
 from mer_r1.cli import app
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data import read_manifest
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.two_answers import format_twice, parse_twice
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.model import Settings, load
 from mer_r1.predict import predict
 from mer_r1.records import Record, read_records, rescore
 from mer_r1.rollout import Rollouts, Sampling
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import ThinkingMode
 from mer_r1.train import examples, run_rl, run_sft
-from mer_r1.twice import format_twice, parse_twice
 
 SLOW, FAST = ThinkingMode.SLOW, ThinkingMode.FAST
 WHOLE = format_twice(["happy"], "A smile.", ["happy", "proud"])

@@ -11,65 +11,32 @@ import sys
 import warnings
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "mer_r1"
 
 LEVELS = {
-    # 0: words
-    **dict.fromkeys(("errors", "json_files", "wheel_tables", "taxonomy", "thinking", "twice"), 0),
-    # 1: numbers from words
-    **dict.fromkeys(("metrics", "rewards", "baselines", "bootstrap", "sentiment", "label_replies"), 1),
-    # 2: numbers from tensors; knows no emotions
-    **dict.fromkeys(("advantages", "calibration", "interference", "muon"), 2),
-    # 3: the outside world
-    **dict.fromkeys(("containers", "tracks", "media", "clips", "checks", "data", "scenes"), 3),
-    **dict.fromkeys(("families", "thinker_config", "smollm2", "shapes", "model", "towers", "inputs", "features"), 3),
-    **dict.fromkeys(("packing", "packed_attention", "decode_cache", "branches", "fill", "config", "corpora"), 3),
-    # 4: procedures
-    **dict.fromkeys(("anchors", "rollout", "answering", "trainer", "sft_trainer", "pretrain", "build", "train"), 4),
-    **dict.fromkeys(("records", "predict", "auto", "auto_predict", "evaluate", "report", "study", "plan"), 4),
-    **dict.fromkeys(("chat", "llm", "llm_cache", "llm_replies", "llm_local"), 4),
-    **dict.fromkeys(("extract", "label_files", "benchmarks", "lmms", "clip_models", "endpoint", "vllm_engine"), 4),
-    **dict.fromkeys(("rollout_vllm", "vllm_generation", "vllm_server", "parity", "integrations"), 4),
-    # 5: people
-    **dict.fromkeys(("cli", "demo", "web"), 5),
+    "errors": 0,
+    "emotions": 1,
+    "data": 1,
+    "model": 2,
+    "corpora": 2,
+    "rl": 3,
+    "training": 4,
+    "evaluation": 4,
+    "benchmarks": 5,
+    "lab": 5,
+    "integrations": 6,
+    "cli": 6,
 }
-"""Level of each module or package. Imports go down or stay on their level; level 2 imports nothing from below it."""
+"""Level of each folder. A file imports from its own folder or from lower levels."""
 
-LIGHT = (
-    "containers",
-    "tracks",
-    "media",
-    "clips",
-    "checks",
-    "data",
-    "scenes",
-    "evaluate",
-    "records",
-    "report",
-    "chat",
-    "llm",
-    "llm_cache",
-    "llm_replies",
-    "llm_local",
-    "extract",
-    "label_files",
-    "corpora",
-    "benchmarks",
-    "lmms",
-    "clip_models",
-    "shapes",
-    "plan",
-    "auto",
-    "endpoint",
-    "vllm_engine",
-    "cli",
-    "demo",
-)
-"""Modules above level 1 that, as those below level 2, start without the machinery of training."""
+NO_EMOTIONS = ("data", "rl.advantages", "rl.calibration", "rl.interference", "rl.method")
+"""What knows nothing of emotions: any set-valued answer works with it."""
+
+HEAVY_FOLDERS = ("model", "rl", "training", "lab.tiny", "integrations")
+"""Folders that need torch; everything else starts without the machinery of training."""
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "librosa", "pandas", "sklearn", "anny")
 HEAVY += ("openai",)
 
@@ -102,10 +69,19 @@ def module_name(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__") or "mer_r1"
 
 
+def folder_of(module: str) -> str:
+    """The folder below the package that holds a module; of `errors` the module itself."""
+    return module.split(".")[0]
+
+
 def level_of(module: str) -> int:
-    top = module.split(".")[0]
-    assert top in LEVELS, f"{module} has no level: add it to LEVELS in {Path(__file__).name}"
-    return LEVELS[top]
+    """Level of a module's folder; infinite for a module that still lies flat."""
+    return LEVELS.get(folder_of(module), 99)
+
+
+def in_folder(module: str, folder: str) -> bool:
+    """Whether a module is that folder or file, or lies in it."""
+    return f"{module}.".startswith(f"{folder}.")
 
 
 @lru_cache
@@ -158,27 +134,28 @@ def project_files() -> tuple[Path, ...]:
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_module_has_a_level_and_every_level_a_module() -> None:
-    tops = {module.split(".")[0] for module in trees()} | {"web"}
-    assert tops == set(LEVELS)
+def upward_imports() -> list[str]:
+    return sorted(
+        {
+            f"{module} (level {level_of(module)}) imports {target} (level {level_of(target)})"
+            for module, tree in trees().items()
+            for target in imported(module, tree)
+            if folder_of(target) != folder_of(module) and level_of(target) >= level_of(module)
+        }
+    )
 
 
 def test_imports_go_down() -> None:
-    upward = [
-        f"{module} (level {level_of(module)}) imports {target} (level {level_of(target)})"
-        for module, tree in trees().items()
-        for target in imported(module, tree)
-        if level_of(target) > level_of(module)
-    ]
-    assert upward == []
+    assert upward_imports() == []
 
 
-def test_the_tensor_maths_knows_no_emotions() -> None:
+def test_the_method_and_the_data_know_no_emotions() -> None:
     known = {
-        target
-        for module in ("advantages", "calibration")
-        for target in imported(module, trees()[module])
-        if level_of(target) < 2
+        f"{module} imports {target}"
+        for module, tree in trees().items()
+        if any(in_folder(module, place) for place in NO_EMOTIONS)
+        for target in imported(module, tree)
+        if in_folder(target, "emotions")
     }
     assert known == set()
 
@@ -215,7 +192,7 @@ def test_words_need_no_third_party_code_to_be_imported() -> None:
     foreign = {
         f"{module}: {name}"
         for module, tree in trees().items()
-        if level_of(module) == 0
+        if folder_of(module) in ("errors", "emotions")
         for node in tree.body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
@@ -225,7 +202,7 @@ def test_words_need_no_third_party_code_to_be_imported() -> None:
 
 
 def test_what_map_score_and_check_need_starts_without_the_machinery_of_training() -> None:
-    light = [module for module in trees() if level_of(module) < 2 or module.split(".")[0] in LIGHT]
+    light = [module for module in trees() if not any(in_folder(module, place) for place in HEAVY_FOLDERS)]
     program = f"""
 import importlib, sys
 for module in {light!r}:
@@ -333,19 +310,6 @@ def test_every_function_is_annotated() -> None:
 def test_every_module_opens_with_its_idea() -> None:
     silent = [module for module, tree in trees().items() if len(ast.get_docstring(tree) or "") < 40]
     assert silent == []
-
-
-def test_the_levels_of_the_readme_are_these() -> None:
-    """README's file tree names every module of the package, level after level."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text[text.index("src/mer_r1/") :]
-    places = {}
-    for top in LEVELS:
-        match = re.search(rf"^\s+{top}(\.py|/)\s", tree, re.MULTILINE)
-        assert match, f"the README's file tree lacks {top}"
-        places[top] = match.start()
-    ordered = sorted(LEVELS, key=places.__getitem__)
-    assert all(LEVELS[first] <= LEVELS[second] for first, second in pairwise(ordered)), ordered
 
 
 if __name__ == "__main__":

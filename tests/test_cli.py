@@ -12,8 +12,8 @@ from recordings import muxed, speech, talking
 from rich.cells import cell_len
 
 from mer_r1 import cli
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import parse
+from mer_r1.emotions.thinking import parse
+from mer_r1.emotions.wheels import builtin
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "librosa", "pandas")
 ROW = ["word", "case1", "case2", *(f"wheel{wheel}_level{level}" for level in (1, 2) for wheel in range(1, 6))]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import tone, write_media
 
-from mer_r1 import checks, taxonomy
+from mer_r1 import checks
 from mer_r1.clips import KEYS, parse_row
 from mer_r1.data import (
     CheckReport,
@@ -23,8 +23,9 @@ from mer_r1.data import (
     usable_clips,
     write_manifest,
 )
+from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.thinking import parse, question
 from mer_r1.errors import UserError
-from mer_r1.thinking import parse, question
 
 
 def manifest(folder: Path, *rows: object, name: str = "m.jsonl") -> Path:

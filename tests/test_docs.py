@@ -73,7 +73,7 @@ def test_every_function_that_a_document_names_exists(path: Path) -> None:
 def test_missing_functions_would_be_found() -> None:
     assert exists("calibration.Method.weights")
     assert not exists("calibration.Method.weight")
-    assert references("`metrics.set_scores` `metrics.py` `no_module.name` `metrics.f()`") == [
+    assert references("`emotions.metrics.set_scores` `metrics.py` `no_module.name` `emotions.metrics.f()`") == [
         "metrics.set_scores",
         "metrics.f",
     ]

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from llm_server import Call, Server, hangs_up, rubbish, said, status
 
 from mer_r1.chat import ChatPrompt, Decoding, Reply
+from mer_r1.emotions.thinking import format_completion
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.extract import (
     LABELS_INSTRUCTION,
@@ -24,8 +26,6 @@ from mer_r1.label_files import label_rows, read_predictions, sentiment_rows, sum
 from mer_r1.label_replies import clean_reply, list_parse_row, llm_reply_row, read_labels, read_sentiment
 from mer_r1.llm import Client, Retries
 from mer_r1.llm_cache import ReplyCache
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import format_completion
 
 QUICK = Retries(attempts=2, first_wait=0, longest_wait=0)
 PROSE = "The woman laughs, so she may well be happy."

@@ -11,6 +11,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat
 from mer_r1 import train
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data import read_manifest
+from mer_r1.emotions.thinking import format_completion, question
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.families import FAMILIES, QWEN3, QWEN25, audio_tokens, family_of
 from mer_r1.features import FeatureCache
@@ -19,8 +21,6 @@ from mer_r1.model import load, tiny
 from mer_r1.packed_attention import packed_inputs
 from mer_r1.packing import pack
 from mer_r1.rollout import Sampling, rollout
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import format_completion, question
 from mer_r1.train import run_rl, run_sft
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}

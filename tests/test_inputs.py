@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_world import entry, media
 
+from mer_r1.emotions.thinking import question
 from mer_r1.inputs import (
     IGNORE,
     collate,
@@ -20,7 +21,6 @@ from mer_r1.inputs import (
     tower_features,
 )
 from mer_r1.model import SPECIAL_TOKENS
-from mer_r1.thinking import question
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 SPELLED = (*SPECIAL_TOKENS.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>")

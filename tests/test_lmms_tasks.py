@@ -28,9 +28,9 @@ from mer_r1.benchmarks.unibench.sets import SETS, nine_way_mean
 from mer_r1.cli import app
 from mer_r1.corpora.prepare import prepare
 from mer_r1.data import Clip, conversation, read_manifest, write_manifest
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.lmms import TASKS_FOLDER, answers, documents, scores
-from mer_r1.taxonomy import builtin
 
 YAMLS = sorted(TASKS_FOLDER.rglob("*.yaml"))
 PINNED = "0.7.3"

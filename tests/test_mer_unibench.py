@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1 import cli, metrics
+from mer_r1 import cli
 from mer_r1.benchmarks.unibench.audited import Side
 from mer_r1.benchmarks.unibench.gold import Gold, read_gold
 from mer_r1.benchmarks.unibench.headlines import interval, resampled, sentiment_tally, word_tally
@@ -22,8 +22,9 @@ from mer_r1.benchmarks.unibench.sentiments import audit_replies
 from mer_r1.benchmarks.unibench.sets import NINE, SETS, named, nine_way_mean
 from mer_r1.benchmarks.unibench.tables import OVMERD_COLUMNS, render, score_tables
 from mer_r1.benchmarks.unibench.words import PlacedClips, audit_words, stray_labels
+from mer_r1.emotions import metrics
+from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, official
 from mer_r1.errors import UserError
-from mer_r1.taxonomy import EmotionWheel, Taxonomy, builtin, official
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_the_mean_is_of_nine_and_of_no_fewer():
 @pytest.fixture
 def read_once(tables, monkeypatch):
     """Commands take the official tables that are read already."""
-    monkeypatch.setattr("mer_r1.taxonomy.load", lambda folder: tables)
+    monkeypatch.setattr("mer_r1.emotions.wheels.load", lambda folder: tables)
 
 
 @pytest.mark.usefixtures("read_once")

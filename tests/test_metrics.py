@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from mer_r1 import metrics, taxonomy
+from mer_r1.emotions import metrics
+from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.metrics import NOTHING_PREDICTED, SetScores
 from mer_r1.errors import UserError
-from mer_r1.metrics import NOTHING_PREDICTED, SetScores
 
 LABELS = st.lists(st.sampled_from("abcdefg"), max_size=6)
 WORDS = st.lists(st.sampled_from(["happy", "Sad", "angry ", "afraid", "curious", "tired", "no such word"]), max_size=5)

@@ -30,10 +30,10 @@ from mer_r1.benchmarks.mme.stages import Item, Judging, clues_ledger, extract, j
 from mer_r1.benchmarks.mme.tasks import TASKS
 from mer_r1.chat import Prices
 from mer_r1.data import Clip, write_manifest
+from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.llm_cache import ReplyCache
 from mer_r1.media import MediaLimits, read_media
-from mer_r1.thinking import ThinkingMode
 
 KEY = "sk-" + "planted-0123456789"
 GOLD = {

@@ -34,8 +34,8 @@ from mer_r1.benchmarks.mme.tables import (
     official_table,
 )
 from mer_r1.benchmarks.mme.tasks import TASKS, task_named
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.taxonomy import builtin
 
 TOLERANCE = 1e-12
 FIGURES = ("count", "sum_recognition", "sum_reasoning", "sum_steps", "recognition", "reasoning", "cot", "avg_step")

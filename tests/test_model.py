@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny_world import entry, media
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError
 from mer_r1.inputs import collate, embed, encode_prompt, media_tensors
 from mer_r1.model import SPECIAL_TOKENS, Omni, Settings, TinyConfig, load, tiny
-from mer_r1.thinking import format_completion, question
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 

@@ -9,15 +9,15 @@ import torch
 
 from mer_r1 import predict as module
 from mer_r1.data import Clip, read_manifest
+from mer_r1.emotions.metrics import wheel_scores
+from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluate import derange
 from mer_r1.features import FeatureCache
-from mer_r1.metrics import wheel_scores
 from mer_r1.predict import RECORDS_FILE, encode_clip, evaluate_model, exchanged, predict
 from mer_r1.records import Record, read_records
 from mer_r1.rollout import Rollouts, Sampling
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import FAST_PREFILL, ThinkingMode, parse
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 GREEDY = Sampling(24, 0.0, seed=0)

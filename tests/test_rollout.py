@@ -9,10 +9,10 @@ from tiny_world import entry, media, some_prompts
 from mer_r1 import rollout as module
 from mer_r1.anchors import answer_tokens, category_tokens
 from mer_r1.calibration import CategoryTokens, category_probabilities
+from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
+from mer_r1.emotions.wheels import builtin
 from mer_r1.inputs import collate, embed, encode_prompt, media_tensors
 from mer_r1.rollout import Sampling, fast_prompt, rollout
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
 
 GROUP = 4
 EXACT = {"atol": 1e-5, "rtol": 0}

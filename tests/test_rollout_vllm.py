@@ -26,14 +26,14 @@ from mer_r1 import rollout_vllm, vllm_generation
 from mer_r1.anchors import category_tokens
 from mer_r1.config import RLRecipe, read_recipe
 from mer_r1.data import read_manifest
+from mer_r1.emotions.thinking import FAST_PREFILL, question
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache
 from mer_r1.inputs import encode_prompt
 from mer_r1.model import load
 from mer_r1.rollout import Sampling, fast_prompt, rollout
 from mer_r1.rollout_vllm import VllmRollouts, request_of
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import FAST_PREFILL, question
 from mer_r1.train import LANGUAGE_MODEL_LAYERS, run_rl
 from mer_r1.trainer import MERR1Trainer
 from mer_r1.vllm_engine import start, unexpanded, weight_name

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.sentiment import VALENCE, sentiment_of, valence
-from mer_r1.taxonomy import builtin, official
+from mer_r1.emotions.sentiment import VALENCE, sentiment_of, valence
+from mer_r1.emotions.wheels import builtin, official
 
 
 def test_the_valence_table_names_real_sectors_only() -> None:

@@ -17,6 +17,7 @@ from mer_r1.build import run_build
 from mer_r1.cli import app
 from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data import read_manifest
+from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.families import QWEN25
 from mer_r1.features import FeatureCache
@@ -25,7 +26,6 @@ from mer_r1.model import load
 from mer_r1.rollout import Sampling, rollout
 from mer_r1.smollm2 import pretrained, smollm2
 from mer_r1.thinker_config import TinyConfig
-from mer_r1.thinking import question
 from mer_r1.train import run_sft
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "smollm2.yaml"

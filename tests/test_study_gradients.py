@@ -8,11 +8,11 @@ import pytest
 from tiny_world import entry, media
 
 from mer_r1.data import Clip, read_manifest
+from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.inputs import encode_prompt
 from mer_r1.study import gradients, worker
 from mer_r1.study.gradients import batch_geometry, chosen_clips, measure
-from mer_r1.thinking import question
 
 
 def clip(index: int, *labels: str) -> Clip:

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1 import taxonomy
+from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
-from mer_r1.taxonomy import EmotionWheel, Taxonomy, builtin, parse_labels
 
-TABLES: dict[str, Any] = json.loads(resources.files("mer_r1").joinpath("wheels.json").read_text(encoding="utf-8"))
+TABLES: dict[str, Any] = json.loads(
+    resources.files("mer_r1.emotions").joinpath("wheels.json").read_text(encoding="utf-8")
+)
 NAMES = [wheel["name"] for wheel in TABLES["wheels"]]
 FORMS = sorted(builtin().forms)
 
@@ -349,7 +351,7 @@ def test_contradictions_in_the_tables_are_errors(changed: dict[str, Any], messag
 
 def test_scoring_needs_neither_torch_nor_pandas() -> None:
     code = (
-        "import sys; import mer_r1.rewards, mer_r1.metrics; mer_r1.taxonomy.builtin(); "
+        "import sys; import mer_r1.rewards, mer_r1.emotions.metrics; mer_r1.emotions.wheels.builtin(); "
         "print(sorted({'torch', 'transformers', 'pandas', 'openpyxl', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

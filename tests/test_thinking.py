@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1 import thinking
+from mer_r1.emotions import thinking
+from mer_r1.emotions.thinking import ThinkingMode, answer_word_spans, format_completion, parse
 from mer_r1.errors import UserError
-from mer_r1.thinking import ThinkingMode, answer_word_spans, format_completion, parse
 
 TAG_SOUP = st.lists(
     st.sampled_from(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.thinking import Parsed, format_completion, parse
-from mer_r1.twice import first_answer_end, format_twice, parse_twice, read_completion
+from mer_r1.emotions.thinking import Parsed, format_completion, parse
+from mer_r1.emotions.two_answers import first_answer_end, format_twice, parse_twice, read_completion
 
 WHOLE = "<answer> happy </answer><think> But the voice shakes. </think><answer> happy, afraid </answer>"
 WORD = st.sampled_from(["happy", "sad", "ill at ease", "proud", "worn out"])

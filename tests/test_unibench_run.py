@@ -25,14 +25,14 @@ from mer_r1.benchmarks.unibench.report import Scoring
 from mer_r1.chat import Decoding
 from mer_r1.clip_models import Checkpoint, answered, fingerprint, unanswered
 from mer_r1.clips import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.llm import Client
 from mer_r1.llm_cache import ReplyCache
 from mer_r1.predict import predict
 from mer_r1.records import read_records
 from mer_r1.rollout import Sampling
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import ThinkingMode
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 CLIPS = 3

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
+from mer_r1.emotions.thinking import format_completion, question
+from mer_r1.emotions.wheels import builtin
 from mer_r1.inputs import Prompt, collate, embedded, encode_media, encode_prompt, media_tensors
 from mer_r1.media import Media
 from mer_r1.model import Omni, TinyConfig, tiny
-from mer_r1.taxonomy import builtin
-from mer_r1.thinking import format_completion, question
 
 WORDS = ("happy", "sad", "angry", "afraid", "surprised", "proud", "bored", "ashamed")
 SMALL = TinyConfig(

@@ -1,17 +1,17 @@
 """One answer to each prompt, slow or fast, from a policy of either form.
 
 A policy that thinks once is made to answer fast by an empty think that is written for it. One that answers twice
-(`twice`) begins with its fast answer: it is fast if it is stopped there, and slow if it goes on.
+(`two_answers`) begins with its fast answer: it is fast if it is stopped there, and slow if it goes on.
 """
 
 from collections.abc import Sequence
 
 from mer_r1.calibration import CategoryTokens
+from mer_r1.emotions.thinking import ThinkingMode, prefill
+from mer_r1.emotions.two_answers import ONCE, first_answer_end
 from mer_r1.inputs import Prompt
 from mer_r1.model import Omni
 from mer_r1.rollout import Rollouts, Sampling, fast_prompt, rollout
-from mer_r1.thinking import ThinkingMode, prefill
-from mer_r1.twice import ONCE, first_answer_end
 
 FIRST_ANSWER_TOKENS = 64
 """A first answer that is longer is cut there; a fast answer of a policy that answers twice costs at most these."""

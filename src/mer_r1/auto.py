@@ -4,8 +4,8 @@ How sure the model is of its fast answer is the mean probability of the answer's
 log-probability; VideoAuto-R1, arXiv 2601.05175, gates its second answer in this way). Below a threshold the clip is
 asked again, slowly. The threshold is chosen on validation clips, never on test clips, and kept beside the model.
 
-A policy that thinks once pays for both answers of such a clip; one that answers twice (`twice`) goes on from the first,
-so its slow tokens contain the fast ones.
+A policy that thinks once pays for both answers of such a clip; one that answers twice (`two_answers`) goes on from the
+first, so its slow tokens contain the fast ones.
 """
 
 import json
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.two_answers import TWICE
+from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluate import RECORDS_FILE, SUMMARY_FILE, Summary, summarise
 from mer_r1.records import Record, read_records, rescore
-from mer_r1.taxonomy import load as load_wheels
-from mer_r1.thinking import ThinkingMode
-from mer_r1.twice import TWICE
 
 GATE_FILE = "think_auto.json"
 CANDIDATES = 21

@@ -6,12 +6,12 @@ from typing import Any
 
 from mer_r1.auto import gated, is_unsure
 from mer_r1.data import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluate import Record, read_records
 from mer_r1.model import Omni
 from mer_r1.predict import evaluate_model, predict
 from mer_r1.rollout import Sampling
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
 
 
 def evaluate_auto(

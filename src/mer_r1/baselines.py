@@ -7,9 +7,9 @@
 - AffectGPT-R1 (arXiv 2508.01318): the evaluation metric on emotion wheels as the reward, and the format, with equal
   weights. Of one clip that metric is the F1 per wheel, averaged over the wheels: `rewards.f1_reward`. Its later version
   adds auxiliary rewards on the reasoning and length penalties; they are left out.
-- VideoAuto-R1 (arXiv 2601.05175): answer, think, answer (`twice`). Both answers earn the task's reward, here F1, the
-  reviewed one more: weights 0.9 and 1.1, format 1. It trains without a cold start; a tiny policy that has never seen
-  the form cannot, so its cold start is the others' with targets in this form (`targets=twice`).
+- VideoAuto-R1 (arXiv 2601.05175): answer, think, answer (`two_answers`). Both answers earn the task's reward, here F1,
+  the reviewed one more: weights 0.9 and 1.1, format 1. It trains without a cold start; a tiny policy that has never
+  seen the form cannot, so its cold start is the others' with targets in this form (`targets=twice`).
 
 Weights and which rewards belong to which method stand in ``calibration.OBJECTIVES``.
 """
@@ -17,11 +17,11 @@ Weights and which rewards belong to which method stand in ``calibration.OBJECTIV
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mer_r1.metrics import wheel_scores
+from mer_r1.emotions.metrics import wheel_scores
+from mer_r1.emotions.thinking import parse
+from mer_r1.emotions.two_answers import parse_twice
+from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.rewards import Completion, FormatReward, SetReward, completion_text
-from mer_r1.taxonomy import Taxonomy, builtin, parse_labels
-from mer_r1.thinking import parse
-from mer_r1.twice import parse_twice
 
 Reward = Callable[..., list[float | None]]
 

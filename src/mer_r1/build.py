@@ -19,12 +19,12 @@ from transformers.trainer_utils import set_seed
 
 from mer_r1.config import BuildRecipe
 from mer_r1.data import Clip
+from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.features import Progress
 from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
 from mer_r1.muon import MuonAdamW
 from mer_r1.pretrain import train_ears, train_eyes, train_reading
 from mer_r1.smollm2 import TOWERS, smollm2
-from mer_r1.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.train import NO_CLIP, Callbacks, select_clips, supervise
 
 logger = logging.getLogger(__name__)

@@ -105,7 +105,7 @@ class Method:
 
     @property
     def answers_twice(self) -> bool:
-        """Whether completions have the form answer, think, answer (`twice`)."""
+        """Whether completions have the form answer, think, answer (`two_answers`)."""
         return self.name == "videoauto-r1"
 
 

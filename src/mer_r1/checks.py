@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.clips import Clip, manifest_rows
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.media import MediaLimits, read_media
-from mer_r1.taxonomy import Taxonomy
 
 Progress = Callable[[int, int], Any]
 """Called with the number of clips done since the last call, and the number of all clips."""

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from mer_r1.chat import Decoding
 from mer_r1.clips import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.records import Record, rescore
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
 
 _EDGE = 1 << 20  # bytes of a file's beginning and end that its fingerprint looks at
 _WEIGHTS = ("*.safetensors", "*.json")

@@ -65,8 +65,8 @@ class SFTRecipe(_Host, DataFields, SFTConfig):
     """`mer-r1 sft`: the cold start on slow-format reasoning (METHOD.md: 2 epochs, 2e-5).
 
     Attributes:
-        targets: what is learned. "slow": reasoning and careful answer; "twice": answer, reasoning, answer (`twice`);
-            "base": the tiny model's base stage, a description and a broad direct answer in turn.
+        targets: what is learned. "slow": reasoning and careful answer; "twice": answer, reasoning, answer
+            (`two_answers`); "base": the tiny model's base stage, a description and a broad direct answer in turn.
         shared_prefixes: rows of one clip become one, which computes what their prompts have in common once
             (`packing`): the same gradients, sooner. The batch size then counts clips, not rows.
         towers_first_steps: steps in which the towers and their projections learn alone, the language model frozen,

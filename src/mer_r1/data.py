@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from mer_r1.checks import CheckReport, Progress, check_manifest, probe_clips
 from mer_r1.clips import SPLITS, Clip, manifest_rows, parse_row
+from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError, shown
 from mer_r1.media import MediaLimits
-from mer_r1.thinking import format_completion, question
 
 __all__ = [
     "CheckReport",

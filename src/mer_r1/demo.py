@@ -186,9 +186,9 @@ def _evaluate(out: Path, manifest: Path, seed: int, console: Console) -> None:
 def _ask(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None) -> None:
     import torch
 
+    from mer_r1.emotions.thinking import ThinkingMode
     from mer_r1.predict import evaluate_model
     from mer_r1.rollout import Sampling
-    from mer_r1.thinking import ThinkingMode
 
     torch.set_num_threads(1)
     modes = [ThinkingMode.SLOW] if exchange else list(ThinkingMode)

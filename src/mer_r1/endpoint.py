@@ -27,12 +27,12 @@ from mer_r1.chat import ChatPrompt, Reply
 from mer_r1.clip_models import answered, stamp_of, unanswered
 from mer_r1.clips import Clip
 from mer_r1.containers import MediaLimits, local_file
+from mer_r1.emotions.thinking import ThinkingMode, prefill, question
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.llm import Client
 from mer_r1.media import Media, read_media
 from mer_r1.records import Record
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode, prefill, question
 
 ANSWER_VERSION = "answer-1"
 MAX_VIDEO_BYTES = 100 * 1024 * 1024

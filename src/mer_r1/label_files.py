@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mer_r1.chat import OnReply, TextModel
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
 from mer_r1.json_files import object_of, read_lines, read_object
-from mer_r1.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 

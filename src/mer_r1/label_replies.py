@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from mer_r1.emotions.sentiment import SENTIMENTS
+from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
-from mer_r1.sentiment import SENTIMENTS
-from mer_r1.taxonomy import Taxonomy, parse_labels
 
 MAX_LABEL_WORDS = 4
 """Words that a label may have ("ill at ease" has three); more are a sentence."""

@@ -26,11 +26,11 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
 from mer_r1.families import FAMILIES, QWEN25, Family
 from mer_r1.media import MediaLimits
 from mer_r1.thinker_config import TinyConfig, chat_template, thinker_config
-from mer_r1.thinking import TAGS
 from mer_r1.towers import TowerWeights, bind, whole_state, without_towers
 
 SETTINGS_FILE = "mer_r1.json"
@@ -45,7 +45,7 @@ class Settings:
         num_frames: frames sampled from a clip, evenly over its length.
         max_seconds: a longer clip is cut there, with a note.
         question: "full" or "short" wording of the question (`thinking.question`).
-        form: of its completions (`twice`): "once" (think, answer) or "twice" (answer, think, answer).
+        form: of its completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
     """
 
     num_frames: int = 8

@@ -19,18 +19,18 @@ from mer_r1.anchors import category_tokens
 from mer_r1.answering import answer, trimmed
 from mer_r1.calibration import CategoryTokens
 from mer_r1.data import Clip, read_manifest
+from mer_r1.emotions.metrics import wheel_scores
+from mer_r1.emotions.thinking import ThinkingMode, question
+from mer_r1.emotions.two_answers import read_completion
+from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluate import Record, append_record, derange, done_keys
 from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import Prompt, encode_media, encode_prompt, media_tensors
 from mer_r1.media import read_media
-from mer_r1.metrics import wheel_scores
 from mer_r1.model import Omni, load
 from mer_r1.rollout import Rollouts, Sampling
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.taxonomy import load as load_wheels
-from mer_r1.thinking import ThinkingMode, question
-from mer_r1.twice import read_completion
 
 RECORDS_FILE = "records.jsonl"
 

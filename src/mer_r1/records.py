@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from mer_r1.emotions.metrics import wheel_scores
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.json_files import object_of, read_lines, repair_end
-from mer_r1.metrics import wheel_scores
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
-from mer_r1.twice import FORMS, ONCE, read_completion
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Record:
         error: Why the clip has no completion; None if it has one.
         without: Files that could not be read and were left out when it was asked: "video", "audio".
         sureness: How sure the model was of its tokens, exp of their mean log-probability, in [0, 1]; None if unknown.
-        form: Of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `twice`).
+        form: Of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
     """
 
     id: str

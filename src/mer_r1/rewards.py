@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
+from mer_r1.emotions.metrics import SetScores, wheel_scores
+from mer_r1.emotions.thinking import answer_word_spans, format_completion, parse
+from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
-from mer_r1.metrics import SetScores, wheel_scores
-from mer_r1.taxonomy import Taxonomy, builtin, parse_labels
-from mer_r1.thinking import answer_word_spans, format_completion, parse
 
 OBJECTIVES = ("precision", "recall", "f1")
 Completion = str | Sequence[Mapping[str, Any]]

@@ -22,9 +22,9 @@ from torch import Tensor
 from mer_r1.anchors import AnswerTokens, answer_tokens
 from mer_r1.branches import Branches, backbone
 from mer_r1.calibration import CategoryTokens, category_probabilities
+from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.inputs import Prompt, collate, embedded
 from mer_r1.model import Omni
-from mer_r1.thinking import ThinkingMode, prefill
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
-from mer_r1 import taxonomy as wheels
 from mer_r1.config import DataFields, RLRecipe, SFTRecipe
 from mer_r1.data import Clip, read_manifest
+from mer_r1.emotions import wheels
+from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
+from mer_r1.emotions.two_answers import ONCE, TWICE, format_twice
 from mer_r1.errors import UserError
 from mer_r1.families import family_of
 from mer_r1.features import FeatureCache, Progress
@@ -31,10 +33,8 @@ from mer_r1.model import SETTINGS_FILE, Omni, load
 from mer_r1.packing import Row, group_rows, pack
 from mer_r1.rewards import gold_earns_full_reward
 from mer_r1.sft_trainer import MERSFTTrainer
-from mer_r1.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.towers import drop_towers, made_like
 from mer_r1.trainer import MERR1Trainer
-from mer_r1.twice import ONCE, TWICE, format_twice
 from mer_r1.vllm_engine import required
 
 logger = logging.getLogger(__name__)

@@ -34,6 +34,7 @@ from mer_r1.calibration import (
     method_advantages,
     partition_mean,
 )
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.inputs import IGNORE, Prompt, embedded, placeholder_ids
 from mer_r1.interference import objective_statistics
 from mer_r1.model import Omni
@@ -41,7 +42,6 @@ from mer_r1.packed_attention import packed_inputs
 from mer_r1.packing import pack_rollouts, shuffle_groups
 from mer_r1.rollout import Rollouts, Sampling, rollout
 from mer_r1.sft_trainer import WholeCheckpoints, thinker
-from mer_r1.taxonomy import Taxonomy
 
 logger = logging.getLogger(__name__)
 

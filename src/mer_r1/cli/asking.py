@@ -36,10 +36,10 @@ def predict(
 ) -> None:
     """Ask a model about clips: labels, wheel categories, reasoning, confidences."""
     from mer_r1.data import Clip
+    from mer_r1.emotions.wheels import load as load_wheels
     from mer_r1.model import load
     from mer_r1.predict import predict as ask
     from mer_r1.rollout import Sampling
-    from mer_r1.taxonomy import load as load_wheels
 
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")

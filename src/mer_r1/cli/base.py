@@ -93,7 +93,7 @@ def say(text: str, style: str | None = None) -> None:
 
 def thinking_modes(think: Think | ThinkOrAuto) -> list[Any]:
     """The modes that a choice stands for; of "auto" both."""
-    from mer_r1.thinking import ThinkingMode
+    from mer_r1.emotions.thinking import ThinkingMode
 
     return list(ThinkingMode) if think.value in ("both", "auto") else [ThinkingMode(think.value)]
 

@@ -69,7 +69,7 @@ def mer_unibench(
     """MER-UniBench: official and audited scores of saved predictions, slow against fast, and the mean of nine."""
     from mer_r1.benchmarks.unibench.predictions import Reading
     from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.wheels import load
 
     if published and table is None:
         raise UserError("--published goes with --table latex, markdown or csv")
@@ -98,7 +98,7 @@ def benchmark_mean(
 ) -> None:
     """The mean of the nine sets, and the best checkpoint of each, as the reference reports them."""
     from mer_r1.benchmarks.unibench.official import benchmark_mean as mean_of
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.wheels import load
 
     content = read_object(scores)
     report = mean_of(content.get("datasets", content), load(wheels))

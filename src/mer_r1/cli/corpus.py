@@ -36,7 +36,7 @@ def check(
 ) -> None:
     """Report every broken row and every broken file of a manifest."""
     from mer_r1.data import check_manifest
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.wheels import load
 
     with progress("check", None, quiet=as_json) as advance:
         report = check_manifest(manifest, taxonomy=load(wheels), workers=workers, progress=advance)

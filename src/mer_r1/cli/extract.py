@@ -95,9 +95,9 @@ def extract(
 ) -> None:
     """Labels of predictions: the words of their <answer>, else read by a language model. Run again to go on."""
     from mer_r1.chat import REFERENCE_SAMPLING, Decoding
+    from mer_r1.emotions.wheels import load
     from mer_r1.label_files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
     from mer_r1.llm_cache import ReplyCache
-    from mer_r1.taxonomy import load
 
     rows = read_predictions(predictions, allow_pickle)
     rows = [row for row in rows if think is None or row.get("mode") == think.value]

@@ -84,7 +84,7 @@ def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int,
     """Recognition by label match: written, and shown as a table that says what it is."""
     from mer_r1.benchmarks.mme.run import write_label_scores
     from mer_r1.benchmarks.mme.tables import label_table
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.wheels import load
 
     report = write_label_scores(out, items, load(wheels), seed)
     if as_json:

@@ -24,7 +24,7 @@ def map_words(
     words: Annotated[list[str], typer.Argument(help="Emotion words.")], wheels: Wheels = None, as_json: AsJson = False
 ) -> None:
     """Where words stand on the emotion wheels."""
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.wheels import load
 
     taxonomy = load(wheels)
     rows = [taxonomy.map_row(word) for word in words]
@@ -54,8 +54,8 @@ Pred = Annotated[
 @score_app.command()
 def openset(gold: Gold, pred: Pred, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Open-vocabulary labels: precision, recall and F-score by word and by wheel."""
-    from mer_r1.metrics import openset_report
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.metrics import openset_report
+    from mer_r1.emotions.wheels import load
 
     taxonomy = load(wheels)
     _score(gold, pred, lambda labels, predicted: openset_report(labels, predicted, taxonomy), as_json)
@@ -64,8 +64,8 @@ def openset(gold: Gold, pred: Pred, wheels: Wheels = None, as_json: AsJson = Fal
 @score_app.command("hit-rate")
 def hit_rate(gold: Gold, pred: Pred, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """One gold label a clip: is its sector among the predicted ones?"""
-    from mer_r1.metrics import hit_rate_report
-    from mer_r1.taxonomy import load
+    from mer_r1.emotions.metrics import hit_rate_report
+    from mer_r1.emotions.wheels import load
 
     taxonomy = load(wheels)
     _score(gold, pred, lambda labels, predicted: hit_rate_report(labels, predicted, taxonomy), as_json)
@@ -74,7 +74,7 @@ def hit_rate(gold: Gold, pred: Pred, wheels: Wheels = None, as_json: AsJson = Fa
 @score_app.command()
 def sentiment(gold: Gold, pred: Pred, as_json: AsJson = False) -> None:
     """Positive or negative: weighted F1 and accuracy. Gold holds numbers, predictions hold replies."""
-    from mer_r1.metrics import sentiment_report
+    from mer_r1.emotions.metrics import sentiment_report
 
     _score(gold, pred, sentiment_report, as_json)
 

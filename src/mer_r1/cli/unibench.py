@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from mer_r1.chat import Decoding
     from mer_r1.clip_models import ClipModel
     from mer_r1.data import Clip
+    from mer_r1.emotions.wheels import Taxonomy
     from mer_r1.llm import Client
     from mer_r1.llm_cache import ReplyCache
-    from mer_r1.taxonomy import Taxonomy
 
 OPENAI_KEY = "OPENAI_API_KEY"
 
@@ -178,8 +178,8 @@ def mer_unibench(
     from mer_r1.benchmarks.unibench import run
     from mer_r1.benchmarks.unibench.report import Scoring
     from mer_r1.chat import Decoding
+    from mer_r1.emotions.wheels import load
     from mer_r1.llm_cache import ReplyCache
-    from mer_r1.taxonomy import load
 
     taxonomy, decoding = load(wheels), Decoding(temperature, seed, max_new_tokens, top_p)
     golds, clips = _data(data, sets, allow_pickle, allow_absolute, quiet=as_json)

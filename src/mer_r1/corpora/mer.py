@@ -12,9 +12,9 @@ from mer_r1.clips import Clip
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.labelled import labelled_clips
 from mer_r1.corpora.layout import DataSet, Part
+from mer_r1.emotions.thinking import format_completion
+from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError, shown
-from mer_r1.taxonomy import parse_labels
-from mer_r1.thinking import format_completion
 
 WITHOUT_WORD = "neutral"
 """Gold of a clip whose label string holds no word (the reference's rule). No wheel has it: the clip is not scored."""

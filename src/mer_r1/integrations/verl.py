@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from mer_r1.calibration import Method
+from mer_r1.emotions.thinking import parse
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.integrations import chosen_method, chosen_taxonomy, grouped_advantages
 from mer_r1.rewards import score_completion
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import parse
 
 TERMS = ("delta_correct", "delta_incorrect")
 

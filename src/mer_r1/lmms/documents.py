@@ -19,9 +19,9 @@ from mer_r1.benchmarks.unibench.gold import TEST_SPLITS, read_gold
 from mer_r1.benchmarks.unibench.sets import SETS
 from mer_r1.clips import Clip
 from mer_r1.data import read_manifest
+from mer_r1.emotions.thinking import question
+from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError, shown
-from mer_r1.taxonomy import Taxonomy, load
-from mer_r1.thinking import question
 
 logger = logging.getLogger(__name__)
 

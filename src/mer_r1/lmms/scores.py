@@ -18,11 +18,11 @@ from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, match
 from mer_r1.benchmarks.mme.tasks import TASKS
 from mer_r1.benchmarks.unibench.official import OfficialScore, official_score
 from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.emotions.metrics import MeanScores, mean_scores, wheel_scores
+from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError
 from mer_r1.extract import labels_by_rule, sentiments_by_rule
 from mer_r1.lmms.documents import Document, wheels
-from mer_r1.metrics import MeanScores, mean_scores, wheel_scores
-from mer_r1.taxonomy import parse_labels
 
 logger = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mer_r1.data import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluate import Difference, Interval, compare
 from mer_r1.records import SCORE_NAMES
 from mer_r1.report import figures, showcase
 from mer_r1.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
 
 REPORT_FILE = "report.html"
 _MODES = tuple(mode.value for mode in ThinkingMode)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.data import Clip, read_manifest
+from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
 from mer_r1.evaluate import Summary, summarise
 from mer_r1.records import Record, read_records
 from mer_r1.report import curves
-from mer_r1.taxonomy import Taxonomy, load
 
 RUN_FILE = "run.json"
 

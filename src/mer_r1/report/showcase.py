@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from mer_r1.data import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.media import Media, MediaLimits, read_media
 from mer_r1.records import Record
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
 
 FRAMES = 4
 _LIMITS = MediaLimits(max_frames=FRAMES, max_side=224, max_seconds=15.0)

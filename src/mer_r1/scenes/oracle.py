@@ -19,9 +19,9 @@ from itertools import chain, combinations
 import numpy as np
 import numpy.typing as npt
 
-from mer_r1.metrics import mean_scores, wheel_scores
+from mer_r1.emotions.metrics import mean_scores, wheel_scores
+from mer_r1.emotions.wheels import Taxonomy, builtin
 from mer_r1.scenes.world import PLAIN, SMALL_TALK, STRENGTHS, Chances, Scene, World, sample_scene, world
-from mer_r1.taxonomy import Taxonomy, builtin
 
 CHANNELS = ("face", "voice", "words")
 Array = npt.NDArray[np.float64]

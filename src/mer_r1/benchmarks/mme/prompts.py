@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mer_r1.benchmarks.mme.tasks import Task
-from mer_r1.thinking import subtitle_sentence
+from mer_r1.emotions.thinking import subtitle_sentence
 
 EXTRACTOR_SYSTEM = "You are an expert in affective computing."
 JUDGE_SYSTEM = "You are an expert in affective computing who rates the reasoning of other models."

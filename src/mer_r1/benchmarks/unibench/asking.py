@@ -14,10 +14,10 @@ from typing import Any
 from mer_r1.benchmarks.unibench.sets import SETS
 from mer_r1.clip_models import ClipModel
 from mer_r1.clips import Clip
+from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.media import read_media
 from mer_r1.records import Record, append_record, done_keys, read_records
-from mer_r1.thinking import ThinkingMode
 
 RECORDS_FILE = "records.jsonl"
 

@@ -18,8 +18,8 @@ from mer_r1.benchmarks.unibench.headlines import Array, Tally, interval
 from mer_r1.benchmarks.unibench.predictions import Answers
 from mer_r1.benchmarks.unibench.sentiments import audit_replies, reply_tally
 from mer_r1.benchmarks.unibench.words import PlacedClips, audit_words
+from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
-from mer_r1.taxonomy import Taxonomy, parse_labels
 
 NAMES_SHOWN = 3
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from mer_r1.benchmarks.unibench.sets import SETS, BenchmarkSet, named
 from mer_r1.clips import Clip, manifest_rows
+from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError, shown
 from mer_r1.json_files import read_object
-from mer_r1.taxonomy import parse_labels
 
 TEST_SPLITS = ("test", None)
 """Splits of a manifest whose rows are scored."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mer_r1.benchmarks.unibench.sets import Kind
 from mer_r1.bootstrap import Interval
-from mer_r1.metrics import set_scores
+from mer_r1.emotions.metrics import set_scores
 
 Array = NDArray[np.float64]
 Sets = Sequence[frozenset[str]]

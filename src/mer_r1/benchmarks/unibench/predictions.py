@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mer_r1.benchmarks.unibench.sets import BenchmarkSet, named
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.extract import label_string, labels_by_rule, sentiments_by_rule
 from mer_r1.json_files import object_of, read_lines, read_object
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
 
 SentimentFrom = Literal["saved", "rules"]
 GIVEN = "given"

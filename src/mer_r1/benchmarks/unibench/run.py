@@ -25,11 +25,11 @@ from mer_r1.benchmarks.unibench.sets import SETS
 from mer_r1.benchmarks.unibench.tables import render, score_tables
 from mer_r1.chat import OnReply, TextModel
 from mer_r1.clips import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.label_files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
 from mer_r1.records import read_records, without_nan
-from mer_r1.taxonomy import Taxonomy
-from mer_r1.thinking import ThinkingMode
 
 RUN_FILE, LABELS_FILE, REPLIES_FILE = "run.json", "labels.jsonl", "replies.sqlite"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"

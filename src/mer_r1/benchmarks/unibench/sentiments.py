@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mer_r1.benchmarks.unibench.headlines import Tally, sentiment_tally
+from mer_r1.emotions.metrics import SENTIMENTS
 from mer_r1.label_replies import read_sentiment
-from mer_r1.metrics import SENTIMENTS
 
 REPLIES_NAMED = 10
 

@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
-from mer_r1.taxonomy import Taxonomy, parse_labels
 
 SENTIMENTS = {"positive": 1, "negative": -1, "neutral": 0}
 Report = dict[str, dict[str, float]]

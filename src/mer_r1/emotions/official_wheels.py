@@ -1,7 +1,7 @@
 """Readers of the official word tables of MER-UniBench: one CSV file and six small Excel sheets.
 
 The rules (which cell inherits, what overwrites what) are those of the reference, as its behaviour shows them; they are
-tested against its outputs word by word. `taxonomy.official` puts the tables together.
+tested against its outputs word by word. `wheels.official` puts the tables together.
 """
 
 import csv

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mer_r1.thinking import Parsed, ThinkingMode, answer_word_spans, format_completion, parse
+from mer_r1.emotions.thinking import Parsed, ThinkingMode, answer_word_spans, format_completion, parse
 
 ONCE, TWICE = "once", "twice"
 FORMS = (ONCE, TWICE)

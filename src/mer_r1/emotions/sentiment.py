@@ -11,7 +11,7 @@ Whose side a sector is on is our reading of the wheels' publications, sector by 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from mer_r1.taxonomy import LEVELS, Taxonomy, builtin, normalise
+from mer_r1.emotions.wheels import LEVELS, Taxonomy, builtin, normalise
 
 SENTIMENTS = ("positive", "negative", "neutral")
 _PLEASANT, _UNPLEASANT = 1, -1

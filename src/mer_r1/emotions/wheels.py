@@ -20,9 +20,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mer_r1 import wheel_tables
+from mer_r1.emotions import official_wheels as wheel_tables
+from mer_r1.emotions.official_wheels import normalise
 from mer_r1.errors import UserError
-from mer_r1.wheel_tables import normalise
 
 LEVELS = (1, 2)
 _QUOTES_TO_COMMAS = str.maketrans("'\"", ",,")
@@ -183,7 +183,7 @@ def builtin() -> Taxonomy:
     >>> [wheel.name for wheel in builtin().wheels]
     ['plutchik', 'ekman', 'shaver', 'russell', 'earl']
     """
-    text = resources.files("mer_r1").joinpath("wheels.json").read_text(encoding="utf-8")
+    text = resources.files("mer_r1.emotions").joinpath("wheels.json").read_text(encoding="utf-8")
     return from_tables(json.loads(text))
 
 
