@@ -15,7 +15,7 @@ from mer_r1.auto_predict import evaluate_auto, predict_auto
 from mer_r1.calibration import Method
 from mer_r1.cli import app
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
-from mer_r1.data import read_manifest
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
 from mer_r1.emotions.wheels import builtin

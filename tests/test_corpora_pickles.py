@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_r1.corpora import pickles
-from mer_r1.corpora.pickles import load_plain, npz_keys, read_npz
+from mer_r1.data.npz import load_plain, npz_keys, read_npz
 from mer_r1.errors import UserError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import tone, write_media
 
-from mer_r1 import checks
-from mer_r1.clips import KEYS, parse_row
-from mer_r1.data import (
+from mer_r1.data.clip import KEYS, parse_row
+from mer_r1.data.manifest import (
     CheckReport,
     Clip,
     check_manifest,
@@ -23,6 +22,7 @@ from mer_r1.data import (
     usable_clips,
     write_manifest,
 )
+from mer_r1.data.manifest import check as checks
 from mer_r1.emotions import wheels as taxonomy
 from mer_r1.emotions.thinking import parse, question
 from mer_r1.errors import UserError

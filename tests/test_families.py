@@ -10,7 +10,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat
 
 from mer_r1 import train
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
-from mer_r1.data import read_manifest
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError

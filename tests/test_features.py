@@ -8,11 +8,11 @@ import torch
 from media_samples import tone, write_media
 
 from mer_r1 import features
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache
 from mer_r1.inputs import embed, encode_media, encode_prompt, media_tensors
-from mer_r1.media import read_media
 from mer_r1.model import load
 
 

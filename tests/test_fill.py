@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mer_r1 import features, fill
 from mer_r1.cli import app
-from mer_r1.data import Clip, read_manifest, write_manifest
+from mer_r1.data.manifest import Clip, read_manifest, write_manifest
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache
 from mer_r1.fill import estimate, fill_share, require_room

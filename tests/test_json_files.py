@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mer_r1.data.jsonl import object_of, read_lines, read_object, repair_end
 from mer_r1.errors import UserError
-from mer_r1.json_files import object_of, read_lines, read_object, repair_end
 
 ROWS = st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers() | st.none(), max_size=3))
 

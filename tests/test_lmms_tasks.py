@@ -27,7 +27,7 @@ from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
 from mer_r1.benchmarks.unibench.sets import SETS, nine_way_mean
 from mer_r1.cli import app
 from mer_r1.corpora.prepare import prepare
-from mer_r1.data import Clip, conversation, read_manifest, write_manifest
+from mer_r1.data.manifest import Clip, conversation, read_manifest, write_manifest
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.lmms import TASKS_FOLDER, answers, documents, scores

@@ -16,11 +16,13 @@ import recordings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import quarters, tone, with_display_matrix, write_media
+from mer_r1.data.manifest.media import container as containers
+from mer_r1.data.manifest.media import read as media
+from mer_r1.data.manifest.media import track as tracks
 from recordings import muxed
 
-from mer_r1 import containers, media, tracks
+from mer_r1.data.media.read import Media, MediaLimits, content_key, read_media
 from mer_r1.errors import UserError
-from mer_r1.media import Media, MediaLimits, content_key, read_media
 
 LEVEL_TOLERANCE = 3
 
@@ -629,7 +631,7 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path: Path) -> None:
             out.mux(packet)
     assert (tmp_path / "bomb.mov").stat().st_size < 2**20
     script = (
-        "import sys\nfrom mer_r1.media import read_media\n"
+        "import sys\nfrom mer_r1.data.media.read import read_media\n"
         # not getrusage: its peak is the parent's where that was higher
         "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "before = peak()\n"

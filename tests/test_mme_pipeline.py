@@ -29,11 +29,11 @@ from mer_r1.benchmarks.mme.scores import score_field
 from mer_r1.benchmarks.mme.stages import Item, Judging, clues_ledger, extract, judge, make_clues, score_text
 from mer_r1.benchmarks.mme.tasks import TASKS
 from mer_r1.chat import Prices
-from mer_r1.data import Clip, write_manifest
+from mer_r1.data.manifest import Clip, write_manifest
+from mer_r1.data.media.read import MediaLimits, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.llm_cache import ReplyCache
-from mer_r1.media import MediaLimits, read_media
 
 KEY = "sk-" + "planted-0123456789"
 GOLD = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mer_r1 import predict as module
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin

@@ -11,10 +11,10 @@ from layouts import NINE, OTHERS, REASON, write_csv, write_set, write_unibench
 from media_samples import gray_steps, tone, write_media
 
 from mer_r1 import cli
-from mer_r1.checks import check_manifest
-from mer_r1.clips import Clip
 from mer_r1.corpora.prepare import DATA_SETS, expected_files, prepare, read_set, split_clips
-from mer_r1.data import read_manifest, to_rows
+from mer_r1.data.check import check_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest, to_rows
 from mer_r1.errors import UserError
 
 

@@ -25,7 +25,7 @@ from test_rollout import plain_logits
 from mer_r1 import rollout_vllm, vllm_generation
 from mer_r1.anchors import category_tokens
 from mer_r1.config import RLRecipe, read_recipe
-from mer_r1.data import read_manifest
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
@@ -485,7 +485,7 @@ def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, c
 
 
 def test_a_float_wav_is_read_back_by_ffmpeg(taught, prompts, clips, tmp_path):
-    from mer_r1.media import read_media
+    from mer_r1.data.media.read import read_media
     from mer_r1.vllm_server import _wav
 
     waveform = request_of(taught, prompts[0], clips[0])["multi_modal_data"]["audio"][0]

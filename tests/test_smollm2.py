@@ -16,7 +16,7 @@ from mer_r1 import smollm2 as module
 from mer_r1.build import run_build
 from mer_r1.cli import app
 from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
-from mer_r1.data import read_manifest
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.families import QWEN25

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_world import entry, media
 
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.inputs import encode_prompt

@@ -8,7 +8,7 @@ import torch
 
 from mer_r1 import train
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
-from mer_r1.data import read_manifest
+from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache, tower_fingerprint
 from mer_r1.model import load

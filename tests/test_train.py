@@ -16,7 +16,7 @@ from tiny_world import WORDS
 from mer_r1 import build, features, train
 from mer_r1.build import run_build
 from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
-from mer_r1.data import Clip, read_manifest, write_manifest
+from mer_r1.data.manifest import Clip, read_manifest, write_manifest
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError

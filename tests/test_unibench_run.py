@@ -24,7 +24,7 @@ from mer_r1.benchmarks.unibench.manifests import find_manifests, scored_clips
 from mer_r1.benchmarks.unibench.report import Scoring
 from mer_r1.chat import Decoding
 from mer_r1.clip_models import Checkpoint, answered, fingerprint, unanswered
-from mer_r1.clips import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError

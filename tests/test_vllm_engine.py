@@ -10,11 +10,11 @@ from tiny_corpus import moving_square
 
 from mer_r1.chat import Decoding
 from mer_r1.clip_models import Checkpoint
-from mer_r1.clips import Clip
+from mer_r1.data.clip import Clip
+from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.media import read_media
 from mer_r1.vllm_engine import EngineModel, id_difference, media_of
 
 BOTH = list(ThinkingMode)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.auto import gated, is_unsure
-from mer_r1.data import Clip
+from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluate import Record, read_records

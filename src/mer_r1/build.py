@@ -18,7 +18,7 @@ from torch import nn
 from transformers.trainer_utils import set_seed
 
 from mer_r1.config import BuildRecipe
-from mer_r1.data import Clip
+from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.features import Progress
 from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny

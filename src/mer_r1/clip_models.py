@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mer_r1.chat import Decoding
-from mer_r1.clips import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.records import Record, rescore

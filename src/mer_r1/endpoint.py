@@ -25,13 +25,13 @@ import numpy as np
 from mer_r1.benchmarks.mme.pictures import image_part, sound_part
 from mer_r1.chat import ChatPrompt, Reply
 from mer_r1.clip_models import answered, stamp_of, unanswered
-from mer_r1.clips import Clip
-from mer_r1.containers import MediaLimits, local_file
+from mer_r1.data.clip import Clip
+from mer_r1.data.media.container import MediaLimits, local_file
+from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.llm import Client
-from mer_r1.media import Media, read_media
 from mer_r1.records import Record
 
 ANSWER_VERSION = "answer-1"

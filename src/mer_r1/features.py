@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mer_r1.data import Clip
+from mer_r1.data.manifest import Clip
+from mer_r1.data.media.read import content_key, read_media
 from mer_r1.errors import UserError
 from mer_r1.inputs import encode_media, media_tensors
-from mer_r1.media import content_key, read_media
 from mer_r1.model import Omni
 from mer_r1.towers import AbsentTower, restore_towers
 

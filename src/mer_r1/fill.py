@@ -17,11 +17,11 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from mer_r1.data import Clip
+from mer_r1.data.manifest import Clip
+from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
 from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import media_tensors, num_tokens
-from mer_r1.media import read_media
 from mer_r1.model import load
 
 logger = logging.getLogger(__name__)

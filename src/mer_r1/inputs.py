@@ -17,8 +17,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from mer_r1.data.media.read import Media
 from mer_r1.families import audio_tokens, deepened, family_of
-from mer_r1.media import Media
 from mer_r1.model import Omni
 
 IGNORE = -100

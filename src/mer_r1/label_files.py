@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mer_r1.chat import OnReply, TextModel
+from mer_r1.data.jsonl import object_of, read_lines, read_object
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
-from mer_r1.json_files import object_of, read_lines, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
     """
     path = Path(path)
     if path.suffix.lower() == ".npz":
-        from mer_r1.corpora.pickles import read_npz
+        from mer_r1.data.npz import read_npz
 
         rows = _rows_of_object(path, read_npz(path, _REFERENCE_ENTRY, allow_pickle=allow_pickle))
     elif path.suffix.lower() == ".json":

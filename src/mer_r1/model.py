@@ -26,10 +26,10 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
+from mer_r1.data.media.read import MediaLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
 from mer_r1.families import FAMILIES, QWEN25, Family
-from mer_r1.media import MediaLimits
 from mer_r1.thinker_config import TinyConfig, chat_template, thinker_config
 from mer_r1.towers import TowerWeights, bind, whole_state, without_towers
 
@@ -63,7 +63,7 @@ class Settings:
             raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
 
     def limits(self) -> MediaLimits:
-        """The same, as `media.read_media` takes it."""
+        """The same, as `media.read.read_media` takes it."""
         return MediaLimits(max_frames=self.num_frames, max_seconds=self.max_seconds)
 
 

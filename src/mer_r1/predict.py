@@ -18,7 +18,8 @@ from torch import Tensor
 from mer_r1.anchors import category_tokens
 from mer_r1.answering import answer, trimmed
 from mer_r1.calibration import CategoryTokens
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.media.read import read_media
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.two_answers import read_completion
@@ -28,7 +29,6 @@ from mer_r1.errors import UserError
 from mer_r1.evaluate import Record, append_record, derange, done_keys
 from mer_r1.features import FeatureCache, Progress
 from mer_r1.inputs import Prompt, encode_media, encode_prompt, media_tensors
-from mer_r1.media import read_media
 from mer_r1.model import Omni, load
 from mer_r1.rollout import Rollouts, Sampling
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mer_r1.data.media.read import Media
 from mer_r1.features import Progress
 from mer_r1.inputs import encode_prompt, media_tensors, tower_features
-from mer_r1.media import Media
 from mer_r1.model import Omni
 from mer_r1.muon import MuonAdamW
 from mer_r1.packed_attention import packed_inputs

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
+from mer_r1.data.jsonl import object_of, read_lines, repair_end
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.json_files import object_of, read_lines, repair_end
 
 logger = logging.getLogger(__name__)
 

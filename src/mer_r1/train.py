@@ -21,7 +21,7 @@ from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
 from mer_r1.config import DataFields, RLRecipe, SFTRecipe
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions import wheels
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.emotions.two_answers import ONCE, TWICE, format_twice

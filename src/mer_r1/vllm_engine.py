@@ -27,12 +27,12 @@ import numpy as np
 
 from mer_r1.chat import Decoding
 from mer_r1.clip_models import answered, fingerprint, stamp_of, unanswered
-from mer_r1.clips import Clip
-from mer_r1.data import conversation
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import conversation
+from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.media import Media, read_media
 from mer_r1.records import Record
 
 THINKER = "qwen2_5_omni_thinker"

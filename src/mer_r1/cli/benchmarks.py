@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mer_r1.cli.base import AsJson, Wheels, console, print_json, say, score_app
+from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
-from mer_r1.json_files import read_object
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.unibench.predictions import Reading

@@ -35,7 +35,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Report every broken row and every broken file of a manifest."""
-    from mer_r1.data import check_manifest
+    from mer_r1.data.manifest import check_manifest
     from mer_r1.emotions.wheels import load
 
     with progress("check", None, quiet=as_json) as advance:

@@ -13,7 +13,7 @@ from mer_r1.errors import UserError
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme.asking import Endpoint
     from mer_r1.benchmarks.mme.stages import Item, Judging
-    from mer_r1.data import Clip
+    from mer_r1.data.manifest import Clip
 
 NO_JUDGE = "none"
 OPENAI = "https://api.openai.com/v1"

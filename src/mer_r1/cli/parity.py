@@ -28,7 +28,7 @@ def parity(
     as_json: AsJson = False,
 ) -> None:
     """Compare vLLM with the policy on clips: tokens, positions, log-probabilities. Exit status 1 if they differ."""
-    from mer_r1.data import read_manifest
+    from mer_r1.data.manifest import read_manifest
     from mer_r1.parity import compare
 
     asked = read_manifest(manifest)[:clips]

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mer_r1.cli.base import AsJson, Wheels, app, console, print_json, say, score_app
+from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
-from mer_r1.json_files import read_object
 
 WORDS_BESIDE = 3
 """Words that stand beside each other in a table of 80 columns."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mer_r1.benchmarks.unibench.run import Reader
     from mer_r1.chat import Decoding
     from mer_r1.clip_models import ClipModel
-    from mer_r1.data import Clip
+    from mer_r1.data.manifest import Clip
     from mer_r1.emotions.wheels import Taxonomy
     from mer_r1.llm import Client
     from mer_r1.llm_cache import ReplyCache

@@ -6,10 +6,10 @@ Gold is an index in both. IEMOCAP comes as one corpus of five sessions; the benc
 
 from collections.abc import Iterator
 
-from mer_r1.clips import Clip
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.labelled import labelled_clips
 from mer_r1.corpora.layout import DataSet, Part
+from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
 
 SESSION = 4

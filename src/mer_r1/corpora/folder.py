@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.corpora.pickles import read_npz
 from mer_r1.corpora.tables import DEFAULT_ENCODING, Row, read_table
+from mer_r1.data.npz import read_npz
 from mer_r1.errors import UserError, shown
 
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mer_r1.clips import Clip
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet
+from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError, shown
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mer_r1.clips import Clip
 from mer_r1.corpora.folder import Folder
+from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
 
 Kind = Literal["discrete", "sentiment", "open-set", "training", "questions"]

@@ -8,10 +8,10 @@ word "neutral", as there. In the training sets, words that an `<answer>` could n
 from collections.abc import Iterator
 from typing import Any
 
-from mer_r1.clips import Clip
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.labelled import labelled_clips
 from mer_r1.corpora.layout import DataSet, Part
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError, shown

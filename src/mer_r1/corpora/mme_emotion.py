@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mer_r1.clips import Clip
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet, Part
+from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError, shown
 
 TASKS = ("ER-Lab", "ER-Wild", "ML-ER", "FG-ER", "Noise-ER", "IR", "SA", "FG-SA")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.clips import Clip, path_problem
 from mer_r1.corpora.dialogue import DIALOGUE_SETS
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet
@@ -21,7 +20,8 @@ from mer_r1.corpora.mer import MER_SETS, OPEN_SETS, TRAINING_SETS
 from mer_r1.corpora.mme_emotion import MME_EMOTION
 from mer_r1.corpora.sentiment import SENTIMENT_SETS
 from mer_r1.corpora.tables import DEFAULT_ENCODING
-from mer_r1.data import write_manifest
+from mer_r1.data.clip import Clip, path_problem
+from mer_r1.data.manifest import write_manifest
 from mer_r1.errors import UserError, shown
 
 DATA_SETS: dict[str, DataSet] = {

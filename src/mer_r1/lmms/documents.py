@@ -17,8 +17,8 @@ from mer_r1.benchmarks.mme.pictures import judge_sound
 from mer_r1.benchmarks.mme.tasks import TASKS
 from mer_r1.benchmarks.unibench.gold import TEST_SPLITS, read_gold
 from mer_r1.benchmarks.unibench.sets import SETS
-from mer_r1.clips import Clip
-from mer_r1.data import read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError, shown
@@ -83,8 +83,8 @@ def documents(name: str) -> list[Document]:
 def doc_to_messages(doc: Document) -> list[dict[str, Any]]:
     """The hook for chat models: one user turn with the picture, then the sound, then the question.
 
-    The sound is a part of its own, as in our training and prediction (`data.conversation`): where the clip has no sound
-    file, a copy of the video's sound is made once. A silent clip has no such part.
+    The sound is a part of its own, as in our training and prediction (`manifest.conversation`): where the clip has no
+    sound file, a copy of the video's sound is made once. A silent clip has no such part.
     """
     parts: list[dict[str, Any]] = []
     if doc["video"]:

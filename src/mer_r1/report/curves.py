@@ -12,8 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mer_r1.data.jsonl import object_of, read_lines
 from mer_r1.errors import UserError
-from mer_r1.json_files import object_of, read_lines
 from mer_r1.report.figures import Point, lines
 
 MAX_OTHER_PANELS = 36

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mer_r1.data import Clip
+from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError

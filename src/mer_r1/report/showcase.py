@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mer_r1.data import Clip
+from mer_r1.data.manifest import Clip
+from mer_r1.data.media.read import Media, MediaLimits, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.media import Media, MediaLimits, read_media
 from mer_r1.records import Record
 
 FRAMES = 4

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mer_r1.advantages import normalise_each, normalise_then_sum, sum_then_normalise
 from mer_r1.baselines import reward_function
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import object_of, read_lines, repair_end
 from mer_r1.errors import UserError
-from mer_r1.json_files import object_of, read_lines, repair_end
 
 Row = dict[str, Any]
 

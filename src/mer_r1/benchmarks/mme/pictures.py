@@ -2,7 +2,7 @@
 
 The reference takes every k-th frame from the first one on, k being the frame rate rounded down, and keeps ten: about
 one frame a second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files opened
-as safely as everywhere else (`containers`).
+as safely as everywhere else (`container`).
 """
 
 import base64
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.containers import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
+from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
+from mer_r1.data.media.read import read_media
+from mer_r1.data.media.track import orientation
 from mer_r1.errors import UserError, shown
-from mer_r1.media import read_media
-from mer_r1.tracks import orientation
 
 MAX_FRAMES = 10
 JPEG_QUALITY = 95  # what OpenCV writes without being asked

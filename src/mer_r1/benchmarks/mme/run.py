@@ -26,7 +26,7 @@ from mer_r1.benchmarks.mme.prompts import model_question
 from mer_r1.benchmarks.mme.scores import ALPHA
 from mer_r1.benchmarks.mme.stages import Item, Judging, extraction_jobs, judge_jobs, judged_ledger, steps_ledger
 from mer_r1.benchmarks.mme.tasks import TASKS, task_named
-from mer_r1.data import Clip, read_manifest
+from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError

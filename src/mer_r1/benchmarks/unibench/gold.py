@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.benchmarks.unibench.sets import SETS, BenchmarkSet, named
-from mer_r1.clips import Clip, manifest_rows
+from mer_r1.data.clip import Clip, manifest_rows
+from mer_r1.data.jsonl import read_object
 from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError, shown
-from mer_r1.json_files import read_object
 
 TEST_SPLITS = ("test", None)
 """Splits of a manifest whose rows are scored."""

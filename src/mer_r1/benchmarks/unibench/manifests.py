@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mer_r1.benchmarks.unibench.gold import TEST_SPLITS
 from mer_r1.benchmarks.unibench.sets import SETS
-from mer_r1.clips import Clip
 from mer_r1.corpora.prepare import DATA_SETS, prepare
-from mer_r1.data import read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError, shown
 
 

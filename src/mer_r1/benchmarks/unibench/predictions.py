@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mer_r1.benchmarks.unibench.sets import BenchmarkSet, named
+from mer_r1.data.jsonl import object_of, read_lines, read_object
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.extract import label_string, labels_by_rule, sentiments_by_rule
-from mer_r1.json_files import object_of, read_lines, read_object
 
 SentimentFrom = Literal["saved", "rules"]
 GIVEN = "given"
@@ -204,7 +204,7 @@ def _rows(path: Path, entry: BenchmarkSet, reading: Reading) -> Iterator[dict[st
 
 def _npz_object(path: Path, allow_pickle: bool) -> dict[str, Any]:
     """The reference's result files: `filenames` and `fileitems` side by side, or `name2reason`."""
-    from mer_r1.corpora.pickles import npz_keys, read_npz
+    from mer_r1.data.npz import npz_keys, read_npz
 
     keys = npz_keys(path)
     if "filenames" not in keys:

@@ -24,7 +24,7 @@ from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
 from mer_r1.benchmarks.unibench.sets import SETS
 from mer_r1.benchmarks.unibench.tables import render, score_tables
 from mer_r1.chat import OnReply, TextModel
-from mer_r1.clips import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown

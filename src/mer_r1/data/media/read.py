@@ -14,9 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.containers import DECODING_ERRORS, MediaLimits, local_file, naming_notes, open_container, riff_note
+from mer_r1.data.media.container import (
+    DECODING_ERRORS,
+    MediaLimits,
+    local_file,
+    naming_notes,
+    open_container,
+    riff_note,
+)
+from mer_r1.data.media.track import PictureTrack, SoundTrack
 from mer_r1.errors import UserError, shown
-from mer_r1.tracks import PictureTrack, SoundTrack
 
 __all__ = ["Media", "MediaLimits", "content_key", "read_media"]
 

@@ -15,7 +15,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from mer_r1.containers import DECODING_ERRORS, MediaLimits, check_size, decoder_bound
+from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound
 from mer_r1.errors import UserError
 
 SHORTEST_SOUND = 0.025

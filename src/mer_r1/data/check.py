@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.clips import Clip, manifest_rows
+from mer_r1.data.clip import Clip, manifest_rows
+from mer_r1.data.media.read import MediaLimits, read_media
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.media import MediaLimits, read_media
 
 Progress = Callable[[int, int], Any]
 """Called with the number of clips done since the last call, and the number of all clips."""

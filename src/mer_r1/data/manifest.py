@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mer_r1.checks import CheckReport, Progress, check_manifest, probe_clips
-from mer_r1.clips import SPLITS, Clip, manifest_rows, parse_row
+from mer_r1.data.check import CheckReport, Progress, check_manifest, probe_clips
+from mer_r1.data.clip import SPLITS, Clip, manifest_rows, parse_row
+from mer_r1.data.media.read import MediaLimits
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError, shown
-from mer_r1.media import MediaLimits
 
 __all__ = [
     "CheckReport",
