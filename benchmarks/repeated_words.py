@@ -15,10 +15,10 @@ from mer_r1.anchors import answer_tokens, category_tokens
 from mer_r1.calibration import Method, confidence
 from mer_r1.emotions.thinking import format_completion, parse, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.features import FeatureCache
-from mer_r1.inputs import encode_prompt
 from mer_r1.integrations import terms_of
-from mer_r1.model import load
+from mer_r1.model.features import FeatureCache
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import encode_prompt
 from mer_r1.rollout import Sampling, anchor_rows, rescore, rollout
 from mer_r1.study.gradients import chosen_clips
 

@@ -37,15 +37,15 @@ from tiny_world import WORDS, media
 
 from mer_r1 import rollout as rollout_module
 from mer_r1.anchors import answer_tokens
-from mer_r1.branches import backbone
 from mer_r1.calibration import Method, category_probabilities
 from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import FAST_PREFILL, format_completion, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.inputs import collate, embed, encode_media, encode_prompt, media_tensors
-from mer_r1.model import load, tiny
+from mer_r1.model.omni import load, tiny
+from mer_r1.model.prompts import collate, embed, encode_media, encode_prompt, media_tensors
+from mer_r1.model.shared_prefix.continuation import backbone
+from mer_r1.model.tiny import TinyConfig
 from mer_r1.rollout import Sampling
-from mer_r1.thinker_config import TinyConfig
 from mer_r1.train import LANGUAGE_MODEL_LAYERS
 from mer_r1.trainer import MERR1Trainer
 

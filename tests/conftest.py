@@ -64,7 +64,7 @@ def taught_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def taught(taught_folder):
     """That checkpoint, loaded. Shared: a test that changes a weight puts it back."""
-    from mer_r1.model import load
+    from mer_r1.model.omni import load
 
     policy = load(taught_folder)
     policy.freeze_towers()

@@ -20,7 +20,7 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.model import Settings, load
+from mer_r1.model.omni import Settings, load
 from mer_r1.predict import predict
 from mer_r1.records import Record, read_records, rescore
 from mer_r1.rollout import Rollouts, Sampling

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from mer_r1.model.omni.shared_prefix import continuation as module
 from tiny_world import some_prompts
 
-from mer_r1 import branches as module
-from mer_r1.branches import Branches
-from mer_r1.inputs import collate, embed
+from mer_r1.model.prompts import collate, embed
+from mer_r1.model.shared_prefix.continuation import Branches
 
 GROUP = 3
 EXACT = {"atol": 2e-5, "rtol": 0}

@@ -14,12 +14,21 @@ from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.families import FAMILIES, QWEN3, QWEN25, audio_tokens, family_of
-from mer_r1.features import FeatureCache
-from mer_r1.inputs import IGNORE, collate, embed, embedded, encode_media, encode_prompt, media_tensors, placeholder_ids
-from mer_r1.model import load, tiny
-from mer_r1.packed_attention import packed_inputs
-from mer_r1.packing import pack
+from mer_r1.model.families import FAMILIES, QWEN3, QWEN25, audio_tokens, family_of
+from mer_r1.model.features import FeatureCache
+from mer_r1.model.omni import load, tiny
+from mer_r1.model.prompts import (
+    IGNORE,
+    collate,
+    embed,
+    embedded,
+    encode_media,
+    encode_prompt,
+    media_tensors,
+    placeholder_ids,
+)
+from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.shared_prefix.packing import pack
 from mer_r1.rollout import Sampling, rollout
 from mer_r1.train import run_rl, run_sft
 

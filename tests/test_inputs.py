@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tiny_world import entry, media
 
 from mer_r1.emotions.thinking import question
-from mer_r1.inputs import (
+from mer_r1.model.omni import SPECIAL_TOKENS
+from mer_r1.model.prompts import (
     IGNORE,
     collate,
     embed,
@@ -20,7 +21,6 @@ from mer_r1.inputs import (
     num_tokens,
     tower_features,
 )
-from mer_r1.model import SPECIAL_TOKENS
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 SPELLED = (*SPECIAL_TOKENS.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>")

@@ -29,8 +29,8 @@ from mer_r1.calibration import Method, confidence, method_advantages
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.inputs import encode_prompt, media_tensors
 from mer_r1.integrations import chosen_method, gold_of, grouped_advantages, terms_of
+from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rollout import Sampling, rollout
 
 SWIFT = {

@@ -12,8 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError
-from mer_r1.inputs import collate, embed, encode_prompt, media_tensors
-from mer_r1.model import SPECIAL_TOKENS, Omni, Settings, TinyConfig, load, tiny
+from mer_r1.model.omni import SPECIAL_TOKENS, Omni, Settings, TinyConfig, load, tiny
+from mer_r1.model.prompts import collate, embed, encode_prompt, media_tensors
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 

@@ -11,9 +11,9 @@ from tiny_world import entry, media, tiny_omni
 
 from mer_r1.config import SFTRecipe
 from mer_r1.errors import UserError
-from mer_r1.inputs import IGNORE, Prompt, collate, embed, embedded, encode_prompt, media_tensors, placeholder_ids
-from mer_r1.packed_attention import packed_inputs, visible
-from mer_r1.packing import PADDING, PREFIX, group_rows, pack, shared_length
+from mer_r1.model.prompts import IGNORE, Prompt, collate, embed, embedded, encode_prompt, media_tensors, placeholder_ids
+from mer_r1.model.shared_prefix.attention import packed_inputs, visible
+from mer_r1.model.shared_prefix.packing import PADDING, PREFIX, group_rows, pack, shared_length
 from mer_r1.sft_trainer import MERSFTTrainer
 from mer_r1.train import run_sft
 

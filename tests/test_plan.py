@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mer_r1 import plan
 from mer_r1.cli import app
 from mer_r1.errors import UserError
-from mer_r1.inputs import media_tensors
+from mer_r1.model.prompts import media_tensors
 from mer_r1.plan import GPUS, Job
 from mer_r1.shapes import SHAPES, from_config, shape_of
 
@@ -68,7 +68,7 @@ def test_the_full_models_have_as_many_weights_as_counted(shape, text):
 def test_lora_has_as_many_weights_as_counted(omni, tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    from mer_r1.model import load
+    from mer_r1.model.omni import load
     from mer_r1.train import LANGUAGE_MODEL_LAYERS
 
     omni.save(tmp_path)

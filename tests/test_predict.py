@@ -14,7 +14,7 @@ from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluate import derange
-from mer_r1.features import FeatureCache
+from mer_r1.model.features import FeatureCache
 from mer_r1.predict import RECORDS_FILE, encode_clip, evaluate_model, exchanged, predict
 from mer_r1.records import Record, read_records
 from mer_r1.rollout import Rollouts, Sampling

@@ -8,7 +8,7 @@ import torch
 from tiny_world import SMALL, tiny_omni
 
 from mer_r1.data.media.read import Media
-from mer_r1.inputs import media_tensors
+from mer_r1.model.prompts import media_tensors
 from mer_r1.pretrain import _bags, _patches, train_ears, train_eyes
 
 needs_scenes = pytest.mark.skipif(

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mer_r1 import train
 from mer_r1.config import SFTRecipe, read_recipe
 from mer_r1.errors import UserError
-from mer_r1.model import load
+from mer_r1.model.omni import load
 
 GROUP = 4
 ALIKE = {"rtol": 0, "atol": 2e-6}

@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from mer_r1 import train
 from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.errors import UserError
-from mer_r1.model import load
+from mer_r1.model.omni import load
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SFT, RL = RECIPES / "qwen2.5-omni-sft.yaml", RECIPES / "qwen2.5-omni-rl.yaml"

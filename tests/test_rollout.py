@@ -11,7 +11,7 @@ from mer_r1.anchors import answer_tokens, category_tokens
 from mer_r1.calibration import CategoryTokens, category_probabilities
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.inputs import collate, embed, encode_prompt, media_tensors
+from mer_r1.model.prompts import collate, embed, encode_prompt, media_tensors
 from mer_r1.rollout import Sampling, fast_prompt, rollout
 
 GROUP = 4

@@ -29,9 +29,9 @@ from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.features import FeatureCache
-from mer_r1.inputs import encode_prompt
-from mer_r1.model import load
+from mer_r1.model.features import FeatureCache
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import encode_prompt
 from mer_r1.rollout import Sampling, fast_prompt, rollout
 from mer_r1.rollout_vllm import VllmRollouts, request_of
 from mer_r1.train import LANGUAGE_MODEL_LAYERS, run_rl

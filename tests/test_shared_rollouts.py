@@ -16,10 +16,10 @@ from mer_r1.calibration import Method
 from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.inputs import embed, encode_prompt
-from mer_r1.model import load
-from mer_r1.packed_attention import flash_sequences
-from mer_r1.packing import PADDING, shuffle_groups
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import embed, encode_prompt
+from mer_r1.model.shared_prefix.attention import flash_sequences
+from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
 from mer_r1.train import LANGUAGE_MODEL_LAYERS
 from mer_r1.trainer import MERR1Trainer
 

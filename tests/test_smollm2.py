@@ -19,13 +19,13 @@ from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
-from mer_r1.families import QWEN25
-from mer_r1.features import FeatureCache
-from mer_r1.inputs import encode_prompt
-from mer_r1.model import load
+from mer_r1.model.families import QWEN25
+from mer_r1.model.features import FeatureCache
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import encode_prompt
+from mer_r1.model.tiny import TinyConfig
 from mer_r1.rollout import Sampling, rollout
 from mer_r1.smollm2 import pretrained, smollm2
-from mer_r1.thinker_config import TinyConfig
 from mer_r1.train import run_sft
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "smollm2.yaml"

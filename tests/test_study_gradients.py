@@ -10,7 +10,7 @@ from tiny_world import entry, media
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
-from mer_r1.inputs import encode_prompt
+from mer_r1.model.prompts import encode_prompt
 from mer_r1.study import gradients, worker
 from mer_r1.study.gradients import batch_geometry, chosen_clips, measure
 

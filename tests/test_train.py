@@ -13,14 +13,14 @@ import pytest
 import torch
 from tiny_world import WORDS
 
-from mer_r1 import build, features, train
+from mer_r1 import build, train
 from mer_r1.build import run_build
 from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import Clip, read_manifest, write_manifest
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.model import Settings, load
+from mer_r1.model.omni import Settings, features, load
 from mer_r1.train import examples, run_rl, run_sft, select_clips
 
 EVERYWHERE = [

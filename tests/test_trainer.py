@@ -14,8 +14,8 @@ from mer_r1.calibration import Method, method_advantages
 from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.inputs import encode_prompt, media_tensors
-from mer_r1.model import load
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.trainer import MERR1Trainer
 
 CLIPS = 8

@@ -6,8 +6,8 @@ import torch
 from mer_r1.data.media.read import Media
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.inputs import Prompt, collate, embedded, encode_media, encode_prompt, media_tensors
-from mer_r1.model import Omni, TinyConfig, tiny
+from mer_r1.model.omni import Omni, TinyConfig, tiny
+from mer_r1.model.prompts import Prompt, collate, embedded, encode_media, encode_prompt, media_tensors
 
 WORDS = ("happy", "sad", "angry", "afraid", "surprised", "proud", "bored", "ashamed")
 SMALL = TinyConfig(

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from mer_r1.calibration import CategoryTokens
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.two_answers import ONCE, first_answer_end
-from mer_r1.inputs import Prompt
-from mer_r1.model import Omni
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import Prompt
 from mer_r1.rollout import Rollouts, Sampling, fast_prompt, rollout
 
 FIRST_ANSWER_TOKENS = 64

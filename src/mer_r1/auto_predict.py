@@ -9,7 +9,7 @@ from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluate import Record, read_records
-from mer_r1.model import Omni
+from mer_r1.model.omni import Omni
 from mer_r1.predict import evaluate_model, predict
 from mer_r1.rollout import Sampling
 

@@ -20,8 +20,8 @@ from transformers.trainer_utils import set_seed
 from mer_r1.config import BuildRecipe
 from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
-from mer_r1.features import Progress
-from mer_r1.model import SETTINGS_FILE, Omni, TinyConfig, load, tiny
+from mer_r1.model.features import Progress
+from mer_r1.model.omni import SETTINGS_FILE, Omni, TinyConfig, load, tiny
 from mer_r1.muon import MuonAdamW
 from mer_r1.pretrain import train_ears, train_eyes, train_reading
 from mer_r1.smollm2 import TOWERS, smollm2

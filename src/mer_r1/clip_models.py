@@ -102,8 +102,8 @@ class Checkpoint:
     def _load(self) -> tuple[Any, ...]:
         """The model, where its tower outputs come from, and the tokens of the categories."""
         from mer_r1.anchors import category_tokens
-        from mer_r1.features import FeatureCache
-        from mer_r1.model import load
+        from mer_r1.model.features import FeatureCache
+        from mer_r1.model.omni import load
 
         if self._loaded is None:
             omni = load(self.name, device=self.device)

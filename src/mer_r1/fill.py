@@ -20,9 +20,9 @@ from typing import Any
 from mer_r1.data.manifest import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
-from mer_r1.features import FeatureCache, Progress
-from mer_r1.inputs import media_tensors, num_tokens
-from mer_r1.model import load
+from mer_r1.model.features import FeatureCache, Progress
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import media_tensors, num_tokens
 
 logger = logging.getLogger(__name__)
 

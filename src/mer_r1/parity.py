@@ -19,8 +19,8 @@ from torch import Tensor
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import question
-from mer_r1.inputs import Prompt, collate, embed, encode_media, encode_prompt, media_tensors, placeholder_ids
-from mer_r1.model import Omni, load
+from mer_r1.model.omni import Omni, load
+from mer_r1.model.prompts import Prompt, collate, embed, encode_media, encode_prompt, media_tensors, placeholder_ids
 from mer_r1.rollout_vllm import request_of
 from mer_r1.vllm_engine import id_difference, start, weight_name
 

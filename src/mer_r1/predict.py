@@ -27,9 +27,9 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluate import Record, append_record, derange, done_keys
-from mer_r1.features import FeatureCache, Progress
-from mer_r1.inputs import Prompt, encode_media, encode_prompt, media_tensors
-from mer_r1.model import Omni, load
+from mer_r1.model.features import FeatureCache, Progress
+from mer_r1.model.omni import Omni, load
+from mer_r1.model.prompts import Prompt, encode_media, encode_prompt, media_tensors
 from mer_r1.rollout import Rollouts, Sampling
 
 RECORDS_FILE = "records.jsonl"

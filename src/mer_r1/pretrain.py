@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from mer_r1.data.media.read import Media
-from mer_r1.features import Progress
-from mer_r1.inputs import encode_prompt, media_tensors, tower_features
-from mer_r1.model import Omni
+from mer_r1.model.features import Progress
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import encode_prompt, media_tensors, tower_features
+from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.shared_prefix.packing import Row, pack
 from mer_r1.muon import MuonAdamW
-from mer_r1.packed_attention import packed_inputs
-from mer_r1.packing import Row, pack
 
 WEIGHT_DECAY = 0.05
 WARM_UP_STEPS = 50

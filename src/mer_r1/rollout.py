@@ -1,7 +1,7 @@
 """Sampling: one prompt KV cache serves the fast confidence and all G rollouts.
 
 The prompt (by far the longest part at full size) is computed once per group. The G rollouts are sampled token by token
-behind its keys and values (`branches`), which are then cut back to the prompt and used once more to score each
+behind its keys and values (`continuation`), which are then cut back to the prompt and used once more to score each
 rollout's own answer without its reasoning: a few tens of tokens, where a plain second forward would run the prompt too.
 The slow confidence costs the language-model head on the anchor positions only: the hidden states passed by anyway.
 
@@ -20,11 +20,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from mer_r1.anchors import AnswerTokens, answer_tokens
-from mer_r1.branches import Branches, backbone
 from mer_r1.calibration import CategoryTokens, category_probabilities
 from mer_r1.emotions.thinking import ThinkingMode, prefill
-from mer_r1.inputs import Prompt, collate, embedded
-from mer_r1.model import Omni
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import Prompt, collate, embedded
+from mer_r1.model.shared_prefix.continuation import Branches, backbone
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
-from mer_r1.inputs import Prompt
-from mer_r1.model import Omni
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import Prompt
 from mer_r1.rollout import Clock, Rollouts, Sampling, anchor_rows, rescore
 from mer_r1.vllm_engine import id_difference, media_of, unexpanded
 from mer_r1.vllm_generation import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration

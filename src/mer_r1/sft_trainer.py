@@ -1,6 +1,6 @@
 """The trainer of supervised stages: TRL's, with clips in the batches, and rows of one clip in one if asked.
 
-Shapes: B rows of L tokens, plain (`inputs.collate`) or packed (`packing.pack`).
+Shapes: B rows of L tokens, plain (`prompts.collate`) or packed (`packing.pack`).
 """
 
 from typing import Any
@@ -9,10 +9,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from mer_r1.inputs import embedded
-from mer_r1.model import Omni, write_settings
-from mer_r1.packed_attention import packed_inputs
-from mer_r1.towers import made_like, whole_state
+from mer_r1.model.absent_towers import made_like, whole_state
+from mer_r1.model.omni import Omni, write_settings
+from mer_r1.model.prompts import embedded
+from mer_r1.model.shared_prefix.attention import packed_inputs
 
 
 class WholeCheckpoints:

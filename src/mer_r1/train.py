@@ -26,14 +26,14 @@ from mer_r1.emotions import wheels
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.emotions.two_answers import ONCE, TWICE, format_twice
 from mer_r1.errors import UserError
-from mer_r1.families import family_of
-from mer_r1.features import FeatureCache, Progress
-from mer_r1.inputs import Prompt, collate, encode_prompt, placeholder_ids
-from mer_r1.model import SETTINGS_FILE, Omni, load
-from mer_r1.packing import Row, group_rows, pack
+from mer_r1.model.absent_towers import drop_towers, made_like
+from mer_r1.model.families import family_of
+from mer_r1.model.features import FeatureCache, Progress
+from mer_r1.model.omni import SETTINGS_FILE, Omni, load
+from mer_r1.model.prompts import Prompt, collate, encode_prompt, placeholder_ids
+from mer_r1.model.shared_prefix.packing import Row, group_rows, pack
 from mer_r1.rewards import gold_earns_full_reward
 from mer_r1.sft_trainer import MERSFTTrainer
-from mer_r1.towers import drop_towers, made_like
 from mer_r1.trainer import MERR1Trainer
 from mer_r1.vllm_engine import required
 

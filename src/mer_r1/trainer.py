@@ -35,11 +35,11 @@ from mer_r1.calibration import (
     partition_mean,
 )
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.inputs import IGNORE, Prompt, embedded, placeholder_ids
 from mer_r1.interference import objective_statistics
-from mer_r1.model import Omni
-from mer_r1.packed_attention import packed_inputs
-from mer_r1.packing import pack_rollouts, shuffle_groups
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import IGNORE, Prompt, embedded, placeholder_ids
+from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
 from mer_r1.rollout import Rollouts, Sampling, rollout
 from mer_r1.sft_trainer import WholeCheckpoints, thinker
 
@@ -64,7 +64,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
     Args:
         omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
         rows: training rows with the columns `prompt`, `labels` and `clip_index`.
-        prompt_of: the `inputs.Prompt` of a clip index; called often, so it should remember.
+        prompt_of: the `prompts.Prompt` of a clip index; called often, so it should remember.
         method: which advantages.
         taxonomy: wheels of the rewards and of the confidences.
         args: TRL's configuration.

@@ -94,7 +94,7 @@ def weight_name(name: str) -> str:
     """A thinker's weight by the name that vLLM's loader of the whole model reads.
 
     Args:
-        name: of a live module (`model.language_model.norm.weight`) or of a saved weight (`model.norm.weight`).
+        name: of a live module (`omni.language_model.norm.weight`) or of a saved weight (`omni.norm.weight`).
 
     Raises:
         ValueError: it is none of a thinker's.
@@ -210,7 +210,7 @@ class Requests:
     def __init__(self, model: str) -> None:
         from transformers import AutoProcessor
 
-        from mer_r1.model import read_settings
+        from mer_r1.model.omni import read_settings
 
         self.processor = AutoProcessor.from_pretrained(model)
         self.settings = read_settings(Path(model))
@@ -254,7 +254,7 @@ def media_of(media: Media, processor: Any) -> dict[str, Any]:
             "size": {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]},
         }
     if media.waveform is not None:
-        from mer_r1.inputs import whole_frames
+        from mer_r1.model.prompts import whole_frames
 
         data["audio"] = (whole_frames(media.waveform, processor.feature_extractor), media.sampling_rate)
     return request | {"multi_modal_data": data} if data else request

@@ -22,7 +22,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import ensure_master_addr_port
 
 from mer_r1.data.clip import Clip
-from mer_r1.model import Omni
+from mer_r1.model.omni import Omni
 from mer_r1.rollout import Sampling
 from mer_r1.vllm_engine import TOWERS, required, start, weight_name
 

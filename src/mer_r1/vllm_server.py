@@ -25,8 +25,8 @@ import numpy as np
 
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
-from mer_r1.inputs import plain_text
-from mer_r1.model import Omni
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import plain_text
 from mer_r1.rollout import Sampling
 from mer_r1.vllm_generation import BANNED, Asked, Completion, Sampled
 

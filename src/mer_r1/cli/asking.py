@@ -37,7 +37,7 @@ def predict(
     """Ask a model about clips: labels, wheel categories, reasoning, confidences."""
     from mer_r1.data.manifest import Clip
     from mer_r1.emotions.wheels import load as load_wheels
-    from mer_r1.model import load
+    from mer_r1.model.omni import load
     from mer_r1.predict import predict as ask
     from mer_r1.rollout import Sampling
 

@@ -27,8 +27,8 @@ def features(
     """Compute the towers' outputs of all clips and keep them. Started again, it does what is missing."""
     from mer_r1 import fill
     from mer_r1.config import DataFields
-    from mer_r1.features import FeatureCache
-    from mer_r1.model import load
+    from mer_r1.model.features import FeatureCache
+    from mer_r1.model.omni import load
     from mer_r1.train import features_folder, select_clips
 
     chosen = DataFields(

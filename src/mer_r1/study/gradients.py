@@ -25,10 +25,10 @@ from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.features import FeatureCache
-from mer_r1.inputs import IGNORE, Prompt, collate, embed, encode_prompt
 from mer_r1.interference import alignment, cosine, norm, objective_statistics
-from mer_r1.model import Omni, load
+from mer_r1.model.features import FeatureCache
+from mer_r1.model.omni import Omni, load
+from mer_r1.model.prompts import IGNORE, Prompt, collate, embed, encode_prompt
 from mer_r1.rollout import Sampling, rollout
 
 BATCHES, PROMPTS, GENERATIONS, NEW_TOKENS, CHUNK = 4, 8, 8, 72, 16

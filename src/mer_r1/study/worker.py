@@ -40,8 +40,8 @@ def build_features(told: dict[str, Any]) -> None:
     Args:
         told: `model` (folder) and `parts`: manifest, split and slice each.
     """
-    from mer_r1.features import FeatureCache
-    from mer_r1.model import load
+    from mer_r1.model.features import FeatureCache
+    from mer_r1.model.omni import load
     from mer_r1.study.gradients import chosen_clips
 
     omni = load(told["model"])

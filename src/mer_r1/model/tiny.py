@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mer_r1.families import Family
+from mer_r1.model.families import Family
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 
-from mer_r1.decode_cache import with_room
-from mer_r1.packed_attention import as_mask, takes_masks
+from mer_r1.model.shared_prefix.attention import as_mask, takes_masks
+from mer_r1.model.shared_prefix.decode_cache import with_room
 
 
 class Branches:

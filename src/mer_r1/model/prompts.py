@@ -18,8 +18,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from mer_r1.data.media.read import Media
-from mer_r1.families import audio_tokens, deepened, family_of
-from mer_r1.model import Omni
+from mer_r1.model.families import audio_tokens, deepened, family_of
+from mer_r1.model.omni import Omni
 
 IGNORE = -100
 """Label of a token that is read but not learned."""

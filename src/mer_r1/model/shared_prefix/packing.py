@@ -4,7 +4,7 @@ The prompt is by far the longest part of a row, and rows of one clip (several ta
 rollouts of a prompt in RL) differ only in their ends. Here they become one row: the common prefix once, then each row's
 own rest as a *branch*. A branch sees the prefix and itself and nothing of its neighbours, and its positions go on where
 the prefix ended, so every token has the same context as in a row of its own: the same loss, the same gradients. How a
-model is made to look at its tokens that way is the matter of `packed_attention`.
+model is made to look at its tokens that way is the matter of `attention`.
 
 Every branch keeps at least one prompt token, so that shifting the labels by one, as all trainers do, stays inside it.
 Shapes: B packed rows of L tokens, K branches in a row; R rollouts of T completion tokens.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mer_r1.inputs import IGNORE, Prompt
+from mer_r1.model.prompts import IGNORE, Prompt
 
 PREFIX, PADDING = 0, -1
 """Branch numbers of tokens that every branch sees, and of tokens that are nobody's."""
@@ -29,13 +29,13 @@ Row = tuple[Prompt, Sequence[int]]
 
 
 def pack(groups: Sequence[Sequence[Row]], pad_id: int, media_ids: Sequence[int]) -> dict[str, Any]:
-    """One packed row a group, padded on the right; the counterpart of `inputs.collate`.
+    """One packed row a group, padded on the right; the counterpart of `prompts.collate`.
 
     Args:
         groups: of each packed row the (prompt, completion token ids) that it holds. Prompts of a group share what they
             have in common; groups of one row, and prompts with nothing in common, are fine.
         pad_id: the padding token.
-        media_ids: the placeholder tokens (`inputs.placeholder_ids`).
+        media_ids: the placeholder tokens (`prompts.placeholder_ids`).
 
     Returns:
         input_ids, attention_mask, labels (B, L) with `IGNORE` outside the completions, branches (B, L) with `PREFIX`,

@@ -29,9 +29,9 @@ from transformers import (
 from mer_r1.data.media.read import MediaLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
-from mer_r1.families import FAMILIES, QWEN25, Family
-from mer_r1.thinker_config import TinyConfig, chat_template, thinker_config
-from mer_r1.towers import TowerWeights, bind, whole_state, without_towers
+from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
+from mer_r1.model.families import FAMILIES, QWEN25, Family
+from mer_r1.model.tiny import TinyConfig, chat_template, thinker_config
 
 SETTINGS_FILE = "mer_r1.json"
 SPECIAL_TOKENS = QWEN25.tokens

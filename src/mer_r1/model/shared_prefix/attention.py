@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.modeling_flash_attention_utils import flash_attn_supports_top_left_mask
 
 from mer_r1.errors import UserError
-from mer_r1.packing import PADDING, PREFIX
+from mer_r1.model.shared_prefix.packing import PADDING, PREFIX
 
 
 def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from mer_r1.data.manifest import Clip
 from mer_r1.data.media.read import content_key, read_media
 from mer_r1.errors import UserError
-from mer_r1.inputs import encode_media, media_tensors
-from mer_r1.model import Omni
-from mer_r1.towers import AbsentTower, restore_towers
+from mer_r1.model.absent_towers import AbsentTower, restore_towers
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import encode_media, media_tensors
 
 Progress = Callable[[int], Any]
 """Called with the number of clips done since the last call."""

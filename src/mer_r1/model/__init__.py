@@ -1,0 +1,1 @@
+"""The Qwen-Omni thinker: loading, prompts, tower features, shared prefixes and generation."""
