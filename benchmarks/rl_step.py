@@ -35,9 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from step_arithmetic import Lengths, Way, count, of_model
 from tiny_world import WORDS, media
 
-from mer_r1 import rollout as rollout_module
-from mer_r1.anchors import answer_tokens
-from mer_r1.calibration import Method, category_probabilities
 from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import FAST_PREFILL, format_completion, question
 from mer_r1.emotions.wheels import builtin
@@ -45,9 +42,12 @@ from mer_r1.model.omni import load, tiny
 from mer_r1.model.prompts import collate, embed, encode_media, encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.continuation import backbone
 from mer_r1.model.tiny import TinyConfig
-from mer_r1.rollout import Sampling
+from mer_r1.rl import rollout as rollout_module
+from mer_r1.rl.anchors import answer_tokens
+from mer_r1.rl.calibration import Method, category_probabilities
+from mer_r1.rl.rollout import Sampling
+from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.train import LANGUAGE_MODEL_LAYERS
-from mer_r1.trainer import MERR1Trainer
 
 FILLER = "The lips curl up, the brows are low, the voice is bright and loud and the words complain about the day."
 WAYS = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl import GRPOTrainer
 
-from mer_r1.advantages import (
+from mer_r1.rl.advantages import (
     MIN_SPREAD,
     group_normalise,
     group_spread,

@@ -12,7 +12,6 @@ from mer_r1 import answering
 from mer_r1.answering import FIRST_ANSWER_TOKENS, answer, trimmed
 from mer_r1.auto import read_gate
 from mer_r1.auto_predict import evaluate_auto, predict_auto
-from mer_r1.calibration import Method
 from mer_r1.cli import app
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
@@ -23,7 +22,8 @@ from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings, load
 from mer_r1.predict import predict
 from mer_r1.records import Record, read_records, rescore
-from mer_r1.rollout import Rollouts, Sampling
+from mer_r1.rl.calibration import Method
+from mer_r1.rl.rollout import Rollouts, Sampling
 from mer_r1.train import examples, run_rl, run_sft
 
 SLOW, FAST = ThinkingMode.SLOW, ThinkingMode.FAST

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mer_r1.advantages import group_normalise, normalise_then_sum, sum_then_normalise
-from mer_r1.calibration import (
+from mer_r1.rl.advantages import group_normalise, normalise_then_sum, sum_then_normalise
+from mer_r1.rl.calibration import (
     LOG_FLOOR,
     CategoryTokens,
     Method,

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from mer_r1 import config
-from mer_r1.calibration import Method
 from mer_r1.config import SECTIONS, BuildRecipe, RLRecipe, SFTRecipe, read_recipe, shipped_recipe
 from mer_r1.errors import UserError
 from mer_r1.model.omni import TinyConfig
+from mer_r1.rl.calibration import Method
 
 KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))

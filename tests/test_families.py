@@ -29,7 +29,7 @@ from mer_r1.model.prompts import (
 )
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack
-from mer_r1.rollout import Sampling, rollout
+from mer_r1.rl.rollout import Sampling, rollout
 from mer_r1.train import run_rl, run_sft
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}

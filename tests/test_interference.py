@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mer_r1.advantages import group_normalise, group_spread, normalise_then_sum, sum_then_normalise
-from mer_r1.interference import (
+from mer_r1.rl.advantages import group_normalise, group_spread, normalise_then_sum, sum_then_normalise
+from mer_r1.rl.interference import (
     alignment,
     cosine,
     effective_weights,

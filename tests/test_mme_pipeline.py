@@ -631,7 +631,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):
     from mer_r1 import predict as module
-    from mer_r1.rollout import Sampling
+    from mer_r1.rl.rollout import Sampling
 
     asked = []
     original = module.encode_prompt

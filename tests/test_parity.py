@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mer_r1.cli import app
 from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
-from mer_r1.parity import compare, position_difference
+from mer_r1.rl.vllm.parity import compare, position_difference
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from mer_r1.evaluate import derange
 from mer_r1.model.features import FeatureCache
 from mer_r1.predict import RECORDS_FILE, encode_clip, evaluate_model, exchanged, predict
 from mer_r1.records import Record, read_records
-from mer_r1.rollout import Rollouts, Sampling
+from mer_r1.rl.rollout import Rollouts, Sampling
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 GREEDY = Sampling(24, 0.0, seed=0)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1 import rewards
 from mer_r1.emotions import metrics
 from mer_r1.emotions import wheels as taxonomy
 from mer_r1.errors import UserError
-from mer_r1.rewards import FormatReward, SetReward, f1_reward, format_reward, precision_reward, recall_reward
+from mer_r1.rl import rewards
+from mer_r1.rl.rewards import FormatReward, SetReward, f1_reward, format_reward, precision_reward, recall_reward
 
 GOLD = ["happy", "afraid"]
 SLOW = "<think> a wide smile </think><answer> glad </answer>"

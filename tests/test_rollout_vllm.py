@@ -22,8 +22,6 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from test_rollout import plain_logits
 
-from mer_r1 import rollout_vllm, vllm_generation
-from mer_r1.anchors import category_tokens
 from mer_r1.config import RLRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, question
@@ -32,13 +30,16 @@ from mer_r1.errors import UserError
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
-from mer_r1.rollout import Sampling, fast_prompt, rollout
-from mer_r1.rollout_vllm import VllmRollouts, request_of
+from mer_r1.rl.anchors import category_tokens
+from mer_r1.rl.rollout import Sampling, fast_prompt, rollout
+from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.rl.vllm import colocated as vllm_generation
+from mer_r1.rl.vllm import rollouts as rollout_vllm
+from mer_r1.rl.vllm.colocated import BANNED, Asked, Colocated, Completion, OmniGeneration
+from mer_r1.rl.vllm.engine import start, unexpanded, weight_name
+from mer_r1.rl.vllm.rollouts import VllmRollouts, request_of
+from mer_r1.rl.vllm.server import Served
 from mer_r1.train import LANGUAGE_MODEL_LAYERS, run_rl
-from mer_r1.trainer import MERR1Trainer
-from mer_r1.vllm_engine import start, unexpanded, weight_name
-from mer_r1.vllm_generation import BANNED, Asked, Colocated, Completion, OmniGeneration
-from mer_r1.vllm_server import Served
 
 GROUP = 2
 CLOSE = {"atol": 2e-6, "rtol": 0}
@@ -486,7 +487,7 @@ def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, c
 
 def test_a_float_wav_is_read_back_by_ffmpeg(taught, prompts, clips, tmp_path):
     from mer_r1.data.media.read import read_media
-    from mer_r1.vllm_server import _wav
+    from mer_r1.rl.vllm.server import _wav
 
     waveform = request_of(taught, prompts[0], clips[0])["multi_modal_data"]["audio"][0]
     (tmp_path / "a.wav").write_bytes(_wav(waveform, 16000))

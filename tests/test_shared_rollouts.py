@@ -12,7 +12,6 @@ from torch.distributed.fsdp import fully_shard
 from transformers import modeling_flash_attention_utils as flash
 from trl import GRPOTrainer
 
-from mer_r1.calibration import Method
 from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
@@ -20,8 +19,9 @@ from mer_r1.model.omni import load
 from mer_r1.model.prompts import embed, encode_prompt
 from mer_r1.model.shared_prefix.attention import flash_sequences
 from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
+from mer_r1.rl.calibration import Method
+from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.train import LANGUAGE_MODEL_LAYERS
-from mer_r1.trainer import MERR1Trainer
 
 CLIPS, GROUP = 3, 3
 

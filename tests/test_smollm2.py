@@ -24,7 +24,7 @@ from mer_r1.model.features import FeatureCache
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
 from mer_r1.model.tiny import TinyConfig
-from mer_r1.rollout import Sampling, rollout
+from mer_r1.rl.rollout import Sampling, rollout
 from mer_r1.smollm2 import pretrained, smollm2
 from mer_r1.train import run_sft
 

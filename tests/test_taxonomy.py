@@ -351,7 +351,7 @@ def test_contradictions_in_the_tables_are_errors(changed: dict[str, Any], messag
 
 def test_scoring_needs_neither_torch_nor_pandas() -> None:
     code = (
-        "import sys; import mer_r1.rewards, mer_r1.emotions.metrics; mer_r1.emotions.wheels.builtin(); "
+        "import sys; import mer_r1.rl.rewards, mer_r1.emotions.metrics; mer_r1.emotions.wheels.builtin(); "
         "print(sorted({'torch', 'transformers', 'pandas', 'openpyxl', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

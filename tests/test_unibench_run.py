@@ -32,7 +32,7 @@ from mer_r1.llm import Client
 from mer_r1.llm_cache import ReplyCache
 from mer_r1.predict import predict
 from mer_r1.records import read_records
-from mer_r1.rollout import Sampling
+from mer_r1.rl.rollout import Sampling
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 CLIPS = 3

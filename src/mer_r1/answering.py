@@ -6,12 +6,12 @@ A policy that thinks once is made to answer fast by an empty think that is writt
 
 from collections.abc import Sequence
 
-from mer_r1.calibration import CategoryTokens
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.two_answers import ONCE, first_answer_end
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
-from mer_r1.rollout import Rollouts, Sampling, fast_prompt, rollout
+from mer_r1.rl.calibration import CategoryTokens
+from mer_r1.rl.rollout import Rollouts, Sampling, fast_prompt, rollout
 
 FIRST_ANSWER_TOKENS = 64
 """A first answer that is longer is cut there; a fast answer of a policy that answers twice costs at most these."""

@@ -11,7 +11,7 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluate import Record, read_records
 from mer_r1.model.omni import Omni
 from mer_r1.predict import evaluate_model, predict
-from mer_r1.rollout import Sampling
+from mer_r1.rl.rollout import Sampling
 
 
 def evaluate_auto(

@@ -5,7 +5,7 @@ cut at the same places, so that an interrupted run asks again in the same compan
 cannot make its result differ from that of a run in one go. `settings` is everything that decides the answers; a folder
 of records remembers it and takes no others.
 
-Here is the model that runs in this process with PyTorch (`Checkpoint`). `endpoint` asks a server, `vllm_engine` runs
+Here is the model that runs in this process with PyTorch (`Checkpoint`). `endpoint` asks a server, `vllm.engine` runs
 vLLM.
 """
 
@@ -90,7 +90,7 @@ class Checkpoint:
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; both modes share one pass of the towers."""
         from mer_r1.predict import predict
-        from mer_r1.rollout import Sampling
+        from mer_r1.rl.rollout import Sampling
 
         omni, tensors, categories = self._load()
         how = self.decoding
@@ -101,9 +101,9 @@ class Checkpoint:
 
     def _load(self) -> tuple[Any, ...]:
         """The model, where its tower outputs come from, and the tokens of the categories."""
-        from mer_r1.anchors import category_tokens
         from mer_r1.model.features import FeatureCache
         from mer_r1.model.omni import load
+        from mer_r1.rl.anchors import category_tokens
 
         if self._loaded is None:
             omni = load(self.name, device=self.device)

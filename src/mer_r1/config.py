@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import yaml
 from trl import GRPOConfig, SFTConfig
 
-from mer_r1.calibration import Method
 from mer_r1.errors import UserError
 from mer_r1.model.omni import TinyConfig
+from mer_r1.rl.calibration import Method
 
 
 @dataclass
@@ -121,7 +121,7 @@ class RLRecipe(_Host, DataFields, GRPOConfig):
         confidence_level: "category" or "word".
         confidence_clip: clip of the calibration terms.
         shared_prefixes: in training a prompt is computed once for the rollouts that a batch has of it (`packing`).
-        rollouts: what samples, "hf" (this policy) or "vllm" (`rollout_vllm`; TRL's fields `vllm_*` say how).
+        rollouts: what samples, "hf" (this policy) or "vllm" (`vllm.rollouts`; TRL's fields `vllm_*` say how).
         vllm_confidences: what scores vLLM's answers: "engine", "policy", or "auto" for the cheaper.
     """
 

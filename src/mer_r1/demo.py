@@ -188,7 +188,7 @@ def _ask(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None)
 
     from mer_r1.emotions.thinking import ThinkingMode
     from mer_r1.predict import evaluate_model
-    from mer_r1.rollout import Sampling
+    from mer_r1.rl.rollout import Sampling
 
     torch.set_num_threads(1)
     modes = [ThinkingMode.SLOW] if exchange else list(ThinkingMode)

@@ -15,9 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mer_r1.anchors import category_tokens
 from mer_r1.answering import answer, trimmed
-from mer_r1.calibration import CategoryTokens
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.metrics import wheel_scores
@@ -30,7 +28,9 @@ from mer_r1.evaluate import Record, append_record, derange, done_keys
 from mer_r1.model.features import FeatureCache, Progress
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, encode_media, encode_prompt, media_tensors
-from mer_r1.rollout import Rollouts, Sampling
+from mer_r1.rl.anchors import category_tokens
+from mer_r1.rl.calibration import CategoryTokens
+from mer_r1.rl.rollout import Rollouts, Sampling
 
 RECORDS_FILE = "records.jsonl"
 

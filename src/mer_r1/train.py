@@ -32,10 +32,10 @@ from mer_r1.model.features import FeatureCache, Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni, load
 from mer_r1.model.prompts import Prompt, collate, encode_prompt, placeholder_ids
 from mer_r1.model.shared_prefix.packing import Row, group_rows, pack
-from mer_r1.rewards import gold_earns_full_reward
+from mer_r1.rl.rewards import gold_earns_full_reward
+from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.rl.vllm.engine import required
 from mer_r1.sft_trainer import MERSFTTrainer
-from mer_r1.trainer import MERR1Trainer
-from mer_r1.vllm_engine import required
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
             callbacks=[LogFile(recipe.output_dir), *callbacks],
         )
     if recipe.rollouts == "vllm":
-        from mer_r1.rollout_vllm import use_vllm
+        from mer_r1.rl.vllm.rollouts import use_vllm
 
         use_vllm(trainer, clips, recipe.vllm_confidences)
     return _run(trainer, recipe, omni)

@@ -39,7 +39,7 @@ def predict(
     from mer_r1.emotions.wheels import load as load_wheels
     from mer_r1.model.omni import load
     from mer_r1.predict import predict as ask
-    from mer_r1.rollout import Sampling
+    from mer_r1.rl.rollout import Sampling
 
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")
@@ -94,7 +94,7 @@ def evaluate(
     if model is not None:
         from mer_r1.auto_predict import evaluate_auto
         from mer_r1.predict import evaluate_model
-        from mer_r1.rollout import Sampling
+        from mer_r1.rl.rollout import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}

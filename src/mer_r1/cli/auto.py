@@ -26,7 +26,7 @@ def threshold(
     from mer_r1.emotions.thinking import ThinkingMode
     from mer_r1.predict import evaluate_model
     from mer_r1.records import read_records
-    from mer_r1.rollout import Sampling
+    from mer_r1.rl.rollout import Sampling
 
     with progress("answer", None, quiet=as_json) as advance:
         file = evaluate_model(

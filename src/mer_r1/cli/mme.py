@@ -131,7 +131,7 @@ def eval_mme(
         raise UserError("say what to evaluate: --model MODEL, or --responses FILES with answers from elsewhere")
     clips = run.benchmark_clips(data)
     if model is not None and stage in (Stage.ALL, Stage.PREDICT) and not estimate:
-        from mer_r1.rollout import Sampling
+        from mer_r1.rl.rollout import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         with progress("predict", None, quiet=as_json) as advance:

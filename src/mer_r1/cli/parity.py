@@ -29,7 +29,7 @@ def parity(
 ) -> None:
     """Compare vLLM with the policy on clips: tokens, positions, log-probabilities. Exit status 1 if they differ."""
     from mer_r1.data.manifest import read_manifest
-    from mer_r1.parity import compare
+    from mer_r1.rl.vllm.parity import compare
 
     asked = read_manifest(manifest)[:clips]
     if not asked:

@@ -243,7 +243,7 @@ def _local(
     device: str | None,
 ) -> "ClipModel":
     if engine is Engine.VLLM:
-        from mer_r1.vllm_engine import EngineModel
+        from mer_r1.rl.vllm.engine import EngineModel
 
         if features_dir is not None or device is not None:
             raise UserError("--features-dir and --device go with --engine torch: vLLM chooses for itself")

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mer_r1.anchors import category_mask
-from mer_r1.calibration import CategoryTokens, Method, calibration_terms, known_categories, method_advantages
 from mer_r1.emotions import wheels
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
+from mer_r1.rl.anchors import category_mask
+from mer_r1.rl.calibration import CategoryTokens, Method, calibration_terms, known_categories, method_advantages
 
 GOLD_COLUMNS = ("gold", "labels", "solution")
 """Where a data set may keep the gold emotion words, in this order."""

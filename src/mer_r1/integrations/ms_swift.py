@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mer_r1.anchors import answer_tokens, category_tokens
-from mer_r1.calibration import Method, category_probabilities, confidence, method_advantages
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
 from mer_r1.integrations import chosen_method, chosen_taxonomy, gold_of, terms_of
-from mer_r1.rewards import SetReward, format_reward
+from mer_r1.rl.anchors import answer_tokens, category_tokens
+from mer_r1.rl.calibration import Method, category_probabilities, confidence, method_advantages
+from mer_r1.rl.rewards import SetReward, format_reward
 
 OBJECTIVES = {"format": "MerFormat", "recall": "MerRecall", "precision": "MerPrecision", "f1": "MerF1"}
 """Each objective's class in swift's registry, where it is `mer_<objective>`."""

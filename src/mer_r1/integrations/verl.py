@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mer_r1.calibration import Method
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.integrations import chosen_method, chosen_taxonomy, grouped_advantages
-from mer_r1.rewards import score_completion
+from mer_r1.rl.calibration import Method
+from mer_r1.rl.rewards import score_completion
 
 TERMS = ("delta_correct", "delta_incorrect")
 

@@ -33,7 +33,7 @@ from mer_r1.errors import UserError
 from mer_r1.records import Record, read_records
 
 if TYPE_CHECKING:
-    from mer_r1.rollout import Sampling
+    from mer_r1.rl.rollout import Sampling
 
 DATASET = "mme-emotion"
 PREDICTIONS = "predictions"

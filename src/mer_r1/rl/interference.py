@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mer_r1.advantages import MIN_SPREAD, group_normalise, group_spread
+from mer_r1.rl.advantages import MIN_SPREAD, group_normalise, group_spread
 
 
 def effective_weights(sigma_recall: Tensor, sigma_precision: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:

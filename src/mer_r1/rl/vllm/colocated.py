@@ -23,8 +23,8 @@ from trl.trainer.utils import ensure_master_addr_port
 
 from mer_r1.data.clip import Clip
 from mer_r1.model.omni import Omni
-from mer_r1.rollout import Sampling
-from mer_r1.vllm_engine import TOWERS, required, start, weight_name
+from mer_r1.rl.rollout import Sampling
+from mer_r1.rl.vllm.engine import TOWERS, required, start, weight_name
 
 MOST_TOKEN_IDS = 128
 """Tokens that one request may ask the log-probabilities of (vLLM: MAX_LOGPROB_TOKEN_IDS)."""

@@ -21,7 +21,7 @@ from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.two_answers import parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
-from mer_r1.rewards import Completion, FormatReward, SetReward, completion_text
+from mer_r1.rl.rewards import Completion, FormatReward, SetReward, completion_text
 
 Reward = Callable[..., list[float | None]]
 

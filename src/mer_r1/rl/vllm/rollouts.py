@@ -12,7 +12,7 @@ policy scores the finished rollouts itself (`rollout.rescore`), which is one pas
 What the engine samples differs a little from what is trained (kernels, precision): TRL weighs each token by the
 truncated ratio of the two (`vllm_importance_sampling_*`) and logs the gap as `sampling/sampling_logp_difference`.
 
-The engine runs in this process (`vllm_generation`) or behind an address (`vllm_server`), as TRL's `vllm_mode` says.
+The engine runs in this process (`colocated`) or behind an address (`vllm.server`), as TRL's `vllm_mode` says.
 Source: ENGINE.md, "vLLM"; METHOD.md, "slow-fast confidence calibration".
 """
 
@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mer_r1.anchors import AnswerTokens, answer_tokens
-from mer_r1.calibration import CategoryTokens
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
-from mer_r1.rollout import Clock, Rollouts, Sampling, anchor_rows, rescore
-from mer_r1.vllm_engine import id_difference, media_of, unexpanded
-from mer_r1.vllm_generation import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration
-from mer_r1.vllm_server import Served
+from mer_r1.rl.anchors import AnswerTokens, answer_tokens
+from mer_r1.rl.calibration import CategoryTokens
+from mer_r1.rl.rollout import Clock, Rollouts, Sampling, anchor_rows, rescore
+from mer_r1.rl.vllm.colocated import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration
+from mer_r1.rl.vllm.engine import id_difference, media_of, unexpanded
+from mer_r1.rl.vllm.server import Served
 
 logger = logging.getLogger(__name__)
 

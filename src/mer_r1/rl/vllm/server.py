@@ -27,8 +27,8 @@ from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import plain_text
-from mer_r1.rollout import Sampling
-from mer_r1.vllm_generation import BANNED, Asked, Completion, Sampled
+from mer_r1.rl.rollout import Sampling
+from mer_r1.rl.vllm.colocated import BANNED, Asked, Completion, Sampled
 
 AT_ONCE = 16
 """Requests that a process has under way."""

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mer_r1.calibration import CategoryTokens
 from mer_r1.emotions.thinking import answer_word_spans
 from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.rl.calibration import CategoryTokens
 
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()

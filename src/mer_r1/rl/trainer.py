@@ -23,10 +23,15 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
-from mer_r1.advantages import MIN_SPREAD, group_spread
-from mer_r1.anchors import category_mask, category_tokens
-from mer_r1.baselines import reward_function
-from mer_r1.calibration import (
+from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import IGNORE, Prompt, embedded, placeholder_ids
+from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
+from mer_r1.rl.advantages import MIN_SPREAD, group_spread
+from mer_r1.rl.anchors import category_mask, category_tokens
+from mer_r1.rl.baselines import reward_function
+from mer_r1.rl.calibration import (
     Method,
     calibration_terms,
     confidence,
@@ -34,13 +39,8 @@ from mer_r1.calibration import (
     method_advantages,
     partition_mean,
 )
-from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.interference import objective_statistics
-from mer_r1.model.omni import Omni
-from mer_r1.model.prompts import IGNORE, Prompt, embedded, placeholder_ids
-from mer_r1.model.shared_prefix.attention import packed_inputs
-from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
-from mer_r1.rollout import Rollouts, Sampling, rollout
+from mer_r1.rl.interference import objective_statistics
+from mer_r1.rl.rollout import Rollouts, Sampling, rollout
 from mer_r1.sft_trainer import WholeCheckpoints, thinker
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         }
         self._clips: list[int] = []  # the clip of each row that is being scored
         self._rollouts: Rollouts | None = None
-        self.sampler: Any = None  # set by `rollout_vllm.use_vllm`
+        self.sampler: Any = None  # set by `vllm.rollouts.use_vllm`
         self._shown = False
         self._shared: bool = getattr(args, "shared_prefixes", False)
         args.reward_weights = list(method.weights)

@@ -5,7 +5,7 @@ moments, weights under a name that the loader skips. All of these still give flu
 both: its prompt's tokens and their time-height-width positions must be the same, and the log-probabilities of what
 vLLM answers (greedily) must be those of the policy, but for what kernels and precision round away.
 
-The weights take the way that they take in training: from the live policy, by the names of `vllm_engine.weight_name`.
+The weights take the way that they take in training: from the live policy, by the names of `vllm.engine.weight_name`.
 Source: ENGINE.md, "where omni RL goes wrong", 1, 2, 6 and 8.
 """
 
@@ -21,8 +21,8 @@ from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import question
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, collate, embed, encode_media, encode_prompt, media_tensors, placeholder_ids
-from mer_r1.rollout_vllm import request_of
-from mer_r1.vllm_engine import id_difference, start, weight_name
+from mer_r1.rl.vllm.engine import id_difference, start, weight_name
+from mer_r1.rl.vllm.rollouts import request_of
 
 TOLERANCE = 0.05
 """Mean difference of log-probabilities, in nats a token, that counts as equal: meant for bfloat16, not measured."""

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mer_r1.advantages import group_normalise, normalise_each, normalise_then_sum, sum_then_normalise
+from mer_r1.rl.advantages import group_normalise, normalise_each, normalise_then_sum, sum_then_normalise
 
 LOG_FLOOR = 1e-10
 """S(k) = log(C(k) + 1e-10), as in the authors' fork."""

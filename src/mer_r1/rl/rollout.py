@@ -19,12 +19,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from mer_r1.anchors import AnswerTokens, answer_tokens
-from mer_r1.calibration import CategoryTokens, category_probabilities
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt, collate, embedded
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
+from mer_r1.rl.anchors import AnswerTokens, answer_tokens
+from mer_r1.rl.calibration import CategoryTokens, category_probabilities
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Rollouts sampled by vLLM: in the training process or on a server, and the check that both models agree."""
