@@ -86,7 +86,7 @@ class BuildRecipe(SFTRecipe):
 
     Attributes:
         text: the language model: "tiny", made new, or "smollm2", pretrained (`smollm2`).
-        tiny: sizes, fields of `omni.TinyConfig`; with "smollm2" those of the towers count.
+        tiny: sizes, fields of `tiny.TinyConfig`; with "smollm2" those of the towers count.
         eyes_stills: generated stills that the vision tower learns to see from (`pretrain`); 0 skips it.
         eyes_steps: steps of 64 stills.
         ears_sounds: generated sounds that the audio tower learns to hear from; 0 skips it.

@@ -27,7 +27,7 @@ from mer_r1.errors import UserError
 logger = logging.getLogger(__name__)
 
 TOWERS = ("visual", "audio_tower")
-"""Attributes of `omni.model` that hold the vision and the audio tower."""
+"""Attributes of `model.model` that hold the vision and the audio tower."""
 _INNER = re.compile(r"^(?:thinker\.)?(?:model\.)?((?:visual|audio_tower)\..+)$")
 
 

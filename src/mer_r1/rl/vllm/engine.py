@@ -94,7 +94,7 @@ def weight_name(name: str) -> str:
     """A thinker's weight by the name that vLLM's loader of the whole model reads.
 
     Args:
-        name: of a live module (`omni.language_model.norm.weight`) or of a saved weight (`omni.norm.weight`).
+        name: of a live module (`model.language_model.norm.weight`) or of a saved weight (`model.norm.weight`).
 
     Raises:
         ValueError: it is none of a thinker's.
