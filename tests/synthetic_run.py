@@ -13,7 +13,7 @@ import numpy as np
 
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
-from mer_r1.records import Record, append_record, rescore
+from mer_r1.evaluation.records import Record, append_record, rescore
 
 FAMILIES = (
     ("happy", "joyful", "excited", "cheerful", "delighted"),
@@ -237,7 +237,7 @@ def _log(stage: str, rng: np.random.Generator) -> list[dict]:
 
 
 if __name__ == "__main__":
-    from mer_r1.report import write_report
+    from mer_r1.evaluation.report import write_report
 
     target = Path(sys.argv[1])
     write_run(target, clips=int(sys.argv[2]) if len(sys.argv) > 2 else 512)

@@ -8,10 +8,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mer_r1 import answering
-from mer_r1.answering import FIRST_ANSWER_TOKENS, answer, trimmed
-from mer_r1.auto import read_gate
-from mer_r1.auto_predict import evaluate_auto, predict_auto
 from mer_r1.cli import app
 from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
@@ -19,9 +15,13 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
+from mer_r1.evaluation import answer as answering
+from mer_r1.evaluation.adaptive import read_gate
+from mer_r1.evaluation.answer import FIRST_ANSWER_TOKENS, answer, trimmed
+from mer_r1.evaluation.auto_predict import evaluate_auto, predict_auto
+from mer_r1.evaluation.predict import predict
+from mer_r1.evaluation.records import Record, read_records, rescore
 from mer_r1.model.omni import Settings, load
-from mer_r1.predict import predict
-from mer_r1.records import Record, read_records, rescore
 from mer_r1.rl.calibration import Method
 from mer_r1.rl.rollout import Rollouts, Sampling
 from mer_r1.train import examples, run_rl, run_sft

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mer_r1.auto import (
+from mer_r1.cli import app
+from mer_r1.errors import UserError
+from mer_r1.evaluation.adaptive import (
     Gate,
     at_threshold,
     choose_threshold,
@@ -23,9 +25,7 @@ from mer_r1.auto import (
     summarise_auto,
     write_gate,
 )  # fmt: skip
-from mer_r1.cli import app
-from mer_r1.errors import UserError
-from mer_r1.records import Record, append_record
+from mer_r1.evaluation.records import Record, append_record
 
 
 def record(name: str, mode: str, f1: float, sureness: float | None, tokens: int, form: str = "once") -> Record:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.bootstrap import bootstrap
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import bootstrap
 
 
 def test_agrees_with_the_normal_theory_interval():
@@ -35,7 +35,7 @@ def test_is_the_same_for_the_same_seed_only():
 def test_chunks_do_not_change_the_result(monkeypatch):
     values = np.random.default_rng(1).random(50)
     whole = bootstrap(values, resamples=101)
-    monkeypatch.setattr("mer_r1.bootstrap._CHUNK", 50 * 7)
+    monkeypatch.setattr("mer_r1.evaluation.intervals._CHUNK", 50 * 7)
     assert bootstrap(values, resamples=101) == whole
 
 

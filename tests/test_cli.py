@@ -265,7 +265,7 @@ def test_what_no_file_is_to_blame_for_keeps_its_traceback(run, monkeypatch, tmp_
     def fail(*given):
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("mer_r1.report.write_report", fail)
+    monkeypatch.setattr("mer_r1.evaluation.report.write_report", fail)
     with pytest.raises(ConnectionError):
         run("report", tmp_path)
 
@@ -411,6 +411,6 @@ def test_a_printed_path_can_be_copied(run, monkeypatch, tmp_path):
     monkeypatch.setattr("mer_r1.train.run_sft", lambda recipe, advance: folder)
     status, out, _ = run("sft", "output_dir=out", "use_cpu=true", "bf16=false")
     assert (status, out) == (0, f"model: {folder}\n")
-    monkeypatch.setattr("mer_r1.report.write_report", lambda run_dir, out: folder)
+    monkeypatch.setattr("mer_r1.evaluation.report.write_report", lambda run_dir, out: folder)
     status, out, _ = run("report", tmp_path)
     assert (status, out) == (0, f"{folder}\n")

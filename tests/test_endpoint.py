@@ -10,17 +10,17 @@ from media_samples import tone, write_media
 from PIL import Image
 from tiny_corpus import moving_square
 
-from mer_r1 import endpoint
-from mer_r1.chat import Decoding
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.endpoint import Sending, ServedModel, clip_parts
 from mer_r1.errors import UserError
-from mer_r1.llm import Client
-from mer_r1.llm_cache import ReplyCache
-from mer_r1.llm_replies import Retries
+from mer_r1.evaluation.answerers import endpoint
+from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel, clip_parts
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.responses import Retries
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 

@@ -11,8 +11,8 @@ from mer_r1.emotions.metrics import mean_scores, wheel_scores
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluate import build_table, compare, derange, summarise, write_summary
-from mer_r1.records import Record, append_record, rescore
+from mer_r1.evaluation.records import Record, append_record, rescore
+from mer_r1.evaluation.summary import build_table, compare, derange, summarise, write_summary
 
 
 def scored(clip_id, f1, mode="slow", **fields):

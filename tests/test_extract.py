@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_server import Call, Server, hangs_up, rubbish, said, status
 
-from mer_r1.chat import ChatPrompt, Decoding, Reply
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.extract import (
+from mer_r1.evaluation.labels.extract import (
     LABELS_INSTRUCTION,
     SENTIMENT_INSTRUCTION,
     Extracted,
@@ -22,10 +21,11 @@ from mer_r1.extract import (
     labels_by_rule,
     sentiments_by_rule,
 )
-from mer_r1.label_files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
-from mer_r1.label_replies import clean_reply, list_parse_row, llm_reply_row, read_labels, read_sentiment
-from mer_r1.llm import Client, Retries
-from mer_r1.llm_cache import ReplyCache
+from mer_r1.evaluation.labels.files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
+from mer_r1.evaluation.labels.replies import clean_reply, list_parse_row, llm_reply_row, read_labels, read_sentiment
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Reply
+from mer_r1.evaluation.llm.client import Client, Retries
 
 QUICK = Retries(attempts=2, first_wait=0, longest_wait=0)
 PROSE = "The woman laughs, so she may well be happy."
@@ -452,7 +452,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_local_model_replies_the_same_in_every_batch_and_only_once(checkpoint, tmp_path) -> None:
-    from mer_r1.llm_local import LocalModel
+    from mer_r1.evaluation.llm.local import LocalModel
 
     prompts = [ChatPrompt.user("a" * number) for number in (1, 30, 7, 1)]
     told: list[int] = []
@@ -472,7 +472,7 @@ def test_a_local_model_replies_the_same_in_every_batch_and_only_once(checkpoint,
 
 
 def test_a_local_model_reads_labels_like_any_other(checkpoint) -> None:
-    from mer_r1.llm_local import LocalModel
+    from mer_r1.evaluation.llm.local import LocalModel
 
     model = LocalModel(checkpoint, Decoding(max_tokens=8), device="cpu")
     (row,) = label_rows([{"id": "a", "completion": PROSE}], model, builtin())
@@ -482,7 +482,7 @@ def test_a_local_model_reads_labels_like_any_other(checkpoint) -> None:
 
 
 def test_a_local_model_is_deterministic_when_seeded_and_refuses_pictures(checkpoint) -> None:
-    from mer_r1.llm_local import LocalModel
+    from mer_r1.evaluation.llm.local import LocalModel
 
     sampling = Decoding(temperature=1.0, seed=3, max_tokens=12, top_p=0.9)
     first, second = (LocalModel(checkpoint, sampling, device="cpu") for _ in range(2))
@@ -498,7 +498,7 @@ def test_a_local_model_is_deterministic_when_seeded_and_refuses_pictures(checkpo
 
 def test_a_folder_without_a_model_is_said(tmp_path) -> None:
     pytest.importorskip("transformers")
-    from mer_r1.llm_local import LocalModel
+    from mer_r1.evaluation.llm.local import LocalModel
 
     with pytest.raises(UserError, match="cannot be loaded"):
         LocalModel(tmp_path)

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_server import Answer, Call, Server, as_json, breaks_off, hangs_up, no_choices, rubbish, said, status
 
-from mer_r1.chat import REFERENCE_SAMPLING, ChatPrompt, Decoding, Prices, Usage
 from mer_r1.errors import UserError
-from mer_r1.llm import Client, Retries
-from mer_r1.llm_cache import ReplyCache, reply_key, without_media
-from mer_r1.llm_replies import backoff, read_reply, retry_after
+from mer_r1.evaluation.llm.cache import ReplyCache, reply_key, without_media
+from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, ChatPrompt, Decoding, Prices, Usage
+from mer_r1.evaluation.llm.client import Client, Retries
+from mer_r1.evaluation.llm.responses import backoff, read_reply, retry_after
 
 KEY = "sk-" + "planted-0123456789abcdef"
 QUICK = Retries(attempts=4, first_wait=0.01, longest_wait=0.02)
@@ -379,9 +379,9 @@ def test_a_killed_run_goes_on_from_where_it_was(tmp_path) -> None:
 
     program = """
         import sys
-        from mer_r1.chat import ChatPrompt
-        from mer_r1.llm import Client
-        from mer_r1.llm_cache import ReplyCache
+        from mer_r1.evaluation.llm.chat import ChatPrompt
+        from mer_r1.evaluation.llm.client import Client
+        from mer_r1.evaluation.llm.cache import ReplyCache
         asked = [ChatPrompt.user(f"clip {number}") for number in range(6)]
         Client("judge", sys.argv[1], cache=ReplyCache(sys.argv[2]), concurrency=1).complete(asked, "1")
     """
@@ -594,5 +594,6 @@ def test_decoding_refuses_what_no_server_takes() -> None:
 
 
 def test_importing_the_client_loads_neither_openai_nor_torch() -> None:
-    program = "import sys, mer_r1.llm; sys.exit(any(name in sys.modules for name in ('openai', 'torch', 'httpx2')))"
+    loaded = "any(name in sys.modules for name in ('openai', 'torch', 'httpx2'))"
+    program = f"import sys, mer_r1.evaluation.llm.client; sys.exit({loaded})"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -21,19 +21,19 @@ from PIL import Image
 
 from mer_r1 import cli
 from mer_r1.benchmarks.mme import prompts, run
-from mer_r1.benchmarks.mme.asking import Endpoint
 from mer_r1.benchmarks.mme.clues import find_clue, read_clues
-from mer_r1.benchmarks.mme.ledger import Ledger, read_rows
 from mer_r1.benchmarks.mme.pictures import judge_frames, judge_sound
 from mer_r1.benchmarks.mme.scores import score_field
 from mer_r1.benchmarks.mme.stages import Item, Judging, clues_ledger, extract, judge, make_clues, score_text
 from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.chat import Prices
 from mer_r1.data.manifest import Clip, write_manifest
 from mer_r1.data.media.read import MediaLimits, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
-from mer_r1.llm_cache import ReplyCache
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Prices
+from mer_r1.evaluation.llm.jobs import Endpoint
+from mer_r1.evaluation.llm.ledger import Ledger, read_rows
 
 KEY = "sk-" + "planted-0123456789"
 GOLD = {
@@ -630,7 +630,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
 
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):
-    from mer_r1 import predict as module
+    from mer_r1.evaluation import predict as module
     from mer_r1.rl.rollout import Sampling
 
     asked = []

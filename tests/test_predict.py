@@ -7,16 +7,16 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from mer_r1 import predict as module
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluate import derange
+from mer_r1.evaluation import predict as module
+from mer_r1.evaluation.predict import RECORDS_FILE, encode_clip, evaluate_model, exchanged, predict
+from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.summary import derange
 from mer_r1.model.features import FeatureCache
-from mer_r1.predict import RECORDS_FILE, encode_clip, evaluate_model, exchanged, predict
-from mer_r1.records import Record, read_records
 from mer_r1.rl.rollout import Rollouts, Sampling
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.records import _EXPECTED, Record, append_record, done_keys, read_records, rescore
+from mer_r1.evaluation.records import _EXPECTED, Record, append_record, done_keys, read_records, rescore
 
 FAST = "<think></think><answer> happy </answer>"
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_run import run_json, write_lines, write_run
 
-from mer_r1.bootstrap import bootstrap
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluate import compare, summarise
-from mer_r1.records import Record, read_records
-from mer_r1.report import curves, figures, showcase, svg, write_report
-from mer_r1.report.page import clock, number
+from mer_r1.evaluation.intervals import bootstrap
+from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.report import curves, figures, showcase, svg, write_report
+from mer_r1.evaluation.report.page import clock, number
+from mer_r1.evaluation.summary import compare, summarise
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 VOID = {"meta", "link", "img", "br", "input"}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_r1.errors import UserError
-from mer_r1.records import Record, append_record
+from mer_r1.evaluation.records import Record, append_record
 from mer_r1.rl.calibration import Method
 from mer_r1.study import intervals
 from mer_r1.study.claims import CLAIMS, decide

@@ -22,16 +22,16 @@ from mer_r1.benchmarks.unibench.asking import Pace, collect, readable_part
 from mer_r1.benchmarks.unibench.gold import read_gold
 from mer_r1.benchmarks.unibench.manifests import find_manifests, scored_clips
 from mer_r1.benchmarks.unibench.report import Scoring
-from mer_r1.chat import Decoding
-from mer_r1.clip_models import Checkpoint, answered, fingerprint, unanswered
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.llm import Client
-from mer_r1.llm_cache import ReplyCache
-from mer_r1.predict import predict
-from mer_r1.records import read_records
+from mer_r1.evaluation.answerers.base import Checkpoint, answered, fingerprint, unanswered
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.predict import predict
+from mer_r1.evaluation.records import read_records
 from mer_r1.rl.rollout import Sampling
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]

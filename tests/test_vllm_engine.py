@@ -8,13 +8,13 @@ import pytest
 from media_samples import tone, write_media
 from tiny_corpus import moving_square
 
-from mer_r1.chat import Decoding
-from mer_r1.clip_models import Checkpoint
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
+from mer_r1.evaluation.answerers.base import Checkpoint
+from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.rl.vllm.engine import EngineModel, id_difference, media_of
 
 BOTH = list(ThinkingMode)

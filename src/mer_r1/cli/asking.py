@@ -37,8 +37,8 @@ def predict(
     """Ask a model about clips: labels, wheel categories, reasoning, confidences."""
     from mer_r1.data.manifest import Clip
     from mer_r1.emotions.wheels import load as load_wheels
+    from mer_r1.evaluation.predict import predict as ask
     from mer_r1.model.omni import load
-    from mer_r1.predict import predict as ask
     from mer_r1.rl.rollout import Sampling
 
     if audio and len(clips) > 1:
@@ -49,7 +49,7 @@ def predict(
     taxonomy = load_wheels(wheels)
     how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
     if think is ThinkOrAuto.AUTO:
-        from mer_r1.auto_predict import predict_auto
+        from mer_r1.evaluation.auto_predict import predict_auto
 
         records = predict_auto(omni, asked, taxonomy, sampling, gate_threshold(model, threshold), **how)
     else:
@@ -88,12 +88,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Precision, recall and F1 of slow and fast thinking, with 95 % intervals, from saved records."""
-    from mer_r1.evaluate import build_table, write_summary
+    from mer_r1.evaluation.summary import build_table, write_summary
 
     limit = gate_threshold(model, threshold) if think is ThinkOrAuto.AUTO else None
     if model is not None:
-        from mer_r1.auto_predict import evaluate_auto
-        from mer_r1.predict import evaluate_model
+        from mer_r1.evaluation.auto_predict import evaluate_auto
+        from mer_r1.evaluation.predict import evaluate_model
         from mer_r1.rl.rollout import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
@@ -107,7 +107,7 @@ def evaluate(
     if limit is None:
         summary = write_summary(out, seed=seed, wheels=wheels)
     else:
-        from mer_r1.auto import write_auto_summary
+        from mer_r1.evaluation.adaptive import write_auto_summary
 
         summary = write_auto_summary(out, limit, seed=seed, wheels=wheels)
     if as_json:
@@ -124,7 +124,7 @@ def report(
     ] = None,
 ) -> None:
     """One self-contained HTML page about a run."""
-    from mer_r1.report import write_report
+    from mer_r1.evaluation.report import write_report
 
     say(str(write_report(run_dir, out)))
 
@@ -151,7 +151,7 @@ def gate_threshold(model: str | None, threshold: float | None) -> float:
         return threshold
     if model is None:
         raise UserError("--think auto on saved records needs --threshold")
-    from mer_r1.auto import read_gate
+    from mer_r1.evaluation.adaptive import read_gate
 
     return read_gate(model).threshold
 

@@ -22,10 +22,10 @@ def threshold(
     as_json: AsJson = False,
 ) -> None:
     """Choose, on validation clips, how unsure a fast answer must be to be thought over (--think auto)."""
-    from mer_r1.auto import choose_threshold, curve, pairs, write_gate
     from mer_r1.emotions.thinking import ThinkingMode
-    from mer_r1.predict import evaluate_model
-    from mer_r1.records import read_records
+    from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
+    from mer_r1.evaluation.predict import evaluate_model
+    from mer_r1.evaluation.records import read_records
     from mer_r1.rl.rollout import Sampling
 
     with progress("answer", None, quiet=as_json) as advance:

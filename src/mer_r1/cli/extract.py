@@ -94,10 +94,10 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Labels of predictions: the words of their <answer>, else read by a language model. Run again to go on."""
-    from mer_r1.chat import REFERENCE_SAMPLING, Decoding
     from mer_r1.emotions.wheels import load
-    from mer_r1.label_files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
-    from mer_r1.llm_cache import ReplyCache
+    from mer_r1.evaluation.labels.files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
+    from mer_r1.evaluation.llm.cache import ReplyCache
+    from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding
 
     rows = read_predictions(predictions, allow_pickle)
     rows = [row for row in rows if think is None or row.get("mode") == think.value]
@@ -125,7 +125,7 @@ def list_parse(
     as_json: AsJson = False,
 ) -> None:
     """How label strings are taken apart into labels (the reference's rule)."""
-    from mer_r1.label_replies import list_parse_row
+    from mer_r1.evaluation.labels.replies import list_parse_row
 
     _table(pred, list_parse_row, as_json)
 
@@ -135,7 +135,7 @@ def llm_reply(
     pred: Annotated[Path, typer.Option(help="JSON: a list of replies, or name -> reply.")], as_json: AsJson = False
 ) -> None:
     """How a language model's replies are cleaned (the reference's rule)."""
-    from mer_r1.label_replies import llm_reply_row
+    from mer_r1.evaluation.labels.replies import llm_reply_row
 
     _table(pred, llm_reply_row, as_json)
 
@@ -155,20 +155,20 @@ def _model(
             raise UserError("--base-url says where; say with --llm which model to ask there")
         return None
     if base_url is not None:
-        from mer_r1.llm import Client
+        from mer_r1.evaluation.llm.client import Client
 
         return Client(llm, base_url, decoding, cache, concurrency, timeout, key_variable=key_variable)
     if not Path(llm).is_dir():
         raise UserError(
             f"--llm {llm}: no such folder; for a model behind an endpoint give --base-url ({EXAMPLE_URL} ...)"
         )
-    from mer_r1.llm_local import LocalModel
+    from mer_r1.evaluation.llm.local import LocalModel
 
     return LocalModel(llm, decoding, cache)
 
 
 def _prices(text: str | None) -> Any:
-    from mer_r1.chat import Prices
+    from mer_r1.evaluation.llm.chat import Prices
 
     if text is None:
         return None

@@ -11,9 +11,9 @@ from mer_r1.cli.mme_view import match_labels, say_estimate, say_result, show, wa
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.mme.asking import Endpoint
     from mer_r1.benchmarks.mme.stages import Item, Judging
     from mer_r1.data.manifest import Clip
+    from mer_r1.evaluation.llm.jobs import Endpoint
 
 NO_JUDGE = "none"
 OPENAI = "https://api.openai.com/v1"
@@ -123,9 +123,9 @@ def eval_mme(
 ) -> None:
     """MME-Emotion: predict, extract steps, judge, score; each stage goes on where it stopped."""
     from mer_r1.benchmarks.mme import run
-    from mer_r1.benchmarks.mme.asking import Endpoint
     from mer_r1.benchmarks.mme.clues import read_clues
     from mer_r1.benchmarks.mme.stages import Judging
+    from mer_r1.evaluation.llm.jobs import Endpoint
 
     if (model is None) == (responses is None) and stage in (Stage.ALL, Stage.PREDICT):
         raise UserError("say what to evaluate: --model MODEL, or --responses FILES with answers from elsewhere")
@@ -173,9 +173,9 @@ def clues(
 ) -> None:
     """Have a model that hears describe every clip's sound, for judges that do not hear."""
     from mer_r1.benchmarks.mme import run
-    from mer_r1.benchmarks.mme.asking import Endpoint
     from mer_r1.benchmarks.mme.stages import clues_ledger, make_clues
-    from mer_r1.llm_cache import ReplyCache
+    from mer_r1.evaluation.llm.cache import ReplyCache
+    from mer_r1.evaluation.llm.jobs import Endpoint
 
     items = run.clip_items(run.benchmark_clips(data))
     reach = (base_url, key_variable, concurrency, timeout, attempts, first_wait, max_tokens)
@@ -213,7 +213,7 @@ def _ask(
     from mer_r1.benchmarks.mme import run
     from mer_r1.benchmarks.mme.stages import extract
     from mer_r1.benchmarks.mme.stages import judge as rate
-    from mer_r1.llm_cache import ReplyCache
+    from mer_r1.evaluation.llm.cache import ReplyCache
 
     with ReplyCache(out / run.REPLIES_FILE) as cache, watching(servers[1], quiet) as watch:
         extractor, judge = (server.asking(name, cache, watch) for name, server in zip(names, servers, strict=True))
@@ -233,7 +233,7 @@ def _ask(
 
 
 def _prices(price_in: float | None, price_out: float | None) -> Any:
-    from mer_r1.chat import Prices
+    from mer_r1.evaluation.llm.chat import Prices
 
     if (price_in is None) != (price_out is None):
         raise UserError("--price-in and --price-out: give both or none")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.cli.base import console, print_json, say
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.mme.asking import Endpoint, Tally, Watch
     from mer_r1.benchmarks.mme.stages import Item
+    from mer_r1.evaluation.llm.jobs import Endpoint, Tally, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
 
 
 def _so_far(tally: "Tally", server: "Endpoint") -> str:
-    from mer_r1.benchmarks.mme.asking import cost
+    from mer_r1.evaluation.llm.jobs import cost
 
     failed = f", {tally.failed} failed" if tally.failed else ""
     spent = cost(server.prices, tally.input_tokens, tally.output_tokens)

@@ -15,12 +15,12 @@ from mer_r1.errors import UserError
 if TYPE_CHECKING:
     from mer_r1.benchmarks.unibench.gold import Gold
     from mer_r1.benchmarks.unibench.run import Reader
-    from mer_r1.chat import Decoding
-    from mer_r1.clip_models import ClipModel
     from mer_r1.data.manifest import Clip
     from mer_r1.emotions.wheels import Taxonomy
-    from mer_r1.llm import Client
-    from mer_r1.llm_cache import ReplyCache
+    from mer_r1.evaluation.answerers.base import ClipModel
+    from mer_r1.evaluation.llm.cache import ReplyCache
+    from mer_r1.evaluation.llm.chat import Decoding
+    from mer_r1.evaluation.llm.client import Client
 
 OPENAI_KEY = "OPENAI_API_KEY"
 
@@ -132,7 +132,7 @@ class Reach:
 
     def client(self, name: str, url: str, decoding: "Decoding", key_variable: str) -> "Client":
         """A model at a server."""
-        from mer_r1.llm import Client
+        from mer_r1.evaluation.llm.client import Client
 
         return Client(name, url, decoding, self.cache, self.concurrency, self.timeout, key_variable=key_variable)
 
@@ -177,9 +177,9 @@ def mer_unibench(
     """MER-UniBench: ask the model about every clip, read its labels, score. Status 1: some clip has no answer."""
     from mer_r1.benchmarks.unibench import run
     from mer_r1.benchmarks.unibench.report import Scoring
-    from mer_r1.chat import Decoding
     from mer_r1.emotions.wheels import load
-    from mer_r1.llm_cache import ReplyCache
+    from mer_r1.evaluation.llm.cache import ReplyCache
+    from mer_r1.evaluation.llm.chat import Decoding
 
     taxonomy, decoding = load(wheels), Decoding(temperature, seed, max_new_tokens, top_p)
     golds, clips = _data(data, sets, allow_pickle, allow_absolute, quiet=as_json)
@@ -226,7 +226,7 @@ def _data(
 def _served(
     client: "Client", taxonomy: "Taxonomy", sending: tuple[Any, Any, int], batch_size: int | None, engine: Engine
 ) -> "ClipModel":
-    from mer_r1.endpoint import Sending, ServedModel
+    from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
 
     if engine is not Engine.TORCH:
         raise UserError(f"--engine {engine.value} runs a checkpoint here, --base-url asks a server: give one of them")
@@ -248,14 +248,14 @@ def _local(
         if features_dir is not None or device is not None:
             raise UserError("--features-dir and --device go with --engine torch: vLLM chooses for itself")
         return EngineModel(model, taxonomy, decoding, batch_size or 64)
-    from mer_r1.clip_models import Checkpoint
+    from mer_r1.evaluation.answerers.base import Checkpoint
 
     return Checkpoint(model, taxonomy, decoding, batch_size or 16, features_dir, device)
 
 
 def _helper(llm: str | None, url: str | None, sampling: Reference, reach: Reach, key_variable: str) -> Any:
     """The language model that reads labels, or None where none was named."""
-    from mer_r1.chat import REFERENCE_SAMPLING, Decoding
+    from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding
 
     decoding = REFERENCE_SAMPLING if sampling is Reference.REFERENCE else Decoding()
     if llm is None:
@@ -266,7 +266,7 @@ def _helper(llm: str | None, url: str | None, sampling: Reference, reach: Reach,
         return reach.client(llm, url, decoding, key_variable)
     if not Path(llm).is_dir():
         raise UserError(f"--llm {llm}: no such folder; for a model behind an endpoint give --llm-url")
-    from mer_r1.llm_local import LocalModel
+    from mer_r1.evaluation.llm.local import LocalModel
 
     return LocalModel(llm, decoding, reach.cache)
 

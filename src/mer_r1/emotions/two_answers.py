@@ -3,7 +3,7 @@
 `<answer> happy </answer><think> but the voice shakes </think><answer> happy, afraid </answer>`. One completion holds
 both ways of thinking: whoever stops after the first answer has thought fast, whoever reads on has thought slowly. Both
 answers are rewarded in training (`baselines`); at inference the model stops after the first if it is sure of it
-(`auto`).
+(`adaptive`).
 
 Source: VideoAuto-R1 (arXiv 2601.05175), "thinking once, answering twice"; it writes the answers as boxed text, we in
 our answer tags. Its escape answer ("let's analyze ...", with a bonus of its own) has no counterpart here: emotion words

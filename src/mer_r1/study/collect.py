@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mer_r1.auto import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.errors import UserError
-from mer_r1.evaluate import RECORDS_FILE, summarise
-from mer_r1.records import Record, read_records
+from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
+from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.summary import RECORDS_FILE, summarise
 from mer_r1.study.jobs import Job, content_hash
 from mer_r1.study.schedule import DONE_FILE
 from mer_r1.study.variants import STUDIES, VARIANTS

@@ -23,7 +23,7 @@ from mer_r1.benchmarks.mme.scores import (
     totals,
 )
 from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.bootstrap import bootstrap
+from mer_r1.evaluation.intervals import bootstrap
 
 NAMES = ("recognition", "reasoning", "cot")
 SHOWN_IDS = 5

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mer_r1.benchmarks.mme.judged import task_of
-from mer_r1.benchmarks.mme.ledger import read_rows
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.ledger import read_rows
 
 Clues = Mapping[tuple[str, str], str]
 """(Task, clip id) -> clue; task "" for a clue of a clip by that id in whatever task."""

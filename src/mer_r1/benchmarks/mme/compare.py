@@ -12,7 +12,7 @@ from mer_r1.benchmarks.mme.audit import NAMES, audited_report, item_values, offi
 from mer_r1.benchmarks.mme.judged import Judged, by_mode, first_judgements
 from mer_r1.benchmarks.mme.scores import ALPHA
 from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.bootstrap import bootstrap
+from mer_r1.evaluation.intervals import bootstrap
 
 SLOW_MINUS_FAST = "slow - fast"
 

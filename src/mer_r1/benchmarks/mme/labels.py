@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mer_r1.benchmarks.mme.tasks import TASKS, Task
-from mer_r1.bootstrap import bootstrap
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.evaluation.intervals import bootstrap
 
 SHORT_ANSWER_WORDS = 6
 """An answer without tags is read as its own label if it has at most so many words; a longer one is prose."""

@@ -17,11 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.benchmarks.mme.asking import Asking, estimated, is_valid
 from mer_r1.benchmarks.mme.compare import score_report
 from mer_r1.benchmarks.mme.judged import GIVEN, JUDGED_FILE, read_judged, task_files, task_of
 from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, label_report
-from mer_r1.benchmarks.mme.ledger import Ledger, Row, read_rows, write_array
 from mer_r1.benchmarks.mme.prompts import model_question
 from mer_r1.benchmarks.mme.scores import ALPHA
 from mer_r1.benchmarks.mme.stages import Item, Judging, extraction_jobs, judge_jobs, judged_ledger, steps_ledger
@@ -30,7 +28,9 @@ from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.records import Record, read_records
+from mer_r1.evaluation.llm.jobs import Asking, estimated, is_valid
+from mer_r1.evaluation.llm.ledger import Ledger, Row, read_rows, write_array
+from mer_r1.evaluation.records import Record, read_records
 
 if TYPE_CHECKING:
     from mer_r1.rl.rollout import Sampling
@@ -117,7 +117,7 @@ def predict_answers(
     Returns:
         The file of records.
     """
-    from mer_r1.predict import evaluate_model
+    from mer_r1.evaluation.predict import evaluate_model
 
     return evaluate_model(
         model,

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.benchmarks.mme import prompts
-from mer_r1.benchmarks.mme.asking import Asking, Job, Tally, work
 from mer_r1.benchmarks.mme.audit import ERROR_STEP
 from mer_r1.benchmarks.mme.clues import Clues, find_clue
-from mer_r1.benchmarks.mme.ledger import Ledger, Row
 from mer_r1.benchmarks.mme.pictures import MAX_FRAMES, image_part, judge_frames, judge_sound, sound_part
 from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.chat import ChatPrompt, Reply
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.chat import ChatPrompt, Reply
+from mer_r1.evaluation.llm.jobs import Asking, Job, Tally, work
+from mer_r1.evaluation.llm.ledger import Ledger, Row
 
 STEPS_VERSION, JUDGE_VERSION, CLUES_VERSION = "mme-steps-1", "mme-judge-1", "mme-clues-1"
 

@@ -12,12 +12,12 @@ from time import monotonic
 from typing import Any
 
 from mer_r1.benchmarks.unibench.sets import SETS
-from mer_r1.clip_models import ClipModel
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
-from mer_r1.records import Record, append_record, done_keys, read_records
+from mer_r1.evaluation.answerers.base import ClipModel
+from mer_r1.evaluation.records import Record, append_record, done_keys, read_records
 
 RECORDS_FILE = "records.jsonl"
 

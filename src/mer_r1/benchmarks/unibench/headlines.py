@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mer_r1.benchmarks.unibench.sets import Kind
-from mer_r1.bootstrap import Interval
 from mer_r1.emotions.metrics import set_scores
+from mer_r1.evaluation.intervals import Interval
 
 Array = NDArray[np.float64]
 Sets = Sequence[frozenset[str]]

@@ -19,7 +19,7 @@ from mer_r1.data.jsonl import object_of, read_lines, read_object
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
-from mer_r1.extract import label_string, labels_by_rule, sentiments_by_rule
+from mer_r1.evaluation.labels.extract import label_string, labels_by_rule, sentiments_by_rule
 
 SentimentFrom = Literal["saved", "rules"]
 GIVEN = "given"

@@ -18,10 +18,10 @@ from mer_r1.benchmarks.unibench.headlines import Array, interval, resampled
 from mer_r1.benchmarks.unibench.official import best_checkpoint, official_score
 from mer_r1.benchmarks.unibench.predictions import MODES, Answers
 from mer_r1.benchmarks.unibench.sets import NINE, SETS, nine_way_mean
-from mer_r1.bootstrap import Interval
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import Interval
 
 SLOW_MINUS_FAST = "slow - fast"
 

@@ -23,13 +23,13 @@ from mer_r1.benchmarks.unibench.predictions import Answers
 from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
 from mer_r1.benchmarks.unibench.sets import SETS
 from mer_r1.benchmarks.unibench.tables import render, score_tables
-from mer_r1.chat import OnReply, TextModel
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
-from mer_r1.label_files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
-from mer_r1.records import read_records, without_nan
+from mer_r1.evaluation.labels.files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
+from mer_r1.evaluation.llm.chat import OnReply, TextModel
+from mer_r1.evaluation.records import read_records, without_nan
 
 RUN_FILE, LABELS_FILE, REPLIES_FILE = "run.json", "labels.jsonl", "replies.sqlite"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
@@ -143,7 +143,7 @@ def score(
 
     Returns:
         The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: of each set and mode how many
-        labels came from where, how many clips have none (`label_files.summarise`), and `partly`: clip -> the files
+        labels came from where, how many clips have none (`labels.files.summarise`), and `partly`: clip -> the files
         that it was asked without.
     """
     report = score_benchmark(

@@ -11,7 +11,7 @@ from typing import Any
 
 from mer_r1.benchmarks.unibench.headlines import Tally, sentiment_tally
 from mer_r1.emotions.metrics import SENTIMENTS
-from mer_r1.label_replies import read_sentiment
+from mer_r1.evaluation.labels.replies import read_sentiment
 
 REPLIES_NAMED = 10
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from mer_r1.benchmarks.unibench.headlines import Tally, word_tally
 from mer_r1.benchmarks.unibench.sets import Kind
-from mer_r1.bootstrap import bootstrap
 from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
 from mer_r1.emotions.official_wheels import normalise
 from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.evaluation.intervals import bootstrap
 
 WORDS_NAMED = 10
 """How many words a list of examples holds; their total is given beside it."""

@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.chat import Decoding
-from mer_r1.clip_models import answered, fingerprint, stamp_of, unanswered
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import conversation
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.records import Record
+from mer_r1.evaluation.answerers.base import answered, fingerprint, stamp_of, unanswered
+from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.records import Record
 
 THINKER = "qwen2_5_omni_thinker"
 TOWERS = ("thinker.visual.", "thinker.audio_tower.")

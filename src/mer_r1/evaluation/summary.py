@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from mer_r1.bootstrap import Interval, bootstrap
 from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.records import SCORE_NAMES, Record, append_record, done_keys, read_records, rescore
+from mer_r1.evaluation.intervals import Interval, bootstrap
+from mer_r1.evaluation.records import SCORE_NAMES, Record, append_record, done_keys, read_records, rescore
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -23,16 +23,16 @@ from typing import Any, Literal
 import numpy as np
 
 from mer_r1.benchmarks.mme.pictures import image_part, sound_part
-from mer_r1.chat import ChatPrompt, Reply
-from mer_r1.clip_models import answered, stamp_of, unanswered
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits, local_file
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
-from mer_r1.llm import Client
-from mer_r1.records import Record
+from mer_r1.evaluation.answerers.base import answered, stamp_of, unanswered
+from mer_r1.evaluation.llm.chat import ChatPrompt, Reply
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.records import Record
 
 ANSWER_VERSION = "answer-1"
 MAX_VIDEO_BYTES = 100 * 1024 * 1024

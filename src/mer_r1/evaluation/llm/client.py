@@ -4,7 +4,7 @@ Any server that speaks OpenAI's chat completions will do (OpenAI, vLLM, SGLang, 
 slow, refuse, limit rates, break off and return rubbish. Therefore: few requests at a time; what may pass is tried
 again, later and later, and never before the server's own Retry-After; what cannot pass (no such model, no permission)
 stops the run with one clear line; what concerns one prompt only becomes that prompt's error. Whatever has arrived is
-in the cache (`llm_cache`) by then, so that the next run goes on from there and asks nothing twice.
+in the cache (`llm.cache`) by then, so that the next run goes on from there and asks nothing twice.
 
 The service's key is read from the environment when something is asked, and goes into the request and nowhere else. A
 server that echoes it finds it blanked out.
@@ -20,10 +20,10 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from mer_r1.chat import ChatPrompt, Decoding, OnReply, Reply, Usage, sound_text
 from mer_r1.errors import UserError
-from mer_r1.llm_cache import ReplyCache, reply_key
-from mer_r1.llm_replies import Kind, Retries, Trouble, backoff, read_reply, trouble_of
+from mer_r1.evaluation.llm.cache import ReplyCache, reply_key
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply, Usage, sound_text
+from mer_r1.evaluation.llm.responses import Kind, Retries, Trouble, backoff, read_reply, trouble_of
 
 logger = logging.getLogger(__name__)
 

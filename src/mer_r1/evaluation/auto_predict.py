@@ -1,16 +1,16 @@
-"""Asking a model in both ways where it pays (`auto`): everything fast, and the unsure clips once more, slowly."""
+"""Asking a model in both ways where it pays (`adaptive`): everything fast, and the unsure clips once more, slowly."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mer_r1.auto import gated, is_unsure
 from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluate import Record, read_records
+from mer_r1.evaluation.adaptive import gated, is_unsure
+from mer_r1.evaluation.predict import evaluate_model, predict
+from mer_r1.evaluation.summary import Record, read_records
 from mer_r1.model.omni import Omni
-from mer_r1.predict import evaluate_model, predict
 from mer_r1.rl.rollout import Sampling
 
 
@@ -24,7 +24,7 @@ def evaluate_auto(
         manifest: JSONL manifest.
         out: folder of the records.
         sampling: length, temperature, seed.
-        threshold: of `auto.Gate`.
+        threshold: of `adaptive.Gate`.
         split: rows of this split, or "all".
         how: handed on to `evaluate_model`.
     """
@@ -44,7 +44,7 @@ def predict_auto(
         clips: what to ask about.
         taxonomy: wheels.
         sampling: length, temperature, seed.
-        threshold: of `auto.Gate`.
+        threshold: of `adaptive.Gate`.
         how: handed on to `predict`.
     """
     fast = list(predict(omni, clips, [ThinkingMode.FAST], taxonomy, sampling, **how))

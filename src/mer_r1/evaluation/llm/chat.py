@@ -2,7 +2,7 @@
 
 A prompt is a list of turns in the form of chat completions, which every server and every chat template understands. A
 reply is a text or the reason why there is none: nothing that was asked ever disappears. Whatever turns prompts into
-replies is a `TextModel`: an endpoint (`llm.Client`) or a local checkpoint (`llm_local.LocalModel`).
+replies is a `TextModel`: an endpoint (`llm.client.Client`) or a local checkpoint (`llm.local.LocalModel`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -153,7 +153,7 @@ class OnReply(Protocol):
 
 
 class TextModel(Protocol):
-    """Whatever answers prompts with text: an endpoint (`llm.Client`) or a local checkpoint (`llm_local.LocalModel`)."""
+    """What answers prompts with text: an endpoint (`client.Client`) or a local checkpoint (`local.LocalModel`)."""
 
     @property
     def name(self) -> str:

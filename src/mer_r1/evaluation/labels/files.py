@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mer_r1.chat import OnReply, TextModel
 from mer_r1.data.jsonl import object_of, read_lines, read_object
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
+from mer_r1.evaluation.labels.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
+from mer_r1.evaluation.llm.chat import OnReply, TextModel
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,6 @@ The page only reads what a run has saved: records of predictions, training logs,
 model, no network and no script, and whatever part is missing is said in its place.
 """
 
-from mer_r1.report.page import write_report
+from mer_r1.evaluation.report.page import write_report
 
 __all__ = ["write_report"]

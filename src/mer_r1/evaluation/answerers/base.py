@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from mer_r1.chat import Decoding
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.records import Record, rescore
+from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.records import Record, rescore
 
 _EDGE = 1 << 20  # bytes of a file's beginning and end that its fingerprint looks at
 _WEIGHTS = ("*.safetensors", "*.json")
@@ -89,7 +89,7 @@ class Checkpoint:
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; both modes share one pass of the towers."""
-        from mer_r1.predict import predict
+        from mer_r1.evaluation.predict import predict
         from mer_r1.rl.rollout import Sampling
 
         omni, tensors, categories = self._load()
@@ -156,7 +156,7 @@ def stamp_of(name: str, decoding: Decoding, **others: str) -> dict[str, Any]:
     """What a record says about where it came from: model, seed, commit, our version, and `others` by package."""
     from importlib import metadata
 
-    from mer_r1.predict import commit
+    from mer_r1.evaluation.predict import commit
 
     versions = {"mer-r1": metadata.version("mer-r1"), **others}
     return {"model": name, "seed": decoding.seed or 0, "versions": versions, "commit": commit()}

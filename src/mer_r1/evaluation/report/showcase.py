@@ -20,7 +20,7 @@ from mer_r1.data.media.read import Media, MediaLimits, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.records import Record
+from mer_r1.evaluation.records import Record
 
 FRAMES = 4
 _LIMITS = MediaLimits(max_frames=FRAMES, max_side=224, max_seconds=15.0)

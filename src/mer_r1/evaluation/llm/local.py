@@ -1,7 +1,7 @@
 """A checkpoint on this machine instead of a server: any causal language model that transformers can load.
 
-It answers the same prompts through the same cache as the client for servers (`llm.Client`), so that either can read
-labels. Text only: frames and sounds need a server.
+It answers the same prompts through the same cache as the client for servers (`llm.client.Client`), so that either can
+read labels. Text only: frames and sounds need a server.
 """
 
 import hashlib
@@ -10,9 +10,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from mer_r1.chat import ChatPrompt, Decoding, OnReply, Reply
 from mer_r1.errors import UserError
-from mer_r1.llm_cache import ReplyCache, reply_key
+from mer_r1.evaluation.llm.cache import ReplyCache, reply_key
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
 
 
 class LocalModel:

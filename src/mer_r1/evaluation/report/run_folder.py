@@ -9,9 +9,9 @@ from typing import Any
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
-from mer_r1.evaluate import Summary, summarise
-from mer_r1.records import Record, read_records
-from mer_r1.report import curves
+from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.report import curves
+from mer_r1.evaluation.summary import Summary, summarise
 
 RUN_FILE = "run.json"
 

@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
-from mer_r1.chat import Reply
+from mer_r1.evaluation.llm.chat import Reply
 
 _AGAIN_STATUS = (408, 409, 425, 429)
 _STOP_STATUS = {401: "the key is not accepted", 402: "the account cannot pay", 403: "access is denied"}

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mer_r1.chat import ChatPrompt, Decoding, Reply
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Reply
 
 LAYOUT = 1
 """Number of the table's layout, kept in the file as SQLite's `user_version`."""

@@ -1,6 +1,6 @@
 """Ask a model about clips, slowly or fast; one record a clip and mode.
 
-A record says all that scoring and reporting need (see `evaluate.Record`), so that nothing is ever predicted twice. A
+A record says all that scoring and reporting need (see `records.Record`), so that nothing is ever predicted twice. A
 clip that cannot be read becomes a record with its error and does not stop the others.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mer_r1.answering import answer, trimmed
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.metrics import wheel_scores
@@ -24,7 +23,8 @@ from mer_r1.emotions.two_answers import read_completion
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.evaluate import Record, append_record, derange, done_keys
+from mer_r1.evaluation.answer import answer, trimmed
+from mer_r1.evaluation.summary import Record, append_record, derange, done_keys
 from mer_r1.model.features import FeatureCache, Progress
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, encode_media, encode_prompt, media_tensors

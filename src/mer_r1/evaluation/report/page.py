@@ -12,17 +12,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluate import Difference, Interval, compare
-from mer_r1.records import SCORE_NAMES
-from mer_r1.report import figures, showcase
-from mer_r1.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
+from mer_r1.evaluation.records import SCORE_NAMES
+from mer_r1.evaluation.report import figures, showcase
+from mer_r1.evaluation.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
+from mer_r1.evaluation.summary import Difference, Interval, compare
 
 REPORT_FILE = "report.html"
 _MODES = tuple(mode.value for mode in ThinkingMode)
@@ -55,7 +55,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
         raise UserError(f"{run_dir}: expected the folder of a run")
     page = Path(out) if out is not None else run_dir / REPORT_FILE
     environment = Environment(
-        loader=PackageLoader("mer_r1", "web"),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from mer_r1.bootstrap import Interval
-from mer_r1.report.svg import MARKER_RADIUS, Frame, Point, axes, cut, marker, path, svg, tag
+from mer_r1.evaluation.intervals import Interval
+from mer_r1.evaluation.report.svg import MARKER_RADIUS, Frame, Point, axes, cut, marker, path, svg, tag
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
-from mer_r1.benchmarks.mme.ledger import Ledger, Row
-from mer_r1.chat import ChatPrompt, Decoding, Prices, Reply, TextModel, Usage
 from mer_r1.errors import UserError
-from mer_r1.llm import Client, Retries
-from mer_r1.llm_cache import ReplyCache
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Prices, Reply, TextModel, Usage
+from mer_r1.evaluation.llm.client import Client, Retries
+from mer_r1.evaluation.llm.ledger import Ledger, Row
 
 logger = logging.getLogger(__name__)
 

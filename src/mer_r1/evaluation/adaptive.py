@@ -19,8 +19,8 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.evaluate import RECORDS_FILE, SUMMARY_FILE, Summary, summarise
-from mer_r1.records import Record, read_records, rescore
+from mer_r1.evaluation.records import Record, read_records, rescore
+from mer_r1.evaluation.summary import RECORDS_FILE, SUMMARY_FILE, Summary, summarise
 
 GATE_FILE = "think_auto.json"
 CANDIDATES = 21
@@ -159,7 +159,7 @@ def gated(records: Sequence[Record], threshold: float) -> list[Record]:
 def write_auto_summary(
     out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
-    """As `evaluate.write_summary`, of thinking when it pays.
+    """As `summary.write_summary`, of thinking when it pays.
 
     Args:
         out_dir: folder with `records.jsonl`.

@@ -14,11 +14,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mer_r1.chat import ChatPrompt, OnReply, Reply, TextModel
 from mer_r1.emotions.sentiment import sentiment_of
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
-from mer_r1.label_replies import MAX_LABEL_WORDS, Verdict, doubt_about, read_as_reference, read_labels, read_sentiment
+from mer_r1.evaluation.labels.replies import (
+    MAX_LABEL_WORDS,
+    Verdict,
+    doubt_about,
+    read_as_reference,
+    read_labels,
+    read_sentiment,
+)
+from mer_r1.evaluation.llm.chat import ChatPrompt, OnReply, Reply, TextModel
 
 LABELS_VERSION = "labels-1"
 SENTIMENT_VERSION = "sentiment-1"

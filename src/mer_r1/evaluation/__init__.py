@@ -1,0 +1,1 @@
+"""Records, scores with intervals, the engines that answer, label extraction and the report page."""

@@ -1,0 +1,1 @@
+"""Client for language models that read and judge: requests, retries, cache, costs."""
