@@ -66,8 +66,8 @@ def train(args: argparse.Namespace) -> None:
     """One run, or the rest of it, with its memory written down."""
     from transformers import TrainerCallback
 
-    from mer_r1.config import RLRecipe, read_recipe
-    from mer_r1.train import run_rl
+    from mer_r1.training.recipe_files import RLRecipe, read_recipe
+    from mer_r1.training.stage import run_rl
 
     class Memory(TrainerCallback):
         def on_step_end(self, recipe, state, control, **kwargs) -> None:

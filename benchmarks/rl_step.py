@@ -35,7 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from step_arithmetic import Lengths, Way, count, of_model
 from tiny_world import WORDS, media
 
-from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import FAST_PREFILL, format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import load, tiny
@@ -47,7 +46,8 @@ from mer_r1.rl.anchors import answer_tokens
 from mer_r1.rl.calibration import Method, category_probabilities
 from mer_r1.rl.rollout import Sampling
 from mer_r1.rl.trainer import MERR1Trainer
-from mer_r1.train import LANGUAGE_MODEL_LAYERS
+from mer_r1.training.recipe_files import RLRecipe
+from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
 FILLER = "The lips curl up, the brows are low, the voice is bright and loud and the words complain about the day."
 WAYS = {

@@ -9,7 +9,6 @@ import torch
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
-from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
@@ -24,7 +23,8 @@ from mer_r1.evaluation.records import Record, read_records, rescore
 from mer_r1.model.omni import Settings, load
 from mer_r1.rl.calibration import Method
 from mer_r1.rl.rollout import Rollouts, Sampling
-from mer_r1.train import examples, run_rl, run_sft
+from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.stage import examples, run_rl, run_sft
 
 SLOW, FAST = ThinkingMode.SLOW, ThinkingMode.FAST
 WHOLE = format_twice(["happy"], "A smile.", ["happy", "proud"])

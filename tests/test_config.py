@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mer_r1 import config
-from mer_r1.config import SECTIONS, BuildRecipe, RLRecipe, SFTRecipe, read_recipe, shipped_recipe
 from mer_r1.errors import UserError
 from mer_r1.model.omni import TinyConfig
 from mer_r1.rl.calibration import Method
+from mer_r1.training import recipe_files as config
+from mer_r1.training.recipe_files import SECTIONS, BuildRecipe, RLRecipe, SFTRecipe, read_recipe, shipped_recipe
 
 KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))

@@ -123,7 +123,7 @@ def test_every_choice_of_the_method_is_on_the_map_and_in_the_recipe() -> None:
 
 
 def test_defaults_of_the_recipes_are_those_of_the_map() -> None:
-    from mer_r1 import config
+    from mer_r1.training import recipe_files as config
 
     def defaults(kind: type, *names: str) -> dict[str, Any]:
         return {item.name: item.default for item in dataclasses.fields(kind) if item.name in names}
@@ -148,8 +148,8 @@ def test_defaults_of_the_recipes_are_those_of_the_map() -> None:
 
 
 def test_defaults_of_the_recipe_are_those_of_the_method() -> None:
-    from mer_r1 import config
     from mer_r1.rl.calibration import Method
+    from mer_r1.training import recipe_files as config
 
     bare = {item.name: item.default for item in dataclasses.fields(config.RLRecipe)}
     recipe = config.RLRecipe.__new__(config.RLRecipe)
@@ -162,7 +162,7 @@ def test_defaults_of_the_recipe_are_those_of_the_method() -> None:
 
 @lru_cache
 def recipe_fields(kind: str) -> set[str]:
-    from mer_r1 import config
+    from mer_r1.training import recipe_files as config
 
     return {item.name for item in dataclasses.fields(getattr(config, kind)) if item.init}
 

@@ -8,8 +8,6 @@ from peft import get_peft_model
 from tiny_world import SMALL, media, teach
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from mer_r1 import train
-from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
@@ -30,7 +28,9 @@ from mer_r1.model.prompts import (
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack
 from mer_r1.rl.rollout import Sampling, rollout
-from mer_r1.train import run_rl, run_sft
+from mer_r1.training import stage as train
+from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.stage import run_rl, run_sft
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 SIZES = replace(SMALL, vision_layers=2, num_layers=3)

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from typer.testing import CliRunner
 
-from mer_r1 import plan
 from mer_r1.cli import app
 from mer_r1.errors import UserError
 from mer_r1.model.prompts import media_tensors
-from mer_r1.plan import GPUS, Job
-from mer_r1.shapes import SHAPES, from_config, shape_of
+from mer_r1.training import plan
+from mer_r1.training.plan import GPUS, Job
+from mer_r1.training.shapes import SHAPES, from_config, shape_of
 
 SEVEN, THREE = SHAPES["Qwen/Qwen2.5-Omni-7B"], SHAPES["Qwen/Qwen2.5-Omni-3B"]
 ENGINE = Job("rl", rows=1000, shared=False, calibration=False)
@@ -69,7 +69,7 @@ def test_lora_has_as_many_weights_as_counted(omni, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     from mer_r1.model.omni import load
-    from mer_r1.train import LANGUAGE_MODEL_LAYERS
+    from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
     omni.save(tmp_path)
     adapted = get_peft_model(load(tmp_path).model, LoraConfig(r=4, target_modules=LANGUAGE_MODEL_LAYERS))

@@ -17,10 +17,10 @@ import torch
 import two_processes
 from safetensors.torch import load_file
 
-from mer_r1 import train
-from mer_r1.config import SFTRecipe, read_recipe
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
+from mer_r1.training import stage as train
+from mer_r1.training.recipe_files import SFTRecipe, read_recipe
 
 GROUP = 4
 ALIKE = {"rtol": 0, "atol": 2e-6}
@@ -56,7 +56,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 def launch(jobs, folder, launcher=ACCELERATE):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    source = str(Path(train.__file__).resolve().parents[1])
+    source = str(Path(train.__file__).resolve().parents[2])
     return subprocess.run(
         [sys.executable, "-m", *launcher, two_processes.__file__, str(folder / "jobs.json")],
         env={**os.environ, "PYTHONPATH": source},

@@ -9,10 +9,10 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-from mer_r1 import train
-from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
+from mer_r1.training import stage as train
+from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SFT, RL = RECIPES / "qwen2.5-omni-sft.yaml", RECIPES / "qwen2.5-omni-rl.yaml"

@@ -22,7 +22,6 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from test_rollout import plain_logits
 
-from mer_r1.config import RLRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, question
 from mer_r1.emotions.wheels import builtin
@@ -39,7 +38,8 @@ from mer_r1.rl.vllm.colocated import BANNED, Asked, Colocated, Completion, OmniG
 from mer_r1.rl.vllm.engine import start, unexpanded, weight_name
 from mer_r1.rl.vllm.rollouts import VllmRollouts, request_of
 from mer_r1.rl.vllm.server import Served
-from mer_r1.train import LANGUAGE_MODEL_LAYERS, run_rl
+from mer_r1.training.recipe_files import RLRecipe, read_recipe
+from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS, run_rl
 
 GROUP = 2
 CLOSE = {"atol": 2e-6, "rtol": 0}

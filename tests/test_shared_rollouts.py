@@ -12,7 +12,6 @@ from torch.distributed.fsdp import fully_shard
 from transformers import modeling_flash_attention_utils as flash
 from trl import GRPOTrainer
 
-from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import load
@@ -21,7 +20,8 @@ from mer_r1.model.shared_prefix.attention import flash_sequences
 from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
 from mer_r1.rl.calibration import Method
 from mer_r1.rl.trainer import MERR1Trainer
-from mer_r1.train import LANGUAGE_MODEL_LAYERS
+from mer_r1.training.recipe_files import RLRecipe
+from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
 CLIPS, GROUP = 3, 3
 

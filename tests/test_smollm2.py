@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from mer_r1 import smollm2 as module
 from mer_r1.build import run_build
 from mer_r1.cli import app
-from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
@@ -26,7 +25,8 @@ from mer_r1.model.prompts import encode_prompt
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.rollout import Sampling, rollout
 from mer_r1.smollm2 import pretrained, smollm2
-from mer_r1.train import run_sft
+from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.stage import run_sft
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "smollm2.yaml"
 TEXTS = ["The capital of France is", "Anger and joy: 2 + 37 = 39\n\n", "<|im_start|>user\nHow are you?<|im_end|>\n"]

@@ -13,15 +13,16 @@ import pytest
 import torch
 from tiny_world import WORDS
 
-from mer_r1 import build, train
+from mer_r1 import build
 from mer_r1.build import run_build
-from mer_r1.config import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.data.manifest import Clip, read_manifest, write_manifest
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings, features, load
-from mer_r1.train import examples, run_rl, run_sft, select_clips
+from mer_r1.training import stage as train
+from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.stage import examples, run_rl, run_sft, select_clips
 
 EVERYWHERE = [
     "use_cpu=true",
@@ -361,7 +362,7 @@ def test_rl_runs_through_accelerate(taught_folder, corpus, tmp_path):
     words = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}", *SETTINGS[RLRecipe]]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
     command = [*launch, "-m", "mer_r1.cli", "rl", "--config", str(tmp_path / "r.yaml"), *words, *SIGNAL]
-    source = str(Path(train.__file__).resolve().parents[1])
+    source = str(Path(train.__file__).resolve().parents[2])
     done = subprocess.run(
         [*command, "--decode_workers", "0", "save_strategy=no", "logging_steps=1"],
         env={**os.environ, "PYTHONPATH": source, "COLUMNS": "300"},

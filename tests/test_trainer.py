@@ -9,7 +9,6 @@ import torch
 from tiny_world import WORDS, entry, media, some_prompts, teach, tiny_omni
 from trl import GRPOTrainer
 
-from mer_r1.config import RLRecipe
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import load
@@ -17,6 +16,7 @@ from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rl import rollout
 from mer_r1.rl.calibration import Method, method_advantages
 from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.training.recipe_files import RLRecipe
 
 CLIPS = 8
 GROUP = 4

@@ -18,10 +18,10 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from mer_r1 import train
-from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
 from mer_r1.rl import rollout
 from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.training import stage as train
+from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
 
 STAGES = {"sft": (SFTRecipe, "run_sft"), "rl": (RLRecipe, "run_rl")}
 

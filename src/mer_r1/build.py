@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from transformers.trainer_utils import set_seed
 
-from mer_r1.config import BuildRecipe
 from mer_r1.data.manifest import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.model.features import Progress
@@ -25,7 +24,8 @@ from mer_r1.model.omni import SETTINGS_FILE, Omni, TinyConfig, load, tiny
 from mer_r1.muon import MuonAdamW
 from mer_r1.pretrain import train_ears, train_eyes, train_reading
 from mer_r1.smollm2 import TOWERS, smollm2
-from mer_r1.train import NO_CLIP, Callbacks, select_clips, supervise
+from mer_r1.training.recipe_files import BuildRecipe
+from mer_r1.training.stage import NO_CLIP, Callbacks, select_clips, supervise
 
 logger = logging.getLogger(__name__)
 

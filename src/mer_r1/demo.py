@@ -137,7 +137,7 @@ def _write_scenes(folder: Path, size: DemoSize, seed: int, console: Console) -> 
 
 def _train(command: list[str], settings: list[str], folder: Path, console: Console) -> None:
     # What a user would start, in one process a core: matrices this small gain nothing from a second thread.
-    from mer_r1 import config
+    from mer_r1.training import recipe_files as config
 
     kind = {"build": config.BuildRecipe, "sft": config.SFTRecipe, "rl": config.RLRecipe}[command[0]]
     tiny = config.shipped_recipe("tiny")

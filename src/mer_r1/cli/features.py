@@ -25,11 +25,11 @@ def features(
     as_json: AsJson = False,
 ) -> None:
     """Compute the towers' outputs of all clips and keep them. Started again, it does what is missing."""
-    from mer_r1 import fill
-    from mer_r1.config import DataFields
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
-    from mer_r1.train import features_folder, select_clips
+    from mer_r1.training import fill_features as fill
+    from mer_r1.training.recipe_files import DataFields
+    from mer_r1.training.stage import features_folder, select_clips
 
     chosen = DataFields(
         manifest=str(manifest), split=split, clips=clips, features_dir=str(features_dir) if features_dir else None

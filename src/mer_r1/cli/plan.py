@@ -31,8 +31,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Compute FLOPs, memory per GPU and time of a run, and what will not fit. Loads nothing."""
-    from mer_r1.plan import GPUS, as_dict
-    from mer_r1.shapes import shape_of
+    from mer_r1.training.plan import GPUS, as_dict
+    from mer_r1.training.shapes import shape_of
 
     if gpu not in GPUS:
         raise UserError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
@@ -50,7 +50,7 @@ def plan(
 
 
 def _recipe(config: Path, stage: str | None, overrides: list[str]) -> tuple[Any, str]:
-    from mer_r1.config import RLRecipe, SFTRecipe, read_recipe
+    from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
 
     told = [*overrides, "use_cpu=true", "bf16=false"]  # this machine need not be the one that is planned for
     if not any(word.lstrip("-").startswith("output_dir") for word in overrides):
@@ -69,8 +69,8 @@ def _recipe(config: Path, stage: str | None, overrides: list[str]) -> tuple[Any,
 def _job(
     recipe: Any, kind: str, gpus: int, sharding: str, rows: int | None, cached: bool, sizes: dict[str, float]
 ) -> Any:
-    from mer_r1.plan import Job
-    from mer_r1.train import select_clips
+    from mer_r1.training.plan import Job
+    from mer_r1.training.stage import select_clips
 
     if sharding not in ("auto", "none", "zero3", "fsdp2"):
         raise UserError(f"sharding must be none, zero3, fsdp2 or auto, got {sharding!r}")

@@ -41,7 +41,7 @@ from mer_r1.rl.calibration import (
 )
 from mer_r1.rl.interference import objective_statistics
 from mer_r1.rl.rollout import Rollouts, Sampling, rollout
-from mer_r1.sft_trainer import WholeCheckpoints, thinker
+from mer_r1.training.sft_trainer import WholeCheckpoints, thinker
 
 logger = logging.getLogger(__name__)
 

@@ -93,7 +93,7 @@ def _recipe(out: Path) -> Path:
     # The one that the folder was started with, else the tiny one.
     if (out / RECIPE_FILE).is_file():
         return out / RECIPE_FILE
-    from mer_r1.config import shipped_recipe
+    from mer_r1.training.recipe_files import shipped_recipe
 
     return shipped_recipe("tiny")
 

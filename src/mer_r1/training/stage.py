@@ -20,7 +20,6 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
-from mer_r1.config import DataFields, RLRecipe, SFTRecipe
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions import wheels
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
@@ -35,7 +34,8 @@ from mer_r1.model.shared_prefix.packing import Row, group_rows, pack
 from mer_r1.rl.rewards import gold_earns_full_reward
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.rl.vllm.engine import required
-from mer_r1.sft_trainer import MERSFTTrainer
+from mer_r1.training.recipe_files import DataFields, RLRecipe, SFTRecipe
+from mer_r1.training.sft_trainer import MERSFTTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -207,7 +207,7 @@ def shipped_recipe(name: str) -> Path:
     Raises:
         UserError: if there is none of that name.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "recipes", package.parents[1] / "recipes"):
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"

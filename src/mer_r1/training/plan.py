@@ -12,7 +12,7 @@ bf16). Units: FLOPs, bytes, seconds; shapes are named as in `packing` (P prompt 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from mer_r1.shapes import Shape
+from mer_r1.training.shapes import Shape
 
 GB = 1e9
 ADAM_BYTES = 8

@@ -1,0 +1,1 @@
+"""Recipes, the two stages (SFT and RL), and what a run costs."""
