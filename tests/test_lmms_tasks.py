@@ -18,13 +18,13 @@ from layouts import NINE, write_set
 from media_samples import tone, write_media
 from typer.testing import CliRunner
 
-from mer_r1.benchmarks.mme.labels import label_report
-from mer_r1.benchmarks.mme.run import given_items
-from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.benchmarks.unibench.gold import read_gold
-from mer_r1.benchmarks.unibench.predictions import Reading, read_predictions
-from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
-from mer_r1.benchmarks.unibench.sets import SETS, nine_way_mean
+from mer_r1.benchmarks.mer_unibench.gold import read_gold
+from mer_r1.benchmarks.mer_unibench.predictions import Reading, read_predictions
+from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
+from mer_r1.benchmarks.mer_unibench.sets import SETS, nine_way_mean
+from mer_r1.benchmarks.mme_emotion.run import given_items
+from mer_r1.benchmarks.mme_emotion.scores.label_match import label_report
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.cli import app
 from mer_r1.corpora.prepare import prepare
 from mer_r1.data.manifest import Clip, conversation, read_manifest, write_manifest

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_r1 import cli
-from mer_r1.benchmarks.unibench.audited import Side
-from mer_r1.benchmarks.unibench.gold import Gold, read_gold
-from mer_r1.benchmarks.unibench.headlines import interval, resampled, sentiment_tally, word_tally
-from mer_r1.benchmarks.unibench.official import benchmark_mean, best_checkpoint, official_score
-from mer_r1.benchmarks.unibench.predictions import Answers, Reading, read_predictions
-from mer_r1.benchmarks.unibench.report import SLOW_MINUS_FAST, Scoring, score_benchmark
-from mer_r1.benchmarks.unibench.sentiments import audit_replies
-from mer_r1.benchmarks.unibench.sets import NINE, SETS, named, nine_way_mean
-from mer_r1.benchmarks.unibench.tables import OVMERD_COLUMNS, render, score_tables
-from mer_r1.benchmarks.unibench.words import PlacedClips, audit_words, stray_labels
+from mer_r1.benchmarks.mer_unibench.gold import Gold, read_gold
+from mer_r1.benchmarks.mer_unibench.predictions import Answers, Reading, read_predictions
+from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, Scoring, score_benchmark
+from mer_r1.benchmarks.mer_unibench.scores.audit import Side
+from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words, stray_labels
+from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean, best_checkpoint, official_score
+from mer_r1.benchmarks.mer_unibench.scores.sentiments import audit_replies
+from mer_r1.benchmarks.mer_unibench.scores.tally import interval, resampled, sentiment_tally, word_tally
+from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named, nine_way_mean
+from mer_r1.benchmarks.mer_unibench.tables import OVMERD_COLUMNS, render, score_tables
 from mer_r1.emotions import metrics
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, official
 from mer_r1.errors import UserError
@@ -245,7 +245,7 @@ def test_published_rows_are_those_of_the_papers(shared):
     """Every figure against the transcription, and each mean against the mean of its nine columns."""
     from importlib import resources
 
-    data = json.loads(resources.files("mer_r1.benchmarks.unibench").joinpath("published.json").read_text("utf-8"))
+    data = json.loads(resources.files("mer_r1.benchmarks.mer_unibench").joinpath("published.json").read_text("utf-8"))
     text = (shared / "benchmarks" / "published.md").read_text(encoding="utf-8")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     rows = {tuple(cells[:2]): cells for cells in lines if len(cells) == 12}

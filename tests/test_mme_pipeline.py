@@ -20,12 +20,21 @@ from media_samples import quarters, tone, with_display_matrix, write_media
 from PIL import Image
 
 from mer_r1 import cli
-from mer_r1.benchmarks.mme import prompts, run
-from mer_r1.benchmarks.mme.clues import find_clue, read_clues
-from mer_r1.benchmarks.mme.pictures import judge_frames, judge_sound
-from mer_r1.benchmarks.mme.scores import score_field
-from mer_r1.benchmarks.mme.stages import Item, Judging, clues_ledger, extract, judge, make_clues, score_text
-from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion import run
+from mer_r1.benchmarks.mme_emotion.judging import prompts
+from mer_r1.benchmarks.mme_emotion.judging.audio_clues import find_clue, read_clues
+from mer_r1.benchmarks.mme_emotion.judging.evidence import judge_frames, judge_sound
+from mer_r1.benchmarks.mme_emotion.judging.stages import (
+    Item,
+    Judging,
+    clues_ledger,
+    extract,
+    judge,
+    make_clues,
+    score_text,
+)
+from mer_r1.benchmarks.mme_emotion.scores.official import score_field
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.data.manifest import Clip, write_manifest
 from mer_r1.data.media.read import MediaLimits, read_media
 from mer_r1.emotions.thinking import ThinkingMode
@@ -531,8 +540,8 @@ def test_the_export_is_the_references_form(tmp_path, manifest):
     names = ["video_id", "ground_truth", "model_response", "step", "score", "input_tokens", "output_tokens"]
     assert [list(row) for row in rows] == [names, names]
     assert [row["score"] is None for row in sorted(rows, key=lambda row: row["video_id"])] == [False, True]
-    from mer_r1.benchmarks.mme.compare import score_report
-    from mer_r1.benchmarks.mme.judged import read_judged
+    from mer_r1.benchmarks.mme_emotion.judged import read_judged
+    from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 
     ours, theirs = (score_report(read_judged([place])) for place in (out, out / "reference"))
     assert (ours["tasks"], ours["overall"]) == (theirs["tasks"], theirs["overall"])

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.benchmarks.mme.agreement import agreement_report, cohen_kappa, runs_of
-from mer_r1.benchmarks.mme.audit import audited_report, checked, count_steps, official_report
-from mer_r1.benchmarks.mme.compare import paired_report, score_report
-from mer_r1.benchmarks.mme.judged import Judged, first_judgements, read_judged
-from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, label_report, match, stated_words
-from mer_r1.benchmarks.mme.scores import (
+from mer_r1.benchmarks.mme_emotion.judged import Judged, first_judgements, read_judged
+from mer_r1.benchmarks.mme_emotion.scores.agreement import agreement_report, cohen_kappa, runs_of
+from mer_r1.benchmarks.mme_emotion.scores.audit import audited_report, checked, count_steps, official_report
+from mer_r1.benchmarks.mme_emotion.scores.compare import paired_report, score_report
+from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, label_report, match, stated_words
+from mer_r1.benchmarks.mme_emotion.scores.official import (
     ItemScores,
     category,
     category_totals,
@@ -25,7 +25,8 @@ from mer_r1.benchmarks.mme.scores import (
     score_field,
     totals,
 )
-from mer_r1.benchmarks.mme.tables import (
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
+from mer_r1.benchmarks.mme_emotion.terminal import (
     agreement_table,
     audited_table,
     category_tables,
@@ -33,7 +34,6 @@ from mer_r1.benchmarks.mme.tables import (
     notes,
     official_table,
 )
-from mer_r1.benchmarks.mme.tasks import TASKS, task_named
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 
@@ -547,9 +547,9 @@ def test_all_tables_can_be_shown(folder):
 def test_scoring_loads_no_machinery_of_training(folder):
     program = (
         "import sys; from pathlib import Path\n"
-        "from mer_r1.benchmarks.mme.compare import score_report\n"
-        "from mer_r1.benchmarks.mme import run\n"
-        "from mer_r1.benchmarks.mme.judged import read_judged\n"
+        "from mer_r1.benchmarks.mme_emotion.scores.compare import score_report\n"
+        "from mer_r1.benchmarks.mme_emotion import run\n"
+        "from mer_r1.benchmarks.mme_emotion.judged import read_judged\n"
         f"score_report(read_judged([Path({str(folder)!r})]))\n"
         "heavy = ('torch', 'transformers', 'openai', 'pandas', 'sklearn')\n"
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or None)"

@@ -17,11 +17,12 @@ from media_samples import tone, write_media
 from tiny_corpus import moving_square
 
 from mer_r1 import cli
-from mer_r1.benchmarks.unibench import asking, run
-from mer_r1.benchmarks.unibench.asking import Pace, collect, readable_part
-from mer_r1.benchmarks.unibench.gold import read_gold
-from mer_r1.benchmarks.unibench.manifests import find_manifests, scored_clips
-from mer_r1.benchmarks.unibench.report import Scoring
+from mer_r1.benchmarks.mer_unibench import ask as asking
+from mer_r1.benchmarks.mer_unibench import run
+from mer_r1.benchmarks.mer_unibench.ask import Pace, collect, readable_part
+from mer_r1.benchmarks.mer_unibench.gold import read_gold
+from mer_r1.benchmarks.mer_unibench.manifests import find_manifests, scored_clips
+from mer_r1.benchmarks.mer_unibench.report import Scoring
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin

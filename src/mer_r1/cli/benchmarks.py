@@ -11,7 +11,7 @@ from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.unibench.predictions import Reading
+    from mer_r1.benchmarks.mer_unibench.predictions import Reading
 
 
 class Scores(StrEnum):
@@ -67,8 +67,8 @@ def mer_unibench(
     as_json: AsJson = False,
 ) -> None:
     """MER-UniBench: official and audited scores of saved predictions, slow against fast, and the mean of nine."""
-    from mer_r1.benchmarks.unibench.predictions import Reading
-    from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
+    from mer_r1.benchmarks.mer_unibench.predictions import Reading
+    from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
     from mer_r1.emotions.wheels import load
 
     if published and table is None:
@@ -97,7 +97,7 @@ def benchmark_mean(
     as_json: AsJson = False,
 ) -> None:
     """The mean of the nine sets, and the best checkpoint of each, as the reference reports them."""
-    from mer_r1.benchmarks.unibench.official import benchmark_mean as mean_of
+    from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean as mean_of
     from mer_r1.emotions.wheels import load
 
     content = read_object(scores)
@@ -115,9 +115,9 @@ def _read(
     predictions: Path, gold: list[Path], sets: str | None, reading: "Reading"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gold and predictions of the sets that are wanted."""
-    from mer_r1.benchmarks.unibench.gold import read_gold
-    from mer_r1.benchmarks.unibench.predictions import read_predictions
-    from mer_r1.benchmarks.unibench.sets import SETS, named
+    from mer_r1.benchmarks.mer_unibench.gold import read_gold
+    from mer_r1.benchmarks.mer_unibench.predictions import read_predictions
+    from mer_r1.benchmarks.mer_unibench.sets import SETS, named
 
     wanted = [named(part).name for part in sets.split(",")] if sets is not None else list(SETS)
     golds = {name: entry for name, entry in read_gold(gold).items() if name in wanted}
@@ -134,14 +134,14 @@ def _read(
 
 
 def _print_tables(report: dict[str, Any], name: str, form: TableForm, published: bool) -> None:
-    from mer_r1.benchmarks.unibench.tables import render, score_tables
+    from mer_r1.benchmarks.mer_unibench.tables import render, score_tables
 
     for place, table in enumerate(score_tables(report, name, published)):
         typer.echo(("\n" if place else "") + render(table, form.value), nl=False)
 
 
 def _show(report: dict[str, Any]) -> None:
-    from mer_r1.benchmarks.unibench.view import hidden_tables, remarks, scores_table
+    from mer_r1.benchmarks.mer_unibench.terminal import hidden_tables, remarks, scores_table
 
     console.print(scores_table(report))
     for table in hidden_tables(report):

@@ -11,7 +11,7 @@ from mer_r1.cli.mme_view import match_labels, say_estimate, say_result, show, wa
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.mme.stages import Item, Judging
+    from mer_r1.benchmarks.mme_emotion.judging.stages import Item, Judging
     from mer_r1.data.manifest import Clip
     from mer_r1.evaluation.llm.jobs import Endpoint
 
@@ -62,10 +62,10 @@ def score_mme(
     as_json: AsJson = False,
 ) -> None:
     """MME-Emotion: official and audited scores of judged items."""
-    from mer_r1.benchmarks.mme.agreement import agreement_report
-    from mer_r1.benchmarks.mme.compare import score_report
-    from mer_r1.benchmarks.mme.judged import first_judgements, read_judged
-    from mer_r1.benchmarks.mme.run import benchmark_clips, expected_ids
+    from mer_r1.benchmarks.mme_emotion.judged import first_judgements, read_judged
+    from mer_r1.benchmarks.mme_emotion.run import benchmark_clips, expected_ids
+    from mer_r1.benchmarks.mme_emotion.scores.agreement import agreement_report
+    from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 
     items = read_judged([*judged, *(more or [])])
     if think is not Think.BOTH:
@@ -122,9 +122,9 @@ def eval_mme(
     as_json: AsJson = False,
 ) -> None:
     """MME-Emotion: predict, extract steps, judge, score; each stage goes on where it stopped."""
-    from mer_r1.benchmarks.mme import run
-    from mer_r1.benchmarks.mme.clues import read_clues
-    from mer_r1.benchmarks.mme.stages import Judging
+    from mer_r1.benchmarks.mme_emotion import run
+    from mer_r1.benchmarks.mme_emotion.judging.audio_clues import read_clues
+    from mer_r1.benchmarks.mme_emotion.judging.stages import Judging
     from mer_r1.evaluation.llm.jobs import Endpoint
 
     if (model is None) == (responses is None) and stage in (Stage.ALL, Stage.PREDICT):
@@ -172,8 +172,8 @@ def clues(
     as_json: AsJson = False,
 ) -> None:
     """Have a model that hears describe every clip's sound, for judges that do not hear."""
-    from mer_r1.benchmarks.mme import run
-    from mer_r1.benchmarks.mme.stages import clues_ledger, make_clues
+    from mer_r1.benchmarks.mme_emotion import run
+    from mer_r1.benchmarks.mme_emotion.judging.stages import clues_ledger, make_clues
     from mer_r1.evaluation.llm.cache import ReplyCache
     from mer_r1.evaluation.llm.jobs import Endpoint
 
@@ -190,7 +190,7 @@ def clues(
 
 def _items(responses: list[Path] | None, clips: "list[Clip]", out: Path, think: Think, estimate: bool) -> "list[Item]":
     """The answers to be judged: from elsewhere, from the first stage, or assumed where only an estimate is wanted."""
-    from mer_r1.benchmarks.mme import run
+    from mer_r1.benchmarks.mme_emotion import run
 
     if responses:
         return run.given_items(responses, clips)
@@ -210,9 +210,9 @@ def _ask(
     quiet: bool,
 ) -> None:
     """The two stages that ask a service, or only what they would take."""
-    from mer_r1.benchmarks.mme import run
-    from mer_r1.benchmarks.mme.stages import extract
-    from mer_r1.benchmarks.mme.stages import judge as rate
+    from mer_r1.benchmarks.mme_emotion import run
+    from mer_r1.benchmarks.mme_emotion.judging.stages import extract
+    from mer_r1.benchmarks.mme_emotion.judging.stages import judge as rate
     from mer_r1.evaluation.llm.cache import ReplyCache
 
     with ReplyCache(out / run.REPLIES_FILE) as cache, watching(servers[1], quiet) as watch:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.cli.base import console, print_json, say
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.mme.stages import Item
+    from mer_r1.benchmarks.mme_emotion.judging.stages import Item
     from mer_r1.evaluation.llm.jobs import Endpoint, Tally, Watch
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def _duration(seconds: float) -> str:
 
 def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int, as_json: bool) -> None:
     """Recognition by label match: written, and shown as a table that says what it is."""
-    from mer_r1.benchmarks.mme.run import write_label_scores
-    from mer_r1.benchmarks.mme.tables import label_table
+    from mer_r1.benchmarks.mme_emotion.run import write_label_scores
+    from mer_r1.benchmarks.mme_emotion.terminal import label_table
     from mer_r1.emotions.wheels import load
 
     report = write_label_scores(out, items, load(wheels), seed)
@@ -95,7 +95,7 @@ def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int,
 
 def show(report: dict[str, Any], categories: bool, as_json: bool) -> None:
     """All tables of a report and what its reader should know, or its JSON."""
-    from mer_r1.benchmarks.mme import tables
+    from mer_r1.benchmarks.mme_emotion import terminal as tables
 
     if as_json:
         print_json(report)

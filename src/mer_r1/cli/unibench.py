@@ -13,8 +13,8 @@ from mer_r1.cli.unibench_view import say_beginning, show, watching
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.unibench.gold import Gold
-    from mer_r1.benchmarks.unibench.run import Reader
+    from mer_r1.benchmarks.mer_unibench.gold import Gold
+    from mer_r1.benchmarks.mer_unibench.run import Reader
     from mer_r1.data.manifest import Clip
     from mer_r1.emotions.wheels import Taxonomy
     from mer_r1.evaluation.answerers.base import ClipModel
@@ -175,8 +175,8 @@ def mer_unibench(
     as_json: AsJson = False,
 ) -> None:
     """MER-UniBench: ask the model about every clip, read its labels, score. Status 1: some clip has no answer."""
-    from mer_r1.benchmarks.unibench import run
-    from mer_r1.benchmarks.unibench.report import Scoring
+    from mer_r1.benchmarks.mer_unibench import run
+    from mer_r1.benchmarks.mer_unibench.report import Scoring
     from mer_r1.emotions.wheels import load
     from mer_r1.evaluation.llm.cache import ReplyCache
     from mer_r1.evaluation.llm.chat import Decoding
@@ -209,9 +209,9 @@ def _data(
     data: Path, sets: str | None, allow_pickle: bool, allow_absolute: bool, quiet: bool
 ) -> "tuple[dict[str, Gold], dict[str, list[Clip]]]":
     """Gold and clips of the sets that are wanted, in the published order."""
-    from mer_r1.benchmarks.unibench.gold import read_gold
-    from mer_r1.benchmarks.unibench.manifests import find_manifests, scored_clips
-    from mer_r1.benchmarks.unibench.sets import NINE, SETS, named
+    from mer_r1.benchmarks.mer_unibench.gold import read_gold
+    from mer_r1.benchmarks.mer_unibench.manifests import find_manifests, scored_clips
+    from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named
 
     chosen = NINE if sets is None else {named(part).name for part in sets.split(",")}
     names = [name for name in SETS if name in chosen]
@@ -281,8 +281,8 @@ def _rows(
     quiet: bool,
 ) -> dict[str, Any]:
     """The first two stages: answers, then their labels."""
-    from mer_r1.benchmarks.unibench import run
-    from mer_r1.benchmarks.unibench.asking import collect
+    from mer_r1.benchmarks.mer_unibench import run
+    from mer_r1.benchmarks.mer_unibench.ask import collect
 
     run.claim_folder(out, asked.settings)
     with watching(quiet) as watch:

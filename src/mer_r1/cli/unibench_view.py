@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.cli.base import console, say
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.unibench.asking import Pace, Watch
+    from mer_r1.benchmarks.mer_unibench.ask import Pace, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def say_beginning(
     clips: Mapping[str, Sequence[Any]], manifests: Mapping[str, Path], warnings: Mapping[str, Sequence[str]]
 ) -> None:
     """Which sets there are, and what was not as it should be where a manifest was made."""
-    from mer_r1.benchmarks.unibench.sets import SETS
+    from mer_r1.benchmarks.mer_unibench.sets import SETS
 
     say(", ".join(f"{SETS[name].title} {len(listed)}" for name, listed in clips.items()) + " clips")
     for name, lines in warnings.items():
@@ -79,8 +79,8 @@ def duration(seconds: float) -> str:
 
 def show(report: Mapping[str, Any], out: Path, has_llm: bool) -> None:
     """The scores, what they hide, where labels came from, and what is missing."""
-    from mer_r1.benchmarks.unibench.run import SCORES_FILE, TABLE_FILE
-    from mer_r1.benchmarks.unibench.view import hidden_tables, remarks, scores_table
+    from mer_r1.benchmarks.mer_unibench.run import SCORES_FILE, TABLE_FILE
+    from mer_r1.benchmarks.mer_unibench.terminal import hidden_tables, remarks, scores_table
 
     console.print(scores_table(report))
     for table in hidden_tables(report):

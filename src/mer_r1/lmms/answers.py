@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.benchmarks.mer_unibench.sets import SETS
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.errors import UserError, shown
 
 

@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.mme import run as mme
-from mer_r1.benchmarks.mme.pictures import judge_sound
-from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.benchmarks.unibench.gold import TEST_SPLITS, read_gold
-from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.benchmarks.mer_unibench.gold import TEST_SPLITS, read_gold
+from mer_r1.benchmarks.mer_unibench.sets import SETS
+from mer_r1.benchmarks.mme_emotion import run as mme
+from mer_r1.benchmarks.mme_emotion.judging.evidence import judge_sound
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question

@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, match
-from mer_r1.benchmarks.mme.tasks import TASKS
-from mer_r1.benchmarks.unibench.official import OfficialScore, official_score
-from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.benchmarks.mer_unibench.scores.official import OfficialScore, official_score
+from mer_r1.benchmarks.mer_unibench.sets import SETS
+from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, match
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.emotions.metrics import MeanScores, mean_scores, wheel_scores
 from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError
@@ -104,7 +104,7 @@ def unread(items: Sequence[Item]) -> float:
 def mme_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
     """The hook of MME-Emotion: recognition by label match, without a judge: NOT the benchmark's score.
 
-    See `benchmarks.mme.labels`; the benchmark's own numbers need `mer-r1 eval mme-emotion --responses`.
+    See `mme_emotion.labels`; the benchmark's own numbers need `mer-r1 eval mme-emotion --responses`.
     """
     task = TASKS[doc["set"]]
     gold = gold_labels(doc["gold"]) if task.fraction else (doc["gold"],)

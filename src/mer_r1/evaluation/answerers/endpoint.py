@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mer_r1.benchmarks.mme.pictures import image_part, sound_part
+from mer_r1.benchmarks.mme_emotion.judging.evidence import image_part, sound_part
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits, local_file
 from mer_r1.data.media.read import Media, read_media

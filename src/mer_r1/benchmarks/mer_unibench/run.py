@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.unibench.asking import RECORDS_FILE
-from mer_r1.benchmarks.unibench.gold import Gold
-from mer_r1.benchmarks.unibench.predictions import Answers
-from mer_r1.benchmarks.unibench.report import Scoring, score_benchmark
-from mer_r1.benchmarks.unibench.sets import SETS
-from mer_r1.benchmarks.unibench.tables import render, score_tables
+from mer_r1.benchmarks.mer_unibench.ask import RECORDS_FILE
+from mer_r1.benchmarks.mer_unibench.gold import Gold
+from mer_r1.benchmarks.mer_unibench.predictions import Answers
+from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
+from mer_r1.benchmarks.mer_unibench.sets import SETS
+from mer_r1.benchmarks.mer_unibench.tables import render, score_tables
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.benchmarks.unibench.report import SLOW_MINUS_FAST
-from mer_r1.benchmarks.unibench.sets import NINE, SETS
+from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
+from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.unibench.sets import SETS, BenchmarkSet, named
+from mer_r1.benchmarks.mer_unibench.sets import SETS, BenchmarkSet, named
 from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.jsonl import read_object
 from mer_r1.emotions.wheels import parse_labels

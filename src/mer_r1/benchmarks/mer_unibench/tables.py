@@ -13,8 +13,8 @@ from importlib import resources
 from itertools import groupby
 from typing import Any, Literal
 
-from mer_r1.benchmarks.unibench.report import SLOW_MINUS_FAST
-from mer_r1.benchmarks.unibench.sets import NINE, OVMERD, SETS
+from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
+from mer_r1.benchmarks.mer_unibench.sets import NINE, OVMERD, SETS
 
 Form = Literal["latex", "markdown", "csv"]
 MEAN = "mean"
@@ -94,7 +94,7 @@ def render(table: ScoreTable, form: Form) -> str:
 
 def _published(*keys: str) -> tuple[list[list[Row]], list[str]]:
     """Blocks of published rows, one for each choice of modalities, and where they are from."""
-    text = resources.files("mer_r1.benchmarks.unibench").joinpath("published.json").read_text(encoding="utf-8")
+    text = resources.files("mer_r1.benchmarks.mer_unibench").joinpath("published.json").read_text(encoding="utf-8")
     data = json.loads(text)
     blocks, notes = [], []
     for key in keys:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mer_r1.benchmarks.unibench.headlines import Tally, word_tally
-from mer_r1.benchmarks.unibench.sets import Kind
+from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, word_tally
+from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
 from mer_r1.emotions.official_wheels import normalise
 from mer_r1.emotions.wheels import Taxonomy

@@ -17,13 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.benchmarks.mme.compare import score_report
-from mer_r1.benchmarks.mme.judged import GIVEN, JUDGED_FILE, read_judged, task_files, task_of
-from mer_r1.benchmarks.mme.labels import LabelItem, gold_labels, label_report
-from mer_r1.benchmarks.mme.prompts import model_question
-from mer_r1.benchmarks.mme.scores import ALPHA
-from mer_r1.benchmarks.mme.stages import Item, Judging, extraction_jobs, judge_jobs, judged_ledger, steps_ledger
-from mer_r1.benchmarks.mme.tasks import TASKS, task_named
+from mer_r1.benchmarks.mme_emotion.judged import GIVEN, JUDGED_FILE, read_judged, task_files, task_of
+from mer_r1.benchmarks.mme_emotion.judging.prompts import model_question
+from mer_r1.benchmarks.mme_emotion.judging.stages import (
+    Item,
+    Judging,
+    extraction_jobs,
+    judge_jobs,
+    judged_ledger,
+    steps_ledger,
+)
+from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
+from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, label_report
+from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy

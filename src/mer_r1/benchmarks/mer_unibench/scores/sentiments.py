@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from mer_r1.benchmarks.unibench.headlines import Tally, sentiment_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, sentiment_tally
 from mer_r1.emotions.metrics import SENTIMENTS
 from mer_r1.evaluation.labels.replies import read_sentiment
 

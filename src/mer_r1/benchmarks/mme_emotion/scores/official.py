@@ -7,7 +7,8 @@ the items whose text could be read; CoT mixes the two means. The overall score p
 Everything here follows the reference (FunAudioLLM/MME-Emotion, commit 0c265d8) in every oddity: only the first tag pair
 counts and only within one line; six tasks see no rating but `: d/1` with one blank, so that `1/2` is skipped and the
 rating before it becomes the recognition; numbers above 1 are accepted; and an item that cannot be read leaves the
-denominator, so that failures do not lower a score. What that hides is said by `mer_r1.benchmarks.mme.audit`.
+denominator, so that failures do not lower a score. What that hides is said by
+`mer_r1.benchmarks.mme_emotion.scores.audit`.
 """
 
 import math
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mer_r1.benchmarks.mme.tasks import Task
+from mer_r1.benchmarks.mme_emotion.tasks import Task
 from mer_r1.errors import UserError
 
 ALPHA = 0.5

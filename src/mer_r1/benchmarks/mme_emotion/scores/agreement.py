@@ -11,10 +11,10 @@ from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
 
-from mer_r1.benchmarks.mme.audit import NAMES, official_report
-from mer_r1.benchmarks.mme.judged import Judged
-from mer_r1.benchmarks.mme.scores import ALPHA, parse_ratings
-from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion.judged import Judged
+from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES, official_report
+from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA, parse_ratings
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.errors import UserError
 
 Ratings = Mapping[tuple[str, str, str], list[float]]

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from mer_r1.benchmarks.mme.judged import Judged
-from mer_r1.benchmarks.mme.scores import (
+from mer_r1.benchmarks.mme_emotion.judged import Judged
+from mer_r1.benchmarks.mme_emotion.scores.official import (
     ALPHA,
     ItemScores,
     category_totals,
@@ -22,7 +22,7 @@ from mer_r1.benchmarks.mme.scores import (
     score_field,
     totals,
 )
-from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.evaluation.intervals import bootstrap
 
 NAMES = ("recognition", "reasoning", "cot")

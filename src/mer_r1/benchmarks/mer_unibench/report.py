@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.benchmarks.unibench.audited import Side
-from mer_r1.benchmarks.unibench.gold import Gold
-from mer_r1.benchmarks.unibench.headlines import Array, interval, resampled
-from mer_r1.benchmarks.unibench.official import best_checkpoint, official_score
-from mer_r1.benchmarks.unibench.predictions import MODES, Answers
-from mer_r1.benchmarks.unibench.sets import NINE, SETS, nine_way_mean
+from mer_r1.benchmarks.mer_unibench.gold import Gold
+from mer_r1.benchmarks.mer_unibench.predictions import MODES, Answers
+from mer_r1.benchmarks.mer_unibench.scores.audit import Side
+from mer_r1.benchmarks.mer_unibench.scores.official import best_checkpoint, official_score
+from mer_r1.benchmarks.mer_unibench.scores.tally import Array, interval, resampled
+from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, nine_way_mean
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mer_r1.benchmarks.unibench.sets import Kind
+from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import set_scores
 from mer_r1.evaluation.intervals import Interval
 

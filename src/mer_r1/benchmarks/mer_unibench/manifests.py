@@ -8,8 +8,8 @@ does. A set that is nowhere is an error: a mean of fewer sets is no result of th
 from collections.abc import Sequence
 from pathlib import Path
 
-from mer_r1.benchmarks.unibench.gold import TEST_SPLITS
-from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.benchmarks.mer_unibench.gold import TEST_SPLITS
+from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.corpora.prepare import DATA_SETS, prepare
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest

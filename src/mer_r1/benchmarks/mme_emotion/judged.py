@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.mme.tasks import TASKS, task_named
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.ledger import Row, read_rows
 

@@ -8,7 +8,7 @@ model that hears (`mer-r1 clues`).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mer_r1.benchmarks.mme.judged import task_of
+from mer_r1.benchmarks.mme_emotion.judged import task_of
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.ledger import read_rows
 

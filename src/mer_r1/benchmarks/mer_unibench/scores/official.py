@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from mer_r1.benchmarks.unibench.sets import NINE, Kind, named, nine_way_mean
+from mer_r1.benchmarks.mer_unibench.sets import NINE, Kind, named, nine_way_mean
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError

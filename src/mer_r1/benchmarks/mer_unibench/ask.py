@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from mer_r1.benchmarks.unibench.sets import SETS
+from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mer_r1.benchmarks.unibench.gold import Gold
-from mer_r1.benchmarks.unibench.headlines import Array, Tally, interval
-from mer_r1.benchmarks.unibench.predictions import Answers
-from mer_r1.benchmarks.unibench.sentiments import audit_replies, reply_tally
-from mer_r1.benchmarks.unibench.words import PlacedClips, audit_words
+from mer_r1.benchmarks.mer_unibench.gold import Gold
+from mer_r1.benchmarks.mer_unibench.predictions import Answers
+from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words
+from mer_r1.benchmarks.mer_unibench.scores.sentiments import audit_replies, reply_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import Array, Tally, interval
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mer_r1.benchmarks.mme.tasks import TASKS, Task
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, Task
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluation.intervals import bootstrap

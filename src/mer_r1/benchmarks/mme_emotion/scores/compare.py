@@ -7,11 +7,11 @@ mode: an item without a readable rating counts as zero on its side and stays in 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mer_r1.benchmarks.mme.agreement import agreement_report, runs_of
-from mer_r1.benchmarks.mme.audit import NAMES, audited_report, item_values, official_report
-from mer_r1.benchmarks.mme.judged import Judged, by_mode, first_judgements
-from mer_r1.benchmarks.mme.scores import ALPHA
-from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion.judged import Judged, by_mode, first_judgements
+from mer_r1.benchmarks.mme_emotion.scores.agreement import agreement_report, runs_of
+from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES, audited_report, item_values, official_report
+from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.evaluation.intervals import bootstrap
 
 SLOW_MINUS_FAST = "slow - fast"

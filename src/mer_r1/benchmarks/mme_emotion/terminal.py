@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.benchmarks.mme.audit import NAMES
-from mer_r1.benchmarks.mme.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,7 +9,7 @@ it 0; `contradictory=True` shows both, as the reference does, for scores that ar
 from collections.abc import Sequence
 from typing import Any
 
-from mer_r1.benchmarks.mme.tasks import Task
+from mer_r1.benchmarks.mme_emotion.tasks import Task
 from mer_r1.emotions.thinking import subtitle_sentence
 
 EXTRACTOR_SYSTEM = "You are an expert in affective computing."

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mer_r1.benchmarks.unibench.sets import BenchmarkSet, named
+from mer_r1.benchmarks.mer_unibench.sets import BenchmarkSet, named
 from mer_r1.data.jsonl import object_of, read_lines, read_object
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy

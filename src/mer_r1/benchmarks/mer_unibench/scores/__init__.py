@@ -1,0 +1,1 @@
+"""Official scores, equal to the reference, and audited scores beside them."""

@@ -1,0 +1,1 @@
+"""What the judge is shown and asked, stage by stage."""
