@@ -27,7 +27,7 @@ import numpy as np
 from mediapipe.tasks import python as tasks
 from mediapipe.tasks.python import vision
 
-from mer_r1.scenes.faces import FaceRenderer, Pose, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.renderer import FaceRenderer, Pose, sample_framing, sample_identity
 
 STILLS_PER_PERSON = 4
 ENLARGED = 3
@@ -58,7 +58,7 @@ JUDGED = (
     *("mouthPucker", "mouthStretch", "mouthFunnel", "mouthPress", "noseSneer", "mouthUpperUp", "mouthLowerDown"),
     "jawOpen",
 )
-ACTING = json.loads(resources.files("mer_r1.scenes").joinpath("acting.json").read_text(encoding="utf-8"))
+ACTING = json.loads(resources.files("mer_r1.lab.scenes").joinpath("acting.json").read_text(encoding="utf-8"))
 BOTH_SIDES = set(ACTING["two_sided"]) | {"browDown", "browOuterUp"}
 FOLDS, RIDGE = 10, 0.02
 

@@ -19,7 +19,7 @@ import opensmile
 import parselmouth
 from scipy import signal, stats
 
-from mer_r1.scenes.voices import Prosody, mix, sample_voice, speak
+from mer_r1.lab.scenes.voice.speech import Prosody, mix, sample_voice, speak
 
 SENTENCES = (  # with their syllables
     ("I really did not expect to see you here again.", 13),

@@ -12,9 +12,9 @@ from tiny_world import SMALL
 
 from mer_r1.emotions.thinking import FAST_PREFILL, answer_word_spans, format_completion
 from mer_r1.emotions.wheels import builtin, from_tables
+from mer_r1.lab.scenes.story.world import world
 from mer_r1.model.omni import tiny
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens, category_mask, category_tokens, first_tokens
-from mer_r1.scenes.world import world
 
 
 @pytest.fixture(scope="module")

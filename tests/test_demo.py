@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from mer_r1 import demo
 from mer_r1.errors import UserError
+from mer_r1.lab import demo
 
 quiet = Console(quiet=True)
 

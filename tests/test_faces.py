@@ -18,9 +18,11 @@ from mer_r1.errors import UserError
 if find_spec("anny") is None or find_spec("numba") is None:
     pytest.skip("the extra `scenes` is not installed (anny, numba)", allow_module_level=True)
 
-from mer_r1.scenes import head as heads
-from mer_r1.scenes import looks, paint, raster
-from mer_r1.scenes.faces import ACTIONS, FaceRenderer, Pose, sample_framing, sample_identity
+from mer_r1.lab.scenes.face import appearance as looks
+from mer_r1.lab.scenes.face import head as heads
+from mer_r1.lab.scenes.face import raster
+from mer_r1.lab.scenes.face import skin as paint
+from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose, sample_framing, sample_identity
 
 SIZE = 96
 PEOPLE = (0, 1, 2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mer_r1.muon import LARGEST, Muon, MuonAdamW, orthogonal
+from mer_r1.lab.tiny.muon import LARGEST, Muon, MuonAdamW, orthogonal
 
 
 class Net(nn.Module):

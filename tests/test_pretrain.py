@@ -8,8 +8,8 @@ import torch
 from tiny_world import SMALL, tiny_omni
 
 from mer_r1.data.media.read import Media
+from mer_r1.lab.tiny.pretrain import _bags, _patches, train_ears, train_eyes
 from mer_r1.model.prompts import media_tensors
-from mer_r1.pretrain import _bags, _patches, train_ears, train_eyes
 
 needs_scenes = pytest.mark.skipif(
     importlib.util.find_spec("anny") is None or importlib.util.find_spec("numba") is None,
@@ -33,7 +33,7 @@ def test_patches_are_those_of_the_video_processor(omni):
 
 @needs_scenes
 def test_a_mirror_swaps_sides_and_turns_angles_and_twice_is_once():
-    from mer_r1.scenes.stills import TARGETS, mirrored
+    from mer_r1.lab.tiny.stills import TARGETS, mirrored
 
     columns, signs = mirrored()
     left, right = TARGETS.index("mouthSmileLeft"), TARGETS.index("mouthSmileRight")
@@ -47,7 +47,7 @@ def test_a_mirror_swaps_sides_and_turns_angles_and_twice_is_once():
 
 @needs_scenes
 def test_a_mirrored_picture_shows_the_mirrored_smile():
-    from mer_r1.scenes.stills import PATTERNS, TARGETS, draw_stills
+    from mer_r1.lab.tiny.stills import PATTERNS, TARGETS, draw_stills
 
     pictures, targets, patterns = draw_stills(8, seed=0, size=56, workers=1)
     np.testing.assert_array_equal(pictures, draw_stills(8, seed=0, size=56, workers=1).pictures)
@@ -75,7 +75,7 @@ def test_ears_learn_to_hear():
 
 @needs_scenes
 def test_sounds_are_the_same_for_a_seed_and_hardly_share_a_speaker():
-    from mer_r1.scenes.sounds import MANNERS, draw_sounds
+    from mer_r1.lab.tiny.sounds import MANNERS, draw_sounds
 
     sounds = list(draw_sounds(3, seed=0, workers=1))
     for one, other in zip(sounds, draw_sounds(3, seed=0, workers=2), strict=True):
@@ -87,7 +87,7 @@ def test_sounds_are_the_same_for_a_seed_and_hardly_share_a_speaker():
 
 @needs_scenes
 def test_the_sound_of_a_clip_is_that_of_its_recording():
-    from mer_r1.scenes.clip import record, script, sound
+    from mer_r1.lab.scenes.clip import record, script, sound
 
     drawn = script(3, "train", 0)
     np.testing.assert_array_equal(sound(drawn), record(drawn).waveform)

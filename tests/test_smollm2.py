@@ -12,19 +12,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mer_r1 import smollm2 as module
-from mer_r1.build import run_build
 from mer_r1.cli import app
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
+from mer_r1.lab.tiny import smollm2 as module
+from mer_r1.lab.tiny.build import run_build
+from mer_r1.lab.tiny.smollm2 import pretrained, smollm2
 from mer_r1.model.families import QWEN25
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.rollout import Sampling, rollout
-from mer_r1.smollm2 import pretrained, smollm2
 from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.training.stage import run_sft
 

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from mer_r1.errors import UserError
 from mer_r1.evaluation.records import Record, append_record
+from mer_r1.lab.study.results import intervals
+from mer_r1.lab.study.results.claims import CLAIMS, decide
+from mer_r1.lab.study.results.collect import collect, cost, score_splits, theory
+from mer_r1.lab.study.results.intervals import Verdict, estimate, paired, t_quantile, verdict
+from mer_r1.lab.study.results.report import fill_document, publish, read_results, write_report
+from mer_r1.lab.study.runs.jobs import Job, Options, plan, settings_of
+from mer_r1.lab.study.runs.schedule import DONE_FILE, is_done, run_jobs
+from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
+from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, chosen_studies
 from mer_r1.rl.calibration import Method
-from mer_r1.study import intervals
-from mer_r1.study.claims import CLAIMS, decide
-from mer_r1.study.collect import collect, cost, score_splits, theory
-from mer_r1.study.intervals import Verdict, estimate, paired, t_quantile, verdict
-from mer_r1.study.jobs import Job, Options, plan, settings_of
-from mer_r1.study.report import fill_document, publish, read_results, write_report
-from mer_r1.study.schedule import DONE_FILE, is_done, run_jobs
-from mer_r1.study.session import keep_session, read_session, to_options
-from mer_r1.study.variants import STUDIES, VARIANTS, chosen_studies
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "recipes" / "tiny.yaml"
@@ -172,8 +172,8 @@ def test_jobs_run_once_in_order_and_a_failure_stops_only_what_needs_it(tmp_path:
 def program_of(job: Job, out: Path) -> subprocess.Popen[bytes]:
     """A process that runs one job."""
     program = (
-        "import sys; from pathlib import Path; from mer_r1.study.jobs import Job; "
-        "from mer_r1.study.schedule import run_jobs; "
+        "import sys; from pathlib import Path; from mer_r1.lab.study.runs.jobs import Job; "
+        "from mer_r1.lab.study.runs.schedule import run_jobs; "
         f"run_jobs([Job({job.name!r}, 'timeit', {job.arguments!r}, (), {{'kind': 'test'}})], Path({str(out)!r}), 1)"
     )
     return subprocess.Popen([sys.executable, "-c", program])

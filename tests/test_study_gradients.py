@@ -10,9 +10,9 @@ from tiny_world import entry, media
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
+from mer_r1.lab.study.runs import gradients, worker
+from mer_r1.lab.study.runs.gradients import batch_geometry, chosen_clips, measure
 from mer_r1.model.prompts import encode_prompt
-from mer_r1.study import gradients, worker
-from mer_r1.study.gradients import batch_geometry, chosen_clips, measure
 
 
 def clip(index: int, *labels: str) -> Clip:

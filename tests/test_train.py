@@ -13,12 +13,12 @@ import pytest
 import torch
 from tiny_world import WORDS
 
-from mer_r1 import build
-from mer_r1.build import run_build
 from mer_r1.data.manifest import Clip, read_manifest, write_manifest
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
+from mer_r1.lab.tiny import build
+from mer_r1.lab.tiny.build import run_build
 from mer_r1.model.omni import Settings, features, load
 from mer_r1.training import stage as train
 from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe

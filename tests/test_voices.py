@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 pytest.importorskip("espeakng_loader", reason="espeakng-loader, the speech synthesiser, is not installed")
 
 from mer_r1.errors import UserError
-from mer_r1.scenes import acoustics
-from mer_r1.scenes.mouths import MOUTH_FPS, mouth_curve
-from mer_r1.scenes.voices import NOISES, VARIANTS, Prosody, Speech, Voice, mix, sample_voice, speak
+from mer_r1.lab.scenes.voice import acoustics
+from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS, mouth_curve
+from mer_r1.lab.scenes.voice.speech import NOISES, VARIANTS, Prosody, Speech, Voice, mix, sample_voice, speak
 
 TEXT = "We are moving to another town in the summer."
 VOICES = (
@@ -71,7 +71,7 @@ def test_same_request_same_samples_in_a_fresh_process():
     here = [said(voice, **prosody).waveform for voice in VOICES]
     program = (
         "import json, sys, zlib, numpy as np\n"
-        "from mer_r1.scenes.voices import Prosody, Voice, speak\n"
+        "from mer_r1.lab.scenes.voice.speech import Prosody, Voice, speak\n"
         "text, prosody, voices = json.load(sys.stdin)\n"
         "for voice in voices[::-1]:\n"
         "    speech = speak(text, Voice(**voice), Prosody(**prosody), np.random.default_rng(0), 9.0)\n"
@@ -190,7 +190,7 @@ def test_splits_share_no_voice():
 
 
 def test_every_variant_and_accent_speaks():
-    from mer_r1.scenes.voices import ACCENTS
+    from mer_r1.lab.scenes.voice.speech import ACCENTS
 
     for names in (group for groups in VARIANTS.values() for group in groups.values()):
         for index, variant in enumerate(names):

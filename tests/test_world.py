@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.scenes.oracle import CHANNELS, Oracle, channel_scores
-from mer_r1.scenes.sentences import SPLITS, sample_sentence, split_of
-from mer_r1.scenes.texts import LONGEST, _lexicon, write_texts
-from mer_r1.scenes.world import STRENGTHS, Chances, Cue, GoldWord, Scene, sample_scene, world
+from mer_r1.lab.scenes.story.oracle import CHANNELS, Oracle, channel_scores
+from mer_r1.lab.scenes.story.sentences import SPLITS, sample_sentence, split_of
+from mer_r1.lab.scenes.story.texts import LONGEST, _lexicon, write_texts
+from mer_r1.lab.scenes.story.world import STRENGTHS, Chances, Cue, GoldWord, Scene, sample_scene, world
 
 SEEDS = st.integers(0, 2**31)
 

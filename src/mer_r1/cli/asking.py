@@ -140,7 +140,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of scenes, model and training.")] = 0,
 ) -> None:
     """The whole story on generated scenes: base, SFT, RL with MER-R1, evaluation, report."""
-    from mer_r1.demo import run_demo
+    from mer_r1.lab.demo import run_demo
 
     run_demo(out, quick=quick, seed=seed, console=console)
 

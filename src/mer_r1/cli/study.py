@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mer_r1.cli.base import app, say
-from mer_r1.study.variants import STUDIES
+from mer_r1.lab.study.runs.variants import STUDIES
 
 study_app = typer.Typer(
     help="The paper's study in miniature: variants, seeds and paired intervals, on generated scenes.",
@@ -72,8 +72,8 @@ def report(
     ] = None,
 ) -> None:
     """Tables, figures and claims of what is finished so far."""
-    from mer_r1.study.report import publish, write_report
-    from mer_r1.study.session import read_session
+    from mer_r1.lab.study.results.report import publish, write_report
+    from mer_r1.lab.study.runs.session import read_session
 
     studies, jobs = read_session(folder)
     say(f"report: {write_report(studies, jobs, folder)}")
@@ -82,11 +82,11 @@ def report(
 
 
 def _run(name: str, out: Path, cores: int | None, dry_run: bool, told: dict[str, Any]) -> None:
-    from mer_r1.study.jobs import plan
-    from mer_r1.study.report import write_report
-    from mer_r1.study.schedule import is_done, run_jobs
-    from mer_r1.study.session import keep_session, read_session, to_options
-    from mer_r1.study.variants import chosen_studies
+    from mer_r1.lab.study.results.report import write_report
+    from mer_r1.lab.study.runs.jobs import plan
+    from mer_r1.lab.study.runs.schedule import is_done, run_jobs
+    from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
+    from mer_r1.lab.study.runs.variants import chosen_studies
 
     if not dry_run:
         keep_session(name, out, told, shlex.join(["mer-r1", *sys.argv[1:]]))

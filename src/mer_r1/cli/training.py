@@ -29,12 +29,12 @@ def build(
     if out is not None:
         if not text or config or context.args:
             raise UserError("--out goes with --text alone: it only makes the thinker; a base stage has an output_dir")
-        from mer_r1.smollm2 import smollm2
+        from mer_r1.lab.tiny.smollm2 import smollm2
 
         smollm2().save(out)
         say(f"model: {out}")
         return
-    from mer_r1.build import run_build
+    from mer_r1.lab.tiny.build import run_build
     from mer_r1.training.recipe_files import BuildRecipe, read_recipe
 
     chosen = [f"text={text}"] if text else []

@@ -1,0 +1,252 @@
+"""One clip of the built-in scenes: from (seed, split, index) to a manifest row, frames, sound, and an mp4 file.
+
+Everything about a clip comes from random streams keyed by (seed, split, index, stream), so that it does not matter
+which process makes it, or in which order. The row is drawn before anything is rendered: an interrupted run can list
+its finished clips again without rendering them.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mer_r1.lab.scenes import acting
+from mer_r1.lab.scenes.face.renderer import FaceRenderer, Identity, sample_framing, sample_identity
+from mer_r1.lab.scenes.story.sentences import SPLITS, Split, sample_sentence
+from mer_r1.lab.scenes.story.texts import Texts, write_texts
+from mer_r1.lab.scenes.story.world import SMALL_TALK, Cue, Scene, sample_scene
+from mer_r1.lab.scenes.voice.speech import Prosody, Speech, Voice, mix, sample_voice, speak
+
+FPS = 8
+SIZE = 128
+SAMPLING_RATE = 16_000
+SHORTEST, LONGEST = 2.0, 4.0
+PERSONS: dict[Split, int] = {"train": 64, "val": 12, "test": 24}
+"""How many persons (an identity with its voice) each split has."""
+NOISY, NOISE_DB = 0.7, (-40.0, -22.0)
+"""Share of clips with background noise, and its level relative to neutral speech."""
+OTHER_VOICE, OTHER_DB = 0.15, (-28.0, -18.0)
+"""Share of clips with somebody else in the background, and their level relative to neutral speech."""
+_STREAMS = ("scene", "texts", "words", "person", "acting", "render", "voice", "sound")
+_PERSON_KEY = 1_000_003
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody of one split: a face and a voice."""
+
+    name: str
+    identity: Identity
+    voice: Voice
+
+
+@dataclass(frozen=True)
+class Script:
+    """A clip before it is rendered."""
+
+    seed: int
+    split: Split
+    index: int
+    person: str
+    scene: Scene
+    subtitle: str
+    texts: Texts
+
+    def row(self) -> dict[str, Any]:
+        """The manifest row (docs/scenes.md)."""
+        scene, name = self.scene, clip_id(self.split, self.index)
+        return {
+            "id": name,
+            "video": f"clips/{name}.mp4",
+            "audio": None,
+            "subtitle": self.subtitle,
+            "labels": scene.labels,
+            "reasoning": self.texts.reasoning,
+            "split": self.split,
+            "meta": {
+                "generated": True,
+                "seed": self.seed,
+                "identity": self.person,
+                "voice": self.person,
+                "emotions": [scene.primary, *([scene.secondary] if scene.secondary else [])],
+                "cues": {
+                    "face": _cue(scene.face),
+                    "voice": _cue(scene.voice),
+                    "theme": {"name": scene.theme, "of": scene.theme_of},
+                    "signs": [_cue(cue) for cue in scene.signs],
+                    "modifier": _cue(scene.modifier) if scene.modifier else None,
+                    "conflict": scene.conflict,
+                },
+                "description": self.texts.description,
+                "remark": self.texts.remark,
+                "broad_labels": self.texts.broad_labels,
+                "careful_labels": self.texts.careful_labels,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A rendered clip: frames (F, 128, 128, 3) uint8 at `FPS`, waveform (S,) float32 at `SAMPLING_RATE`."""
+
+    frames: npt.NDArray[np.uint8]
+    waveform: npt.NDArray[np.float32]
+
+
+def clip_id(split: Split, index: int) -> str:
+    """The name of a clip.
+
+    >>> clip_id("train", 12)
+    'train-000012'
+    """
+    return f"{split}-{index:06d}"
+
+
+def script(seed: int, split: Split, index: int) -> Script:
+    """Draw everything about a clip that the manifest says."""
+    scene = sample_scene(_stream(seed, split, index, "scene"))
+    number = int(_stream(seed, split, index, "person").integers(PERSONS[split]))
+    someone = person(seed, split, number)
+    return Script(
+        seed=seed,
+        split=split,
+        index=index,
+        person=someone.name,
+        scene=scene,
+        subtitle=sample_sentence(scene.theme, split, _stream(seed, split, index, "words")),
+        texts=write_texts(scene, someone.voice.group == "low", _stream(seed, split, index, "texts")),
+    )
+
+
+def record(drawn: Script) -> Recording:
+    """Render a clip: the person speaks the subtitle and acts the scene."""
+    act = _stream(drawn.seed, drawn.split, drawn.index, "acting")
+    waveform, mouth = _spoken(drawn, act)
+    rng = _stream(drawn.seed, drawn.split, drawn.index, "render")
+    identity, n_frames = _speaker(drawn).identity, round(len(waveform) / SAMPLING_RATE * FPS)
+    poses = acting.poses(drawn.scene, mouth, n_frames, FPS, act)
+    return Recording(_renderer().render(identity, sample_framing(rng), poses, rng), waveform)
+
+
+def sound(drawn: Script) -> npt.NDArray[np.float32]:
+    """The waveform of a clip alone, (S,) at `SAMPLING_RATE`: an eighth of the work."""
+    return _spoken(drawn, _stream(drawn.seed, drawn.split, drawn.index, "acting"))[0]
+
+
+def save(recording: Recording, path: Path) -> None:
+    """Write the clip as mp4 (H.264 or MPEG-4 video, AAC sound), atomically and with single-threaded encoders."""
+    import av
+
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
+    try:
+        with av.open(str(unfinished), "w", format="mp4") as container:
+            name = _video_codec()
+            options = {"preset": "ultrafast", "crf": "20"} if name == "libx264" else {"qscale": "3"}
+            video: Any = container.add_stream(name, rate=FPS, options=options)
+            video.codec_context.thread_count = 1  # several threads would cut the picture into other slices
+            video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
+            audio: Any = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
+            audio.bit_rate = 48_000
+            for frame in recording.frames:
+                container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(video.encode())
+            for packet in _sound_packets(audio, recording.waveform):
+                container.mux(packet)
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+def person(seed: int, split: Split, number: int) -> Person:
+    """The `number`-th person of a split; the pools of two splits share nobody."""
+    return _person(seed, split, number)
+
+
+@lru_cache(maxsize=256)
+def _person(seed: int, split: Split, number: int) -> Person:
+    rng = np.random.default_rng([seed, _PERSON_KEY, SPLITS.index(split), number])
+    identity = sample_identity(rng)
+    group = "low" if any("-male-" in shape for shape in identity.shapes) else "high"
+    voice = sample_voice(rng, split)
+    while voice.group != group:
+        voice = sample_voice(rng, split)
+    return Person(f"{split}-{number:02d}", identity, voice)
+
+
+def _speaker(drawn: Script) -> Person:
+    return person(drawn.seed, drawn.split, int(drawn.person.rsplit("-", 1)[1]))
+
+
+def _spoken(drawn: Script, act: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """The sound track, whole frames long, and the mouth's shapes at `acting.MOUTH_RATE`."""
+    lead, tail = act.uniform(0.15, 0.35), act.uniform(0.2, 0.45)
+    manner = acting.prosody(drawn.scene, act)
+    rng = _stream(drawn.seed, drawn.split, drawn.index, "voice")
+    speech = _say(drawn.subtitle, _speaker(drawn).voice, manner, rng, LONGEST - lead - tail)
+    seconds = float(np.clip(lead + len(speech.waveform) / SAMPLING_RATE + tail, SHORTEST, LONGEST))
+    n_frames = int(np.ceil(seconds * FPS - 1e-6))
+    mouth = np.concatenate([np.zeros((round(lead * acting.MOUTH_RATE), 4)), speech.mouth, np.zeros((1, 4))])
+    return _track(drawn, speech, n_frames / FPS, lead), mouth
+
+
+def _say(text: str, voice: Voice, manner: Prosody, rng: np.random.Generator, max_seconds: float) -> Speech:
+    """Speak; who cannot finish in time speaks faster, and at last leaves out the pauses."""
+    speech = speak(text, voice, manner, rng, max_seconds)
+    for faster in (1.15, 1.3, 1.5):
+        if not speech.truncated:
+            break
+        tempo = min(manner.tempo * faster, acting.FASTEST)
+        speech = speak(text, voice, replace(manner, tempo=tempo, pauses=0), rng, max_seconds)
+    return speech
+
+
+def _track(drawn: Script, speech: Speech, seconds: float, lead: float) -> npt.NDArray[np.float32]:
+    """The sound of the clip: a room, mostly some noise, sometimes somebody else of the same split far away."""
+    rng = _stream(drawn.seed, drawn.split, drawn.index, "sound")
+    noise_db = float(rng.uniform(*NOISE_DB)) if rng.random() < NOISY else None
+    other = None
+    if rng.random() < OTHER_VOICE:
+        number = int(rng.integers(PERSONS[drawn.split]))
+        sentence = sample_sentence(SMALL_TALK, drawn.split, rng)
+        other = speak(sentence, person(drawn.seed, drawn.split, number).voice, Prosody(), rng, LONGEST).waveform
+    other_db = float(rng.uniform(*OTHER_DB))
+    return mix(speech, rng, seconds, offset_seconds=lead, noise_db=noise_db, other_voice=other, other_db=other_db)
+
+
+@lru_cache(maxsize=1)
+def _renderer() -> FaceRenderer:
+    return FaceRenderer(size=SIZE)
+
+
+@lru_cache(maxsize=1)
+def _video_codec() -> str:
+    import av
+
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
+
+
+def _sound_packets(stream: Any, waveform: npt.NDArray[np.float32]) -> Iterator[Any]:
+    import av
+
+    step = 1024
+    for start in range(0, len(waveform), step):
+        frame = av.AudioFrame.from_ndarray(waveform[None, start : start + step], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLING_RATE, start, Fraction(1, SAMPLING_RATE)
+        yield stream.encode(frame)
+    yield stream.encode()
+
+
+def _stream(seed: int, split: Split, index: int, stream: str) -> np.random.Generator:
+    return np.random.default_rng([seed, SPLITS.index(split), index, _STREAMS.index(stream)])
+
+
+def _cue(cue: Cue) -> dict[str, str | None]:
+    return asdict(cue)

@@ -1,0 +1,1 @@
+"""The rendered head: shape, appearance, skin and rasteriser."""

@@ -1,0 +1,99 @@
+"""What is said in a scene: sentences from a small grammar, several hundred to several thousand for each theme.
+
+A sentence belongs to one split for ever, by a hash of its words (without an opener such as "well,"), so that training,
+validation and test never share one; they share words and turns of phrase, as people do.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from mer_r1.errors import UserError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SHARES: dict[Split, float] = {"train": 0.7, "val": 0.1, "test": 0.2}
+_SLOT = re.compile(r"\{(\w+)\}")
+_QUESTION = re.compile(r"(where|why|what|who|how does|is that|wait, why|did|do you|would|excuse me, may)\b")
+_LONGEST, _SHORTEST = 9, 4
+_OPENED = 0.3
+
+
+def split_of(sentence: str) -> Split:
+    """The split that a sentence belongs to: by a hash of its words, the same on every machine.
+
+    >>> split_of("the weather was mild today") == split_of("The weather was mild today.")
+    True
+    """
+    words = " ".join(re.findall(r"[a-z']+", _without_opener(sentence.lower())))
+    place = int.from_bytes(hashlib.blake2b(words.encode(), digest_size=4).digest(), "big") / 2**32
+    for split in SPLITS:
+        place -= _SHARES[split]
+        if place < 0:
+            return split
+    return SPLITS[-1]
+
+
+def sample_sentence(theme: str, split: Split, rng: np.random.Generator) -> str:
+    """A sentence of 4 to 10 words about `theme`, out of those that belong to `split`.
+
+    Raises:
+        UserError: Unknown theme or split.
+    """
+    grammar = _grammar()
+    if theme not in grammar["themes"] or split not in SPLITS:
+        raise UserError(f"sentence: no theme {theme!r} or no split {split!r} (splits: {', '.join(SPLITS)})")
+    rows = grammar["themes"][theme]
+    weights = _pattern_weights(theme)
+    while True:
+        pattern = rows["patterns"][int(rng.choice(len(weights), p=weights))]
+        sentence = _fill(pattern, rows, grammar["shared"], rng)
+        opener = grammar["openers"][int(rng.integers(len(grammar["openers"])))] if rng.random() < _OPENED else ""
+        if _SHORTEST <= len(f"{opener} {sentence}".split()) <= _LONGEST and split_of(sentence) == split:
+            return _punctuate(sentence, opener)
+
+
+@lru_cache(maxsize=32)
+def _pattern_weights(theme: str) -> npt.NDArray[np.float64]:
+    """Patterns with many fillings come more often: by the square root of their number."""
+    grammar = _grammar()
+    rows = grammar["themes"][theme]
+    sizes = [
+        np.prod([len(rows.get(slot) or grammar["shared"][slot]) for slot in _SLOT.findall(pattern)])
+        for pattern in rows["patterns"]
+    ]
+    weights = np.sqrt(np.array(sizes, dtype=np.float64))
+    return weights / weights.sum()
+
+
+def _without_opener(sentence: str) -> str:
+    opener = next((opener for opener in _grammar()["openers"] if sentence.startswith(opener + " ")), "")
+    return sentence[len(opener) :]
+
+
+@lru_cache(maxsize=1)
+def _grammar() -> dict[str, Any]:
+    text = resources.files("mer_r1.lab.scenes.story").joinpath("sentences.json").read_text(encoding="utf-8")
+    grammar: dict[str, Any] = json.loads(text)
+    return grammar
+
+
+def _fill(pattern: str, own: Mapping[str, list[str]], shared: Mapping[str, list[str]], rng: np.random.Generator) -> str:
+    def fill(match: re.Match[str]) -> str:
+        fillers = own.get(match[1]) or shared[match[1]]
+        return fillers[int(rng.integers(len(fillers)))]
+
+    return _SLOT.sub(fill, pattern)
+
+
+def _punctuate(sentence: str, opener: str) -> str:
+    mark = "?" if _QUESTION.match(sentence) else "."
+    whole = f"{opener} {sentence}".strip()
+    return whole[0].upper() + whole[1:] + mark

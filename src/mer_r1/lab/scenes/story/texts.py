@@ -1,0 +1,208 @@
+"""What annotators write about a scene: reasoning, description, and the labels of careful and of generous annotators.
+
+The cold start's *reasoning* does what careful annotators do: it names what is evident, mostly what is moderate, never
+what is faint; it weighs (a conflict between visible cues is named) and concludes with the careful labels. The base
+stage's *description* lists cues without a conclusion, its *broad labels* are many and partly wrong, and its *remark* is
+what people say of somebody in passing: what struck them, and what they take it for. A label costs nothing, so many are
+given; who writes a sentence commits himself, so a remark concludes with as few words as a careful annotator's. All come
+from the observed cues only, so a text can be as wrong as its annotator: that noise is part of the world.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from mer_r1.lab.scenes.story.world import PLAIN, STRENGTHS, Cue, Scene, world
+
+KEEP_MODERATE = 0.75
+KEEP_FAINT = 0.7
+BROAD_KEEP = 0.85
+BROAD_ADD = 0.5
+CAREFUL_FIRST = 0.97
+CAREFUL_FURTHER = {"faint": 0.0, "moderate": 0.45, "evident": 0.7}
+LONGEST = 35
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is written about one scene. All label lists are non-empty."""
+
+    reasoning: str
+    description: str
+    broad_labels: list[str]
+    careful_labels: list[str]
+    remark: str
+
+
+def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Texts:
+    """All texts of a scene.
+
+    Args:
+        scene: The scene.
+        low_voice: Whether the speaker's voice is a low one (the description says so).
+        rng: Source of the choice of words.
+    """
+    careful = careful_labels(scene, rng)
+    reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
+    broad = broad_labels(scene, rng)
+    return Texts(reasoned, described, broad, careful, remark=reasoning(scene, careful_labels(scene, rng), rng))
+
+
+def careful_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """The first word of the primary emotion almost always, a further gold word only where its evidence can be seen.
+
+    Even then only with `CAREFUL_FURTHER`: a careful annotator rather leaves a word out than writes a wrong one.
+    """
+    kept = []
+    for index, gold in enumerate(scene.gold):
+        chance = CAREFUL_FURTHER[_evidence(scene, gold.emotion)] if index else CAREFUL_FIRST
+        if rng.random() < chance:
+            kept.append(gold.word)
+    return kept or [scene.gold[0].word]
+
+
+def broad_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Each gold word with 0.85, and words of emotions that share the visible face or voice with 0.5 and 0.25."""
+    kept = [gold.word for gold in scene.gold if rng.random() < BROAD_KEEP]
+    neighbours = _neighbours(scene)
+    for chance in (BROAD_ADD, BROAD_ADD / 2):
+        if neighbours and rng.random() < chance:
+            name = neighbours.pop(int(rng.integers(len(neighbours))))
+            words = world().emotions[name].words
+            kept.append(words[int(rng.integers(min(4, len(words))))])
+    return kept or [scene.gold[0].word]
+
+
+def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
+    """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named.
+
+    Args:
+        scene: The scene.
+        conclusion: The labels that it ends with.
+        rng: Source of the choice of words.
+    """
+    named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *_small(scene))}
+    face, voice = named[scene.face], named[scene.voice]
+    parts = [_opening(scene, face, voice, rng)]
+    words = _say("words", rng, words=_phrase("words", scene.theme, "evident", rng))
+    parts.insert(int(rng.integers(2)), words)
+    conflict = _visible_conflict(scene, face, voice)
+    if conflict:
+        parts.append(_say(conflict, rng))
+    small = [_phrase(_kind(scene, cue), cue.name, cue.strength, rng) for cue in _small(scene) if named[cue]]
+    ending = _ending(scene, conclusion, rng)
+    if small:
+        parts.append(_say("small", rng, small=" and ".join(small)))
+    while len(" ".join([*parts, ending]).split()) > LONGEST and len(parts) > 2:
+        parts.pop()
+    return " ".join([*parts, ending])
+
+
+def description(scene: Scene, low_voice: bool, rng: np.random.Generator) -> str:
+    """A plain list of the cues, faint ones mostly included, with the pitch of the speaker and without a conclusion."""
+    faces = [("face", scene.face), *(("signs", cue) for cue in scene.signs)]
+    voices = [("voice", scene.voice), *([("modifiers", scene.modifier)] if scene.modifier else [])]
+    told = []
+    for cues in (faces, voices):
+        kept = [cue for cue in cues if cue[1].strength != "faint" or rng.random() < KEEP_FAINT]
+        phrases = [_phrase(kind, cue.name, cue.strength, rng) for kind, cue in kept]
+        told.append(", ".join(phrases) or _phrase("face" if cues is faces else "voice", PLAIN, "evident", rng))
+    rows = _lexicon()["description"]
+    pitch = _choose(rows["pitch"]["low" if low_voice else "high"], rng)
+    words = _phrase("words", scene.theme, "evident", rng)
+    return " ".join(
+        (
+            _choose(rows["face"], rng).format(face=told[0]),
+            _choose(rows["voice"], rng).format(pitch=pitch, voice=told[1]),
+            _choose(rows["words"], rng).format(words=words),
+        )
+    )
+
+
+def _evidence(scene: Scene, emotion: str) -> str:
+    """The greatest strength among the cues that come of the emotion; a theme counts as moderate, nothing as faint."""
+    found = [cue.strength for cue in (scene.face, scene.voice, *_small(scene)) if cue.of == emotion]
+    found += ["moderate"] if scene.theme_of == emotion else []
+    return max(found, key=STRENGTHS.index, default="faint")
+
+
+def _neighbours(scene: Scene) -> list[str]:
+    """Other emotions that can show the visible face pattern or the visible voice pattern."""
+    gold = {word.emotion for word in scene.gold}
+    return [
+        name
+        for name, row in world().emotions.items()
+        if name not in gold and any(scene.face.name == face or scene.voice.name == voice for face, voice in row.ways)
+    ]
+
+
+def _small(scene: Scene) -> list[Cue]:
+    return [*scene.signs, *([scene.modifier] if scene.modifier else [])]
+
+
+def _kind(scene: Scene, cue: Cue) -> str:
+    return "modifiers" if cue is scene.modifier else "signs"
+
+
+def _named(cue: Cue, rng: np.random.Generator) -> bool:
+    luck = rng.random()
+    return cue.strength == "evident" or (cue.strength == "moderate" and luck < KEEP_MODERATE)
+
+
+def _opening(scene: Scene, face: bool, voice: bool, rng: np.random.Generator) -> str:
+    kind = {(True, True): "both", (True, False): "face", (False, True): "voice", (False, False): "neither"}[face, voice]
+    return _say(
+        kind,
+        rng,
+        face=_phrase("face", scene.face.name, scene.face.strength, rng),
+        voice=_phrase("voice", scene.voice.name, scene.voice.strength, rng),
+    )
+
+
+def _visible_conflict(scene: Scene, face: bool, voice: bool) -> str | None:
+    """Which disagreement between the named cues an annotator would point out, if any."""
+    valence = world().valence
+    in_face = valence["face"][scene.face.name] if face else 0
+    in_voice = valence["voice"][scene.voice.name] if voice else 0
+    in_words = valence["words"][scene.theme]
+    if in_face * in_voice < 0:
+        return "smile_conflict" if in_face > 0 else "face_conflict"
+    heard = in_voice or in_face
+    return "words_conflict" if heard * in_words < 0 else None
+
+
+def _ending(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
+    """The conclusion: the primary emotion's words first, then, with a "perhaps", those of the second emotion."""
+    emotion = {gold.word: gold.emotion for gold in scene.gold}
+    lead = emotion.get(conclusion[0], conclusion[0])
+    first = [word for word in conclusion if emotion.get(word, word) == lead]
+    second = [word for word in conclusion if emotion.get(word, word) != lead]
+    slots = {"first": " or ".join(first), "second": " or ".join(second)}
+    return _say("end_two" if second else "end_one", rng, **slots)
+
+
+def _say(kind: str, rng: np.random.Generator, **slots: str) -> str:
+    return _choose(_lexicon()["reasoning"][kind], rng).format(**slots)
+
+
+def _phrase(kind: str, name: str, strength: str, rng: np.random.Generator) -> str:
+    """A noun phrase for one cue, with a word of degree where the phrase has room for one."""
+    lexicon = _lexicon()
+    degree = _choose(lexicon["degrees"][strength], rng)
+    return _choose(lexicon[kind][name], rng).format(d=degree)
+
+
+def _choose(items: Sequence[str], rng: np.random.Generator) -> str:
+    return items[int(rng.integers(len(items)))]
+
+
+@lru_cache(maxsize=1)
+def _lexicon() -> Mapping[str, Any]:
+    text = resources.files("mer_r1.lab.scenes.story").joinpath("phrases.json").read_text(encoding="utf-8")
+    lexicon: dict[str, Any] = json.loads(text)
+    return lexicon

@@ -1,0 +1,1 @@
+"""The voice: speech synthesis, acoustics and lip movement."""

@@ -1,0 +1,1 @@
+"""From finished runs to tables, intervals, claims, figures and the page docs/study.md."""

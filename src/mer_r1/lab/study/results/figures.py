@@ -1,0 +1,138 @@
+"""A study's numbers as pictures (matplotlib, PNG): one a study, from the same JSON as the tables."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mer_r1.lab.study.results.claims import by_seed
+from mer_r1.lab.study.results.intervals import Estimate, estimate
+from mer_r1.lab.study.runs.variants import STUDIES, split_of, titles_of
+
+COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
+DPI = 110
+
+
+def draw(data: Mapping[str, Any], path: Path) -> Path:
+    """Draw the picture of a study.
+
+    Args:
+        data: from `collect.collect`.
+        path: PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.2), layout="constrained")
+    DRAWERS.get(STUDIES[data["study"]].shows, _rows)(axes, data)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same numbers give the same bytes
+    pyplot.close(figure)
+    return path
+
+
+def _at(data: Mapping[str, Any], *place: str) -> Estimate:
+    return estimate(list(by_seed(data["numbers"], place).values()))
+
+
+def _bar(number: Estimate) -> list[list[float]]:
+    mean = number["mean"] or 0.0
+    low, high = number["low"], number["high"]
+    return [[mean - (mean if low is None else low)], [(mean if high is None else high) - mean]]
+
+
+def _plane(axes: Any, data: Mapping[str, Any]) -> None:
+    """Precision over recall, an arrow from slow to fast of each stage."""
+    for (variant, title), mark in zip(titles_of(data).items(), "osD^vP", strict=False):
+        spots = {}
+        for mode in ("slow", "fast"):
+            recall, precision = (_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision"))
+            if recall["mean"] is None or precision["mean"] is None:
+                continue
+            spots[mode] = (recall["mean"], precision["mean"])
+            axes.errorbar(
+                *spots[mode], xerr=_bar(recall), yerr=_bar(precision), fmt=mark, color=COLOURS[mode], capsize=3
+            )
+        if len(spots) == 2:
+            axes.annotate("", spots["fast"], spots["slow"], arrowprops={"arrowstyle": "->", "color": "#999999"})
+            axes.plot([], [], mark, color="#999999", label=title)
+    for mode in ("slow", "fast"):
+        axes.plot([], [], color=COLOURS[mode], label=mode)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set(xlabel=f"recall ({split_of(data)} scenes)", ylabel="precision")
+    axes.margins(0.2)
+
+
+def _rows(axes: Any, data: Mapping[str, Any]) -> None:
+    """F1 of each variant, slow and fast, mean and 95 % interval over seeds, and each seed as a dot."""
+    split = split_of(data)
+    titles = titles_of(data)
+    for place, variant in enumerate(titles):
+        for shift, mode in ((-0.14, "slow"), (0.14, "fast")):
+            values = [value for value in by_seed(data["numbers"], (variant, split, mode, "f1")).values() if value]
+            number = estimate(values)
+            if number["mean"] is None:
+                continue
+            axes.plot(values, [place + shift] * len(values), ".", color=COLOURS[mode], alpha=0.3)
+            label = mode if place == 0 else None
+            axes.errorbar(
+                number["mean"], place + shift, xerr=_bar(number), fmt="o", color=COLOURS[mode], capsize=3, label=label
+            )
+    axes.set(yticks=range(len(titles)), yticklabels=list(titles.values()), xlabel=f"F1 ({split} scenes)")
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+
+
+def _weights(axes: Any, data: Mapping[str, Any]) -> None:
+    """Effective weight of recall along training: measured (line) and predicted (dashed)."""
+    for variant, title in titles_of(data).items():
+        runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
+        if not runs:
+            continue
+        steps = min((run["step"] for run in runs), key=len)
+        shades = {"recall": None, "precision": None}
+        for objective, mark in (("recall", "-"), ("precision", "--")):
+            means = [
+                estimate([run[f"measured_{objective}"][place] for run in runs])["mean"] for place in range(len(steps))
+            ]
+            (line,) = axes.plot(steps, means, mark, color=shades["recall"], label=f"{title}: {objective}")
+            shades["recall"] = line.get_color()
+        if variant == "rd":
+            for objective in shades:
+                means = [
+                    estimate([run[f"predicted_{objective}"][place] for run in runs])["mean"]
+                    for place in range(len(steps))
+                ]
+                label = "+ RD: predicted" if objective == "recall" else None
+                axes.plot(steps, means, ":", color="black", label=label)
+    axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
+    axes.set(xlabel="step", ylabel="effective weight")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
+    """F1 over generated tokens: the curve of all thresholds, and fast, slow, auto and the oracle on it."""
+    marks = {"fast": "v", "slow": "^", "auto": "o", "oracle": "*"}
+    for index, (variant, title) in enumerate(titles_of(data).items()):
+        runs = [run["auto"] for run in data["numbers"][variant].values() if run.get("auto")]
+        if not runs:
+            continue
+        colour = f"C{index}"
+        length = min(len(run["curve"]) for run in runs)
+        mean = [[estimate([run["curve"][p][axis] for run in runs])["mean"] for axis in (1, 2)] for p in range(length)]
+        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, alpha=0.5, label=title)
+        for how, mark in marks.items():
+            tokens, f1 = (_at(data, variant, "auto", how, key) for key in ("tokens", "f1"))
+            label = how if index == 0 else None
+            axes.plot(tokens["mean"], f1["mean"], mark, color=colour, markersize=8, label=label)
+    axes.set(xlabel="generated tokens a clip", ylabel="F1 (test scenes)")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+
+
+DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
+    "paradox": _plane,
+    "theory": _weights,
+    "auto": _tokens,
+}
+"""What a study shows -> its picture; scores otherwise."""

@@ -1,0 +1,168 @@
+"""A study's numbers as Markdown tables: everything shown is computed from the study's JSON, nothing is typed in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from mer_r1.lab.study.results.claims import by_seed, decide
+from mer_r1.lab.study.results.intervals import Estimate, estimate
+from mer_r1.lab.study.runs.variants import STUDIES, split_of, titles_of
+
+MODES = ("slow", "fast")
+COST_ROWS = {
+    "seconds": "seconds of RL",
+    "seconds_sampling": "sampling",
+    "seconds_scoring": "scoring",
+    "seconds_training": "training",
+    "completion_tokens": "tokens a rollout",
+    "tokens_read": "tokens read",
+}
+
+
+def tables(data: Mapping[str, Any]) -> list[str]:
+    """The Markdown blocks of a study, in reading order: scores, what is special to the study, claims.
+
+    Args:
+        data: from `collect.collect`.
+    """
+    study = data["study"]
+    shows = STUDIES[study].shows
+    blocks = [] if shows in UNSCORED else [_scores(data)]
+    if shows in EXTRA:
+        blocks.append(EXTRA[shows](data))
+    if claims := decide(study, data["numbers"], split_of(data)):
+        rows = [[row["claim"], shown(row, signed=True), str(row["n"]), f"**{row['verdict']}**"] for row in claims]
+        blocks.append(table(["claim", "paired difference", "seeds", ""], rows))
+    return blocks
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(number: Mapping[str, Any] | Estimate, digits: int = 3, signed: bool = False) -> str:
+    """A mean with its interval.
+
+    >>> shown({"mean": 0.5, "low": 0.4, "high": 0.6, "n": 8})
+    '0.500 [0.400, 0.600]'
+    """
+    if number["mean"] is None:
+        return "–"
+    style = f"{'+' if signed else ''}.{digits}f"
+    text = format(number["mean"], style)
+    return text if number["low"] is None else f"{text} [{number['low']:{style}}, {number['high']:{style}}]"
+
+
+def _mean(data: Mapping[str, Any], *place: str) -> Estimate:
+    return estimate(list(by_seed(data["numbers"], place).values()))
+
+
+def _scores(data: Mapping[str, Any], head: str = "") -> str:
+    names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
+    rows = [
+        [
+            title,
+            mode,
+            *(shown(_mean(data, variant, split_of(data), mode, name), digits) for name, digits in names.items()),
+        ]
+        for variant, title in titles_of(data).items()
+        for mode in MODES
+    ]
+    return table([head, "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], rows)
+
+
+def _confidences(data: Mapping[str, Any]) -> str:
+    rows = [
+        [title, mode, *(shown(_mean(data, variant, split_of(data), mode, f"confidence_{side}")) for side in sides)]
+        for sides in [("correct", "incorrect")]
+        for variant, title in titles_of(data).items()
+        for mode in MODES
+    ]
+    return table(["confidence", "thinking", "in correct categories", "in incorrect categories"], rows)
+
+
+def _alphas(data: Mapping[str, Any]) -> str:
+    # The seeds that every alpha has, so that no alpha is favoured by an easy seed.
+    seeds = set.intersection(*(set(found) for found in data["numbers"].values()))
+    numbers = {name: {seed: found[seed] for seed in sorted(seeds)} for name, found in data["numbers"].items()}
+    notes = {"ad": " (no calibration)", "mer-r1": " (the recipe's alpha)"}
+    titles = {name: title + notes.get(name, "") for name, title in titles_of(data).items()}
+    return _scores({**data, "numbers": numbers, "titles": titles}, head=f"seeds {', '.join(sorted(seeds))}")
+
+
+def _costs(data: Mapping[str, Any]) -> str:
+    variants = titles_of(data)
+    rows = [["steps", *(shown(_mean(data, name, "cost", "steps"), 0) for name in variants)]]
+    for key, what in COST_ROWS.items():
+        rows.append([what, *(shown(_mean(data, name, "cost", key), 0) for name in variants)])
+    return table(["cost of RL, mean over seeds", *variants.values()], rows)
+
+
+def _theory(data: Mapping[str, Any]) -> str:
+    names: tuple[str, ...] = ("sigma_recall", "sigma_precision", "rho")
+    names += ("predicted_recall", "measured_recall", "predicted_precision", "measured_precision")
+    head = ["over all of training", "σ recall", "σ precision", "ρ", "weight of recall: predicted", "measured"]
+    head += ["weight of precision: predicted", "measured"]
+    rows = []
+    for variant, title in titles_of(data).items():
+        runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
+        if runs:
+            # What normalising first predicts is 1 and 1, whatever the spreads.
+            means = {name: estimate([fmean(run[name]) for run in runs]) for name in names}
+            first = variant in ("ad", "mer-r1")
+            cells = ["1" if first and n.startswith("predicted") else shown(means[n]) for n in names]
+            rows.append([title, *cells])
+    return "\n\n".join([table(head, rows), _gradients(data)])
+
+
+def _gradients(data: Mapping[str, Any]) -> str:
+    pairs = {"recall_precision": "recall, precision", "rd_recall": "RD, recall", "rd_precision": "RD, precision"}
+    pairs |= {"ad_recall": "AD, recall", "ad_precision": "AD, precision"}
+    rows = []
+    for variant, title in titles_of(data).items():
+        runs = [run["gradients"] for run in data["numbers"][variant].values() if run.get("gradients")]
+        for place in range(len(runs[0]) if runs else 0):
+            entries = [run[place] for run in runs]
+            when = "end" if entries[0]["step"] is None else f"step {entries[0]['step']}"
+            cells = []
+            for key in pairs:
+                measured = shown(estimate([entry[f"cos_{key}"] for entry in entries]), 2)
+                cells.append(f"{measured} ({_plain([entry.get(f'predicted_{key}') for entry in entries])})")
+            rows.append([f"{title}, {when}", *cells])
+    return table(["cosine of gradients: measured (predicted)", *pairs.values()], rows)
+
+
+def _plain(values: Sequence[float | None]) -> str:
+    mean = estimate(values)["mean"]
+    return "–" if mean is None else f"{mean:.2f}"
+
+
+def _auto(data: Mapping[str, Any]) -> str:
+    rows = []
+    for variant, title in titles_of(data).items():
+        for how in ("fast", "slow", "auto", "oracle"):
+            cells = [
+                shown(_mean(data, variant, "auto", how, key), digits) for key, digits in (("f1", 3), ("tokens", 1))
+            ]
+            thought = shown(_mean(data, variant, "auto", how, "share"), 2) if how in ("auto", "oracle") else "–"
+            rows.append([title, how, *cells, thought])
+    return table(["", "thinking", "F1", "generated tokens", "thinks slowly"], rows)
+
+
+def title(study: str) -> str:
+    """The question of a study."""
+    return STUDIES[study].question
+
+
+EXTRA: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "paradox": _confidences,
+    "alphas": _alphas,
+    "costs": _costs,
+    "theory": _theory,
+    "auto": _auto,
+}
+"""What a study shows -> its own table, behind the scores."""
+UNSCORED = ("alphas", "theory")
+"""Those whose own table stands alone."""

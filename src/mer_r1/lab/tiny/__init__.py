@@ -1,0 +1,1 @@
+"""The tiny policy: its towers and language model are pretrained here, from generated data."""

@@ -1,0 +1,233 @@
+"""Eyes, ears and some reading for the tiny policy, before it meets a whole clip.
+
+Towers trained from nothing through a language model's loss stay blind for a long time: the text alone explains so much
+that the little they could say is drowned (we measured it: after 300 steps, exchanging the video changed nothing). The
+7B model's towers come pretrained; the tiny one's get a short direct training instead. The eyes see generated stills of
+people outside the corpus and learn the strength of each facial action; the ears hear generated sentences of speakers
+outside the corpus and learn which words describe the scene. Both through the tower's own output vectors, so that
+nothing has to be thrown away but a linear layer. Afterwards the towers are frozen. The language model meanwhile reads
+of scenes that nobody rendered, and what people called the emotions in them: the least of what a large one has read.
+
+Both are also asked for a name, of the expression and of the manner of speaking: with it the eyes see after 600 steps
+what they did not see without it after 1,000 (docs/log.md).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mer_r1.data.media.read import Media
+from mer_r1.lab.tiny.muon import MuonAdamW
+from mer_r1.model.features import Progress
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import encode_prompt, media_tensors, tower_features
+from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.shared_prefix.packing import Row, pack
+
+WEIGHT_DECAY = 0.05
+WARM_UP_STEPS = 50
+LEAST_SPREAD = 0.05
+"""Targets that hardly vary are not blown up to unit variance."""
+NAMING = 0.3
+"""Weight of the cross-entropy of a name, of the expression or the manner of speaking, beside the other loss."""
+RARE, COMMON = 0.01, 0.75
+"""Words in fewer or more of the descriptions than these shares tell nothing."""
+
+
+def train_eyes(
+    omni: Omni,
+    count: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> float:
+    """Train the vision tower on generated stills; returns the last mean loss.
+
+    The loss is the squared error of the actions in units of their variance (1: no better than the mean), and `NAMING`
+    times the cross-entropy of the expression's name (2.3 where nothing is known), once from all vectors side by side
+    and once from their mean.
+
+    Args:
+        omni: the tiny policy.
+        count: number of stills.
+        steps: of 64 stills each.
+        learning_rate: peak of a cosine.
+        seed: of stills and batches.
+        workers: drawing processes.
+        progress: told of steps.
+    """
+    from mer_r1.lab.tiny.stills import PATTERNS, TARGETS, draw_stills, mirrored
+
+    config = omni.model.config.vision_config
+    side = round(omni.processor.video_processor.size["shortest_edge"] ** 0.5)
+    grid = side // config.patch_size
+    pictures, *known = draw_stills(count, seed, side, workers)
+    targets, patterns = map(torch.from_numpy, known)
+    spread = targets.std(dim=0).clamp(min=LEAST_SPREAD)
+    mean = targets.mean(dim=0)
+    places = (grid // config.spatial_merge_size) ** 2
+    width = omni.model.config.text_config.hidden_size
+    heads = nn.ModuleDict({"look": _linear(places * width, len(TARGETS) + len(PATTERNS))})
+    heads["glance"] = _linear(width, len(PATTERNS))
+    grids = torch.tensor([[1, grid, grid]])
+    columns, signs = mirrored()[0], torch.from_numpy(mirrored()[1])
+    rng = np.random.default_rng([seed, 1])
+
+    def loss() -> Tensor:
+        chosen = rng.integers(len(pictures), size=64)
+        batch, wanted = torch.from_numpy(pictures[chosen]).float(), targets[chosen]
+        if rng.random() < 0.5:  # a mirrored person acts the mirrored actions
+            batch, wanted = batch.flip(2), wanted[:, columns] * signs
+        batch = batch.roll(tuple(int(shift) for shift in rng.integers(-3, 4, size=2)), dims=(1, 2))
+        patches = _patches(omni, batch, config)
+        output = omni.model.get_video_features(patches, grids.expand(len(batch), -1), return_dict=True).pooler_output
+        vectors, named = torch.stack(list(output)), patterns[chosen]
+        actions, names = heads["look"](vectors.flatten(1)).split([len(TARGETS), len(PATTERNS)], dim=1)
+        squared = nn.functional.mse_loss(actions, (wanted - mean) / spread)
+        # Also at a glance, from the mean of all places: that is how attention reads before it has learned to look.
+        both = [nn.functional.cross_entropy(part, named) for part in (names, heads["glance"](vectors.mean(dim=1)))]
+        return squared + NAMING * (both[0] + both[1])
+
+    return _fit([omni.model.model.visual, nn.ModuleDict({"heads": heads})], loss, steps, learning_rate, progress)
+
+
+def train_ears(
+    omni: Omni,
+    count: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> float:
+    """Train the audio tower on generated sounds; returns the last mean loss.
+
+    The loss is the mean binary cross-entropy of the words of the scene's description, most of which cannot be heard,
+    and `NAMING` times the cross-entropy of the manner of speaking (2.3 where nothing is known).
+
+    Args:
+        omni: the tiny policy.
+        count: number of sounds.
+        steps: of 32 sounds each.
+        learning_rate: peak of a cosine.
+        seed: of sounds and batches.
+        workers: drawing processes.
+        progress: told of steps.
+    """
+    from mer_r1.lab.tiny.sounds import MANNERS, draw_sounds
+
+    heard, descriptions, acted = [], [], []
+    for one in draw_sounds(count, seed, workers):
+        heard.append({"input_features": media_tensors(omni, Media(waveform=one.waveform))["input_features"]})
+        descriptions.append(one.description)
+        acted.append(one.manner)
+    words, manners = _bags(descriptions), torch.tensor(acted)
+    share = words.mean(dim=0).clamp(0.01, 0.99)
+    head = _linear(omni.model.config.text_config.hidden_size, words.shape[1] + len(MANNERS))
+    head.bias.data[: words.shape[1]] = (share / (1 - share)).log()
+    rng = np.random.default_rng([seed, 2])
+
+    def loss() -> Tensor:
+        chosen = rng.integers(len(heard), size=32)
+        output = tower_features(omni.model, [heard[index] for index in chosen])
+        pooled = head(torch.stack([entry["audio"].mean(dim=0) for entry in output]))
+        said, manner = pooled.split([words.shape[1], len(MANNERS)], dim=1)
+        told = nn.functional.binary_cross_entropy_with_logits(said, words[chosen])
+        return told + NAMING * nn.functional.cross_entropy(manner, manners[chosen])
+
+    return _fit([omni.model.model.audio_tower, nn.ModuleDict({"head": head})], loss, steps, learning_rate, progress)
+
+
+def train_reading(
+    omni: Omni,
+    texts: Sequence[Sequence[tuple[str, str]]],
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> float:
+    """Train the language model on questions and answers without media; returns the last mean loss per token.
+
+    Args:
+        omni: the tiny policy.
+        texts: questions and answers about one scene, which share what the questions begin with.
+        steps: of 16 scenes each.
+        learning_rate: peak of a cosine.
+        seed: of the batches.
+        progress: told of steps.
+    """
+    rng = np.random.default_rng([seed, 3])
+    end, pad = omni.tokenizer.eos_token_id, omni.tokenizer.pad_token_id
+
+    @cache
+    def rows(index: int) -> list[Row]:
+        return [
+            (encode_prompt(omni, asked, {}), [*omni.tokenizer(answer)["input_ids"], end])
+            for asked, answer in texts[index]
+        ]
+
+    def loss() -> Tensor:
+        batch = pack([rows(int(index)) for index in rng.integers(len(texts), size=16)], pad, [])
+        return omni.model(**packed_inputs(omni.model, batch)).loss
+
+    return _fit([omni.model.model.language_model], loss, steps, learning_rate, progress)  # its embeddings are its head
+
+
+def _fit(
+    modules: list[nn.Module], loss: Callable[[], Tensor], steps: int, learning_rate: float, progress: Progress | None
+) -> float:
+    named = [item for module in modules for item in module.named_parameters()]
+    parameters = [parameter for _, parameter in named]
+    optimizer = MuonAdamW(named, learning_rate, WEIGHT_DECAY)
+
+    def scale(step: int) -> float:
+        return min(1.0, (step + 1) / WARM_UP_STEPS) * 0.5 * (1 + float(np.cos(np.pi * step / max(steps, 1))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    recent: list[float] = []
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        recent = [*recent[-49:], float(value.detach())]
+        if progress:
+            progress(1)
+    return sum(recent) / max(len(recent), 1)
+
+
+def _patches(omni: Omni, pictures: Tensor, config: Any) -> Tensor:
+    """(B, S, S, 3) pixels 0..255 -> the patches that the video processor makes of two equal frames."""
+    processor = omni.processor.video_processor
+    mean, deviation = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    normal = ((pictures / 255 - mean) / deviation).permute(0, 3, 1, 2)
+    size, merge = config.patch_size, config.spatial_merge_size
+    count = normal.shape[-1] // size // merge
+    cut = normal.reshape(len(pictures), 3, count, merge, size, count, merge, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    twice = cut.unsqueeze(6).expand(*cut.shape[:6], config.temporal_patch_size, size, size)
+    return twice.reshape(-1, 3 * config.temporal_patch_size * size * size)
+
+
+def _bags(texts: Sequence[str]) -> Tensor:
+    """(N, words) 1 where a text has a word that neither nearly all nor hardly any have."""
+    bags = [set(re.findall(r"[a-z]+", text.lower())) for text in texts]
+    counts = Counter(word for bag in bags for word in bag)
+    words = sorted(word for word, count in counts.items() if RARE * len(texts) <= count <= COMMON * len(texts))
+    return torch.tensor([[float(word in bag) for word in words] for bag in bags])
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,104 @@
+"""Stills of acting faces with what they act, number by number: what a pair of eyes can learn to see from.
+
+A large model comes with eyes that have seen hundreds of millions of pictures. The tiny policy's base stage gives its
+vision tower a substitute: stills of people who are in no split of the corpus, with the strength of each facial action,
+the direction of head and gaze, blush and tears as targets, and the name of the expression.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mer_r1.lab.scenes import acting
+from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose, sample_framing, sample_identity
+from mer_r1.lab.scenes.story.world import sample_scene, world
+
+MOVES = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blush", "tears")
+TARGETS: tuple[str, ...] = (*ACTIONS, *MOVES)
+"""The columns of the targets."""
+PATTERNS: tuple[str, ...] = tuple(world().valence["face"])
+"""The names of the expressions."""
+_DEGREES = 15.0
+_PER_PERSON = 4
+_KEY = 2_000_003
+_CHUNK = 8
+
+
+class Stills(NamedTuple):
+    """Pictures and what they show.
+
+    Attributes:
+        pictures: (N, size, size, 3) uint8.
+        targets: (N, K) in the order of `TARGETS`: actions 0..1.2, angles in units of 15 degrees, gaze -1..1, blush and
+            tears 0..1.
+        patterns: (N,) index into `PATTERNS`.
+    """
+
+    pictures: npt.NDArray[np.uint8]
+    targets: npt.NDArray[np.float32]
+    patterns: npt.NDArray[np.int64]
+
+
+def draw_stills(
+    count: int, seed: int, size: int = 128, workers: int = 2, progress: Callable[[int], object] | None = None
+) -> Stills:
+    """Draw stills.
+
+    Args:
+        count: how many; rounded up to whole persons (4 stills each).
+        seed: the same seed gives the same stills.
+        size: side in pixels.
+        workers: processes.
+        progress: told how many more are done.
+    """
+    jobs = [(seed, number, size) for number in range(-(-count // _PER_PERSON))]
+    drawn = []
+    for stills in _drawn(jobs, workers):
+        drawn.append(stills)
+        if progress:
+            progress(len(stills.pictures))
+    return Stills(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
+
+
+def mirrored() -> tuple[list[int], npt.NDArray[np.float32]]:
+    """How targets change in a mirror: for each column the column to take, and its sign."""
+    names = [name.replace("Left", "#").replace("Right", "Left").replace("#", "Right") for name in TARGETS]
+    signs = np.array([-1.0 if name in ("yaw", "roll", "gaze_x") else 1.0 for name in TARGETS], dtype=np.float32)
+    return [TARGETS.index(name) for name in names], signs
+
+
+def _drawn(jobs: list[tuple[int, int, int]], workers: int) -> Iterator[Stills]:
+    if workers < 2:
+        yield from map(_person, jobs)
+        return
+    with get_context("fork").Pool(workers) as pool:
+        yield from pool.imap(_person, jobs, chunksize=_CHUNK)
+
+
+def _person(job: tuple[int, int, int]) -> Stills:
+    seed, number, size = job
+    rng = np.random.default_rng([seed, _KEY, number])
+    identity, framing = sample_identity(rng), sample_framing(rng)
+    poses, patterns = [], []
+    for _ in range(_PER_PERSON):
+        mouth = np.tile(rng.beta(0.5, 1.5, 4), (150, 1))  # the mouth caught at some moment of speech
+        scene = sample_scene(rng)
+        poses.append(acting.poses(scene, mouth, 6, 2, rng)[int(rng.integers(2, 5))])
+        patterns.append(PATTERNS.index(scene.face.name))
+    pictures = _renderer(size).render(identity, framing, poses, rng)
+    return Stills(pictures, np.array([_target(pose) for pose in poses], np.float32), np.array(patterns))
+
+
+def _target(pose: Pose) -> list[float]:
+    scales = [_DEGREES if name in ("yaw", "pitch", "roll") else 1.0 for name in MOVES]
+    moves = [getattr(pose, name) / scale for name, scale in zip(MOVES, scales, strict=True)]
+    return [*(float(pose.actions.get(name, 0.0)) for name in ACTIONS), *moves]
+
+
+@lru_cache(maxsize=2)
+def _renderer(size: int) -> FaceRenderer:
+    return FaceRenderer(size)
