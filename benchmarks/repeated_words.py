@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mer_r1.emotions.thinking import format_completion, parse, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.integrations import terms_of
+from mer_r1.integrations.environment import terms_of
 from mer_r1.lab.study.runs.gradients import chosen_clips
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.omni import load

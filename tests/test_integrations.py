@@ -27,7 +27,7 @@ from tiny_world import entry, media
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.integrations import chosen_method, gold_of, grouped_advantages, terms_of
+from mer_r1.integrations.environment import chosen_method, gold_of, grouped_advantages, terms_of
 from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rl.anchors import category_tokens
 from mer_r1.rl.calibration import Method, confidence, method_advantages

@@ -11,7 +11,7 @@ from mer_r1.cli.base import app, say
 @app.command("lmms-tasks")
 def lmms_tasks() -> None:
     """Print the folder with our tasks for lmms-eval, for its option --include_path."""
-    from mer_r1.lmms import TASKS_FOLDER
+    from mer_r1.integrations.lmms_eval import TASKS_FOLDER
 
     say(str(TASKS_FOLDER))
 
@@ -24,7 +24,7 @@ def lmms_answers(
     out: Annotated[Path, typer.Option(help="Folder for the prediction files.")],
 ) -> None:
     """Make prediction files of the answers that lmms-eval saved, for extract, score and eval."""
-    from mer_r1.lmms.answers import export_answers
+    from mer_r1.integrations.lmms_eval.answers import export_answers
 
     for path, count in export_answers(samples, out).items():
         say(f"{path}: {count} answers")

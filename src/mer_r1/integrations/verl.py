@@ -2,12 +2,13 @@
 
 `compute_score` is verl's custom reward function: it returns the weighted sum as `score`, and each objective beside it,
 which verl carries to the advantages as columns. verl hands columns to one estimator only, the one called `gdpo`, and so
-does ours: importing this file (`VERL_USE_EXTERNAL_MODULES=mer_r1.integrations.verl`) puts it in that place of verl's
-registry, and registers it as `mer_r1` too. Rows may come in any order: their `uid` says which belong together.
+does ours: importing this file (`VERL_USE_EXTERNAL_MODULES=mer_r1.integrations.verl`) puts it in that place
+of verl's registry, and registers it as `mer_r1` too. Rows may come in any order: their `uid` says which belong
+together.
 
 verl computes advantages where there is no model. So the calibration (method "mer-r1") needs its two terms as columns
 `delta_correct` and `delta_incorrect`, which a reward function of yours has to make with whatever runs the policy there
-(`integrations.terms_of` turns confidences into them). Without: "f1", "rd" or "ad".
+(`environment.terms_of` turns confidences into them). Without: "f1", "rd" or "ad".
 
 Written against verl 0.9.1 (`trainer/ppo/core_algos.py`, `trainer/ppo/ray_trainer.py`, `trainer/ppo/reward.py`,
 `experimental/agent_loop/agent_loop.py`). Its newer trainer (`trainer.use_v1`, the default) carries no columns at all:
@@ -25,7 +26,7 @@ from torch import Tensor
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.integrations import chosen_method, chosen_taxonomy, grouped_advantages
+from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, grouped_advantages
 from mer_r1.rl.calibration import Method
 from mer_r1.rl.rewards import score_completion
 

@@ -22,7 +22,7 @@ from mer_r1.emotions.metrics import MeanScores, mean_scores, wheel_scores
 from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.extract import labels_by_rule, sentiments_by_rule
-from mer_r1.lmms.documents import Document, wheels
+from mer_r1.integrations.lmms_eval.documents import Document, wheels
 
 logger = logging.getLogger(__name__)
 
