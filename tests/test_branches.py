@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mer_r1.model.omni.shared_prefix import continuation as module
 from tiny_world import some_prompts
 
 from mer_r1.model.prompts import collate, embed
+from mer_r1.model.shared_prefix import continuation as module
 from mer_r1.model.shared_prefix.continuation import Branches
 
 GROUP = 3

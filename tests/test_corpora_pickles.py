@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.corpora import pickles
+from mer_r1.data import npz as pickles
 from mer_r1.data.npz import load_plain, npz_keys, read_npz
 from mer_r1.errors import UserError
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import tone, write_media
 
+from mer_r1.data import check as checks
 from mer_r1.data.clip import KEYS, parse_row
 from mer_r1.data.manifest import (
     CheckReport,
@@ -22,7 +23,6 @@ from mer_r1.data.manifest import (
     usable_clips,
     write_manifest,
 )
-from mer_r1.data.manifest import check as checks
 from mer_r1.emotions import wheels as taxonomy
 from mer_r1.emotions.thinking import parse, question
 from mer_r1.errors import UserError

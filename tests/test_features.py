@@ -10,8 +10,9 @@ from media_samples import tone, write_media
 from mer_r1.data.manifest import Clip, read_manifest
 from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
+from mer_r1.model import features
 from mer_r1.model.features import FeatureCache
-from mer_r1.model.omni import features, load
+from mer_r1.model.omni import load
 from mer_r1.model.prompts import embed, encode_media, encode_prompt, media_tensors
 
 

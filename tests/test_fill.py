@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from mer_r1.cli import app
 from mer_r1.data.manifest import Clip, read_manifest, write_manifest
 from mer_r1.errors import UserError
+from mer_r1.model import features
 from mer_r1.model.absent_towers import absent
 from mer_r1.model.features import FeatureCache
-from mer_r1.model.omni import features, load
+from mer_r1.model.omni import load
 from mer_r1.training import fill_features as fill
 from mer_r1.training.fill_features import estimate, fill_share, require_room
 

@@ -16,7 +16,6 @@ import pytest
 import yaml
 from layouts import NINE, write_set
 from media_samples import tone, write_media
-from mer_r1.integrations.lmms_eval import answers, documents, scores
 from typer.testing import CliRunner
 
 from mer_r1.benchmarks.mer_unibench.gold import read_gold
@@ -31,7 +30,7 @@ from mer_r1.corpora.prepare import prepare
 from mer_r1.data.manifest import Clip, conversation, read_manifest, write_manifest
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.integrations.lmms_eval import TASKS_FOLDER
+from mer_r1.integrations.lmms_eval import TASKS_FOLDER, answers, documents, scores
 
 YAMLS = sorted(TASKS_FOLDER.rglob("*.yaml"))
 PINNED = "0.7.3"

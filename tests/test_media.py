@@ -16,11 +16,11 @@ import recordings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import quarters, tone, with_display_matrix, write_media
-from mer_r1.data.manifest.media import container as containers
-from mer_r1.data.manifest.media import read as media
-from mer_r1.data.manifest.media import track as tracks
 from recordings import muxed
 
+from mer_r1.data.media import container as containers
+from mer_r1.data.media import read as media
+from mer_r1.data.media import track as tracks
 from mer_r1.data.media.read import Media, MediaLimits, content_key, read_media
 from mer_r1.errors import UserError
 

@@ -309,7 +309,7 @@ def test_the_time_left_goes_by_this_run_only(monkeypatch):
 
 
 def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
-    from mer_r1.cli import unibench_view
+    from mer_r1.cli.benchmarks import mer_unibench_view as unibench_view
 
     monkeypatch.setattr(unibench_view, "LOG_SECONDS", 0.0)
     with caplog.at_level(logging.INFO), unibench_view.watching(quiet=False) as watch:

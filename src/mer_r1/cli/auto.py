@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mer_r1.cli.base import AsJson, Wheels, app, print_json, progress, say
+from mer_r1.cli.app import AsJson, Wheels, app, print_json, progress, say
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, app, print_json, progress, say
+from mer_r1.cli.app import AsJson, app, print_json, progress, say
 from mer_r1.errors import UserError
 
 SHOWN = 20

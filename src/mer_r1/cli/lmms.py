@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mer_r1.cli.base import app, say
+from mer_r1.cli.app import app, say
 
 
 @app.command("lmms-tasks")

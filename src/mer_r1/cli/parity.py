@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mer_r1.cli.base import AsJson, app, console, print_json, progress, say
+from mer_r1.cli.app import AsJson, app, console, print_json, progress, say
 from mer_r1.errors import UserError
 
 SHARE = 0.5

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import app, say
+from mer_r1.cli.app import app, say
 from mer_r1.lab.study.runs.variants import STUDIES
 
 study_app = typer.Typer(

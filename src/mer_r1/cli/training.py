@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import app, progress, say
+from mer_r1.cli.app import app, progress, say
 from mer_r1.errors import UserError
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

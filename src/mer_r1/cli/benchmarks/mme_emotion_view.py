@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.cli.base import console, print_json, say
+from mer_r1.cli.app import console, print_json, say
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, Wheels, console, print_json, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, console, print_json, say, score_app
 from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 

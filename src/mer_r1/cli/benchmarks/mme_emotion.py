@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, Think, Wheels, app, eval_app, print_json, progress, say, score_app, thinking_modes
-from mer_r1.cli.mme_view import match_labels, say_estimate, say_result, show, watching
+from mer_r1.cli.app import AsJson, Think, Wheels, app, eval_app, print_json, progress, say, score_app, thinking_modes
+from mer_r1.cli.benchmarks.mme_emotion_view import match_labels, say_estimate, say_result, show, watching
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mer_r1.cli.base import AsJson, Wheels, app, console, print_json, progress, say
+from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say
 from mer_r1.errors import UserError
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mer_r1.cli.base import AsJson, Wheels, app, console, print_json, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, say, score_app
 from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.cli.base import console, say
+from mer_r1.cli.app import console, say
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mer_unibench.ask import Pace, Watch

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, ThinkOrAuto, Wheels, app, console, print_json, progress, say, thinking_modes
+from mer_r1.cli.app import AsJson, ThinkOrAuto, Wheels, app, console, print_json, progress, say, thinking_modes
 from mer_r1.errors import UserError
 
 Threshold = Annotated[

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, Think, Wheels, eval_app, print_json, progress, thinking_modes
-from mer_r1.cli.unibench_view import say_beginning, show, watching
+from mer_r1.cli.app import AsJson, Think, Wheels, eval_app, print_json, progress, thinking_modes
+from mer_r1.cli.benchmarks.mer_unibench_view import say_beginning, show, watching
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.base import AsJson, Wheels, app, print_json, progress, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, app, print_json, progress, say, score_app
 from mer_r1.errors import UserError
 
 EXAMPLE_URL = "https://api.openai.com/v1"
