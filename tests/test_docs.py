@@ -71,17 +71,17 @@ def test_every_function_that_a_document_names_exists(path: Path) -> None:
 
 
 def test_missing_functions_would_be_found() -> None:
-    assert exists("calibration.Method.weights")
-    assert not exists("calibration.Method.weight")
+    assert exists("rl.calibration.Method.weights")
+    assert not exists("rl.calibration.Method.weight")
     assert references("`emotions.metrics.set_scores` `metrics.py` `no_module.name` `emotions.metrics.f()`") == [
-        "metrics.set_scores",
-        "metrics.f",
+        "emotions.metrics.set_scores",
+        "emotions.metrics.f",
     ]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids(DOCUMENTS))
 def test_every_test_that_a_document_names_exists(path: Path) -> None:
-    named = re.findall(r"`tests/(\w+\.py)::(\w+)`", prose(path))
+    named = re.findall(r"`tests/([\w/]+\.py)::(\w+)`", prose(path))
     wrong = [
         f"{file}::{test}"
         for file, test in named
@@ -257,7 +257,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids(DOCUMENTS))
 def test_every_file_that_is_named_exists(path: Path) -> None:
-    named = re.findall(r"`((?:src|tests|docs|recipes|benchmarks|\.ci)/[\w./-]+?)(?:::\w+)?`", prose(path))
+    named = re.findall(r"`((?:src|tests|docs|recipes|perf|\.ci)/[\w./-]+?)(?:::\w+)?`", prose(path))
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -6,7 +6,7 @@ features at the placeholders and hand on the true positions, the second with a p
 rollouts. What else is ours: sampling on one prompt KV cache per group (`rollout`), and the method's advantages in place
 of TRL's.
 
-The overridden methods are private to TRL, which is pinned; ``tests/test_trainer.py`` holds their contract.
+The overridden methods are private to TRL, which is pinned; ``tests/rl/test_trainer.py`` holds their contract.
 Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion tokens.
 """
 

@@ -8,7 +8,7 @@ With --room the sentences are heard in a room with noise, as in a clip.
 The tools have licences of their own, so they are no dependencies. In a throw-away environment:
 
     pip install opensmile praat-parselmouth espeakng-loader==0.2.4 scipy
-    PYTHONPATH=src python benchmarks/scene_voices.py --room
+    PYTHONPATH=src python perf/scene_voices.py --room
 """
 
 import argparse

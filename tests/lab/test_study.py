@@ -28,7 +28,7 @@ from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, chosen_studies
 from mer_r1.rl.calibration import Method
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "tiny.yaml"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "perf"))
 from step_arithmetic import Lengths, Model, Way, count
 
 SIZE = Lengths(prompts=1, group=4, prompt=1500, completion=300, fast=22, patches=0, mel_frames=0)

@@ -14,7 +14,7 @@ from mer_r1.training import recipe_files as config
 from mer_r1.training.recipe_files import SECTIONS, BuildRecipe, RLRecipe, SFTRecipe, read_recipe, shipped_recipe
 
 KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 ANYWHERE = ["use_cpu=true", "bf16=false", "output_dir=out"]
 
 

@@ -1,6 +1,6 @@
 """A made-up run folder with plausible numbers, to develop and test the report without training anything.
 
-`python tests/synthetic_run.py DIR` writes one and its report.
+`python tests/helpers/synthetic_run.py DIR` writes one and its report.
 """
 
 import json

@@ -1,6 +1,6 @@
 r"""A long run of RL: does memory stay flat, and does a killed and resumed run end where an uninterrupted one does?
 
-Run: python benchmarks/long_run.py --out runs/long \
+Run: python perf/long_run.py --out runs/long \
        --model runs/demo/sft/model --manifest runs/demo/scenes/manifest.jsonl
 
 Two runs of the same settings go side by side, a thread each. One is killed (SIGKILL) once it has passed `--kill-at`

@@ -28,7 +28,7 @@ from mer_r1.rl.rollout import Sampling, rollout
 from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.training.stage import run_sft
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "smollm2.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smollm2.yaml"
 TEXTS = ["The capital of France is", "Anger and joy: 2 + 37 = 39\n\n", "<|im_start|>user\nHow are you?<|im_end|>\n"]
 SMALL = TinyConfig(
     frame_size=56, patch_size=14, merge_size=2, vision_size=32, vision_layers=1, audio_size=32, audio_layers=1

@@ -1,6 +1,6 @@
 """Can an answer earn calibration by saying its word again? The terms of the same rollouts, first word repeated.
 
-Run: python benchmarks/repeated_words.py --model runs/study/runs/mer-r1-s0-.../model \
+Run: python perf/repeated_words.py --model runs/study/runs/mer-r1-s0-.../model \
          --manifest runs/study/scenes/corpus/manifest.jsonl
 
 A policy samples one rollout a clip. Of each its reasoning and its first word are kept, and the answer becomes that word

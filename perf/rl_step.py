@@ -1,7 +1,7 @@
 """What one RL step costs, ours against the straightforward way, and what each part of ours brings.
 
-Run: python benchmarks/rl_step.py                      the demo's lengths, and prompts of 1,000 tokens, on a CPU
-     python benchmarks/rl_step.py --size 7b            7B-shaped random weights, bf16, LoRA, on one GPU
+Run: python perf/rl_step.py                      the demo's lengths, and prompts of 1,000 tokens, on a CPU
+     python perf/rl_step.py --size 7b            7B-shaped random weights, bf16, LoRA, on one GPU
 
 One trainer on one model does the same step (sampling, scoring, reference, training) in several ways, which take turns:
 
@@ -31,7 +31,7 @@ import torch
 from peft import LoraConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 from step_arithmetic import Lengths, Way, count, of_model
 from tiny_world import WORDS, media
 

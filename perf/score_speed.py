@@ -5,8 +5,8 @@ twelve metrics (M1, M2, five wheels on two rings), as `mer-r1 score openset` doe
 Printed are wall and processor time of several runs, of a process that only prints its help, and where the time goes:
 the stages by themselves, and the functions that take most (under the profiler, which slows everything down).
 
-    PYTHONPATH=src python benchmarks/score_speed.py                       # the built-in wheels
-    PYTHONPATH=src python benchmarks/score_speed.py --wheels DIR          # the official tables
+    PYTHONPATH=src python perf/score_speed.py                       # the built-in wheels
+    PYTHONPATH=src python perf/score_speed.py --wheels DIR          # the official tables
 """
 
 import argparse

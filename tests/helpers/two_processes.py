@@ -1,6 +1,6 @@
 """Runs a list of stages, in this process alone or as one of several: what `test_processes.py` starts twice.
 
-    torchrun --standalone --nproc_per_node 2 tests/two_processes.py jobs.json
+    torchrun --standalone --nproc_per_node 2 tests/helpers/two_processes.py jobs.json
 
 A job says which stage, its settings, and whether its sampling is *seeded by row*: the random number of a token is then
 a function of step, clip, place in the group and place in the completion, so that a row is sampled the same in whichever

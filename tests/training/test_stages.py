@@ -19,7 +19,8 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.lab.tiny import build
 from mer_r1.lab.tiny.build import run_build
-from mer_r1.model.omni import Settings, features, load
+from mer_r1.model import features
+from mer_r1.model.omni import Settings, load
 from mer_r1.training import stage as train
 from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 from mer_r1.training.stage import examples, run_rl, run_sft, select_clips

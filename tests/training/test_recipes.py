@@ -14,7 +14,7 @@ from mer_r1.model.omni import load
 from mer_r1.training import stage as train
 from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SFT, RL = RECIPES / "qwen2.5-omni-sft.yaml", RECIPES / "qwen2.5-omni-rl.yaml"
 HERE = ["use_cpu=true", "bf16=false"]
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))

@@ -301,7 +301,7 @@ def run(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("lmms-run")
     names = {documents.DATA: data, "HF_DATASETS_CACHE": out / "hf", "XDG_CACHE_HOME": out / "cache"}
     settings = {name: value for name, value in os.environ.items() if name not in (documents.WHEELS, documents.ABSOLUTE)}
-    script = Path(__file__).with_name("lmms_stub.py")
+    script = Path(__file__).parents[1] / "helpers" / "lmms_stub.py"
     done = subprocess.run(
         [sys.executable, str(script), str(TASKS_FOLDER), str(out)],
         env={**settings, **{name: str(value) for name, value in names.items()}},
