@@ -66,8 +66,9 @@ def train(args: argparse.Namespace) -> None:
     """One run, or the rest of it, with its memory written down."""
     from transformers import TrainerCallback
 
-    from mer_r1.training.recipe_files import RLRecipe, read_recipe
-    from mer_r1.training.stage import run_rl
+    from mer_r1.training.recipe_files import read_recipe
+    from mer_r1.training.recipes import RLRecipe
+    from mer_r1.training.rl_stage import run_rl
 
     class Memory(TrainerCallback):
         def on_step_end(self, recipe, state, control, **kwargs) -> None:

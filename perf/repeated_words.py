@@ -13,14 +13,15 @@ from pathlib import Path
 
 from mer_r1.emotions.thinking import format_completion, parse, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.integrations.environment import terms_of
 from mer_r1.lab.study.runs.gradients import chosen_clips
 from mer_r1.model.features import FeatureCache
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
-from mer_r1.rl.anchors import answer_tokens, category_tokens
-from mer_r1.rl.calibration import Method, confidence
-from mer_r1.rl.rollout import Sampling, anchor_rows, rescore, rollout
+from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
+from mer_r1.rl.calibration import confidence
+from mer_r1.rl.method import Method
+from mer_r1.rl.rollout import anchor_rows, rescore, rollout
 
 
 def main() -> None:

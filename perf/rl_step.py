@@ -37,16 +37,18 @@ from tiny_world import WORDS, media
 
 from mer_r1.emotions.thinking import FAST_PREFILL, format_completion, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.model.omni import load, tiny
-from mer_r1.model.prompts import collate, embed, encode_media, encode_prompt, media_tensors
+from mer_r1.model.generation import Sampling
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import collate, encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.continuation import backbone
-from mer_r1.model.tiny import TinyConfig
+from mer_r1.model.tiny import TinyConfig, tiny
+from mer_r1.model.tower_outputs import embed, encode_media
 from mer_r1.rl import rollout as rollout_module
 from mer_r1.rl.anchors import answer_tokens
-from mer_r1.rl.calibration import Method, category_probabilities
-from mer_r1.rl.rollout import Sampling
+from mer_r1.rl.calibration import category_probabilities
+from mer_r1.rl.method import Method
 from mer_r1.rl.trainer import MERR1Trainer
-from mer_r1.training.recipe_files import RLRecipe
+from mer_r1.training.recipes import RLRecipe
 from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
 FILLER = "The lips curl up, the brows are low, the voice is bright and loud and the words complain about the day."

@@ -27,7 +27,8 @@ import numpy as np
 from mediapipe.tasks import python as tasks
 from mediapipe.tasks.python import vision
 
-from mer_r1.lab.scenes.face.renderer import FaceRenderer, Pose, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.appearance import sample_framing, sample_identity
+from mer_r1.lab.scenes.face.renderer import FaceRenderer, Pose
 
 STILLS_PER_PERSON = 4
 ENLARGED = 3

@@ -113,7 +113,7 @@ def test_every_reading_of_ours_can_be_changed_where_the_map_says() -> None:
 
 
 def test_every_choice_of_the_method_is_on_the_map_and_in_the_recipe() -> None:
-    from mer_r1.rl.calibration import Method
+    from mer_r1.rl.method import Method
 
     text = prose(PAPER_MAP)
     settings = {"name": "method", "level": "confidence_level", "clip": "confidence_clip"}
@@ -148,7 +148,7 @@ def test_defaults_of_the_recipes_are_those_of_the_map() -> None:
 
 
 def test_defaults_of_the_recipe_are_those_of_the_method() -> None:
-    from mer_r1.rl.calibration import Method
+    from mer_r1.rl.method import Method
     from mer_r1.training import recipe_files as config
 
     bare = {item.name: item.default for item in dataclasses.fields(config.RLRecipe)}

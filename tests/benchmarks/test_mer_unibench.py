@@ -15,10 +15,9 @@ from mer_r1 import cli
 from mer_r1.benchmarks.mer_unibench.gold import Gold, read_gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers, Reading, read_predictions
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, Scoring, score_benchmark
-from mer_r1.benchmarks.mer_unibench.scores.audit import Side
+from mer_r1.benchmarks.mer_unibench.scores.audit import Side, audit_replies
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words, stray_labels
 from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean, best_checkpoint, official_score
-from mer_r1.benchmarks.mer_unibench.scores.sentiments import audit_replies
 from mer_r1.benchmarks.mer_unibench.scores.tally import interval, resampled, sentiment_tally, word_tally
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named, nine_way_mean
 from mer_r1.benchmarks.mer_unibench.tables import OVMERD_COLUMNS, render, score_tables

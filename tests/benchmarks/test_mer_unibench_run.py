@@ -20,20 +20,20 @@ from mer_r1 import cli
 from mer_r1.benchmarks.mer_unibench import ask as asking
 from mer_r1.benchmarks.mer_unibench import run
 from mer_r1.benchmarks.mer_unibench.ask import Pace, collect, readable_part
-from mer_r1.benchmarks.mer_unibench.gold import read_gold
-from mer_r1.benchmarks.mer_unibench.manifests import find_manifests, scored_clips
+from mer_r1.benchmarks.mer_unibench.gold import find_manifests, read_gold, scored_clips
 from mer_r1.benchmarks.mer_unibench.report import Scoring
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.base import Checkpoint, answered, fingerprint, unanswered
+from mer_r1.evaluation.answerers.base import answered, fingerprint, unanswered
+from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.predict import predict
 from mer_r1.evaluation.records import read_records
-from mer_r1.rl.rollout import Sampling
+from mer_r1.model.generation import Sampling
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 CLIPS = 3

@@ -35,8 +35,10 @@ from mer_r1.benchmarks.mme_emotion.judging.stages import (
 )
 from mer_r1.benchmarks.mme_emotion.scores.official import score_field
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
-from mer_r1.data.manifest import Clip, write_manifest
-from mer_r1.data.media.read import MediaLimits, read_media
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import write_manifest
+from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
@@ -640,7 +642,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):
     from mer_r1.evaluation import predict as module
-    from mer_r1.rl.rollout import Sampling
+    from mer_r1.model.generation import Sampling
 
     asked = []
     original = module.encode_prompt

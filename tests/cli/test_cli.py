@@ -408,7 +408,7 @@ def test_evaluate_and_score_again_without_the_model(run, corpus, taught_folder, 
 def test_a_printed_path_can_be_copied(run, monkeypatch, tmp_path):
     """Neither broken at the terminal's width nor read as markup."""
     folder = tmp_path / ("long" * 30) / "[bold]model"
-    monkeypatch.setattr("mer_r1.training.stage.run_sft", lambda recipe, advance: folder)
+    monkeypatch.setattr("mer_r1.training.sft_stage.run_sft", lambda recipe, advance: folder)
     status, out, _ = run("sft", "output_dir=out", "use_cpu=true", "bf16=false")
     assert (status, out) == (0, f"model: {folder}\n")
     monkeypatch.setattr("mer_r1.evaluation.report.write_report", lambda run_dir, out: folder)

@@ -21,7 +21,8 @@ from recordings import muxed
 from mer_r1.data.media import container as containers
 from mer_r1.data.media import read as media
 from mer_r1.data.media import track as tracks
-from mer_r1.data.media.read import Media, MediaLimits, content_key, read_media
+from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.read import Media, content_key, read_media
 from mer_r1.errors import UserError
 
 LEVEL_TOLERANCE = 3

@@ -20,11 +20,14 @@ from mer_r1.evaluation.answer import FIRST_ANSWER_TOKENS, answer, trimmed
 from mer_r1.evaluation.auto_predict import evaluate_auto, predict_auto
 from mer_r1.evaluation.predict import predict
 from mer_r1.evaluation.records import Record, read_records, rescore
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Settings, load
-from mer_r1.rl.calibration import Method
-from mer_r1.rl.rollout import Rollouts, Sampling
-from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
-from mer_r1.training.stage import examples, run_rl, run_sft
+from mer_r1.rl.method import Method
+from mer_r1.rl.rollout import Rollouts
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import RLRecipe, SFTRecipe
+from mer_r1.training.rl_stage import run_rl
+from mer_r1.training.sft_stage import examples, run_sft
 
 SLOW, FAST = ThinkingMode.SLOW, ThinkingMode.FAST
 WHOLE = format_twice(["happy"], "A smile.", ["happy", "proud"])

@@ -25,7 +25,8 @@ from mer_r1.evaluation.labels.files import label_rows, read_predictions, sentime
 from mer_r1.evaluation.labels.replies import clean_reply, list_parse_row, llm_reply_row, read_labels, read_sentiment
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Reply
-from mer_r1.evaluation.llm.client import Client, Retries
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.responses import Retries
 
 QUICK = Retries(attempts=2, first_wait=0, longest_wait=0)
 PROSE = "The woman laughs, so she may well be happy."

@@ -19,8 +19,8 @@ from llm_server import Answer, Call, Server, as_json, breaks_off, hangs_up, no_c
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache, reply_key, without_media
 from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, ChatPrompt, Decoding, Prices, Usage
-from mer_r1.evaluation.llm.client import Client, Retries
-from mer_r1.evaluation.llm.responses import backoff, read_reply, retry_after
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.responses import Retries, backoff, read_reply, retry_after
 
 KEY = "sk-" + "planted-0123456789abcdef"
 QUICK = Retries(attempts=4, first_wait=0.01, longest_wait=0.02)

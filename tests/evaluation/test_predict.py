@@ -7,7 +7,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
@@ -17,7 +18,8 @@ from mer_r1.evaluation.predict import RECORDS_FILE, encode_clip, evaluate_model,
 from mer_r1.evaluation.records import Record, read_records
 from mer_r1.evaluation.summary import derange
 from mer_r1.model.features import FeatureCache
-from mer_r1.rl.rollout import Rollouts, Sampling
+from mer_r1.model.generation import Sampling
+from mer_r1.rl.rollout import Rollouts
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
 GREEDY = Sampling(24, 0.0, seed=0)

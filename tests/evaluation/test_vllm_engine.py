@@ -13,9 +13,10 @@ from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.base import Checkpoint
+from mer_r1.evaluation.answerers.checkpoint import Checkpoint
+from mer_r1.evaluation.answerers.vllm import EngineModel
 from mer_r1.evaluation.llm.chat import Decoding
-from mer_r1.rl.vllm.engine import EngineModel, id_difference, media_of
+from mer_r1.rl.vllm.engine import id_difference, media_of
 
 BOTH = list(ThinkingMode)
 

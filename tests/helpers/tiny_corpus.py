@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from media_samples import tone, write_media
 
-from mer_r1.data.manifest import Clip, write_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import write_manifest
 
 GOLD = [
     ("happy",),

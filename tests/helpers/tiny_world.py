@@ -6,8 +6,10 @@ import torch
 from mer_r1.data.media.read import Media
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.model.omni import Omni, TinyConfig, tiny
-from mer_r1.model.prompts import Prompt, collate, embedded, encode_media, encode_prompt, media_tensors
+from mer_r1.model.omni import Omni
+from mer_r1.model.prompts import Prompt, collate, encode_prompt, media_tensors
+from mer_r1.model.tiny import TinyConfig, tiny
+from mer_r1.model.tower_outputs import embedded, encode_media
 
 WORDS = ("happy", "sad", "angry", "afraid", "surprised", "proud", "bored", "ashamed")
 SMALL = TinyConfig(

@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 from mer_r1.rl import rollout
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.training import stage as train
-from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import RLRecipe, SFTRecipe
 
 STAGES = {"sft": (SFTRecipe, "run_sft"), "rl": (RLRecipe, "run_rl")}
 

@@ -27,10 +27,12 @@ from mer_r1.benchmarks.mme_emotion.scores.label_match import label_report
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.cli import app
 from mer_r1.corpora.prepare import prepare
-from mer_r1.data.manifest import Clip, conversation, read_manifest, write_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.integrations.lmms_eval import TASKS_FOLDER, answers, documents, scores
+from mer_r1.model.prompts import conversation
 
 YAMLS = sorted(TASKS_FOLDER.rglob("*.yaml"))
 PINNED = "0.7.3"

@@ -27,11 +27,13 @@ from tiny_world import entry, media
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.integrations.environment import chosen_method, gold_of, grouped_advantages, terms_of
+from mer_r1.integrations.environment import chosen_method, gold_of, grouped_advantages
+from mer_r1.model.generation import Sampling
 from mer_r1.model.prompts import encode_prompt, media_tensors
-from mer_r1.rl.anchors import category_tokens
-from mer_r1.rl.calibration import Method, confidence, method_advantages
-from mer_r1.rl.rollout import Sampling, rollout
+from mer_r1.rl.anchors import category_tokens, terms_of
+from mer_r1.rl.calibration import confidence
+from mer_r1.rl.method import Method, method_advantages
+from mer_r1.rl.rollout import rollout
 
 SWIFT = {
     # ms_swift-4.6.0: swift/rlhf_trainers/grpo_trainer.py, swift/rlhf_trainers/utils.py

@@ -22,7 +22,8 @@ from mer_r1.lab.scenes.face import appearance as looks
 from mer_r1.lab.scenes.face import head as heads
 from mer_r1.lab.scenes.face import raster
 from mer_r1.lab.scenes.face import skin as paint
-from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.appearance import sample_framing, sample_identity
+from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose
 
 SIZE = 96
 PEOPLE = (0, 1, 2)

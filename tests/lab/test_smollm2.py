@@ -21,12 +21,14 @@ from mer_r1.lab.tiny.build import run_build
 from mer_r1.lab.tiny.smollm2 import pretrained, smollm2
 from mer_r1.model.families import QWEN25
 from mer_r1.model.features import FeatureCache
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
 from mer_r1.model.tiny import TinyConfig
-from mer_r1.rl.rollout import Sampling, rollout
-from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
-from mer_r1.training.stage import run_sft
+from mer_r1.rl.rollout import rollout
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
+from mer_r1.training.sft_stage import run_sft
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smollm2.yaml"
 TEXTS = ["The capital of France is", "Anger and joy: 2 + 37 = 39\n\n", "<|im_start|>user\nHow are you?<|im_end|>\n"]

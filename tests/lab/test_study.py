@@ -26,7 +26,7 @@ from mer_r1.lab.study.runs.jobs import Job, Options, plan, settings_of
 from mer_r1.lab.study.runs.schedule import DONE_FILE, is_done, run_jobs
 from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, chosen_studies
-from mer_r1.rl.calibration import Method
+from mer_r1.rl.method import Method
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "recipes" / "tiny.yaml"

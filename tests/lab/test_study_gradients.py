@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_world import entry, media
 
-from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs import gradients, worker

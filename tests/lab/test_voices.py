@@ -14,8 +14,9 @@ pytest.importorskip("espeakng_loader", reason="espeakng-loader, the speech synth
 
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.voice import acoustics
+from mer_r1.lab.scenes.voice.acoustics import NOISES
 from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS, mouth_curve
-from mer_r1.lab.scenes.voice.speech import NOISES, VARIANTS, Prosody, Speech, Voice, mix, sample_voice, speak
+from mer_r1.lab.scenes.voice.speech import VARIANTS, Prosody, Speech, Voice, mix, sample_voice, speak
 
 TEXT = "We are moving to another town in the summer."
 VOICES = (

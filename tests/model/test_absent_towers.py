@@ -12,7 +12,8 @@ from mer_r1.model.absent_towers import AbsentTower, absent, drop_towers, restore
 from mer_r1.model.features import FeatureCache, tower_fingerprint
 from mer_r1.model.omni import load
 from mer_r1.training import stage as train
-from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import RLRecipe, SFTRecipe
 
 COMMON = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"]
 COMMON += ["save_strategy=no", "max_steps=2", "learning_rate=1e-3"]

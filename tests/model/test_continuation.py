@@ -4,9 +4,10 @@ import pytest
 import torch
 from tiny_world import some_prompts
 
-from mer_r1.model.prompts import collate, embed
+from mer_r1.model.prompts import collate
 from mer_r1.model.shared_prefix import continuation as module
 from mer_r1.model.shared_prefix.continuation import Branches
+from mer_r1.model.tower_outputs import embed
 
 GROUP = 3
 EXACT = {"atol": 2e-5, "rtol": 0}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from mer_r1.model.shared_prefix.decode_cache import RoomyLayer, with_room
+from mer_r1.model.shared_prefix.continuation import RoomyLayer, with_room
 
 
 def filled(layers=2, tokens=3):

@@ -14,23 +14,19 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.model.families import FAMILIES, QWEN3, QWEN25, audio_tokens, family_of
 from mer_r1.model.features import FeatureCache
-from mer_r1.model.omni import load, tiny
-from mer_r1.model.prompts import (
-    IGNORE,
-    collate,
-    embed,
-    embedded,
-    encode_media,
-    encode_prompt,
-    media_tensors,
-    placeholder_ids,
-)
+from mer_r1.model.generation import Sampling
+from mer_r1.model.omni import load
+from mer_r1.model.prompts import IGNORE, collate, encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack
-from mer_r1.rl.rollout import Sampling, rollout
+from mer_r1.model.tiny import tiny
+from mer_r1.model.tower_outputs import embed, embedded, encode_media, placeholder_ids
+from mer_r1.rl.rollout import rollout
 from mer_r1.training import stage as train
-from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
-from mer_r1.training.stage import run_rl, run_sft
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import RLRecipe, SFTRecipe
+from mer_r1.training.rl_stage import run_rl
+from mer_r1.training.sft_stage import run_sft
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 SIZES = replace(SMALL, vision_layers=2, num_layers=3)

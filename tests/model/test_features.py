@@ -7,13 +7,15 @@ import pytest
 import torch
 from media_samples import tone, write_media
 
-from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
 from mer_r1.model import features
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.omni import load
-from mer_r1.model.prompts import embed, encode_media, encode_prompt, media_tensors
+from mer_r1.model.prompts import encode_prompt, media_tensors
+from mer_r1.model.tower_outputs import embed, encode_media
 
 
 @pytest.fixture(scope="module")

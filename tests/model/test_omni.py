@@ -12,8 +12,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError
-from mer_r1.model.omni import SPECIAL_TOKENS, Omni, Settings, TinyConfig, load, tiny
-from mer_r1.model.prompts import collate, embed, encode_prompt, media_tensors
+from mer_r1.model.families import QWEN25
+from mer_r1.model.omni import Omni, Settings, load
+from mer_r1.model.prompts import collate, encode_prompt, media_tensors
+from mer_r1.model.tiny import TinyConfig, tiny
+from mer_r1.model.tower_outputs import embed
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
 
@@ -72,9 +75,9 @@ def test_settings_and_the_frame_size_come_back(omni, loaded):
 
 def test_token_ids_come_back(omni, loaded):
     config = loaded.model.config
-    for name, token in SPECIAL_TOKENS.items():
+    for name, token in QWEN25.tokens.items():
         assert loaded.tokenizer.convert_tokens_to_ids(token) == omni.tokenizer.convert_tokens_to_ids(token), name
-    special = {name: omni.tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
+    special = {name: omni.tokenizer.convert_tokens_to_ids(token) for name, token in QWEN25.tokens.items()}
     assert config.video_token_id == special["video_token"]
     assert config.audio_token_id == special["audio_token"]
     assert config.vision_start_token_id == special["vision_bos_token"]  # undeclared in the library, read by it
@@ -114,7 +117,7 @@ def test_a_completion_ends_with_the_chats_own_token(omni):
 
 def test_every_media_token_is_forbidden_and_no_end_is(omni):
     forbidden = set(omni.forbidden_ids)
-    for token in (*SPECIAL_TOKENS.values(), "<|im_start|>", "<|endoftext|>"):
+    for token in (*QWEN25.tokens.values(), "<|im_start|>", "<|endoftext|>"):
         assert omni.tokenizer.convert_tokens_to_ids(token) in forbidden, token
     assert not forbidden & set(omni.eos_ids)
     ordinary = omni.tokenizer("<think> happy </think>", add_special_tokens=False)["input_ids"]
@@ -123,7 +126,7 @@ def test_every_media_token_is_forbidden_and_no_end_is(omni):
 
 def test_special_tokens_are_one_token_each_and_spelled_back(omni, loaded):
     for policy in (omni, loaded):
-        for token in (*SPECIAL_TOKENS.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        for token in (*QWEN25.tokens.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>"):
             (only,) = policy.tokenizer(token, add_special_tokens=False)["input_ids"]
             assert policy.tokenizer.decode([only], skip_special_tokens=False) == token
             assert policy.tokenizer.decode([only], skip_special_tokens=True) == ""

@@ -10,12 +10,13 @@ from tiny_corpus import write_corpus
 from tiny_world import entry, media, tiny_omni
 
 from mer_r1.errors import UserError
-from mer_r1.model.prompts import IGNORE, Prompt, collate, embed, embedded, encode_prompt, media_tensors, placeholder_ids
+from mer_r1.model.prompts import IGNORE, Prompt, collate, encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.attention import packed_inputs, visible
 from mer_r1.model.shared_prefix.packing import PADDING, PREFIX, group_rows, pack, shared_length
-from mer_r1.training.recipe_files import SFTRecipe
+from mer_r1.model.tower_outputs import embed, embedded, placeholder_ids
+from mer_r1.training.recipes import SFTRecipe
+from mer_r1.training.sft_stage import run_sft
 from mer_r1.training.sft_trainer import MERSFTTrainer
-from mer_r1.training.stage import run_sft
 
 A, V = 90, 91  # placeholders
 QUESTIONS = ("Weigh face, voice and words.", "Weigh all.", "What do you see and hear?")

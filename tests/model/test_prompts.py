@@ -10,20 +10,12 @@ from hypothesis import strategies as st
 from tiny_world import entry, media
 
 from mer_r1.emotions.thinking import question
-from mer_r1.model.omni import SPECIAL_TOKENS
-from mer_r1.model.prompts import (
-    IGNORE,
-    collate,
-    embed,
-    encode_media,
-    encode_prompt,
-    media_tensors,
-    num_tokens,
-    tower_features,
-)
+from mer_r1.model.families import QWEN25
+from mer_r1.model.prompts import IGNORE, collate, encode_prompt, media_tensors, num_tokens
+from mer_r1.model.tower_outputs import embed, encode_media, tower_features
 
 CHANNELS = {"both": (True, True), "video": (True, False), "audio": (False, True), "text": (False, False)}
-SPELLED = (*SPECIAL_TOKENS.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+SPELLED = (*QWEN25.tokens.values(), "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
 def raw_logits(omni, prompts, raws, completions):

@@ -8,9 +8,8 @@ import pytest
 from mer_r1.emotions import wheels as taxonomy
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.two_answers import format_twice
-from mer_r1.rl.baselines import AnswerReward, TwiceFormatReward, reward_function, set_accuracy
-from mer_r1.rl.calibration import OBJECTIVES, Method
-from mer_r1.rl.rewards import f1_reward
+from mer_r1.rl.method import OBJECTIVES, Method
+from mer_r1.rl.rewards import AnswerReward, TwiceFormatReward, f1_reward, reward_function, set_accuracy
 
 WHEELS = taxonomy.builtin()
 GOLD = ["happy", "afraid"]

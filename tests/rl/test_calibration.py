@@ -16,14 +16,12 @@ from mer_r1.rl.advantages import group_normalise, normalise_then_sum, sum_then_n
 from mer_r1.rl.calibration import (
     LOG_FLOOR,
     CategoryTokens,
-    Method,
-    Space,
     calibration_terms,
     category_probabilities,
     confidence,
-    method_advantages,
     partition_mean,
 )
+from mer_r1.rl.method import Method, Space, method_advantages
 
 NAN = math.nan
 H = math.sqrt(0.5)  # the advantages of a pair of rollouts are -H and H

@@ -8,11 +8,13 @@ from tiny_world import entry, media, some_prompts
 
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.model.prompts import collate, embed, encode_prompt, media_tensors
+from mer_r1.model.generation import Sampling
+from mer_r1.model.prompts import collate, encode_prompt, media_tensors
+from mer_r1.model.tower_outputs import embed
 from mer_r1.rl import rollout as module
 from mer_r1.rl.anchors import answer_tokens, category_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
-from mer_r1.rl.rollout import Sampling, fast_prompt, rollout
+from mer_r1.rl.rollout import fast_prompt, rollout
 
 GROUP = 4
 EXACT = {"atol": 1e-5, "rtol": 0}

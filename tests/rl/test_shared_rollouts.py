@@ -15,12 +15,13 @@ from trl import GRPOTrainer
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import load
-from mer_r1.model.prompts import embed, encode_prompt
+from mer_r1.model.prompts import encode_prompt
 from mer_r1.model.shared_prefix.attention import flash_sequences
 from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
-from mer_r1.rl.calibration import Method
+from mer_r1.model.tower_outputs import embed
+from mer_r1.rl.method import Method
 from mer_r1.rl.trainer import MERR1Trainer
-from mer_r1.training.recipe_files import RLRecipe
+from mer_r1.training.recipes import RLRecipe
 from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
 CLIPS, GROUP = 3, 3

@@ -14,9 +14,9 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rl import rollout
-from mer_r1.rl.calibration import Method, method_advantages
+from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.trainer import MERR1Trainer
-from mer_r1.training.recipe_files import RLRecipe
+from mer_r1.training.recipes import RLRecipe
 
 CLIPS = 8
 GROUP = 4

@@ -27,10 +27,11 @@ from mer_r1.emotions.thinking import FAST_PREFILL, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.model.features import FeatureCache
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
 from mer_r1.rl.anchors import category_tokens
-from mer_r1.rl.rollout import Sampling, fast_prompt, rollout
+from mer_r1.rl.rollout import fast_prompt, rollout
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.rl.vllm import colocated as vllm_generation
 from mer_r1.rl.vllm import rollouts as rollout_vllm
@@ -38,8 +39,10 @@ from mer_r1.rl.vllm.colocated import BANNED, Asked, Colocated, Completion, OmniG
 from mer_r1.rl.vllm.engine import start, unexpanded, weight_name
 from mer_r1.rl.vllm.rollouts import VllmRollouts, request_of
 from mer_r1.rl.vllm.server import Served
-from mer_r1.training.recipe_files import RLRecipe, read_recipe
-from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS, run_rl
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import RLRecipe
+from mer_r1.training.rl_stage import run_rl
+from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
 GROUP = 2
 CLOSE = {"atol": 2e-6, "rtol": 0}

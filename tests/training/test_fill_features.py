@@ -12,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
-from mer_r1.data.manifest import Clip, read_manifest, write_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.errors import UserError
 from mer_r1.model import features
 from mer_r1.model.absent_towers import absent

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
 from mer_r1.training import stage as train
-from mer_r1.training.recipe_files import SFTRecipe, read_recipe
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import SFTRecipe
 
 GROUP = 4
 ALIKE = {"rtol": 0, "atol": 2e-6}

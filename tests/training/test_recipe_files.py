@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from mer_r1.errors import UserError
-from mer_r1.model.omni import TinyConfig
-from mer_r1.rl.calibration import Method
+from mer_r1.model.tiny import TinyConfig
+from mer_r1.rl.method import Method
 from mer_r1.training import recipe_files as config
-from mer_r1.training.recipe_files import SECTIONS, BuildRecipe, RLRecipe, SFTRecipe, read_recipe, shipped_recipe
+from mer_r1.training.recipe_files import SECTIONS, read_recipe, shipped_recipe
+from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 
 KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))

@@ -12,7 +12,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
 from mer_r1.training import stage as train
-from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SFT, RL = RECIPES / "qwen2.5-omni-sft.yaml", RECIPES / "qwen2.5-omni-rl.yaml"

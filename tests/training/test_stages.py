@@ -13,7 +13,8 @@ import pytest
 import torch
 from tiny_world import WORDS
 
-from mer_r1.data.manifest import Clip, read_manifest, write_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
@@ -22,8 +23,11 @@ from mer_r1.lab.tiny.build import run_build
 from mer_r1.model import features
 from mer_r1.model.omni import Settings, load
 from mer_r1.training import stage as train
-from mer_r1.training.recipe_files import BuildRecipe, RLRecipe, SFTRecipe, read_recipe
-from mer_r1.training.stage import examples, run_rl, run_sft, select_clips
+from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
+from mer_r1.training.rl_stage import run_rl
+from mer_r1.training.sft_stage import examples, run_sft
+from mer_r1.training.stage import select_clips
 
 EVERYWHERE = [
     "use_cpu=true",

@@ -26,7 +26,7 @@ def threshold(
     from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
     from mer_r1.evaluation.predict import evaluate_model
     from mer_r1.evaluation.records import read_records
-    from mer_r1.rl.rollout import Sampling
+    from mer_r1.model.generation import Sampling
 
     with progress("answer", None, quiet=as_json) as advance:
         file = evaluate_model(

@@ -35,11 +35,11 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Report every broken row and every broken file of a manifest."""
-    from mer_r1.data.manifest import check_manifest
+    from mer_r1.data.check import check_manifest
     from mer_r1.emotions.wheels import load
 
     with progress("check", None, quiet=as_json) as advance:
-        report = check_manifest(manifest, taxonomy=load(wheels), workers=workers, progress=advance)
+        report = check_manifest(manifest, is_known=load(wheels).knows, workers=workers, progress=advance)
     if not report.n_rows:
         raise UserError(f"{manifest}: no rows, expected a JSON object a line")
     if as_json:

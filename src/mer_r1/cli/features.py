@@ -28,7 +28,7 @@ def features(
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
     from mer_r1.training import fill_features as fill
-    from mer_r1.training.recipe_files import DataFields
+    from mer_r1.training.recipes import DataFields
     from mer_r1.training.stage import features_folder, select_clips
 
     chosen = DataFields(

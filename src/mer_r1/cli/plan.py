@@ -50,7 +50,8 @@ def plan(
 
 
 def _recipe(config: Path, stage: str | None, overrides: list[str]) -> tuple[Any, str]:
-    from mer_r1.training.recipe_files import RLRecipe, SFTRecipe, read_recipe
+    from mer_r1.training.recipe_files import read_recipe
+    from mer_r1.training.recipes import RLRecipe, SFTRecipe
 
     told = [*overrides, "use_cpu=true", "bf16=false"]  # this machine need not be the one that is planned for
     if not any(word.lstrip("-").startswith("output_dir") for word in overrides):

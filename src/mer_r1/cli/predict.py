@@ -35,11 +35,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model about clips: labels, wheel categories, reasoning, confidences."""
-    from mer_r1.data.manifest import Clip
+    from mer_r1.data.clip import Clip
     from mer_r1.emotions.wheels import load as load_wheels
     from mer_r1.evaluation.predict import predict as ask
+    from mer_r1.model.generation import Sampling
     from mer_r1.model.omni import load
-    from mer_r1.rl.rollout import Sampling
 
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")
@@ -94,7 +94,7 @@ def evaluate(
     if model is not None:
         from mer_r1.evaluation.auto_predict import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
-        from mer_r1.rl.rollout import Sampling
+        from mer_r1.model.generation import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}

@@ -35,7 +35,8 @@ def build(
         say(f"model: {out}")
         return
     from mer_r1.lab.tiny.build import run_build
-    from mer_r1.training.recipe_files import BuildRecipe, read_recipe
+    from mer_r1.training.recipe_files import read_recipe
+    from mer_r1.training.recipes import BuildRecipe
 
     chosen = [f"text={text}"] if text else []
     _stage(run_build, read_recipe(BuildRecipe, config, [*chosen, *context.args]))
@@ -47,8 +48,9 @@ def sft(
     config: Config = None,
 ) -> None:
     """Cold start: supervised training on slow-format reasoning."""
-    from mer_r1.training.recipe_files import SFTRecipe, read_recipe
-    from mer_r1.training.stage import run_sft
+    from mer_r1.training.recipe_files import read_recipe
+    from mer_r1.training.recipes import SFTRecipe
+    from mer_r1.training.sft_stage import run_sft
 
     _stage(run_sft, read_recipe(SFTRecipe, config, context.args))
 
@@ -59,8 +61,9 @@ def rl(
     config: Config = None,
 ) -> None:
     """Reinforcement learning: method=f1, rd, ad or mer-r1, and the calibration choices."""
-    from mer_r1.training.recipe_files import RLRecipe, read_recipe
-    from mer_r1.training.stage import run_rl
+    from mer_r1.training.recipe_files import read_recipe
+    from mer_r1.training.recipes import RLRecipe
+    from mer_r1.training.rl_stage import run_rl
 
     _stage(run_rl, read_recipe(RLRecipe, config, context.args))
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.corpora.dialogue import DIALOGUE_SETS
 from mer_r1.corpora.folder import Folder
+from mer_r1.corpora.labelled import DIALOGUE_SETS, SENTIMENT_SETS
 from mer_r1.corpora.layout import DataSet
 from mer_r1.corpora.mer import MER_SETS, OPEN_SETS, TRAINING_SETS
 from mer_r1.corpora.mme_emotion import MME_EMOTION
-from mer_r1.corpora.sentiment import SENTIMENT_SETS
 from mer_r1.corpora.tables import DEFAULT_ENCODING
 from mer_r1.data.clip import Clip, path_problem
 from mer_r1.data.manifest import write_manifest

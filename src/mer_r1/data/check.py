@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.data.clip import Clip, manifest_rows
-from mer_r1.data.media.read import MediaLimits, read_media
-from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
 
 Progress = Callable[[int, int], Any]
@@ -151,7 +151,7 @@ class CheckReport:
 def check_manifest(
     path: Path | str,
     *,
-    taxonomy: Taxonomy | None = None,
+    is_known: Callable[[str], bool] | None = None,
     workers: int | None = None,
     limits: MediaLimits | None = None,
     progress: Progress | None = None,
@@ -161,7 +161,7 @@ def check_manifest(
 
     Args:
         path: the manifest.
-        taxonomy: if given, gold labels are looked up: a row with none on any wheel is broken, single ones are noted.
+        is_known: whether a label can be placed; a row with none that can is broken, single labels are noted.
         workers: processes; all cores if None, 1 reads here.
         limits: how much of each file is read.
         progress: told of each clip whose files have been read.
@@ -180,7 +180,7 @@ def check_manifest(
     clips = [clip for _, clip in sound_rows]
     probes = probe_clips(clips, limits, workers, progress)
     for (number, clip), probe in zip(sound_rows, probes, strict=True):
-        unplaced = _unplaced(clip, taxonomy)
+        unplaced = _unplaced(clip, is_known)
         problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
         if unplaced and len(unplaced) == len(clip.labels or ()):
             problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
@@ -216,8 +216,5 @@ def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe
         }
 
 
-def _unplaced(clip: Clip, taxonomy: Taxonomy | None) -> list[str]:
-    if taxonomy is None or clip.labels is None:
-        return []
-    wheels = range(len(taxonomy.wheels))
-    return [label for label in clip.labels if not any(taxonomy.sector(label, wheel) for wheel in wheels)]
+def _unplaced(clip: Clip, is_known: Callable[[str], bool] | None) -> list[str]:
+    return [label for label in clip.labels or () if is_known and not is_known(label)]

@@ -9,26 +9,11 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Literal
 
-from mer_r1.data.check import CheckReport, Progress, check_manifest, probe_clips
 from mer_r1.data.clip import SPLITS, Clip, manifest_rows, parse_row
-from mer_r1.data.media.read import MediaLimits
-from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError, shown
-
-__all__ = [
-    "CheckReport",
-    "Clip",
-    "check_manifest",
-    "conversation",
-    "read_manifest",
-    "to_rows",
-    "usable_clips",
-    "write_manifest",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -103,101 +88,6 @@ def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = 
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-
-
-def conversation(
-    clip: Clip,
-    style: Literal["full", "short"] = "full",
-    *,
-    has_picture: bool | None = None,
-    has_sound: bool | None = None,
-) -> list[dict[str, Any]]:
-    """The prompt of a clip in TRL's conversational form: what is shown, what is heard, then the question.
-
-    Picture and sound are separate parts (not audio-in-video), each only where the clip has it.
-
-    Args:
-        clip: the clip.
-        style: wording of the question, see `thinking.question`.
-        has_picture: whether the files hold a picture (`Media.frames is not None`). None goes by the row: yes if it
-            names a video.
-        has_sound: likewise for sound. None goes by the row: yes if it names an audio or a video file.
-    """
-    parts: list[dict[str, Any]] = []
-    if clip.video is not None if has_picture is None else has_picture:
-        parts.append({"type": "video"})
-    if (clip.audio is not None or clip.video is not None) if has_sound is None else has_sound:
-        parts.append({"type": "audio"})
-    parts.append({"type": "text", "text": question(clip.subtitle, style)})
-    return [{"role": "user", "content": parts}]
-
-
-def to_rows(
-    clips: Iterable[Clip], style: Literal["full", "short"] = "full", *, completions: bool = False
-) -> list[dict[str, Any]]:
-    """Rows for `datasets.Dataset.from_list`: columns prompt, labels, clip_id and, for SFT, completion.
-
-    Args:
-        clips: annotated clips.
-        style: wording of the question.
-        completions: add the slow completion (reasoning, then gold labels) that SFT learns.
-
-    Raises:
-        UserError: a clip without labels, or, with `completions`, without a reasoning text.
-    """
-    rows = []
-    for clip in clips:
-        if clip.labels is None:
-            raise UserError(f"clip {clip.id}: labels: got null, training needs gold labels")
-        row = {"prompt": conversation(clip, style), "labels": list(clip.labels), "clip_id": clip.id}
-        if completions:
-            if not clip.reasoning:
-                raise UserError(f"clip {clip.id}: reasoning: got nothing, SFT needs a reasoning text")
-            text = format_completion(clip.reasoning, clip.labels)
-            row["completion"] = [{"role": "assistant", "content": text}]
-        rows.append(row)
-    return rows
-
-
-def usable_clips(
-    clips: Sequence[Clip],
-    *,
-    broken: Literal["error", "drop"] = "error",
-    limits: MediaLimits | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[Clip], dict[str, str]]:
-    """Read every clip's media once and keep those that can be read; for trainers, before they start.
-
-    Args:
-        clips: the clips.
-        broken: "error" stops if there is any broken clip, "drop" leaves them out and logs how many.
-        limits: see `read_media`.
-        workers: processes; all cores if None, 1 reads here.
-        progress: told of each clip.
-
-    Returns:
-        The clips that can be read, and of each other one its id and its problem.
-
-    Raises:
-        UserError: with `broken="error"`, the number of broken clips and the first problem; or if none is left.
-    """
-    if broken not in ("error", "drop"):
-        raise UserError(f"broken: got {broken!r}, expected 'error' or 'drop'")
-    kept, dropped = [], {}
-    for clip, probe in zip(clips, probe_clips(clips, limits, workers, progress), strict=True):
-        if probe.problem is None:
-            kept.append(clip)
-        else:
-            dropped[clip.id] = probe.problem
-    if dropped and (broken == "error" or not kept):
-        first = next(iter(dropped))
-        raise UserError(
-            f"{len(dropped)} of {len(clips)} clips have broken media, the first is {first}: {dropped[first]}"
-        )
-    if dropped:
-        logger.warning("%d of %d clips dropped: their media cannot be read", len(dropped), len(clips))
-    return kept, dropped
 
 
 def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:

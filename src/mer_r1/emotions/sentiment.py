@@ -11,7 +11,8 @@ Whose side a sector is on is our reading of the wheels' publications, sector by 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from mer_r1.emotions.wheels import LEVELS, Taxonomy, builtin, normalise
+from mer_r1.emotions.official_wheels import normalise
+from mer_r1.emotions.wheels import LEVELS, Taxonomy, builtin
 
 SENTIMENTS = ("positive", "negative", "neutral")
 _PLEASANT, _UNPLEASANT = 1, -1

@@ -94,6 +94,10 @@ class Taxonomy:
         """
         return self.placed(wheel, level).get(normalise(word))
 
+    def knows(self, word: str) -> bool:
+        """Whether any wheel has a place for a word."""
+        return any(self.sector(word, wheel) for wheel in range(len(self.wheels)))
+
     def categories(self, words: Iterable[str], wheel: Wheel, level: int = 1) -> frozenset[str]:
         """The set of sectors that `words` reach on one wheel; words that it cannot place add nothing."""
         placed = self.placed(wheel, level)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.two_answers import ONCE, first_answer_end
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
 from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Rollouts, Sampling, fast_prompt, rollout
+from mer_r1.rl.rollout import Rollouts, fast_prompt, rollout
 
 FIRST_ANSWER_TOKENS = 64
 """A first answer that is longer is cut there; a fast answer of a policy that answers twice costs at most these."""

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.manifest import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluation.adaptive import gated, is_unsure
 from mer_r1.evaluation.predict import evaluate_model, predict
-from mer_r1.evaluation.summary import Record, read_records
+from mer_r1.evaluation.records import Record, read_records
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
-from mer_r1.rl.rollout import Sampling
 
 
 def evaluate_auto(

@@ -7,15 +7,13 @@ clip that cannot be read becomes a record with its error and does not stop the o
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
-from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any
 
 from torch import Tensor
 
-from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode, question
@@ -24,13 +22,16 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answer import answer, trimmed
-from mer_r1.evaluation.summary import Record, append_record, derange, done_keys
+from mer_r1.evaluation.records import Record, append_record, commit, done_keys, versions
+from mer_r1.evaluation.summary import derange
 from mer_r1.model.features import FeatureCache, Progress
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, load
-from mer_r1.model.prompts import Prompt, encode_media, encode_prompt, media_tensors
+from mer_r1.model.prompts import Prompt, encode_prompt, media_tensors
+from mer_r1.model.tower_outputs import encode_media
 from mer_r1.rl.anchors import category_tokens
 from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Rollouts, Sampling
+from mer_r1.rl.rollout import Rollouts
 
 RECORDS_FILE = "records.jsonl"
 
@@ -177,30 +178,6 @@ def _broken_record(clip: Clip, mode: ThinkingMode, error: str, stamp: dict[str, 
     nothing: dict[str, Any] = {"scores": None, "categories": {}, "confidence": {}, "seconds": 0.0, "tokens": 0}
     gold = list(clip.labels) if clip.labels is not None else None
     return Record(id=clip.id, mode=mode.value, gold=gold, error=error, **empty, **nothing, **stamp)
-
-
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {name: metadata.version(name) for name in ("mer-r1", "torch", "transformers", "trl") if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-@lru_cache(maxsize=1)
-def commit() -> str | None:
-    """Commit of the source tree this runs from; None if it is no git checkout."""
-    try:
-        folder = Path(__file__).resolve().parent
-        return check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()
-    except (OSError, CalledProcessError):
-        return None
 
 
 def evaluate_model(

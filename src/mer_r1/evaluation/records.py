@@ -13,7 +13,10 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
+from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, TextIO
 
 from mer_r1.data.jsonl import object_of, read_lines, repair_end
@@ -227,3 +230,27 @@ def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
 
 def _parse_line(line: bytes) -> Record:
     return Record.from_dict(object_of(line, "a record"))
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return {name: metadata.version(name) for name in ("mer-r1", "torch", "transformers", "trl") if _installed(name)}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Commit of the source tree this runs from; None if it is no git checkout."""
+    try:
+        folder = Path(__file__).resolve().parent
+        return check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()
+    except (OSError, CalledProcessError):
+        return None

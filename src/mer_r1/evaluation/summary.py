@@ -27,28 +27,10 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import Interval, bootstrap
-from mer_r1.evaluation.records import SCORE_NAMES, Record, append_record, done_keys, read_records, rescore
+from mer_r1.evaluation.records import SCORE_NAMES, Record, read_records, rescore
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-__all__ = [
-    "Difference",
-    "Interval",
-    "ModeSummary",
-    "Record",
-    "Summary",
-    "append_record",
-    "bootstrap",
-    "build_table",
-    "compare",
-    "derange",
-    "done_keys",
-    "read_records",
-    "rescore",
-    "summarise",
-    "write_summary",
-]
 
 RECORDS_FILE = "records.jsonl"
 SUMMARY_FILE = "summary.json"

@@ -10,17 +10,16 @@ nothing of ours imports them. Hosts have no place for our settings, so these com
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mer_r1.emotions import wheels
-from mer_r1.emotions.wheels import Taxonomy, parse_labels
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.rl.anchors import category_mask
-from mer_r1.rl.calibration import CategoryTokens, Method, calibration_terms, known_categories, method_advantages
+from mer_r1.rl.method import Method, method_advantages
 
 GOLD_COLUMNS = ("gold", "labels", "solution")
 """Where a data set may keep the gold emotion words, in this order."""
@@ -54,34 +53,6 @@ def gold_of(columns: Mapping[str, Any]) -> Any:
         if columns.get(name) is not None:
             return columns[name]
     raise UserError(f"no gold labels: expected one of the columns {', '.join(GOLD_COLUMNS)}, got {sorted(columns)}")
-
-
-def terms_of(
-    method: Method,
-    taxonomy: Taxonomy,
-    categories: tuple[CategoryTokens, Sequence[tuple[str, str]]],
-    gold: Sequence[object],
-    slow: Tensor,
-    fast: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The calibration's terms from the confidences, as our trainer makes them.
-
-    Args:
-        method: the choices.
-        taxonomy: wheels and words.
-        categories: tokens and names of the C categories (`anchors.category_tokens`).
-        gold: R gold label lists or label strings.
-        slow: (R, C) scores S(k) with the reasoning (`calibration.confidence`).
-        fast: (R, C) without.
-
-    Returns:
-        Delta+ and Delta-, (R,) each.
-    """
-    tokens, names = categories
-    partition = tokens.partition.to(slow.device)
-    masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
-    correct = torch.tensor(masks, device=slow.device)
-    return calibration_terms(slow, fast, correct, known_categories(correct, partition), partition, method.clip)
 
 
 def grouped_advantages(

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
-from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold_of, terms_of
-from mer_r1.rl.anchors import answer_tokens, category_tokens
-from mer_r1.rl.calibration import Method, category_probabilities, confidence, method_advantages
+from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold_of
+from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
+from mer_r1.rl.calibration import category_probabilities, confidence
+from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rewards import SetReward, format_reward
 
 OBJECTIVES = {"format": "MerFormat", "recall": "MerRecall", "precision": "MerPrecision", "f1": "MerF1"}

@@ -27,7 +27,7 @@ from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, grouped_advantages
-from mer_r1.rl.calibration import Method
+from mer_r1.rl.method import Method
 from mer_r1.rl.rewards import score_completion
 
 TERMS = ("delta_correct", "delta_incorrect")

@@ -188,7 +188,7 @@ def _ask(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None)
 
     from mer_r1.emotions.thinking import ThinkingMode
     from mer_r1.evaluation.predict import evaluate_model
-    from mer_r1.rl.rollout import Sampling
+    from mer_r1.model.generation import Sampling
 
     torch.set_num_threads(1)
     modes = [ThinkingMode.SLOW] if exchange else list(ThinkingMode)
@@ -198,9 +198,9 @@ def _ask(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None)
 
 
 def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
-    from mer_r1.evaluation.predict import commit, versions
+    from mer_r1.evaluation.records import commit, read_records, versions
     from mer_r1.evaluation.report import write_report
-    from mer_r1.evaluation.summary import build_table, compare, read_records, write_summary
+    from mer_r1.evaluation.summary import build_table, compare, write_summary
 
     out = run.out
     records = {name: f"eval/{name}/records.jsonl" for name in ("sft", "rl")}

@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mer_r1.data.manifest import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import content_key, read_media
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import AbsentTower, restore_towers
 from mer_r1.model.omni import Omni
-from mer_r1.model.prompts import encode_media, media_tensors
+from mer_r1.model.prompts import media_tensors
+from mer_r1.model.tower_outputs import encode_media
 
 Progress = Callable[[int], Any]
 """Called with the number of clips done since the last call."""

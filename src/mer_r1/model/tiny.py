@@ -4,11 +4,25 @@ A policy of a few million parameters, or fresh towers for a language model that 
 (`families`): every field that the library leaves to the checkpoint is set here once.
 """
 
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mer_r1.model.families import Family
+import torch
+from torch import nn
+from transformers import (
+    AddedToken,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    WhisperFeatureExtractor,
+)
+
+from mer_r1.emotions.thinking import TAGS
+from mer_r1.model.families import QWEN25, Family
+from mer_r1.model.omni import Omni, Settings, _repair
 
 
 @dataclass(frozen=True)
@@ -173,3 +187,98 @@ def _chunks() -> dict[str, Any]:
 
 def _mel_frames(config: TinyConfig) -> int:
     return math.ceil(config.max_seconds) * 16000 // config.hop_length
+
+
+def tiny(texts: Iterable[str], config: TinyConfig | None = None, seed: int = 0, family: Family = QWEN25) -> Omni:
+    """Build an untrained tiny thinker and train its tokenizer.
+
+    Args:
+        texts: what the tokenizer learns its merges from.
+        config: sizes; the defaults give about 3 M parameters.
+        seed: of the weights.
+        family: whose classes it has.
+    """
+    config = config or TinyConfig()
+    processor = make_processor(_tiny_tokenizer(texts, config, family), config, family)
+    torch.manual_seed(seed)
+    return make_thinker(processor, config, family)
+
+
+def make_thinker(
+    processor: Any, config: TinyConfig, family: Family = QWEN25, text: dict[str, Any] | None = None
+) -> Omni:
+    """An untrained thinker around a processor.
+
+    Args:
+        processor: of `make_processor`.
+        config: sizes.
+        family: whose classes it has.
+        text: fields of the language model's configuration that differ from the tiny policy's.
+    """
+    model = family.model(thinker_config(config, processor.tokenizer, family, text))
+    _initialise(model)
+    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.config.architectures = [type(model).__name__]
+    return Omni(model, processor, Settings(config.num_frames, config.max_seconds, "short"))
+
+
+def _tiny_tokenizer(texts: Iterable[str], config: TinyConfig, family: Family) -> Any:
+    template = Qwen2Tokenizer()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *family.tokens.values()]
+    trained = template.train_new_from_iterator(
+        texts, vocab_size=config.vocab_size, new_special_tokens=specials, show_progress=False
+    )
+    bpe = json.loads(trained.backend_tokenizer.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=bpe["vocab"],
+        merges=[tuple(pair) for pair in bpe["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=family.tokens,
+        chat_template=chat_template(family),
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]}, replace_extra_special_tokens=False)
+    # One token each, as Qwen3's: in pieces, "<think>" and "<answer>" end in the same one, and a small cold start then
+    # teaches to reason behind either (docs/log.md).
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    return tokenizer
+
+
+def make_processor(tokenizer: Any, config: TinyConfig, family: Family = QWEN25) -> Any:
+    """The family's processor for frames and sounds of these sizes, around a tokenizer that has its tokens."""
+    area = config.frame_size**2
+    vision = {
+        "patch_size": config.patch_size,
+        "merge_size": config.merge_size,
+        "size": {"shortest_edge": area, "longest_edge": area},
+    }
+    processor = family.processor(
+        image_processor=Qwen2VLImageProcessor(**vision),
+        video_processor=Qwen2VLVideoProcessor(**vision, cap_pixels_per_frame=False),
+        feature_extractor=WhisperFeatureExtractor(
+            feature_size=config.num_mel_bins,
+            hop_length=config.hop_length,
+            chunk_length=math.ceil(config.max_seconds),
+            n_fft=400,
+        ),
+        tokenizer=tokenizer,
+        chat_template=chat_template(family),
+    )
+    _repair(processor)
+    return processor
+
+
+def _initialise(model: Any) -> None:
+    # The library's standard deviation of 0.02 fits widths of thousands; at this width signals would die out.
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            fan_in = math.prod(module.weight.shape[1:])
+            nn.init.normal_(module.weight, std=fan_in**-0.5)
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:  # (experts, outputs, inputs), no modules of their own
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    embedding = model.get_input_embeddings()
+    nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)

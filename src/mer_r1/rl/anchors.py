@@ -15,10 +15,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from mer_r1.emotions.thinking import answer_word_spans
-from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.rl.calibration import CategoryTokens
+from mer_r1.emotions.wheels import Taxonomy, parse_labels
+from mer_r1.rl.calibration import CategoryTokens, calibration_terms, known_categories
+from mer_r1.rl.method import Method
 
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
@@ -73,12 +75,8 @@ def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> lis
     return [len(tokenizer.decode(completion_ids[: i + 1], skip_special_tokens=True)) for i in range(len(pieces))]
 
 
-def first_tokens(words: Sequence[str], tokenizer: Any) -> set[int]:
-    """First token of each word, with and without a leading space, as is and capitalised."""
-    return set().union(*_beginnings(words, tokenizer).values())
-
-
-def _beginnings(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
+def first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
+    """First tokens of each word: with and without a leading space, as is and capitalised."""
     # All words in one call of the tokenizer: a word stands on several wheels, and there are thousands.
     spellings = {
         word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
@@ -114,7 +112,9 @@ def category_tokens(
             (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
             for wheel in taxonomy.wheels
         ]
-    begins = _beginnings((word for _, members in partitions for words in members.values() for word in words), tokenizer)
+    begins = first_tokens(
+        (word for _, members in partitions for words in members.values() for word in words), tokenizer
+    )
     names: list[tuple[str, str]] = []
     token_ids, category, partition = [], [], []
     for index, (partition_name, members) in enumerate(partitions):
@@ -137,3 +137,31 @@ def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tup
     bases = {taxonomy.base(label.strip().lower()) for label in labels}
     sectors = {wheel.name: taxonomy.categories(labels, wheel) for wheel in taxonomy.wheels}
     return [name in (bases if partition == "words" else sectors[partition]) for partition, name in names]
+
+
+def terms_of(
+    method: Method,
+    taxonomy: Taxonomy,
+    categories: tuple[CategoryTokens, Sequence[tuple[str, str]]],
+    gold: Sequence[object],
+    slow: Tensor,
+    fast: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The calibration's terms from the confidences, as our trainer makes them.
+
+    Args:
+        method: the choices.
+        taxonomy: wheels and words.
+        categories: tokens and names of the C categories (`anchors.category_tokens`).
+        gold: R gold label lists or label strings.
+        slow: (R, C) scores S(k) with the reasoning (`calibration.confidence`).
+        fast: (R, C) without.
+
+    Returns:
+        Delta+ and Delta-, (R,) each.
+    """
+    tokens, names = categories
+    partition = tokens.partition.to(slow.device)
+    masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
+    correct = torch.tensor(masks, device=slow.device)
+    return calibration_terms(slow, fast, correct, known_categories(correct, partition), partition, method.clip)

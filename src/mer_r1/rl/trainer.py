@@ -24,24 +24,19 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.model.omni import Omni
-from mer_r1.model.prompts import IGNORE, Prompt, embedded, placeholder_ids
+from mer_r1.model.generation import Sampling
+from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
+from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
+from mer_r1.model.tower_outputs import embedded, placeholder_ids
 from mer_r1.rl.advantages import MIN_SPREAD, group_spread
 from mer_r1.rl.anchors import category_mask, category_tokens
-from mer_r1.rl.baselines import reward_function
-from mer_r1.rl.calibration import (
-    Method,
-    calibration_terms,
-    confidence,
-    known_categories,
-    method_advantages,
-    partition_mean,
-)
+from mer_r1.rl.calibration import calibration_terms, confidence, known_categories, partition_mean
 from mer_r1.rl.interference import objective_statistics
-from mer_r1.rl.rollout import Rollouts, Sampling, rollout
-from mer_r1.training.sft_trainer import WholeCheckpoints, thinker
+from mer_r1.rl.method import Method, method_advantages
+from mer_r1.rl.rewards import reward_function
+from mer_r1.rl.rollout import Rollouts, rollout
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from mer_r1.data.manifest import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.errors import UserError
 from mer_r1.model.features import FeatureCache, Progress

@@ -5,14 +5,16 @@ after its set and holds name -> gold, as the other `score` commands take it. Med
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mer_r1.benchmarks.mer_unibench.sets import SETS, BenchmarkSet, named
+from mer_r1.corpora.prepare import DATA_SETS, prepare
 from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.jsonl import read_object
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.wheels import parse_labels
 from mer_r1.errors import UserError, shown
 
@@ -135,3 +137,73 @@ def _require_gold(value: Any, entry: BenchmarkSet, where: str) -> None:
         parse_labels(value)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def find_manifests(
+    root: Path, names: Sequence[str], *, allow_pickle: bool = False
+) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """The manifests of sets, made where there is only the release's folder.
+
+    Args:
+        root: holds them all; for a single set, its own folder will do.
+        names: canonical names.
+        allow_pickle: read `.npz` labels that hold pickles, see `corpora.pickles`.
+
+    Returns:
+        Name -> manifest; and name -> what was not as it should be, for those that were made.
+
+    Raises:
+        UserError: no such folder; a set is nowhere or in two places (all that are nowhere are named); a manifest
+            cannot be made.
+    """
+    if not root.is_dir():
+        raise UserError(f"{shown(root)}: no such folder, expected the data of {', '.join(names)}")
+    found, folders, nowhere = {}, {}, []
+    for name in names:
+        manifest, folder = _existing(root, name), _release_folder(root, name)
+        if manifest is not None:
+            found[name] = manifest
+        elif folder is not None:
+            folders[name] = folder
+        else:
+            nowhere.append(name)
+    if nowhere:
+        expected = f"{nowhere[0]}.jsonl in it or in a folder in it, or the folder {DATA_SETS[nowhere[0]].folder}"
+        raise UserError(
+            f"{shown(root)}: no data of {', '.join(SETS[name].title for name in nowhere)} (expected {expected}); "
+            "--sets chooses others"
+        )
+    warnings = {}
+    for name, folder in folders.items():
+        summary = prepare(name, folder, allow_pickle=allow_pickle)
+        found[name] = Path(next(iter(summary["manifests"])))
+        warnings[name] = list(summary["warnings"])
+    return {name: found[name] for name in names}, warnings
+
+
+def scored_clips(manifest: Path, *, allow_absolute: bool = False) -> list[Clip]:
+    """The clips of a manifest that are scored.
+
+    Args:
+        manifest: of `mer-r1 prepare`.
+        allow_absolute: whether media paths may be absolute.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return [clip for clip in read_manifest(manifest, allow_absolute=allow_absolute) if clip.split in TEST_SPLITS]
+
+
+def _existing(root: Path, name: str) -> Path | None:
+    places = [path for pattern in (f"{name}.jsonl", f"*/{name}.jsonl") for path in sorted(root.glob(pattern))]
+    if len(places) > 1:
+        listed = " and ".join(shown(path) for path in places)
+        raise UserError(f"{shown(root)}: the manifest of {SETS[name].title} is there twice: {listed}")
+    return places[0] if places else None
+
+
+def _release_folder(root: Path, name: str) -> Path | None:
+    folder = DATA_SETS[name].folder
+    if (root / folder).is_dir():
+        return root / folder
+    return root if root.resolve().name == folder else None

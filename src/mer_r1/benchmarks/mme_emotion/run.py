@@ -31,7 +31,8 @@ from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, label_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
-from mer_r1.data.manifest import Clip, read_manifest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -40,7 +41,7 @@ from mer_r1.evaluation.llm.ledger import Ledger, Row, read_rows, write_array
 from mer_r1.evaluation.records import Record, read_records
 
 if TYPE_CHECKING:
-    from mer_r1.rl.rollout import Sampling
+    from mer_r1.model.generation import Sampling
 
 DATASET = "mme-emotion"
 PREDICTIONS = "predictions"

@@ -15,7 +15,7 @@ from mer_r1.errors import UserError
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mer_unibench.gold import Gold
     from mer_r1.benchmarks.mer_unibench.run import Reader
-    from mer_r1.data.manifest import Clip
+    from mer_r1.data.clip import Clip
     from mer_r1.emotions.wheels import Taxonomy
     from mer_r1.evaluation.answerers.base import ClipModel
     from mer_r1.evaluation.llm.cache import ReplyCache
@@ -209,8 +209,7 @@ def _data(
     data: Path, sets: str | None, allow_pickle: bool, allow_absolute: bool, quiet: bool
 ) -> "tuple[dict[str, Gold], dict[str, list[Clip]]]":
     """Gold and clips of the sets that are wanted, in the published order."""
-    from mer_r1.benchmarks.mer_unibench.gold import read_gold
-    from mer_r1.benchmarks.mer_unibench.manifests import find_manifests, scored_clips
+    from mer_r1.benchmarks.mer_unibench.gold import find_manifests, read_gold, scored_clips
     from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named
 
     chosen = NINE if sets is None else {named(part).name for part in sets.split(",")}
@@ -243,12 +242,12 @@ def _local(
     device: str | None,
 ) -> "ClipModel":
     if engine is Engine.VLLM:
-        from mer_r1.rl.vllm.engine import EngineModel
+        from mer_r1.evaluation.answerers.vllm import EngineModel
 
         if features_dir is not None or device is not None:
             raise UserError("--features-dir and --device go with --engine torch: vLLM chooses for itself")
         return EngineModel(model, taxonomy, decoding, batch_size or 64)
-    from mer_r1.evaluation.answerers.base import Checkpoint
+    from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 
     return Checkpoint(model, taxonomy, decoding, batch_size or 16, features_dir, device)
 

@@ -12,7 +12,7 @@ from mer_r1.errors import UserError
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item, Judging
-    from mer_r1.data.manifest import Clip
+    from mer_r1.data.clip import Clip
     from mer_r1.evaluation.llm.jobs import Endpoint
 
 NO_JUDGE = "none"
@@ -131,7 +131,7 @@ def eval_mme(
         raise UserError("say what to evaluate: --model MODEL, or --responses FILES with answers from elsewhere")
     clips = run.benchmark_clips(data)
     if model is not None and stage in (Stage.ALL, Stage.PREDICT) and not estimate:
-        from mer_r1.rl.rollout import Sampling
+        from mer_r1.model.generation import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         with progress("predict", None, quiet=as_json) as advance:

@@ -22,7 +22,8 @@ from mer_r1.data.media.container import (
     open_container,
     riff_note,
 )
-from mer_r1.data.media.track import PictureTrack, SoundTrack
+from mer_r1.data.media.picture import PictureTrack
+from mer_r1.data.media.sound import SoundTrack
 from mer_r1.errors import UserError, shown
 
 __all__ = ["Media", "MediaLimits", "content_key", "read_media"]

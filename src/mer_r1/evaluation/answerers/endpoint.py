@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mer_r1.benchmarks.mme_emotion.judging.evidence import image_part, sound_part
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits, local_file
 from mer_r1.data.media.read import Media, read_media
@@ -30,7 +29,7 @@ from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.evaluation.answerers.base import answered, stamp_of, unanswered
-from mer_r1.evaluation.llm.chat import ChatPrompt, Reply
+from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.records import Record
 

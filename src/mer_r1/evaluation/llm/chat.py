@@ -5,6 +5,7 @@ reply is a text or the reason why there is none: nothing that was asked ever dis
 replies is a `TextModel`: an endpoint (`llm.client.Client`) or a local checkpoint (`llm.local.LocalModel`).
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -179,3 +180,13 @@ def sound_text(text: str) -> str:
     'café ?'
     """
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def image_part(jpeg: bytes) -> dict[str, Any]:
+    """A picture as part of a chat message (OpenAI's form)."""
+    return {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}}
+
+
+def sound_part(wav: bytes) -> dict[str, Any]:
+    """A sound as part of a chat message (OpenAI's form)."""
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}}

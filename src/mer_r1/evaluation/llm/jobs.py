@@ -16,8 +16,9 @@ from typing import Any
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Prices, Reply, TextModel, Usage
-from mer_r1.evaluation.llm.client import Client, Retries
+from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.ledger import Ledger, Row
+from mer_r1.evaluation.llm.responses import Retries
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from mer_r1.data.jsonl import object_of, read_lines
 from mer_r1.errors import UserError
-from mer_r1.evaluation.report.figures import Point, lines
+from mer_r1.evaluation.report.figures import lines
+from mer_r1.evaluation.report.svg import Point
 
 MAX_OTHER_PANELS = 36
 # Title, what it means, and the log keys in it; the pattern's group, where there is one, names the line.

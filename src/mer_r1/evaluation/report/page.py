@@ -15,14 +15,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mer_r1.data.manifest import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import Interval
 from mer_r1.evaluation.records import SCORE_NAMES
 from mer_r1.evaluation.report import figures, showcase
 from mer_r1.evaluation.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
-from mer_r1.evaluation.summary import Difference, Interval, compare
+from mer_r1.evaluation.summary import Difference, compare
 
 REPORT_FILE = "report.html"
 _MODES = tuple(mode.value for mode in ThinkingMode)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mer_r1.data.manifest import Clip
-from mer_r1.data.media.read import Media, MediaLimits, read_media
+from mer_r1.data.clip import Clip
+from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mer_r1.lab.scenes import acting
-from mer_r1.lab.scenes.face.renderer import FaceRenderer, Identity, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.appearance import Identity, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.renderer import FaceRenderer
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split, sample_sentence
 from mer_r1.lab.scenes.story.texts import Texts, write_texts
 from mer_r1.lab.scenes.story.world import SMALL_TALK, Cue, Scene, sample_scene

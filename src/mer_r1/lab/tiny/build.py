@@ -17,15 +17,17 @@ import torch
 from torch import nn
 from transformers.trainer_utils import set_seed
 
-from mer_r1.data.manifest import Clip
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.lab.tiny.muon import MuonAdamW
 from mer_r1.lab.tiny.pretrain import train_ears, train_eyes, train_reading
 from mer_r1.lab.tiny.smollm2 import TOWERS, smollm2
 from mer_r1.model.features import Progress
-from mer_r1.model.omni import SETTINGS_FILE, Omni, TinyConfig, load, tiny
-from mer_r1.training.recipe_files import BuildRecipe
-from mer_r1.training.stage import NO_CLIP, Callbacks, select_clips, supervise
+from mer_r1.model.omni import SETTINGS_FILE, Omni, load
+from mer_r1.model.tiny import TinyConfig, tiny
+from mer_r1.training.recipes import BuildRecipe
+from mer_r1.training.sft_stage import NO_CLIP, supervise
+from mer_r1.training.stage import Callbacks, select_clips
 
 logger = logging.getLogger(__name__)
 

@@ -26,9 +26,10 @@ from mer_r1.data.media.read import Media
 from mer_r1.lab.tiny.muon import MuonAdamW
 from mer_r1.model.features import Progress
 from mer_r1.model.omni import Omni
-from mer_r1.model.prompts import encode_prompt, media_tensors, tower_features
+from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import Row, pack
+from mer_r1.model.tower_outputs import tower_features
 
 WEIGHT_DECAY = 0.05
 WARM_UP_STEPS = 50

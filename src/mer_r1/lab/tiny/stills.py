@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mer_r1.lab.scenes import acting
-from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.appearance import sample_framing, sample_identity
+from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose
 from mer_r1.lab.scenes.story.world import sample_scene, world
 
 MOVES = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blush", "tears")

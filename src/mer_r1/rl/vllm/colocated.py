@@ -22,8 +22,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import ensure_master_addr_port
 
 from mer_r1.data.clip import Clip
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
-from mer_r1.rl.rollout import Sampling
 from mer_r1.rl.vllm.engine import TOWERS, required, start, weight_name
 
 MOST_TOKEN_IDS = 128

@@ -16,7 +16,6 @@ published signatures.
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from itertools import groupby
@@ -26,14 +25,9 @@ from typing import Any
 import numpy as np
 
 from mer_r1.data.clip import Clip
-from mer_r1.data.manifest import conversation
 from mer_r1.data.media.read import Media, read_media
-from mer_r1.emotions.thinking import ThinkingMode, prefill
-from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.base import answered, fingerprint, stamp_of, unanswered
-from mer_r1.evaluation.llm.chat import Decoding
-from mer_r1.evaluation.records import Record
+from mer_r1.model.prompts import conversation
 
 THINKER = "qwen2_5_omni_thinker"
 TOWERS = ("thinker.visual.", "thinker.audio_tower.")
@@ -136,68 +130,6 @@ def _saved_weights(folder: Path) -> Iterator[tuple[str, Any]]:
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118  # no dictionary
                 yield weight_name(name), weights.get_tensor(name)
-
-
-class EngineModel:
-    """A checkpoint that vLLM runs here, started when it is first asked.
-
-    Args:
-        model: folder or hub name.
-        taxonomy: wheels for the categories in the records.
-        decoding: how completions are sampled.
-        batch_size: clips whose frames are held in memory, and handed to the engine, at a time.
-    """
-
-    def __init__(self, model: str, taxonomy: Taxonomy, decoding: Decoding, batch_size: int = 64) -> None:
-        self.name = model
-        self.batch_size = batch_size
-        self.taxonomy = taxonomy
-        self.decoding = decoding
-        self._started: tuple[Any, ...] | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of a local folder."""
-        decoding = asdict(self.decoding)
-        return {"engine": "vllm", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
-
-    def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
-        """See `ClipModel.answer`.
-
-        Raises:
-            UserError: vLLM is not installed.
-        """
-        engine, parameters, requests, version = self._start()
-        stamp = stamp_of(self.name, self.decoding, vllm=version)
-        found = [requests.of(clip) for clip in clips]
-        for mode in modes:
-            asked = [
-                {**request, "prompt": request["prompt"] + prefill(mode)}
-                for request in found
-                if not isinstance(request, str)
-            ]
-            outputs = iter(engine.generate(asked, parameters, use_tqdm=False) if asked else ())
-            for clip, request in zip(clips, found, strict=True):
-                if isinstance(request, str):
-                    yield unanswered(clip, mode, request, stamp)
-                    continue
-                said = next(outputs).outputs[0]
-                tokens = len(said.token_ids)
-                yield answered(clip, mode, prefill(mode) + said.text, self.taxonomy, stamp, tokens=tokens)
-
-    def _start(self) -> tuple[Any, ...]:
-        if self._started is None:
-            how = self.decoding
-            vllm, engine = start(self.name, seed=how.seed or 0)
-            parameters = vllm.SamplingParams(
-                temperature=how.temperature,
-                top_p=1.0 if how.top_p is None else how.top_p,
-                repetition_penalty=1.0 if how.repetition_penalty is None else how.repetition_penalty,
-                max_tokens=how.max_tokens,
-                seed=how.seed,
-            )
-            self._started = engine, parameters, Requests(self.name), str(vllm.__version__)
-        return self._started
 
 
 class Requests:

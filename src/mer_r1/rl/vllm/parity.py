@@ -20,7 +20,8 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import question
 from mer_r1.model.omni import Omni, load
-from mer_r1.model.prompts import Prompt, collate, embed, encode_media, encode_prompt, media_tensors, placeholder_ids
+from mer_r1.model.prompts import Prompt, collate, encode_prompt, media_tensors
+from mer_r1.model.tower_outputs import embed, encode_media, placeholder_ids
 from mer_r1.rl.vllm.engine import id_difference, start, weight_name
 from mer_r1.rl.vllm.rollouts import request_of
 

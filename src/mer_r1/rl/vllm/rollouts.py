@@ -29,11 +29,12 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens
 from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Clock, Rollouts, Sampling, anchor_rows, rescore
+from mer_r1.rl.rollout import Clock, Rollouts, anchor_rows, rescore
 from mer_r1.rl.vllm.colocated import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration
 from mer_r1.rl.vllm.engine import id_difference, media_of, unexpanded
 from mer_r1.rl.vllm.server import Served

@@ -25,9 +25,9 @@ import numpy as np
 
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import plain_text
-from mer_r1.rl.rollout import Sampling
 from mer_r1.rl.vllm.colocated import BANNED, Asked, Completion, Sampled
 
 AT_ONCE = 16

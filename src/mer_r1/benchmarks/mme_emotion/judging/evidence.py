@@ -5,7 +5,6 @@ one frame a second of the first ten seconds. It reads with OpenCV; here PyAV dec
 as safely as everywhere else (`container`).
 """
 
-import base64
 import io
 import itertools
 import wave
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
+from mer_r1.data.media.picture import orientation
 from mer_r1.data.media.read import read_media
-from mer_r1.data.media.track import orientation
 from mer_r1.errors import UserError, shown
 
 MAX_FRAMES = 10
@@ -105,13 +104,3 @@ def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MA
         out.setframerate(media.sampling_rate)
         out.writeframes(samples.tobytes())
     return file.getvalue()
-
-
-def image_part(jpeg: bytes) -> dict[str, Any]:
-    """A picture as part of a chat message (OpenAI's form)."""
-    return {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}}
-
-
-def sound_part(wav: bytes) -> dict[str, Any]:
-    """A sound as part of a chat message (OpenAI's form)."""
-    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}}

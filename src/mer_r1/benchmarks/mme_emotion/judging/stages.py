@@ -13,11 +13,11 @@ from typing import Any
 
 from mer_r1.benchmarks.mme_emotion.judging import prompts
 from mer_r1.benchmarks.mme_emotion.judging.audio_clues import Clues, find_clue
-from mer_r1.benchmarks.mme_emotion.judging.evidence import MAX_FRAMES, image_part, judge_frames, judge_sound, sound_part
+from mer_r1.benchmarks.mme_emotion.judging.evidence import MAX_FRAMES, judge_frames, judge_sound
 from mer_r1.benchmarks.mme_emotion.scores.audit import ERROR_STEP
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.chat import ChatPrompt, Reply
+from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.jobs import Asking, Job, Tally, work
 from mer_r1.evaluation.llm.ledger import Ledger, Row
 

@@ -157,7 +157,7 @@ def _conclude(ended: _Running, out: Path, failed: dict[str, str], told: Told, le
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
     """Commit, whether the sources differ from it, and the versions of what decides a result."""
-    from mer_r1.evaluation.predict import commit, versions
+    from mer_r1.evaluation.records import commit, versions
 
     package = Path(__file__).resolve().parents[3]
     status = subprocess.run(

@@ -1,0 +1,157 @@
+"""The picture of an open file: which frames are taken, decoded and turned upright."""
+
+import math
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from mer_r1.data.media.container import MediaLimits, check_size, decoder_bound
+from mer_r1.data.media.track import _MAX_PACKETS, Track
+
+
+class PictureTrack(Track):
+    """The video stream of a clip.
+
+    Attributes:
+        span: (first, last) seconds of the part that is used; known once `sample` has run.
+        source_size: (height, width) of the upright picture before scaling.
+    """
+
+    def __init__(self, stream: Any, start_seconds: float, limits: MediaLimits, threads: int = 1) -> None:
+        super().__init__(stream, start_seconds, limits)
+        context = stream.codec_context
+        check_size(context.width, context.height, limits.max_pixels)
+        context.thread_count = threads
+        context.options = {"max_pixels": decoder_bound(limits.max_pixels)}
+        self.source_size = (context.height, context.width)
+        self.span = (0.0, 0.0)
+        self._packets: list[Any] = []
+        self._times: list[float] = []
+        self._bytes = 0
+        rate = stream.average_rate or stream.guessed_rate
+        self._frame_seconds = 1 / float(rate) if rate else 0.0
+        self._reformatter = VideoReformatter()
+        self._made: tuple[Any, np.ndarray] | None = None
+
+    def add(self, packet: Any) -> None:
+        """Take the next packet."""
+        if not packet.size:
+            return
+        shown_at = self.seconds(packet.pts if packet.pts is not None else packet.dts)
+        if shown_at is None:  # no time stamps at all: count frames
+            shown_at = len(self._times) * (self._frame_seconds or 0.04)
+        decoded_at = self.seconds(packet.dts)
+        self.reached = max(self.reached, shown_at)
+        if self.cut:
+            return
+        if (shown_at if decoded_at is None else decoded_at) >= self.limits.max_seconds:
+            self.cut = True
+            return
+        if self._bytes + packet.size > self.limits.max_bytes or len(self._packets) >= _MAX_PACKETS:
+            self.cut = True
+            return
+        self._bytes += packet.size
+        self._packets.append(packet)
+        self._times.append(shown_at)
+        if packet.duration:
+            self._frame_seconds = packet.duration * self._tick
+
+    def sample(self) -> tuple[np.ndarray, np.ndarray, float | None] | None:
+        """The frames shown at evenly spaced moments.
+
+        Returns:
+            frames (F, 3, H, W) uint8, their moments (F,) in seconds, and the rate of these moments in frames a second
+            (None for a single picture without a length); None if no picture can be decoded.
+        """
+        times = sorted(time for time in self._times if -1e-3 < time < self.limits.max_seconds)
+        if not times:
+            return None
+        first = times[0]
+        # Some formats give the last frame no length of its own, or a tick: it is shown as long as the shortest other.
+        spacings = np.diff(times)
+        held = max(self._frame_seconds, spacings[spacings > 0].min(initial=math.inf) if spacings.any() else 0.0)
+        last = min(max(times[-1] + held, first), self.limits.max_seconds)
+        wanted = self.limits.max_frames
+        if self.limits.fps is not None:
+            wanted = min(wanted, max(1, round((last - first) * self.limits.fps)))
+        count = min(wanted, len(times)) if last > first else 1
+        step = (last - first) / count
+        moments = first + step * (np.arange(count) + 0.5)
+        frames = self._frames_at(moments.tolist())
+        self.span = (first, last if len(frames) == count else first + step * len(frames))
+        if not frames:
+            return None
+        stacked = np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
+        return stacked, moments[: len(frames)], 1 / step if step else None
+
+    def _frames_at(self, moments: list[float]) -> list[np.ndarray]:
+        """(H, W, 3) pictures shown at the moments; those after the last picture that decodes are left out."""
+        keys = [index for index, packet in enumerate(self._packets) if packet.is_keyframe] or [0]
+        key_times = [self._times[index] for index in keys]
+        pictures: list[np.ndarray] = []
+        position, before, before_time = 0, None, 0.0
+        while len(pictures) < len(moments) and position <= len(self._packets):
+            # Decoding can start at the last keyframe before the next moment: skip to it if it lies ahead.
+            entry = keys[max(bisect_right(key_times, moments[len(pictures)]) - 1, 0)]
+            if entry > position:
+                self.stream.codec_context.flush_buffers()
+                position, before = entry, None
+            packet = self._packets[position] if position < len(self._packets) else None
+            position += 1
+            for frame in self._decode(packet):
+                time = self._frame_time(frame, before_time)
+                while before is not None and len(pictures) < len(moments) and moments[len(pictures)] < time - 1e-6:
+                    pictures.append(self._picture(before))
+                before, before_time = frame, time
+        if before is not None:
+            end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
+            rest = [moment for moment in moments[len(pictures) :] if moment < end]
+            pictures.extend([self._picture(before)] * len(rest) if rest else [])
+        return pictures
+
+    def _frame_time(self, frame: Any, before: float) -> float:
+        time = self.seconds(frame.pts if frame.pts is not None else frame.dts)
+        return before + self._frame_seconds if time is None else time
+
+    def _picture(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) uint8: upright, square pixels, scaled. All pictures of a track get the size of its first."""
+        if self._made is not None and self._made[0] is frame:
+            return self._made[1]
+        check_size(frame.width, frame.height, self.limits.max_pixels)
+        swap, mirror, flip = orientation(frame)
+        if self._made is None:
+            self._choose_size(frame, swap)
+        height, width = self._size[::-1] if swap else self._size
+        shrinks = height * width <= frame.height * frame.width
+        rgb = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation="AREA" if shrinks else "BICUBIC"
+        ).to_ndarray()
+        rgb = rgb.transpose(1, 0, 2) if swap else rgb
+        rgb = rgb[:: -1 if flip else 1, :: -1 if mirror else 1]
+        self._made = (frame, rgb)
+        return rgb
+
+    def _choose_size(self, frame: Any, swap: bool) -> None:
+        aspect = float(self.stream.codec_context.sample_aspect_ratio or 1)
+        width = max(1, round(frame.width * aspect)) if 0.25 <= aspect <= 4 else frame.width
+        size = (width, frame.height) if swap else (frame.height, width)
+        self.source_size = size
+        scale = min(1.0, self.limits.max_side / max(size))
+        self._size = self.limits.size or (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+
+
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """How a stored picture is turned upright: swap its axes, then mirror it left-right, then flip it upside down.
+
+    A display matrix (a b u; c d v; x y w) sends a stored point (p, q) to (ap + cq, bp + dq); only the eight
+    orientations of a rectangle exist in practice, so the signs and the larger terms say everything.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0

@@ -1,0 +1,89 @@
+"""Sampling on a shared prompt: one decoding loop for rollouts and answers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mer_r1.model.omni import Omni
+from mer_r1.model.shared_prefix.continuation import Branches
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Attributes:
+        max_new_tokens: longest completion.
+        temperature: 0 decodes greedily.
+        top_p: nucleus; 1 keeps every token.
+        seed: of a generator of its own; None draws from torch's global one, whose state checkpoints keep.
+    """
+
+    max_new_tokens: int = 96
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+def _decode(
+    omni: Omni, model: Any, hidden: Tensor, branches: Branches, sampling: Sampling
+) -> tuple[list[list[int]], list[list[float]], Tensor]:
+    # Token by token; hidden[r, t] is the state that predicts token t. Finished rows go on with padding until all are.
+    generator = None
+    if sampling.seed is not None:
+        generator = torch.Generator(model.device).manual_seed(sampling.seed)
+    eos = torch.tensor(omni.eos_ids, device=model.device)
+    forbidden = torch.tensor(omni.forbidden_ids, device=model.device)
+    done = torch.zeros(len(hidden), dtype=torch.bool, device=model.device)
+    states, drawn, scored = [], [], []
+    for step in range(sampling.max_new_tokens):
+        states.append(hidden)
+        token, logp = _draw(_head(model, hidden), forbidden, sampling, generator)
+        drawn.append(token.masked_fill(done, omni.tokenizer.pad_token_id))
+        scored.append(logp)
+        done = done | torch.isin(token, eos)
+        if bool(done.all()) or step + 1 == sampling.max_new_tokens:
+            break
+        hidden = branches.run(drawn[-1].unsqueeze(1), ~done.unsqueeze(1))[:, 0]
+    ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
+    ends = set(omni.eos_ids)
+    lengths = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in ids]
+    return (
+        [row[:length] for row, length in zip(ids, lengths, strict=True)],
+        [row[:length] for row, length in zip(logps, lengths, strict=True)],
+        torch.stack(states, dim=1),
+    )
+
+
+def _draw(
+    logits: Tensor, forbidden: Tensor, sampling: Sampling, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    # Log-probabilities are the policy's own at this temperature, as in the loss; the bans only shape the draw.
+    scaled = logits.float() / (sampling.temperature or 1.0)
+    logps = scaled.log_softmax(dim=-1)
+    allowed = scaled.index_fill(1, forbidden, -torch.inf)
+    if sampling.temperature == 0:
+        token = allowed.argmax(dim=-1)
+    else:
+        probabilities = allowed.softmax(dim=-1)
+        if sampling.top_p < 1:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
+            probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(beyond, 0.0))
+        token = _pick(probabilities, generator)
+    return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def _pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    # One random number a row, looked up in the cumulated probabilities; torch.multinomial draws one for every token of
+    # the vocabulary, which took a third of the tiny policy's sampling. What has no probability is never met.
+    cumulated = probabilities.double().cumsum(dim=-1)
+    height = torch.rand(len(cumulated), 1, generator=generator, device=cumulated.device, dtype=torch.double)
+    token = torch.searchsorted(cumulated, height * cumulated[:, -1:], right=True).squeeze(1)
+    return token.clamp(max=cumulated.shape[1] - 1)
+
+
+def _head(model: Any, hidden: Tensor) -> Tensor:
+    return model.get_output_embeddings()(hidden)

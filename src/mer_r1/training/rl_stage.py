@@ -1,0 +1,100 @@
+"""The RL stage: from a recipe to a trained policy, with labels as the only supervision."""
+
+import os
+from pathlib import Path
+
+from mer_r1.data.clip import Clip
+from mer_r1.emotions import wheels
+from mer_r1.emotions.thinking import question
+from mer_r1.emotions.two_answers import ONCE, TWICE
+from mer_r1.errors import UserError
+from mer_r1.model.absent_towers import made_like
+from mer_r1.model.families import family_of
+from mer_r1.model.features import Progress
+from mer_r1.model.omni import Omni
+from mer_r1.rl.rewards import gold_earns_full_reward
+from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.rl.vllm.engine import required
+from mer_r1.training.recipes import RLRecipe
+from mer_r1.training.stage import (
+    Callbacks,
+    LogFile,
+    _cache,
+    _launched_with,
+    _lora,
+    _policy,
+    _run,
+    prompts,
+    select_clips,
+)
+
+
+def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
+    """Reinforcement learning from labels only; returns the folder of the model.
+
+    Raises:
+        UserError: for rows without gold labels, or whose gold answer would not earn full reward.
+    """
+    clips = select_clips(recipe)
+    taxonomy = wheels.load(recipe.wheels)
+    _check_gold(clips, taxonomy)
+    if recipe.rollouts == "vllm":
+        required("rollouts=vllm")  # said now, not after the clips are decoded
+    if recipe.train_towers:
+        raise UserError("train_towers=true: RL keeps the towers frozen, so that each clip is encoded once")
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if _launched_with("DEEPSPEED") else None
+    if recipe.rollouts == "hf" and (stage == "3" or _launched_with("FSDP")):
+        raise UserError(
+            "rollouts=hf decodes until each GPU's own last token, and GPUs that share weights would wait for each "
+            "other forever: say rollouts=vllm, or launch with --zero_stage 2, or with "
+            "recipes/accelerate/one.yaml --multi_gpu"
+        )
+    omni = _policy(recipe)
+    _check_form(recipe, omni)
+    if recipe.rollouts == "vllm" and not (family := family_of(omni.model)).engine:
+        raise UserError(f"rollouts=vllm: weights of {family.name} are not handed on to vLLM yet; say rollouts=hf")
+    omni.freeze_towers()
+    cache = _cache(recipe, omni, clips, progress)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": question(clip.subtitle, omni.settings.question)}],
+            "labels": list(clip.labels or ()),
+            "clip_index": index,
+        }
+        for index, clip in enumerate(clips)
+    ]
+    with made_like(omni.model):  # the reference too does without towers
+        trainer = MERR1Trainer(
+            omni,
+            rows,
+            prompts(omni, cache, clips),
+            recipe.method_choices(),
+            taxonomy,
+            recipe,
+            peft_config=_lora(recipe),
+            callbacks=[LogFile(recipe.output_dir), *callbacks],
+        )
+    if recipe.rollouts == "vllm":
+        from mer_r1.rl.vllm.rollouts import use_vllm
+
+        use_vllm(trainer, clips, recipe.vllm_confidences)
+    return _run(trainer, recipe, omni)
+
+
+def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
+    # A task validates its own gold: the gold answer must earn full reward, for every row.
+    wrong = [clip.id for clip in clips if not clip.labels or not gold_earns_full_reward(clip.labels, taxonomy)]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(clips)} rows have gold labels that earn no full reward (first: {wrong[0]}): "
+            "expected at least one label that a wheel can place"
+        )
+
+
+def _check_form(recipe: RLRecipe, omni: Omni) -> None:
+    wanted = TWICE if recipe.method_choices().answers_twice else ONCE
+    if omni.settings.form != wanted:
+        raise UserError(
+            f"method={recipe.method} needs a model whose completions have the form {wanted!r}, and {recipe.model} has "
+            f"{omni.settings.form!r}: `mer-r1 sft targets=twice` makes the form 'twice', targets=slow the form 'once'"
+        )
