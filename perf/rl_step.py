@@ -162,7 +162,7 @@ class Bench:
             self.omni,
             rows,
             self.prompts[True].__getitem__,
-            Method(name="mer-r1"),
+            Method(method="mer-r1"),
             builtin(),
             self.recipe(args, prompts),
             peft_config=LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_MODEL_LAYERS) if self.large else None,
@@ -202,7 +202,7 @@ class Bench:
         """Seconds of sampling (with scoring and reference), of the training pass, and of all."""
         trainer = self.trainer
         trainer.straight, trainer._shared = way.straight, way.packing
-        trainer.method = Method(name="mer-r1" if way.calibration else "ad")
+        trainer.method = Method(method="mer-r1" if way.calibration else "ad")
         trainer.prompt_of = self.prompts[way.features].__getitem__
         trainer.model.train()
         times = [self.now()]

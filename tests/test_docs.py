@@ -154,7 +154,7 @@ def test_defaults_of_the_recipe_are_those_of_the_method() -> None:
     bare = {item.name: item.default for item in dataclasses.fields(config.RLRecipe)}
     recipe = config.RLRecipe.__new__(config.RLRecipe)
     recipe.__dict__.update(bare)
-    assert recipe.method_choices() == Method()
+    assert {name: getattr(recipe, name) for name in vars(Method())} == vars(Method())
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.data.jsonl import object_of, read_lines, read_object, repair_end
+from mer_r1.data.jsonl import object_of, read_lines, read_object, repair_end, write_atomically
 from mer_r1.errors import UserError
 
 ROWS = st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers() | st.none(), max_size=3))
@@ -74,3 +74,20 @@ def test_an_object_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_object(tmp_path / "a.json") == {"a": 1}
     assert object_of(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "rows.json"
+    write_atomically(path, "old é")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+    def fails(partial):
+        partial.write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_atomically(path, fails)
+    assert path.read_bytes() == b"new"
+    write_atomically(path, lambda partial: partial.write_text("third"))
+    assert [file.read_text() for file in path.parent.iterdir()] == ["third"]

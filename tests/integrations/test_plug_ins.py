@@ -89,7 +89,7 @@ def fresh(name):
 
 def test_settings_come_from_the_environment(settings):
     assert chosen_method() == Method()
-    settings(name="ad", format_weight=0.3)
+    settings(method="ad", format_weight=0.3)
     assert chosen_method() == Method("ad", 0.3)
 
 
@@ -109,7 +109,7 @@ def test_gold_is_found_or_missed_aloud():
 
 @pytest.mark.parametrize("name", ["f1", "rd", "ad", "mer-r1"])
 def test_the_order_of_rows_does_not_matter(name):
-    method = Method(name=name)
+    method = Method(method=name)
     generator = torch.Generator().manual_seed(0)
     rewards = torch.rand(12, len(method.objectives), generator=generator)
     rewards[5] = torch.nan
@@ -205,7 +205,7 @@ def test_importing_the_file_registers_the_estimator(verl):
 
 
 def test_verl_gets_the_methods_advantages(verl, settings):
-    settings(name="ad")
+    settings(method="ad")
     plugin = fresh("verl")
     batch = verl_batch(plugin, [GOOD, WORSE, HALF, GOOD, WORSE, HALF], [["happy"]] * 6, [*"abbaba"])
     assert batch.keys() == VERL["arguments"]
@@ -221,7 +221,7 @@ def test_verl_gets_the_methods_advantages(verl, settings):
 
 
 def test_scores_in_verl_are_those_of_our_rewards(verl, settings):
-    settings(name="rd", format_weight=0.1)
+    settings(method="rd", format_weight=0.1)
     plugin = fresh("verl")
     scored = plugin.compute_score(data_source="x", solution_str=HALF, ground_truth="happy", extra_info=None)
     assert scored == pytest.approx(
@@ -252,7 +252,7 @@ def test_missing_columns_in_verl_are_told(verl, settings):
     batch = verl_batch(plugin, [GOOD, WORSE], [["happy"]] * 2, [*"aa"])
     with pytest.raises(UserError, match=r"no column delta_correct, delta_incorrect.*choose f1, rd or ad"):
         plugin.advantages(**batch)
-    settings(name="ad")
+    settings(method="ad")
     with pytest.raises(UserError, match=r"no column format, recall, precision .*trainer.use_v1=False"):
         plugin.advantages(**(batch | {"non_tensor_batch": {}}))
 
@@ -350,7 +350,7 @@ def test_rewards_stand_in_swifts_registry(swift):
 
 
 def test_swift_gets_the_methods_advantages(swift, settings, taught):
-    settings(name="ad")
+    settings(method="ad")
     fresh("ms_swift")
     trainer = swift_trainer(swift, taught, None, Method("ad"), 2)
     rewards = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
@@ -449,7 +449,7 @@ def test_ms_swift_is_as_recorded(monkeypatch):
 
 def test_verl_is_as_recorded(settings):
     core = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
-    settings(name="ad")
+    settings(method="ad")
     assert names_of(core.register_adv_est) == VERL["register_adv_est"]
     assert names_of(core.compute_gdpo_outcome_advantage) == VERL["compute_gdpo_outcome_advantage"]
     plugin = fresh("verl")

@@ -36,10 +36,9 @@ TINY = ROOT / "recipes" / "tiny.yaml"
 
 
 def test_every_variant_is_a_method_that_exists() -> None:
-    fields = {"method": "name", "confidence_level": "level"}
     for variant in VARIANTS.values():
         told = (variant.rl or {}).items()
-        choices = {fields.get(key, key): value for key, value in told if key != "max_completion_length"}
+        choices = {key: value for key, value in told if key != "max_completion_length"}
         Method(**{key: float(value) if key == "alpha" else value for key, value in choices.items()})
     told = [json.dumps([variant.rl, variant.sft], sort_keys=True) for variant in VARIANTS.values()]
     assert len(set(told)) == len(told)  # no two variants are the same run

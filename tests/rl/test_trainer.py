@@ -127,7 +127,7 @@ def test_log_probabilities_equal_those_of_the_model_called_with_raw_media(checkp
 
 @pytest.mark.parametrize("name", ["f1", "rd", "ad", "mer-r1"])
 def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, name):
-    method = Method(name=name)
+    method = Method(method=name)
     trainer, rows, _ = make_trainer(checkpoint, tmp_path, method)
     rewards = torch.rand(2 * GROUP, len(method.objectives))
     trainer._calculate_rewards = lambda *args, **kwargs: trainer.__dict__.__setitem__("_rewards", rewards) or rewards
@@ -137,7 +137,7 @@ def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, nam
 
 
 def test_ad_equals_trl_normalize_then_sum_up_to_its_batch_standardisation(checkpoint, tmp_path, monkeypatch):
-    method = Method(name="ad")
+    method = Method(method="ad")
     trainer, rows, _ = make_trainer(checkpoint, tmp_path, method, multi_objective_aggregation="normalize_then_sum")
     rewards = torch.rand(2 * GROUP, 3, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)

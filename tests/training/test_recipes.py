@@ -50,7 +50,7 @@ def test_the_values_of_the_paper():
     assert (rl.num_train_epochs, rl.learning_rate, rl.clips) == (1, 2e-6, "5000:")
     assert (rl.num_generations, rl.beta, rl.epsilon, rl.max_completion_length) == (4, 0.04, 0.2, 1024)
     assert (rl.format_weight, rl.alpha, rl.max_grad_norm, sft.max_grad_norm) == (0.1, 0.1, 1.0, 1.0)
-    assert rl.method_choices().calibrates
+    assert rl.calibrates
     assert sft.gradient_checkpointing
     assert rl.gradient_checkpointing
     assert sft.model == "Qwen/Qwen2.5-Omni-7B"

@@ -90,7 +90,7 @@ def _job(
         lora_rank=recipe.lora_rank,
         checkpointing=recipe.gradient_checkpointing,
         reference=rl and recipe.beta > 0,
-        calibration=rl and recipe.method_choices().calibrates,
+        calibration=rl and recipe.calibrates,
         shared=recipe.shared_prefixes,
         features=cached and not recipe.train_towers,
         engine=recipe.rollouts if rl else "hf",

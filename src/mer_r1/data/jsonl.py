@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,28 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{shown(path)}: expected an object, name -> value, got {type(content).__name__}")
     return content
+
+
+def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: beside its place first, then moved there.
+
+    A kill or a full disk leaves the old file, or none, and nothing half-written.
+
+    Args:
+        path: the file; its folder is created.
+        content: text (UTF-8), bytes, or a function that writes to the path it is given.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if callable(content):
+            content(partial)
+        else:
+            partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:

@@ -4,7 +4,7 @@ Each file is one plug-in, loaded by its host from the command line (docs/integra
 tensors and texts to the functions that our own trainer calls (`rewards`, `advantages`, `calibration`, `anchors`), and
 nothing of ours imports them. Hosts have no place for our settings, so these come from the environment:
 
-- `MER_R1_METHOD`: the choices of `calibration.Method` as a JSON object, e.g. `{"name": "ad", "format_weight": 0.1}`;
+- `MER_R1_METHOD`: the choices of `method.Method` as a JSON object, e.g. `{"method": "ad", "format_weight": 0.1}`;
 - `MER_R1_WHEELS`: folder of the official emotion wheels; the built-in wheels if not set.
 """
 
@@ -25,6 +25,10 @@ GOLD_COLUMNS = ("gold", "labels", "solution")
 """Where a data set may keep the gold emotion words, in this order."""
 
 
+RENAMED = {"name": "method", "level": "confidence_level", "clip": "confidence_clip"}
+"""Spellings of version 0.1, which the next release drops."""
+
+
 def chosen_method() -> Method:
     """The method of `MER_R1_METHOD`; the full one if not set.
 
@@ -33,8 +37,9 @@ def chosen_method() -> Method:
     """
     text = os.environ.get("MER_R1_METHOD", "{}")
     try:
-        return Method(**json.loads(text))
-    except (ValueError, TypeError) as error:
+        given = json.loads(text)
+        return Method(**{RENAMED.get(key, key): value for key, value in given.items()})
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"MER_R1_METHOD: {error}; expected a JSON object of the method's choices") from error
 
 

@@ -72,7 +72,7 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
     wanted = [OBJECTIVES[name] for name in method.objectives]
     if missing := [name for name in wanted if name not in trainer.reward_func_names]:
         funcs = " ".join(f"mer_{name}" for name in method.objectives)
-        raise UserError(f"method {method.name} needs the rewards {', '.join(missing)}: give --reward_funcs {funcs}")
+        raise UserError(f"method {method.method} needs the rewards {', '.join(missing)}: give --reward_funcs {funcs}")
     rewards = rewards_per_func[:, [trainer.reward_func_names.index(name) for name in wanted]]
     group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
     terms: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -85,7 +85,7 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
 def calibrated(trainer: Any, samples: Sequence[Any], method: Method) -> tuple[Tensor, Tensor]:
     """Delta+ and Delta- of this process's samples, (N,) each: two forwards without gradient."""
     tokenizer, taxonomy = trainer.template.tokenizer, chosen_taxonomy()
-    categories = _categories(tokenizer, method.level)
+    categories = _categories(tokenizer, method.confidence_level)
     slow_ids = [_flat(sample.response_token_ids) for sample in samples]
     answers = [answer_tokens(ids, tokenizer) for ids in slow_ids]
     head = tokenizer(prefill(ThinkingMode.FAST))["input_ids"]

@@ -85,7 +85,7 @@ def advantages(
     if missing := [name for name in wanted if name not in columns]:
         hint = "; without confidences choose f1, rd or ad in MER_R1_METHOD" if set(missing) & set(TERMS) else ""
         raise UserError(
-            f"method {method.name}: verl's batch has no column {', '.join(missing)} (needs adv_estimator=gdpo, "
+            f"method {method.method}: verl's batch has no column {', '.join(missing)} (needs adv_estimator=gdpo, "
             f"trainer.use_v1=False, and the reward function of this file){hint}"
         )
     device = response_mask.device

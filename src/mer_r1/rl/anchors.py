@@ -164,4 +164,6 @@ def terms_of(
     partition = tokens.partition.to(slow.device)
     masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
     correct = torch.tensor(masks, device=slow.device)
-    return calibration_terms(slow, fast, correct, known_categories(correct, partition), partition, method.clip)
+    return calibration_terms(
+        slow, fast, correct, known_categories(correct, partition), partition, method.confidence_clip
+    )

@@ -30,68 +30,69 @@ OBJECTIVES: dict[str, dict[str, float | None]] = {
 (our reading)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Method:
     """Every choice of the method in one place. The defaults are MER-R1 as METHOD.md reads it.
 
     Attributes:
-        name: "f1" (baseline), "rd" (reward disentanglement), "ad" (advantage disentanglement), "mer-r1", or a baseline
-            of other papers: "r1-omni", "affectgpt-r1", "videoauto-r1".
+        method: "f1" (baseline), "rd" (reward disentanglement), "ad" (advantage disentanglement), "mer-r1", or a
+            baseline of other papers: "r1-omni", "affectgpt-r1", "videoauto-r1".
         format_weight: weight of the format reward (0.1 in the authors' fork); those baselines have their own.
         distinct_words: an answer that names a word twice earns no format reward (our option).
         alpha: weight of the calibration terms (0.1 to start from; our reading).
         space: where the terms enter, see `Space`.
         sides: "both", "recall" (variant A2: no precision side) or "precision".
         anchors: "all" words of the answer, averaged, or only the "first".
-        level: "category" (words, synonyms and inflections of a wheel sector) or "word" (variant A1).
-        clip: the terms are clipped to [-clip, clip]; natural-log units.
+        confidence_level: "category" (words, synonyms and inflections of a wheel sector) or "word" (variant A1).
+        confidence_clip: the terms are clipped to [-confidence_clip, confidence_clip]; natural-log units.
     """
 
-    name: str = "mer-r1"
+    method: str = "mer-r1"
     format_weight: float = 0.1
     distinct_words: bool = False
     alpha: float = 0.1
     space: str = "advantage"
     sides: str = "both"
     anchors: str = "all"
-    level: str = "category"
-    clip: float = 5.0
+    confidence_level: str = "category"
+    confidence_clip: float = 5.0
 
     ALLOWED: ClassVar[dict[str, tuple[str, ...]]] = {
-        "name": tuple(OBJECTIVES),
+        "method": tuple(OBJECTIVES),
         "space": tuple(Space),
         "sides": ("both", "recall", "precision"),
         "anchors": ("all", "first"),
-        "level": ("category", "word"),
+        "confidence_level": ("category", "word"),
     }
 
     def __post_init__(self) -> None:
         """Refuse values that the method does not define."""
         for field, allowed in self.ALLOWED.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"method.{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
-        if not (self.alpha >= 0 and self.format_weight >= 0 and self.clip > 0):  # so written, it refuses NaN too
-            raise ValueError("method.alpha and method.format_weight must not be negative, method.clip must be positive")
+                raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
+        # Written so that NaN is refused too.
+        if not (self.alpha >= 0 and self.format_weight >= 0 and self.confidence_clip > 0):
+            raise ValueError("alpha and format_weight must not be negative, confidence_clip must be positive")
 
     @property
     def objectives(self) -> tuple[str, ...]:
         """The reward functions, in the order of the columns of rewards_per_func."""
-        return tuple(OBJECTIVES[self.name])
+        return tuple(OBJECTIVES[self.method])
 
     @property
     def weights(self) -> tuple[float, ...]:
         """Weight of each objective."""
-        return tuple(self.format_weight if weight is None else weight for weight in OBJECTIVES[self.name].values())
+        return tuple(self.format_weight if weight is None else weight for weight in OBJECTIVES[self.method].values())
 
     @property
     def calibrates(self) -> bool:
         """Whether slow and fast confidences are used in the update."""
-        return self.name == "mer-r1"
+        return self.method == "mer-r1"
 
     @property
     def answers_twice(self) -> bool:
         """Whether completions have the form answer, think, answer (`two_answers`)."""
-        return self.name == "videoauto-r1"
+        return self.method == "videoauto-r1"
 
 
 def method_advantages(
@@ -121,9 +122,9 @@ def method_advantages(
         ValueError: if the method calibrates and a term is missing.
     """
     weights = torch.tensor(method.weights, dtype=rewards_per_func.dtype, device=rewards_per_func.device)
-    if method.name not in ("ad", "mer-r1"):
+    if method.method not in ("ad", "mer-r1"):
         return sum_then_normalise(rewards_per_func, weights, num_generations)
-    if method.name == "ad":
+    if method.method == "ad":
         return normalise_then_sum(rewards_per_func, weights, num_generations)
     if delta_correct is None or delta_incorrect is None:
         raise ValueError("mer-r1 needs the slow and fast confidences: delta_correct and delta_incorrect are missing")

@@ -77,7 +77,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.omni, self.prompt_of, self.method, self.taxonomy = omni, prompt_of, method, taxonomy
-        self.category_tokens, self.category_names = category_tokens(taxonomy, omni.tokenizer, method.level)
+        self.category_tokens, self.category_names = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
         self._gold: dict[int, list[bool]] = {
             row["clip_index"]: category_mask(row["labels"], taxonomy, self.category_names) for row in rows
         }
@@ -167,7 +167,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
                 mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)
                 mean = self.accelerator.gather(mean.masked_fill(scores.isnan().any(dim=1), torch.nan))
                 self._metrics["train"][f"confidence/{name}_{side}"].append(self._mean(mean))
-        return calibration_terms(slow, fast, correct, known, partition, self.method.clip)
+        return calibration_terms(slow, fast, correct, known, partition, self.method.confidence_clip)
 
     def _log_groups(self, group: int, *terms: Tensor | None) -> None:
         metrics = self._metrics["train"]

@@ -98,7 +98,6 @@ def _check(recipe: SFTRecipe | RLRecipe) -> None:
     if recipe.router_aux_loss_coef:
         raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no statistics of the router")
     if isinstance(recipe, RLRecipe):
-        recipe.method_choices()
         for name, allowed in ENGINES.items():
             if getattr(recipe, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(allowed)}, got {getattr(recipe, name)!r}")

@@ -5,7 +5,6 @@ from typing import Any
 
 from trl import GRPOConfig, SFTConfig
 
-from mer_r1.errors import UserError
 from mer_r1.rl.method import Method
 
 
@@ -99,29 +98,18 @@ class BuildRecipe(SFTRecipe):
 
 
 @dataclass
-class RLRecipe(_Host, DataFields, GRPOConfig):
+class RLRecipe(_Host, DataFields, Method, GRPOConfig):
     """`mer-r1 rl`: MER-R1 and the methods it is compared with (METHOD.md: 1 epoch, 2e-6, G = 4, beta 0.04).
 
-    The fields from `method` to `confidence_clip` are those of `calibration.Method`.
+    The choices of the method are those of `method.Method`, which it inherits.
 
     Attributes:
         wheels: folder of the official emotion wheels; the built-in wheels if not given.
-        confidence_level: "category" or "word".
-        confidence_clip: clip of the calibration terms.
         shared_prefixes: in training a prompt is computed once for the rollouts that a batch has of it (`packing`).
         rollouts: what samples, "hf" (this policy) or "vllm" (`vllm.rollouts`; TRL's fields `vllm_*` say how).
         vllm_confidences: what scores vLLM's answers: "engine", "policy", or "auto" for the cheaper.
     """
 
-    method: str = "mer-r1"
-    format_weight: float = 0.1
-    distinct_words: bool = False
-    alpha: float = 0.1
-    space: str = "advantage"
-    sides: str = "both"
-    anchors: str = "all"
-    confidence_level: str = "category"
-    confidence_clip: float = 5.0
     shared_prefixes: bool = True
     rollouts: str = "hf"
     vllm_confidences: str = "auto"
@@ -137,23 +125,7 @@ class RLRecipe(_Host, DataFields, GRPOConfig):
     # Per-sequence means as in GRPO; TRL's default (dapo) weighs every token of the batch the same.
     loss_type: str = "grpo"
 
-    def method_choices(self) -> Method:
-        """The method's choices as one object.
-
-        Raises:
-            UserError: if a choice is not one of the method's.
-        """
-        try:
-            return Method(
-                name=self.method,
-                format_weight=self.format_weight,
-                distinct_words=self.distinct_words,
-                alpha=self.alpha,
-                space=self.space,
-                sides=self.sides,
-                anchors=self.anchors,
-                level=self.confidence_level,
-                clip=self.confidence_clip,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    def __post_init__(self) -> None:
+        """Check the method's choices, then TRL's."""
+        Method.__post_init__(self)
+        GRPOConfig.__post_init__(self)

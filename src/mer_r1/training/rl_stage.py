@@ -68,7 +68,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
             omni,
             rows,
             prompts(omni, cache, clips),
-            recipe.method_choices(),
+            recipe,
             taxonomy,
             recipe,
             peft_config=_lora(recipe),
@@ -92,7 +92,7 @@ def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
 
 
 def _check_form(recipe: RLRecipe, omni: Omni) -> None:
-    wanted = TWICE if recipe.method_choices().answers_twice else ONCE
+    wanted = TWICE if recipe.answers_twice else ONCE
     if omni.settings.form != wanted:
         raise UserError(
             f"method={recipe.method} needs a model whose completions have the form {wanted!r}, and {recipe.model} has "
