@@ -184,8 +184,9 @@ def load(folder: str | Path | None = None) -> Taxonomy:
 def builtin() -> Taxonomy:
     """The wheels of this project, read from the package's `wheels.json` (sources and rules: docs/wheels.md).
 
-    >>> [wheel.name for wheel in builtin().wheels]
-    ['plutchik', 'ekman', 'shaver', 'russell', 'earl']
+    Examples:
+        >>> [wheel.name for wheel in builtin().wheels]
+        ['plutchik', 'ekman', 'shaver', 'russell', 'earl']
     """
     text = resources.files("mer_r1.emotions").joinpath("wheels.json").read_text(encoding="utf-8")
     return from_tables(json.loads(text))
