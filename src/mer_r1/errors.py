@@ -10,10 +10,10 @@ class UserError(ValueError):
     """
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     r"""A path as it may be printed: one line, valid UTF-8, whatever bytes its name holds.
 
-    >>> shown("a\nb\udcff.mp4")
+    >>> printable("a\nb\udcff.mp4")
     'a\\nb\\udcff.mp4'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path))

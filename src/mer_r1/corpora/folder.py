@@ -14,7 +14,7 @@ from typing import Any
 
 from mer_r1.corpora.tables import DEFAULT_ENCODING, Row, read_table
 from mer_r1.data.npz import read_npz
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Folder:
         Raises:
             UserError: the file or the entry cannot be read, or is no such mapping.
         """
-        where = f"{shown(self.root / name)}: entry {key!r}"
+        where = f"{printable(self.root / name)}: entry {key!r}"
         found = read_npz(self.root / name, key, allow_pickle=self.allow_pickle)
         if not isinstance(found, dict) or not all(
             isinstance(clip, str) and isinstance(label, dict) for clip, label in found.items()
@@ -84,7 +84,7 @@ class Folder:
         """
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
             raise UserError(
-                f"{shown(self.root)}: the clip name {name!r:.80} leads out of the folder, or is no file name"
+                f"{printable(self.root)}: the clip name {name!r:.80} leads out of the folder, or is no file name"
             )
         picture = self._first(video, [f"{name}{suffix}" for suffix in suffixes])
         sound = self._first(audio, [f"{name}.wav"])

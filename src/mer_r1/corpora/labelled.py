@@ -12,7 +12,7 @@ from typing import Any
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet, Part
 from mer_r1.data.clip import Clip
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 
 def labelled_clips(
@@ -31,7 +31,7 @@ def labelled_clips(
     """
     chosen = data.part(part)
     subtitles = folder.table(data.subtitles[0], [data.subtitles[1]])
-    file = shown(folder.root / data.labels)
+    file = printable(folder.root / data.labels)
     for name, label in folder.corpus(data.labels, chosen.key).items():
         if wanted is not None and not wanted(name):
             continue

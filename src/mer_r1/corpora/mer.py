@@ -14,7 +14,7 @@ from mer_r1.corpora.layout import DataSet, Part
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import parse_labels
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 WITHOUT_WORD = "neutral"
 """Gold of a clip whose label string holds no word (the reference's rule). No wheel has it: the clip is not scored."""
@@ -35,7 +35,7 @@ def ovmerdplus_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]
         folder.notes[f"names of {data.labels} that {data.subtitles[0]} lacks (left out)"] += extra
     for name in subtitles:
         if name not in words:
-            raise UserError(f"{shown(folder.root / data.labels)}: no row for {name!r:.80} of {data.subtitles[0]}")
+            raise UserError(f"{printable(folder.root / data.labels)}: no row for {name!r:.80} of {data.subtitles[0]}")
         yield _clip(data, folder, part, name, words[name], data.subtitle(folder, subtitles, name))
 
 
@@ -93,7 +93,7 @@ def _open_set(folder: Folder, file: str) -> dict[str, list[str]]:
         try:
             words[name] = parse_labels(row["openset"])
         except UserError as error:
-            raise UserError(f"{shown(folder.root / file)}: {name!r:.80}: openset: {error}") from None
+            raise UserError(f"{printable(folder.root / file)}: {name!r:.80}: openset: {error}") from None
         if not words[name]:
             folder.notes[f"clips whose label string holds no word (their gold is '{WITHOUT_WORD}')"] += 1
             words[name] = [WITHOUT_WORD]

@@ -14,7 +14,7 @@ from typing import Any
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet, Part
 from mer_r1.data.clip import Clip
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 TASKS = ("ER-Lab", "ER-Wild", "ML-ER", "FG-ER", "Noise-ER", "IR", "SA", "FG-SA")
 """The tasks, in the order in which the benchmark pools them."""
@@ -45,14 +45,14 @@ def mme_emotion_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip
     files = _task_files(folder.root)
     wanted = TASKS if part == "all" else (part,)
     if not any(task in files for task in wanted):
-        raise UserError(f"{shown(folder.root)}: no {' or '.join(f'{_stem(task)}.json' for task in wanted)} in it")
+        raise UserError(f"{printable(folder.root)}: no {' or '.join(f'{_stem(task)}.json' for task in wanted)} in it")
     for task in wanted:
         rows = _rows(files[task], folder) if task in files else []
         if len(rows) < TASK_CLIPS:
             kept = f"{len(rows)} items" if task in files else f"no {_stem(task)}.json"
             folder.remarks.append(f"task {task}: {kept}, expected at least {TASK_CLIPS}")
         seen: dict[str, dict[str, Any]] = {}
-        file = shown(files.get(task, ""))
+        file = printable(files.get(task, ""))
         for number, row in enumerate(rows, start=1):
             where = f"{file}: item {number}"
             video_id = _field(row, "video_id", where)
@@ -98,7 +98,7 @@ def _task_files(root: Path) -> dict[str, Path]:
     try:
         files = sorted(root.glob("*.json")) + sorted(root.glob("*/*.json"))
     except OSError as error:
-        raise UserError(f"{shown(root)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(root)}: cannot be read ({error.strerror})") from None
     for file in files:
         task = tasks.get(_letters(file.stem))
         if task is not None:
@@ -111,11 +111,11 @@ def _rows(file: Path, folder: Folder) -> list[dict[str, Any]]:
         content = file.read_text(encoding="utf-8-sig")
         rows = json.loads(content) if content.strip() else []
     except OSError as error:
-        raise UserError(f"{shown(file)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(file)}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(file)}: no JSON ({shown(str(error)):.120})") from None
+        raise UserError(f"{printable(file)}: no JSON ({printable(str(error)):.120})") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{shown(file)}: expected a JSON array of objects")
+        raise UserError(f"{printable(file)}: expected a JSON array of objects")
     return rows
 
 
@@ -126,7 +126,7 @@ def _field(row: Mapping[str, Any], name: str, where: str | None = None) -> Any:
             return row[key]
     if where is None:
         return None
-    found = ", ".join(shown(str(key)) for key in row) or "nothing"
+    found = ", ".join(printable(str(key)) for key in row) or "nothing"
     raise UserError(f"{where}: no {FIELDS[name][0]} (nor {', '.join(FIELDS[name][1:])}), found {found:.200}")
 
 
@@ -150,7 +150,7 @@ def _stem(task: str) -> str:
 
 
 def _came(value: Any) -> str:
-    return shown(repr(value))[:60]
+    return printable(repr(value))[:60]
 
 
 MME_EMOTION = DataSet(

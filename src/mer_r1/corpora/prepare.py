@@ -21,7 +21,7 @@ from mer_r1.corpora.mme_emotion import MME_EMOTION
 from mer_r1.corpora.tables import DEFAULT_ENCODING
 from mer_r1.data.clip import Clip, path_problem
 from mer_r1.data.manifest import write_manifest
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 DATA_SETS: dict[str, DataSet] = {
     data.name: data for data in (*MER_SETS, *DIALOGUE_SETS, *SENTIMENT_SETS, *OPEN_SETS, *TRAINING_SETS, MME_EMOTION)
@@ -118,7 +118,7 @@ def read_set(
     """
     data, root = named(name), Path(root)
     if not root.is_dir():
-        raise UserError(f"{shown(root)}: no folder, expected the data of {data.title} ({data.folder})")
+        raise UserError(f"{printable(root)}: no folder, expected the data of {data.title} ({data.folder})")
     if (root / data.folder).is_dir():
         root = root / data.folder
     part = split or _first_part(data, root)
@@ -127,7 +127,7 @@ def read_set(
     folder = Folder(root, allow_pickle, encoding)
     clips = list(data.read(data, folder, part))
     if not clips:
-        raise UserError(f"{shown(root)}: no clips in the part {part!r} of {data.title}")
+        raise UserError(f"{printable(root)}: no clips in the part {part!r} of {data.title}")
     loaded = Loaded(data, part, root, clips, no_video=folder.no_video, no_audio=folder.no_audio)
     loaded.warnings = _warnings(loaded, folder)
     return loaded
@@ -243,7 +243,7 @@ def _require_files(data: DataSet, root: Path, part: str) -> None:
     missing = [name for name in wanted if not (root / name).is_file()]
     if missing:
         raise UserError(
-            f"{shown(root)}: no {' and no '.join(missing)} in it; {data.title} ({data.folder}) needs "
+            f"{printable(root)}: no {' and no '.join(missing)} in it; {data.title} ({data.folder}) needs "
             f"{'; '.join(expected_files(data))}"
         )
 
@@ -256,8 +256,8 @@ def _require_above(path: Path, clips: Iterable[Clip]) -> None:
         problem = path_problem(Path(os.path.relpath(file, path.parent)).as_posix(), path.parent)
         if problem:
             raise UserError(
-                f"{shown(path)}: this manifest cannot name {shown(file)} ({problem}): write it into the data set's "
-                "folder (leave --out away) or above it, or pass --absolute"
+                f"{printable(path)}: this manifest cannot name {printable(file)} ({problem}): write it into the data "
+                "set's folder (leave --out away) or above it, or pass --absolute"
             )
 
 
@@ -271,7 +271,7 @@ def _warnings(loaded: Loaded, folder: Folder) -> list[str]:
         (loaded.no_audio, "a sound file", "the sound of the video is heard instead"),
     ):
         if names:
-            listed = ", ".join(shown(name) for name in names[:NAMED_IN_WARNINGS])
+            listed = ", ".join(printable(name) for name in names[:NAMED_IN_WARNINGS])
             more = ", ..." if len(names) > NAMED_IN_WARNINGS else ""
             found.append(f"{len(names)} of {found_clips} clips without {what} ({listed}{more}): {then}")
     return found + [f"{what}: {count}" for what, count in folder.notes.items()] + folder.remarks

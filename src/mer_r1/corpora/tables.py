@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 MISSING_CELLS = frozenset(
     " #N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".strip().split(
@@ -45,7 +45,7 @@ def read_table(
     rows: dict[str, Row] = {}
     repeated = 0
     header: list[str] | None = None
-    file = shown(path)
+    file = printable(path)
     reader = csv.reader(io.StringIO(_text(path, encoding), newline=""))
     try:
         for cells in reader:
@@ -67,9 +67,9 @@ def read_table(
                     raise UserError(f"{where}: {key}: {name!r:.80} is there twice, and the rows differ")
                 repeated += 1
     except csv.Error as error:
-        raise UserError(f"{shown(path)}:{reader.line_num}: no CSV ({error})") from None
+        raise UserError(f"{printable(path)}:{reader.line_num}: no CSV ({error})") from None
     if header is None:
-        raise UserError(f"{shown(path)}: empty, expected a header with {', '.join([key, *columns])}")
+        raise UserError(f"{printable(path)}: empty, expected a header with {', '.join([key, *columns])}")
     return rows, repeated
 
 
@@ -77,11 +77,11 @@ def _header(cells: Sequence[str], wanted: Sequence[str], path: Path) -> list[str
     header = [cell.strip() for cell in cells]
     missing = [column for column in wanted if column not in header]
     if missing:
-        found = ", ".join(shown(cell) for cell in header[:12]) or "nothing"
-        raise UserError(f"{shown(path)}: no column {', '.join(map(repr, missing))}, found {found:.300}")
+        found = ", ".join(printable(cell) for cell in header[:12]) or "nothing"
+        raise UserError(f"{printable(path)}: no column {', '.join(map(repr, missing))}, found {found:.300}")
     twice = [column for column in wanted if header.count(column) > 1]
     if twice:
-        raise UserError(f"{shown(path)}: the column {twice[0]!r} is there more than once")
+        raise UserError(f"{printable(path)}: the column {twice[0]!r} is there more than once")
     return header
 
 
@@ -89,7 +89,7 @@ def _text(path: Path, encoding: str) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     for mark, marked in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if content.startswith(mark):
             encoding = marked
@@ -101,6 +101,6 @@ def _text(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{shown(path)}:{line}: not {encoding} (byte {error.start + 1} of the file); if it was saved in another "
-            "encoding, say which with --encoding (Chinese tables are often in gb18030)"
+            f"{printable(path)}:{line}: not {encoding} (byte {error.start + 1} of the file); if it was saved in "
+            "another encoding, say which with --encoding (Chinese tables are often in gb18030)"
         ) from None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 SPLITS = ("train", "val", "test")
 KEYS = ("id", "video", "audio", "subtitle", "labels", "reasoning", "split", "meta")
@@ -136,7 +136,7 @@ def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[in
                     problems.append(f"id: got {clip_id!r} again, expected unique ids (first in line {first})")
                 yield number, clip_id, clip, problems
     except OSError as error:
-        raise UserError(f"{shown(path)}: the manifest cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: the manifest cannot be read ({error.strerror})") from None
 
 
 def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
@@ -159,7 +159,7 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
     except RecursionError:
         return "not JSON that can be read (nested too deeply)"
     except ValueError as error:
-        return f"not JSON that can be read ({shown(str(error))[:200]})"
+        return f"not JSON that can be read ({printable(str(error))[:200]})"
     return row if isinstance(row, dict) else f'got {_came(row)}, expected an object like {{"id": ...}}'
 
 
@@ -176,7 +176,7 @@ def _no_constant(name: str) -> None:
 
 
 def _unknown_key(key: str) -> str:
-    return f"unknown key {_came(key)}{shown(nearest(key, KEYS))}"
+    return f"unknown key {_came(key)}{printable(nearest(key, KEYS))}"
 
 
 def _id(row: Mapping[str, Any], problems: list[str]) -> str | None:
@@ -241,5 +241,5 @@ def _is_unicode(name: str, value: str, problems: list[str]) -> bool:
 
 def _came(value: Any) -> str:
     """A value as it may be printed in a message."""
-    text = shown(json.dumps(value, ensure_ascii=False, default=str))
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

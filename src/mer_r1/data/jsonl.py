@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(path)} is no JSON: {error!s:.100}") from error
+        raise UserError(f"{printable(path)} is no JSON: {error!s:.100}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{shown(path)}: expected an object, name -> value, got {type(content).__name__}")
+        raise UserError(f"{printable(path)}: expected an object, name -> value, got {type(content).__name__}")
     return content
 
 
@@ -88,10 +88,10 @@ def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]
         content = path.read_bytes()
         content.decode("utf-8")
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         if error.end < len(content):  # else a kill may have cut a character in two
-            raise UserError(f"{shown(path)}: expected UTF-8 text: {error}") from error
+            raise UserError(f"{printable(path)}: expected UTF-8 text: {error}") from error
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -100,9 +100,9 @@ def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]
             parsed = parse(line)
         except UserError as error:
             if number == len(lines):
-                logger.warning("%s: line %d was only half written and is dropped", shown(path), number)
+                logger.warning("%s: line %d was only half written and is dropped", printable(path), number)
                 return
-            raise UserError(f"{shown(path)} line {number}: {error}") from error
+            raise UserError(f"{printable(path)} line {number}: {error}") from error
         yield parsed
 
 
@@ -120,7 +120,7 @@ def repair_end(path: Path, parse: Callable[[bytes], object]) -> None:
     try:
         parse(content[end:])
     except UserError:
-        logger.warning("%s: a half-written last line was dropped", shown(path))
+        logger.warning("%s: a half-written last line was dropped", printable(path))
         with path.open("r+b") as file:
             file.truncate(end)
     else:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from mer_r1.data.clip import SPLITS, Clip, manifest_rows, parse_row
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +42,15 @@ def read_manifest(
     clips = []
     for number, _, clip, problems in manifest_rows(path, allow_absolute):
         if clip is None:
-            raise UserError(f"{shown(path)}:{number}: {problems[0]}")
+            raise UserError(f"{printable(path)}:{number}: {problems[0]}")
         clips.append(clip)
     if not clips:
-        raise UserError(f"{shown(path)}: no rows in it, expected one JSON object a line")
+        raise UserError(f"{printable(path)}: no rows in it, expected one JSON object a line")
     if splits is None:
         return clips
     chosen = [clip for clip in clips if clip.split in splits]
     if not chosen:
-        raise UserError(f"{shown(path)}: none of its {len(clips)} rows is of the split {' or '.join(splits)}")
+        raise UserError(f"{printable(path)}: none of its {len(clips)} rows is of the split {' or '.join(splits)}")
     return chosen
 
 
@@ -75,7 +75,7 @@ def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = 
         if clip.id in seen:
             problems.append("id: it is there twice, expected unique ids")
         if problems:
-            raise UserError(f"clip {shown(str(clip.id))} cannot be written to {shown(path)}: {problems[0]}")
+            raise UserError(f"clip {printable(str(clip.id))} cannot be written to {printable(path)}: {problems[0]}")
         seen.add(clip.id)
         lines.append(line + b"\n")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"clip {shown(str(clip.id))}: not JSON values ({error})") from None
+        raise UserError(f"clip {printable(str(clip.id))}: not JSON values ({error})") from None
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:  # a file name that is not UTF-8 is written with escapes

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 MAX_ENTRY_BYTES = 512 * 2**20
 """Unpacked size above which an entry is refused: the labels of 132,171 clips take a few megabytes."""
@@ -59,9 +59,9 @@ def read_npz(path: Path | str, key: str, *, allow_pickle: bool = False) -> Any:
     with _opened(path) as archive:
         names = archive.namelist()
         if f"{key}.npy" not in names:
-            found = ", ".join(shown(name.removesuffix(".npy")) for name in names[:8]) or "nothing"
-            raise UserError(f"{shown(path)}: no entry {key!r}, found {found}")
-        where = f"{shown(path)}: entry {key!r}"
+            found = ", ".join(printable(name.removesuffix(".npy")) for name in names[:8]) or "nothing"
+            raise UserError(f"{printable(path)}: no entry {key!r}, found {found}")
+        where = f"{printable(path)}: entry {key!r}"
         info = archive.getinfo(f"{key}.npy")
         if info.file_size > MAX_ENTRY_BYTES:
             raise UserError(f"{where} unpacks to {info.file_size} bytes, expected at most {MAX_ENTRY_BYTES}")
@@ -98,9 +98,9 @@ def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     except zipfile.BadZipFile:
-        raise UserError(f"{shown(path)}: no .npz file (a zip archive of numpy arrays)") from None
+        raise UserError(f"{printable(path)}: no .npz file (a zip archive of numpy arrays)") from None
 
 
 def _entry(content: io.BytesIO, where: str, allow_pickle: bool) -> Any:
@@ -126,7 +126,7 @@ def _entry(content: io.BytesIO, where: str, allow_pickle: bool) -> Any:
     try:
         return load_plain(raw)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{where} is refused: {shown(str(error))}") from None
+        raise UserError(f"{where} is refused: {printable(str(error))}") from None
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -137,7 +137,7 @@ class _PlainUnpickler(pickle.Unpickler):
         try:
             return _ADMITTED[module, name]
         except KeyError:
-            named = shown(f"{module}.{name}")
+            named = printable(f"{module}.{name}")
             raise pickle.UnpicklingError(f"it names {named:.100}, which is no plain value") from None
 
 
@@ -164,7 +164,7 @@ class _DType:
 
     def __init__(self, spec: Any, *_: Any) -> None:
         if not isinstance(spec, str) or not _SPEC.fullmatch(spec):
-            raise pickle.UnpicklingError(f"it has an array of type {shown(repr(spec)):.40}, which is no plain one")
+            raise pickle.UnpicklingError(f"it has an array of type {printable(repr(spec)):.40}, which is no plain one")
         self._spec, self._order = spec.lstrip("|<>="), "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -106,17 +106,17 @@ def local_file(path: Path | str) -> Path:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise UserError(f"{shown(path)}: no such file") from None
+        raise UserError(f"{printable(path)}: no such file") from None
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a zero byte, or a lone surrogate
-        raise UserError(f"{shown(path)}: not a possible file name ({error})") from None
+        raise UserError(f"{printable(path)}: not a possible file name ({error})") from None
     if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{shown(path)}: a folder, expected a media file")
+        raise UserError(f"{printable(path)}: a folder, expected a media file")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{shown(path)}: not a regular file, expected a media file")
+        raise UserError(f"{printable(path)}: not a regular file, expected a media file")
     if status.st_size == 0:
-        raise UserError(f"{shown(path)}: the file is empty")
+        raise UserError(f"{printable(path)}: the file is empty")
     return path
 
 
@@ -135,7 +135,7 @@ def _open_file(path: Path) -> Any:
         with file:
             return io.BytesIO(file.read())
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
 
 
 def _refuse_text(file: Any) -> None:
@@ -158,7 +158,7 @@ def riff_note(path: Path) -> list[str]:
 
 
 def _refuse_other_files(url: str, *_: Any) -> None:
-    raise UserError(f"wants to open another file ({shown(url)}); expected the video or sound itself")
+    raise UserError(f"wants to open another file ({printable(url)}); expected the video or sound itself")
 
 
 @contextmanager
@@ -182,9 +182,9 @@ def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
         with _demuxer(file, max_pixels) as container:
             yield container
     except UserError as error:
-        raise UserError(f"{shown(path)}: {error}") from None
+        raise UserError(f"{printable(path)}: {error}") from None
     except DECODING_ERRORS as error:
-        raise UserError(f"{shown(path)}: damaged, reading stopped ({type(error).__name__})") from None
+        raise UserError(f"{printable(path)}: damaged, reading stopped ({type(error).__name__})") from None
     finally:
         file.close()
 

@@ -24,7 +24,7 @@ from mer_r1.data.media.container import (
 )
 from mer_r1.data.media.picture import PictureTrack
 from mer_r1.data.media.sound import SoundTrack
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 __all__ = ["Media", "MediaLimits", "content_key", "read_media"]
 
@@ -91,7 +91,9 @@ def read_media(
     if video is not None:
         parts.append(_read_file(Path(video), limits, threads, picture=True, sound=audio is None))
         if parts[0].frames is None and audio is not None:
-            raise UserError(f"{shown(video)}: no picture in it, expected a video (its sound is read from elsewhere)")
+            raise UserError(
+                f"{printable(video)}: no picture in it, expected a video (its sound is read from elsewhere)"
+            )
     if audio is not None:
         parts.append(_read_file(Path(audio), limits, threads, picture=False, sound=True))
     return parts[0] if len(parts) == 1 else _joined(*parts)
@@ -111,7 +113,7 @@ def content_key(video: Path | str | None, audio: Path | str | None = None) -> st
                 with local_file(path).open("rb") as file:
                     digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest())
             except OSError as error:
-                raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+                raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

@@ -27,7 +27,7 @@ from mer_r1.data.media.container import MediaLimits, local_file
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.answerers.base import answered, stamp_of, unanswered
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
@@ -182,7 +182,7 @@ def _picture(clip: Clip, media: Media, sending: Sending) -> Iterator[dict[str, A
     path = local_file(clip.video or clip.audio or "")
     if (size := path.stat().st_size) > MAX_VIDEO_BYTES:
         limit = MAX_VIDEO_BYTES // 2**20
-        raise UserError(f"{shown(path)}: {size / 2**20:.0f} MiB, expected at most {limit}; send frames instead")
+        raise UserError(f"{printable(path)}: {size / 2**20:.0f} MiB, expected at most {limit}; send frames instead")
     kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
     yield {"type": "video_url", "video_url": {"url": _data_url(kind, path.read_bytes())}}
 

@@ -17,7 +17,7 @@ import numpy as np
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
 from mer_r1.data.media.picture import orientation
 from mer_r1.data.media.read import read_media
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 MAX_FRAMES = 10
 JPEG_QUALITY = 95  # what OpenCV writes without being asked
@@ -51,7 +51,7 @@ def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None
         chosen = itertools.islice(_decoded(container, stream), 0, (max_frames - 1) * every + 1, every)
         frames = [_jpeg(frame, limits.max_pixels, max_side) for frame in chosen]
     if not frames:
-        raise UserError(f"{shown(video)}: no frame of it can be decoded")
+        raise UserError(f"{printable(video)}: no frame of it can be decoded")
     return frames
 
 
@@ -95,7 +95,7 @@ def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MA
     path = audio or video
     media = read_media(None, path, MediaLimits(max_seconds=max_seconds))
     if media.waveform is None:
-        raise UserError(f"{shown(path or '')}: no sound in it")
+        raise UserError(f"{printable(path or '')}: no sound in it")
     samples = (np.clip(media.waveform, -1, 1) * 32767).astype("<i2")
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
