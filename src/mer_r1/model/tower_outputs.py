@@ -84,12 +84,12 @@ def embed(model: Any, input_ids: Tensor, media: Sequence[dict[str, Tensor]]) -> 
         ValueError: if placeholders and vectors differ in number, or embeddings alone are not all (`families`).
     """
     if family_of(model).deepstack:
-        raise ValueError("this model's deeper layers are told of the frames too: call it within `embedded`")
+        raise ValueError("this model's deeper layers are told of the frames too: call it within `media_embedded`")
     return _placed(model.config, input_ids, model.get_input_embeddings()(input_ids), _encoded(model, media))
 
 
 @contextmanager
-def embedded(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
+def media_embedded(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
     """Within, the model's own forward on `input_ids` puts the clips' vectors at their placeholders.
 
     Nothing but that forward touches a weight, so this works where weights are split over processes and gathered by the
