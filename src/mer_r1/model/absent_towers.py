@@ -129,7 +129,7 @@ def without_towers(kind: type) -> Iterator[None]:
         kind.__init__, kind._keys_to_ignore_on_load_unexpected = made, ignored  # type: ignore[misc, attr-defined]
 
 
-def made_like(model: Any) -> Any:
+def same_towers_as(model: Any) -> Any:
     """A context in which models of this one's class are made as it is: with towers or without.
 
     TRL makes the KL reference from the checkpoint by itself, and a resumed run reads its checkpoint; neither shall load

@@ -24,7 +24,7 @@ from transformers import (
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
-from mer_r1.model.absent_towers import TowerWeights, bind, made_like, whole_state, without_towers
+from mer_r1.model.absent_towers import TowerWeights, bind, same_towers_as, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 
 SETTINGS_FILE = "mer_r1.json"
@@ -228,7 +228,7 @@ class WholeCheckpoints:
         if isinstance(target, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
-        with made_like(target):
+        with same_towers_as(target):
             saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
 
