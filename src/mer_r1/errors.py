@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see: an input they can put right. And how it names a file."""
+"""The one exception that users see, for an input that they can correct, and how its message names a file."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ class UserError(ValueError):
 
 
 def printable(path: Path | str) -> str:
-    r"""A path as it may be printed: one line, valid UTF-8, whatever bytes its name holds.
+    r"""A path for a message: one line, valid UTF-8, for every file name.
 
     >>> printable("a\nb\udcff.mp4")
     'a\\nb\\udcff.mp4'

@@ -1,4 +1,4 @@
-"""JSON from files: one object, or an object a line by a writer that may have been killed in the middle of the last."""
+"""JSON files: one object, or JSON lines whose writer may have been killed in the middle of the last one."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], object]) -> None:
     """Write a file whole or not at all: beside its place first, then moved there.
 
-    A kill or a full disk leaves the old file, or none, and nothing half-written.
+    After a kill or on a full disk, the old file or none is there, never half of one.
 
     Args:
         path: the file; its folder is created.
@@ -54,14 +54,14 @@ def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], o
 
 
 def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:
-    """The object of one line.
+    """Parse the JSON object of one line.
 
     Args:
-        line: UTF-8, without its end.
-        what: it should be, for the error.
+        line: UTF-8, without its line end.
+        what: name of the object in the error message.
 
     Raises:
-        UserError: if it is none.
+        UserError: it is no JSON object.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -73,16 +73,16 @@ def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:
 
 
 def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]:
-    """What every line of a file says; blank ones say nothing.
+    """Parse every line of a file; blank lines are skipped.
 
-    A last line that nothing ends, and that cannot be read, is dropped with a warning: its writer was killed.
+    A last line without a line end that cannot be parsed is dropped with a warning: its writer was killed.
 
     Args:
-        path: JSON lines.
-        parse: of one line; its UserError comes with file and line.
+        path: file of JSON lines.
+        parse: parser of one line; its UserError gets file and line in front.
 
     Raises:
-        UserError: if the file cannot be read, or another line cannot.
+        UserError: the file, or a line other than such a last one, cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -107,11 +107,11 @@ def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]
 
 
 def repair_end(path: Path, parse: Callable[[bytes], object]) -> None:
-    """Cut off a last line that was only half written, or end it, so that the next one gets a line of its own.
+    """Cut off a half-written last line, or add its missing line end, before lines are appended.
 
     Args:
-        path: JSON lines.
-        parse: as in `read_lines`.
+        path: file of JSON lines.
+        parse: parser of one line, as in `read_lines`.
     """
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
