@@ -1,7 +1,7 @@
 """Manifests: the one form in which every other part of the project takes a data set.
 
 One JSON object per line and clip, media paths relative to the manifest's folder, so that a folder can be moved or
-shared as it is. Reading is strict and stops at the first invalid row, with its line; `check.check_manifest` goes through all
+shared as it is. Reading is strict and stops at the first invalid row, with its line; `check.check_manifest` covers all
 rows and all files and reports everything that is wrong. docs/data.md describes the format.
 """
 
