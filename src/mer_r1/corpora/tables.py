@@ -1,7 +1,7 @@
-"""CSV tables of the data sets, one row a clip, read strictly: what is wrong is said with file and line.
+"""CSV tables of the data sets, one row per clip, read strictly: errors name file and line.
 
 Which cells count as missing follows pandas, because the reference reads its tables with it: an empty cell, and also
-words such as "NA" or "None". A subtitle that says nothing but "None" is therefore empty there, and here.
+words such as "NA" or "None". A subtitle that consists of "None" is therefore empty there, and here.
 """
 
 import codecs
@@ -17,7 +17,7 @@ MISSING_CELLS = frozenset(
         "|"
     )
 ) | {""}
-"""Cells that `pandas.read_csv` reads as missing unless told otherwise (documented there as `na_values`)."""
+"""Cells that `pandas.read_csv` takes as missing by default (documented there as `na_values`)."""
 DEFAULT_ENCODING = "utf-8"
 
 Row = dict[str, str]
@@ -30,17 +30,17 @@ def read_table(
 
     Args:
         path: the file.
-        columns: the columns that are wanted besides `key`; others are ignored.
-        encoding: of the text; a byte order mark goes before it.
+        columns: wanted columns besides `key`; others are ignored.
+        encoding: encoding of the text; a byte order mark overrides it.
         key: the column with the clip's name.
 
     Returns:
-        Name -> column -> cell ("" where it is missing), in the file's order; and how many rows were there again, the
-        same in all wanted columns.
+        Name -> column -> cell ("" where it is missing), in the file's order; and the number of repeated rows, equal in
+        all wanted columns.
 
     Raises:
         UserError: naming file and line: the file is missing, in another encoding or no CSV, lacks a column, has a row
-            of another length than its header or without a name, or gives a name twice with different contents.
+            of another length than its header or without a name, or repeats a name with different contents.
     """
     rows: dict[str, Row] = {}
     repeated = 0
