@@ -1,9 +1,9 @@
 """MME-Emotion: eight tasks of questions about clips, one JSON array per task, the videos in a folder beside it.
 
-The benchmark's code names the fields `video_id`, `ground_truth` and `label_set`; the name of the question's field is not
-documented there. So a few likely names are tried for each field, and an item without an id or without a gold label is
-an error. Files are found by their task in any spelling (`ER_Lab.json`, `ER-Lab.json`). A task whose file is missing
-or empty is reported: the release had an empty `FG_SA.json` for a time.
+The benchmark's code names the fields `video_id`, `ground_truth` and `label_set`; the name of the question's field is
+not documented there. So a few likely names are tried for each field, and an item without an id or a gold label is an
+error. Files are found by their task in any spelling (`ER_Lab.json`, `ER-Lab.json`). A task whose file is missing or
+empty is reported: the release had an empty `FG_SA.json` for a time.
 """
 
 import json
