@@ -1,4 +1,4 @@
-"""The one exception that users are meant to see: an input they can put right. And how it names a file."""
+"""The one exception that users see, for an input that they can correct, and how its message names a file."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ class UserError(ValueError):
     """
 
 
-def shown(path: Path | str) -> str:
-    r"""A path as it may be printed: one line, valid UTF-8, whatever bytes its name holds.
+def printable(path: Path | str) -> str:
+    r"""A path for a message: one line, valid UTF-8, for every file name.
 
-    >>> shown("a\nb\udcff.mp4")
+    >>> printable("a\nb\udcff.mp4")
     'a\\nb\\udcff.mp4'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path))

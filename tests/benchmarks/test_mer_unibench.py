@@ -85,9 +85,11 @@ def same(found, expected):
 
 
 def test_the_sets_are_those_that_prepare_knows():
-    from mer_r1.corpora.prepare import DATA_SETS, UNIBENCH
+    import layouts
 
-    assert NINE == UNIBENCH
+    from mer_r1.corpora.prepare import DATA_SETS
+
+    assert NINE == layouts.NINE
     for name, entry in SETS.items():
         data = DATA_SETS[name]
         assert (entry.kind, entry.clips) == (data.kind, next(iter(data.parts.values())).clips)

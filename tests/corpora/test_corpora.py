@@ -5,7 +5,7 @@ import re
 import pytest
 from layouts import NINE, OPEN, OTHERS, SAYING, SIX, write_csv, write_set
 
-from mer_r1.corpora.prepare import DATA_SETS, UNIBENCH, named, read_set
+from mer_r1.corpora.prepare import DATA_SETS, named, read_set
 from mer_r1.errors import UserError
 
 
@@ -27,8 +27,8 @@ def test_folders_counts_files_and_columns_are_those_of_the_specification(shared)
     """Each row of the table in section 1 of the specification, held against ours."""
     text = (shared / "benchmarks" / "mer_unibench.md").read_text(encoding="utf-8")
     rows = [line.strip("|").split("|") for line in text.splitlines() if re.match(r"\| \w+ \(`", line)]
-    assert len(rows) == len(UNIBENCH)
-    for name, cells in zip(UNIBENCH, rows, strict=True):
+    assert len(rows) == len(NINE)
+    for name, cells in zip(NINE, rows, strict=True):
         where, kind, clips, gold, media, subtitles = (cell.strip() for cell in cells)
         data = DATA_SETS[name]
         part = next(iter(data.parts.values()))
@@ -52,7 +52,7 @@ def test_folders_counts_files_and_columns_are_those_of_the_specification(shared)
     assert DATA_SETS["iemocap"].vocabulary == ("happy", "sad", "neutral", "anger")
     # happy, sad, neutral, anger of the whole corpus
     assert sum(part.clips for part in DATA_SETS["iemocap"].parts.values()) == 1636 + 1084 + 1708 + 1103
-    assert sum(next(iter(DATA_SETS[name].parts.values())).clips for name in UNIBENCH) == 12799
+    assert sum(next(iter(DATA_SETS[name].parts.values())).clips for name in NINE) == 12799
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,6 @@ def test_a_name_that_no_data_set_has():
 
 def test_the_builder_knows_all_data_sets():
     assert {*NINE, *OTHERS} == set(DATA_SETS)
-    assert NINE == UNIBENCH
 
 
 # --- right layouts ----------------------------------------------------------------------------------------------------

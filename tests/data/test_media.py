@@ -20,9 +20,10 @@ from recordings import muxed
 
 from mer_r1.data.media import container as containers
 from mer_r1.data.media import read as media
-from mer_r1.data.media import track as tracks
 from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.picture import PictureTrack
 from mer_r1.data.media.read import Media, content_key, read_media
+from mer_r1.data.media.track import Track
 from mer_r1.errors import UserError
 
 LEVEL_TOLERANCE = 3
@@ -311,8 +312,8 @@ def test_one_pixel(tmp_path: Path) -> None:
 def test_only_the_needed_groups_of_pictures_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_media(tmp_path / "a.mkv", frames=200, fps=10, gop=10, video_codec="libx264", options={})
     decoded = []
-    decode = tracks.Track._decode
-    monkeypatch.setattr(tracks.Track, "_decode", lambda self, packet: decoded.append(packet) or decode(self, packet))
+    decode = Track._decode
+    monkeypatch.setattr(Track, "_decode", lambda self, packet: decoded.append(packet) or decode(self, packet))
     limits = MediaLimits(max_frames=3)
     sparse = read_media(path, limits=limits)
     assert len(decoded) < 100
@@ -342,8 +343,8 @@ def test_of_ten_minutes_only_the_first_seconds_are_read(tmp_path: Path, monkeypa
         tmp_path / "long.mkv", frames=600, fps=1, sound=tone(600, 8000), rate=8000, audio_codec="pcm_s16le"
     )
     taken = []
-    add = tracks.PictureTrack.add
-    monkeypatch.setattr(tracks.PictureTrack, "add", lambda self, packet: taken.append(packet) or add(self, packet))
+    add = PictureTrack.add
+    monkeypatch.setattr(PictureTrack, "add", lambda self, packet: taken.append(packet) or add(self, packet))
     clip = read_media(path, limits=MediaLimits(max_frames=4))
     assert len(taken) < 45
     # 30 s in 4 parts: middles 3.75, 11.25, 18.75, 26.25 s; the picture of second n has level 10 n + 20, at most 255
@@ -359,8 +360,8 @@ def test_a_track_that_ends_early_does_not_make_the_rest_be_read(
 ) -> None:
     path = write_media(tmp_path / "long.mkv", frames=300, fps=1, sound=tone(1), audio_codec="pcm_s16le")
     taken = []
-    add = tracks.PictureTrack.add
-    monkeypatch.setattr(tracks.PictureTrack, "add", lambda self, packet: taken.append(packet) or add(self, packet))
+    add = PictureTrack.add
+    monkeypatch.setattr(PictureTrack, "add", lambda self, packet: taken.append(packet) or add(self, packet))
     clip = read_media(path)
     assert len(taken) < 60
     assert len(clip.waveform) == pytest.approx(16000, abs=20)

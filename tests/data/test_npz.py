@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -63,7 +64,50 @@ def hostile() -> dict[str, bytes]:
         "huge memo": pickle.LONG_BINPUT + b"\xff\xff\xff\x7f.",
         "huge bytes": b"\x80\x04" + pickle.BINBYTES8 + b"\xff" * 7 + b"\x7f.",
         "lying array": _lying_array(),
+    } | crafted()
+
+
+def crafted() -> dict[str, bytes]:
+    """Names that are admitted, with content that numpy's own objects would crash on or take any memory for."""
+    pointers = b"A" * 8
+    begun = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    objects = b"cnumpy\ndtype\n(S'O8'\ntR"
+    floats = b"cnumpy\ndtype\n(S'f8'\ntR"
+    raw = pickle.SHORT_BINBYTES + bytes([8]) + pointers
+    return {
+        # a list shorter than its array, and bytes taken for pointers: numpy reads memory that is not its own
+        "short list": begun + b"(I1\n(I1000000\nt" + objects + b"I00\n(I1\nltb.",
+        "bytes as objects": begun + b"(I1\n(I1\nt" + objects + b"I00\n" + raw + b"tb.",
+        "flags": begun + b"(I1\n(I1\nt" + objects + b"(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n" + raw + b"tb.",
+        "buffer of objects": b"cnumpy\nndarray\n((I1\ntS'O'\n" + raw + b"tR.",
+        "negative side": begun + b"(I1\n(I-1\nI-1\nt" + floats + b"I00\n" + raw + b"tb.",
+        "records by state": begun
+        + b"(I1\n(I1\nt"
+        + floats
+        + b"(I3\nS'|'\nN(S'a'\nt(dI8\nI1\nI0\ntbI00\n"
+        + raw
+        + b"tb.",
+        # little content, much memory
+        "empty rows": begun + b"(I1\n(I1000000000\nI0\nt" + floats + b"I00\nC\x00tb.",
+        "empty strings": begun + b"(I1\n(I1000000000\ntcnumpy\ndtype\n(S'U0'\ntRI00\nC\x00tb.",
+        "many sides": begun + b"(I1\n(" + 1000 * b"I1\n" + b"t" + floats + b"I00\n" + raw + b"tb.",
+        "zeros": b"cbuiltins\nbytes\n(I1000000000000\ntR.",
+        "huge bytearray": b"\x80\x05" + pickle.BYTEARRAY8 + b"\xff" * 7 + b"\x7f.",
+        "shared bytes": _many_times(pickle.dumps(b"x" * 80_000, 3)[2:-1], b"cnumpy\ndtype\n(S'S80000'\ntR"),
+        "shared list": b"(lp0\n(" + 1000 * b"N" + b"e0" + b"(" + 100 * b"cbuiltins\nset\n(g0\ntR" + b"l.",
+        "uncounted call": b"(icollections\nOrderedDict\n.",
+        "long integer": pickle.dumps(1 << 2000),
+        # what is admitted changes nothing and is no value
+        "assignment": begun + b"I0\nI1\ns.",
+        "empty array": begun + b".",
+        "bare name": b"cbuiltins\nset\n.",
     }
+
+
+def _many_times(content: bytes, dtype: bytes) -> bytes:
+    """A list of a hundred strings that are all made from the same bytes."""
+    call = b"cnumpy._core.multiarray\nscalar\n(g1\ng0\ntR"
+    return content + b"p0\n" + dtype + b"p1\n(" + 100 * call + b"l."
 
 
 def _lying_array() -> bytes:
@@ -189,6 +233,31 @@ def test_deep_nesting():
         load_plain(pickle.dumps(value))
 
 
+def test_memory_is_not_taken_on_a_pickle_s_word():
+    """The C unpickler makes room for every memo index below the one that is named."""
+    tracemalloc.start()
+    try:
+        assert load_plain(b"N" + pickle.LONG_BINPUT + (1 << 24).to_bytes(4, "little") + b".") is None
+        for name in ("empty rows", "empty strings", "zeros", "huge bytearray", "shared bytes", "lying array"):
+            with pytest.raises(pickle.UnpicklingError):
+                load_plain(hostile()[name])
+        assert tracemalloc.get_traced_memory()[1] < 4e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_empty_strings_and_arrays():
+    value = [
+        np.str_(""),
+        np.array([""]),
+        np.zeros((0, 3)),
+        np.array([], object),
+        np.asfortranarray([["x", {}]], object),
+    ]
+    for protocol in PROTOCOLS:
+        assert load_plain(pickle.dumps(value, protocol)) == ["", [""], [], [], [["x", {}]]]
+
+
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_value_or_the_one_error(content):
     with contextlib.suppress(pickle.UnpicklingError):
@@ -242,7 +311,29 @@ def broken_archives(folder: Path) -> dict[str, tuple[Path, str]]:
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": (10**9,)})
         archive.writestr("a.npy", head.getvalue())
+    heads = {
+        "negative.npz": "{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -1)}",
+        "rows.npz": "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 0)}",
+        "strings.npz": "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,)}",
+        "records.npz": "{'descr': [('a', '<i4'), ('b', '<i4')], 'fortran_order': False, 'shape': (1,)}",
+        "brackets.npz": "{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 5000,
+    }
+    for name, head in heads.items():
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            magic = np.lib.format.magic(1, 0) + (len(head) + 1).to_bytes(2, "little")
+            archive.writestr("a.npy", magic + head.encode() + b"\n" + b"A" * (8 if "-1" in head or "i4" in head else 0))
+    with zipfile.ZipFile(folder / "lzma.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", b"hello " * 100)
+    packed = bytearray((folder / "lzma.npz").read_bytes())
+    packed[45:60] = b"\xff" * 15
+    (folder / "lzma.npz").write_bytes(bytes(packed))
     return {
+        "negative shape": (folder / "negative.npz", "without shape"),
+        "empty rows": (folder / "rows.npz", "too large"),
+        "empty strings": (folder / "strings.npz", "too large"),
+        "records": (folder / "records.npz", "no plain one"),
+        "brackets": (folder / "brackets.npz", "no numpy array"),
+        "lzma": (folder / "lzma.npz", "damaged"),
         "missing": (folder / "none.npz", "cannot be read"),
         "folder": (folder, "cannot be read"),
         "bare array": (folder / "bare.npy", "no .npz file"),
@@ -253,7 +344,11 @@ def broken_archives(folder: Path) -> dict[str, tuple[Path, str]]:
     }
 
 
-@pytest.mark.parametrize("case", ["missing", "folder", "bare array", "cut", "flipped", "no array", "lying shape"])
+BROKEN = ["missing", "folder", "bare array", "cut", "flipped", "no array", "lying shape"]
+BROKEN += ["negative shape", "empty rows", "empty strings", "records", "brackets", "lzma"]
+
+
+@pytest.mark.parametrize("case", BROKEN)
 def test_broken_archives_give_one_line(case, tmp_path):
     path, expected = broken_archives(tmp_path)[case]
     with pytest.raises(UserError, match=expected) as caught:

@@ -9,7 +9,7 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt, collate, encode_prompt, media_tensors
 from mer_r1.model.tiny import TinyConfig, tiny
-from mer_r1.model.tower_outputs import embedded, encode_media
+from mer_r1.model.tower_outputs import encode_media, media_embedded
 
 WORDS = ("happy", "sad", "angry", "afraid", "surprised", "proud", "bored", "ashamed")
 SMALL = TinyConfig(
@@ -62,7 +62,7 @@ def teach(omni: Omni, prompts: list[Prompt], steps: int = 60) -> None:
         words = [list(rng.choice(WORDS, size=rng.integers(1, 3), replace=False)) for _ in chosen]
         targets = [omni.tokenizer(format_completion("A smile", labels))["input_ids"] + end for labels in words]
         batch = collate(chosen, targets, omni.tokenizer.pad_token_id)
-        with embedded(omni.model, batch.pop("media")):
+        with media_embedded(omni.model, batch.pop("media")):
             loss = omni.model(**batch).loss
         loss.backward()
         optimizer.step()

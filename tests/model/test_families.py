@@ -20,7 +20,7 @@ from mer_r1.model.prompts import IGNORE, collate, encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack
 from mer_r1.model.tiny import tiny
-from mer_r1.model.tower_outputs import embed, embedded, encode_media, placeholder_ids
+from mer_r1.model.tower_outputs import embed, encode_media, media_embedded, placeholder_ids
 from mer_r1.rl.rollout import rollout
 from mer_r1.training import stage as train
 from mer_r1.training.recipe_files import read_recipe
@@ -83,7 +83,7 @@ def own_logits(omni, tensors, ids):
 def our_logits(omni, prompts, completions):
     batch = collate(prompts, completions, omni.tokenizer.pad_token_id)
     keep = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    with torch.no_grad(), embedded(omni.model, batch["media"]):
+    with torch.no_grad(), media_embedded(omni.model, batch["media"]):
         return omni.model(**keep).logits, batch
 
 
@@ -179,7 +179,7 @@ def test_the_deeper_layers_hear_of_the_frames(qwen3):
     fewer = replace(prompt, media={**prompt.media, "video_deep": prompt.media["video_deep"][:, 1:]})
     with pytest.raises(ValueError, match="vectors for the deeper layers"):
         our_logits(qwen3, [fewer], [[]])
-    with pytest.raises(ValueError, match="within `embedded`"):
+    with pytest.raises(ValueError, match="within `media_embedded`"):
         embed(qwen3.model, prompt.input_ids[None], [prompt.media])
     assert not qwen3.model.model.language_model._forward_pre_hooks
 
@@ -217,7 +217,7 @@ def test_packed_rows_and_checkpointing_give_the_gradients_of_plain_rows(qwen3):
         qwen3.model.train(checkpointed)
         if checkpointed:
             qwen3.model.gradient_checkpointing_enable({"use_reentrant": False})
-        with embedded(qwen3.model, media_list):
+        with media_embedded(qwen3.model, media_list):
             loss = qwen3.model(**inputs).loss
         gradients.append(torch.autograd.grad(loss, weight)[0])
         qwen3.model.gradient_checkpointing_disable()

@@ -13,7 +13,7 @@ from mer_r1.errors import UserError
 from mer_r1.model.prompts import IGNORE, Prompt, collate, encode_prompt, media_tensors
 from mer_r1.model.shared_prefix.attention import packed_inputs, visible
 from mer_r1.model.shared_prefix.packing import PADDING, PREFIX, group_rows, pack, shared_length
-from mer_r1.model.tower_outputs import embed, embedded, placeholder_ids
+from mer_r1.model.tower_outputs import embed, media_embedded, placeholder_ids
 from mer_r1.training.recipes import SFTRecipe
 from mer_r1.training.sft_stage import run_sft
 from mer_r1.training.sft_trainer import MERSFTTrainer
@@ -135,7 +135,7 @@ def plain_loss(omni, groups):
 
 def packed_loss(omni, groups):
     batch = pack(groups, omni.tokenizer.pad_token_id, placeholder_ids(omni.model))
-    with embedded(omni.model, batch["media"]):
+    with media_embedded(omni.model, batch["media"]):
         return omni.model(**packed_inputs(omni.model, batch)).loss
 
 
@@ -180,7 +180,7 @@ def test_a_branch_does_not_see_its_neighbour(omni) -> None:
     logits = []
     for first in (ids[0], ids[0][::-1]):
         batch = pack([[(prompt, first), (prompt, ids[1])]], 0, placeholder_ids(omni.model))
-        with embedded(omni.model, batch["media"]):
+        with media_embedded(omni.model, batch["media"]):
             logits.append(omni.model(**packed_inputs(omni.model, batch)).logits[0])
     start = len(prompt.input_ids) + len(ids[0])
     torch.testing.assert_close(logits[0][start:], logits[1][start:], rtol=0, atol=1e-6)

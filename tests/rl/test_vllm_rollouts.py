@@ -489,11 +489,11 @@ def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, c
 
 
 def test_a_float_wav_is_read_back_by_ffmpeg(taught, prompts, clips, tmp_path):
+    from mer_r1.data.media.encode import float_wav
     from mer_r1.data.media.read import read_media
-    from mer_r1.rl.vllm.server import _wav
 
     waveform = request_of(taught, prompts[0], clips[0])["multi_modal_data"]["audio"][0]
-    (tmp_path / "a.wav").write_bytes(_wav(waveform, 16000))
+    (tmp_path / "a.wav").write_bytes(float_wav(waveform, 16000))
     found = read_media(None, tmp_path / "a.wav").waveform
     np.testing.assert_allclose(found, waveform, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Data sets of the field become our manifests: one reader a family, one table that says what is expected where.
+"""Public data sets become manifests: one reader per family, one table of the files that each data set has.
 
-`prepare.DATA_SETS` is that table, `prepare.prepare` writes a manifest; docs/data.md says how each data set is obtained.
+`prepare.DATA_SETS` is that table, `prepare.prepare` writes a manifest; docs/data.md says how to obtain each data set.
 """

@@ -1,8 +1,8 @@
-"""The folder of one data set while it is read: its tables and labels by name, its media, and what was found missing.
+"""The folder of one data set while it is read: tables, labels, media files, and a record of what is missing.
 
-A reader asks for a clip's media and gets paths; nothing vanishes on the way. A clip without its picture stays in the
-manifest with the path where the picture should be, so that it fails visibly later; a clip without its sound file is
-heard through the video. Both are counted and listed here, and so is everything else that a reader passes over.
+A reader asks for a clip's media and gets paths; no clip is dropped silently. A clip without its video file stays in the
+manifest with the path where the file should be, so that it fails visibly later; a clip without its audio file takes the
+audio of its video file. Both are counted and listed here, like everything else that a reader skips.
 """
 
 import os
@@ -14,21 +14,21 @@ from typing import Any
 
 from mer_r1.corpora.tables import DEFAULT_ENCODING, Row, read_table
 from mer_r1.data.npz import read_npz
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 
 @dataclass
 class Folder:
-    """One data set's folder, and what reading it brought to light.
+    """One data set's folder, and what reading it found.
 
     Attributes:
         root: the folder.
-        allow_pickle: whether `.npz` entries that hold Python objects may be read (`pickles.read_npz`).
-        encoding: of the tables.
-        notes: what was passed over or put right -> how often.
-        remarks: what else should be known, one line each.
-        no_video: names of clips whose picture is missing.
-        no_audio: names of clips whose sound file is missing.
+        allow_pickle: whether `.npz` entries that hold Python objects may be read (`data.npz.read_npz`).
+        encoding: encoding of the tables.
+        notes: what was skipped or corrected -> how often.
+        remarks: further warnings, one line each.
+        no_video: names of clips whose video file is missing.
+        no_audio: names of clips whose audio file is missing.
     """
 
     root: Path
@@ -40,23 +40,23 @@ class Folder:
     no_audio: list[str] = field(default_factory=list)
 
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Whether a file exists."""
         return (self.root / name).is_file()
 
     def table(self, name: str, columns: Sequence[str], key: str = "name") -> dict[str, Row]:
-        """A CSV table by clip name, see `tables.read_table`."""
+        """Read a CSV table by clip name, see `tables.read_table`."""
         rows, repeated = read_table(self.root / name, columns, self.encoding, key)
         if repeated:
             self.notes[f"rows that are in {name} again"] += repeated
         return rows
 
     def corpus(self, name: str, key: str) -> dict[str, dict[str, Any]]:
-        """The labels of one part: clip name -> its fields, in the file's order.
+        """Read the labels of one part: clip name -> its fields, in the file's order.
 
         Raises:
             UserError: the file or the entry cannot be read, or is no such mapping.
         """
-        where = f"{shown(self.root / name)}: entry {key!r}"
+        where = f"{printable(self.root / name)}: entry {key!r}"
         found = read_npz(self.root / name, key, allow_pickle=self.allow_pickle)
         if not isinstance(found, dict) or not all(
             isinstance(clip, str) and isinstance(label, dict) for clip, label in found.items()
@@ -67,36 +67,36 @@ class Folder:
     def media(
         self, name: str, video: Sequence[str], audio: Sequence[str], suffixes: Sequence[str] = (".mp4", ".avi")
     ) -> tuple[Path, Path | None]:
-        """Picture and sound of a clip.
+        """Find the video and the audio file of a clip.
 
         Args:
             name: the clip's name, which may hold a folder but may not lead out of the data set.
-            video: folders to look in, in this order.
-            audio: likewise.
-            suffixes: endings of the picture's file, in this order.
+            video: folders of video files, in the order of search.
+            audio: folders of audio files, likewise.
+            suffixes: endings of video files, in the order of search.
 
         Returns:
-            Paths of the video and of the sound file; the place where the picture is expected if it is missing, None
-            for a missing sound file.
+            Paths of the video and of the audio file; the expected path if the video file is missing, None for a missing
+            audio file.
 
         Raises:
             UserError: the name is no possible file name, or leads out of the folder.
         """
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
             raise UserError(
-                f"{shown(self.root)}: the clip name {name!r:.80} leads out of the folder, or is no file name"
+                f"{printable(self.root)}: the clip name {name!r:.80} leads out of the folder, or is no file name"
             )
-        picture = self._first(video, [f"{name}{suffix}" for suffix in suffixes])
-        sound = self._first(audio, [f"{name}.wav"])
-        if picture is None:
+        video_file = self._first(video, [f"{name}{suffix}" for suffix in suffixes])
+        audio_file = self._first(audio, [f"{name}.wav"])
+        if video_file is None:
             self.no_video.append(name)
-        if sound is None and audio:
+        if audio_file is None and audio:
             self.no_audio.append(name)
-        return picture or self.root / video[0] / f"{name}{suffixes[0]}", sound
+        return video_file or self.root / video[0] / f"{name}{suffixes[0]}", audio_file
 
     def _first(self, folders: Sequence[str], names: Sequence[str]) -> Path | None:
         for folder in folders:
-            # An archive that holds its own folder is often unpacked into one of the same name.
+            # An archive that contains its own folder is often unpacked into one of the same name.
             for place in (folder, os.path.join(folder, os.path.basename(folder))):
                 for name in names:
                     file = os.path.join(self.root, place, name)

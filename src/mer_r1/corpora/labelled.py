@@ -1,8 +1,15 @@
-"""The eight sets of MER-UniBench whose gold is in an `.npz`: one loop, and two ways of reading the gold.
+"""The eight sets of MER-UniBench whose gold is in an `.npz`: one reader, and the tables of six of them.
 
 An entry of the label file maps a clip's name to `emo`, its one emotion word or the word's index, and `val`, its
 sentiment. Discrete sets use the first, sentiment sets the second. Names, order and rules are those of the loaders in
-the AffectGPT release.
+the AffectGPT release. MER2023 and MER2024 use this reader too; their tables are in `mer`.
+
+- MELD (seven emotions, television dialogue) and IEMOCAP (four classes, acted dialogue): gold is an index. IEMOCAP comes
+  as one corpus of five sessions; the benchmark tests on the fifth, and its "happy" includes the clips that annotators
+  called excited (1636 of the 5531 clips of the four classes).
+- CMU-MOSI and CMU-MOSEI (English video blogs), CH-SIMS and CH-SIMS v2 (Chinese films and series): gold is a number, 0
+  for neutral; the benchmark asks only whether it is above 0 and leaves out the zeros. CH-SIMS is subtitled in English
+  translation, as in the reference.
 """
 
 import math
@@ -12,26 +19,30 @@ from typing import Any
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.layout import DataSet, Part
 from mer_r1.data.clip import Clip
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
+
+SESSION = 4
+"""Index of the session's number in a clip's name: the fifth character of `Ses05F_impro01_F000`."""
+TEST_SESSION = "5"
 
 
 def labelled_clips(
     data: DataSet, folder: Folder, part: str, wanted: Callable[[str], bool] | None = None
 ) -> Iterator[Clip]:
-    """Clips of a data set whose gold is in an `.npz`.
+    """Read clips of a data set whose gold is in an `.npz`.
 
     Args:
         data: a discrete or a sentiment set.
-        folder: where it is.
+        folder: its folder.
         part: name of the part.
-        wanted: which names to take; all if None.
+        wanted: whether to take a clip of this name; None takes all.
 
     Raises:
-        UserError: a file is missing or not as expected, or a clip's gold is none.
+        UserError: a file is missing or not as expected, or a clip has no valid gold.
     """
     chosen = data.part(part)
     subtitles = folder.table(data.subtitles[0], [data.subtitles[1]])
-    file = shown(folder.root / data.labels)
+    file = printable(folder.root / data.labels)
     for name, label in folder.corpus(data.labels, chosen.key).items():
         if wanted is not None and not wanted(name):
             continue
@@ -66,18 +77,11 @@ def _value(label: dict[str, Any], where: str) -> float:
     return float(value)
 
 
-SESSION = 4
-"""Place of the session's number in a clip's name: the fifth character of `Ses05F_impro01_F000`."""
-
-
-TEST_SESSION = "5"
-
-
 def iemocap_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
-    """Clips of IEMOCAP: the fifth session is the test part.
+    """Read clips of IEMOCAP: the fifth session is the test part.
 
     Raises:
-        UserError: see `labelled_clips`; or a name does not tell its session.
+        UserError: see `labelled_clips`; or a name holds no session.
     """
     testing = data.part(part).split == "test"
     yield from labelled_clips(data, folder, part, lambda name: (_session(name) == TEST_SESSION) == testing)

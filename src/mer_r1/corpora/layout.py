@@ -1,7 +1,7 @@
-"""What a data set looks like on disk, as data: folders, files, columns, parts and how many clips each part has.
+"""The layout of a data set on disk, as data: folders, files, columns, parts and the number of clips of each part.
 
 The facts are those of the public releases (AffectGPT's loaders for the nine sets of MER-UniBench, the MER2025 tables
-for training). A reader turns them into clips; `prepare.DATA_SETS` collects them.
+for training). A reader turns files into clips; `prepare.DATA_SETS` collects all layouts.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,9 +20,9 @@ class Part:
     """One part of a data set, which `--split` names.
 
     Attributes:
-        split: "train", "val" or "test", as the manifest says it.
-        clips: how many there are; None where it is not known.
-        key: entry of the label file, or the file that shows that this part is there.
+        split: "train", "val" or "test", as in the manifest.
+        clips: number of clips; None where it is not known.
+        key: entry of the label file, or the file whose presence shows that this part is there.
         at_least: whether `clips` is a lower bound.
     """
 
@@ -37,23 +37,22 @@ class DataSet:
     """One data set.
 
     Attributes:
-        name: the canonical name, which a manifest carries in `meta.dataset`.
-        title: the name that people use.
-        kind: what its gold is: one emotion word ("discrete", in `labels`), a number ("sentiment", in
-            `meta.sentiment`), emotion words ("open-set", "training" with reasoning texts), or the answer to a question
-            ("questions").
+        name: canonical name, `meta.dataset` in a manifest.
+        title: display name.
+        kind: kind of gold: one emotion word ("discrete", in `labels`), a number ("sentiment", in `meta.sentiment`),
+            emotion words ("open-set", "training" with reasoning texts), or the answer to a question ("questions").
         folder: name of its folder in the release.
-        read: gives the clips of one part, by its name.
-        parts: name -> part; the first is what is taken unless told otherwise.
+        read: reader of the clips of one part, given by its name.
+        parts: name -> part; the first is the default.
         labels: file with the gold.
         subtitles: file with the subtitles, and its column.
-        files: all files that must be there.
-        video: folders with the pictures.
-        audio: folders with the sound files; none if the sound is in the video files.
-        suffixes: endings of the picture files, in the order in which they are tried.
+        files: further files that are required.
+        video: folders of the video files.
+        audio: folders of the audio files; none if the audio is in the video files.
+        suffixes: endings of the video files, in the order of search.
         vocabulary: the emotion words of a discrete set; where gold is an index, in the order of the indices.
         indexed: whether gold is an index into `vocabulary`.
-        others: other names it goes by, in lower case without blanks and punctuation.
+        others: other names, in lower case without blanks and punctuation.
     """
 
     name: str
@@ -73,7 +72,7 @@ class DataSet:
     others: tuple[str, ...] = field(default=())
 
     def part(self, name: str) -> Part:
-        """A part by its name.
+        """Look up a part by its name.
 
         Raises:
             UserError: no such part.
@@ -83,7 +82,7 @@ class DataSet:
         return self.parts[name]
 
     def subtitle(self, folder: Folder, table: dict[str, dict[str, str]], name: str) -> str:
-        """What is said in a clip; a clip that the table lacks is counted and has an empty subtitle."""
+        """The subtitle of a clip; a clip that the table lacks is counted and has an empty one."""
         if name not in table:
             folder.notes[f"clips that {self.subtitles[0]} lacks (their subtitle is empty)"] += 1
             return ""

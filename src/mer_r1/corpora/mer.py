@@ -1,8 +1,8 @@
 """The data sets of the MER challenges: MER2023, MER2024, OV-MERD, OV-MERD+, and for training MER-Caption+ and EMER.
 
-MER2023 and MER2024 have one emotion word a clip. The open-set ones have a string such as "[happy, surprised]", read as
-the reference reads it, oddities included, because scores depend on them; a clip whose string holds no word gets the
-word "neutral", as there. In the training sets, words that an `<answer>` could not carry are left out and counted.
+MER2023 and MER2024 have one emotion word per clip. The open-set ones have a string such as "[happy, surprised]", parsed
+as in the reference, oddities included, because scores depend on them; a clip whose string holds no word gets the word
+"neutral", as there. In the training sets, words that an `<answer>` cannot hold are left out and counted.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from mer_r1.corpora.layout import DataSet, Part
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import parse_labels
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 WITHOUT_WORD = "neutral"
-"""Gold of a clip whose label string holds no word (the reference's rule). No wheel has it: the clip is not scored."""
+"""Gold of a clip whose label string holds no word (the reference's rule). It is on no wheel: the clip is not scored."""
 SIX_EMOTIONS = ("neutral", "angry", "happy", "sad", "worried", "surprise")
 MER2025_SUBTITLES = ("subtitle_chieng.csv", "english")
 
 
 def ovmerdplus_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
-    """Clips of OV-MERD+: the names are those of the subtitle table.
+    """Read clips of OV-MERD+: the names are those of the subtitle table.
 
     Raises:
         UserError: a file is missing or not as expected, or a name has no label string.
@@ -35,14 +35,14 @@ def ovmerdplus_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]
         folder.notes[f"names of {data.labels} that {data.subtitles[0]} lacks (left out)"] += extra
     for name in subtitles:
         if name not in words:
-            raise UserError(f"{shown(folder.root / data.labels)}: no row for {name!r:.80} of {data.subtitles[0]}")
+            raise UserError(f"{printable(folder.root / data.labels)}: no row for {name!r:.80} of {data.subtitles[0]}")
         yield _clip(data, folder, part, name, words[name], data.subtitle(folder, subtitles, name))
 
 
 def mer2025_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
-    """Clips of one pair of MER2025 tables: words from the track 2 table, descriptions from the track 3 table.
+    """Read clips of one pair of MER2025 tables: words from the track 2 table, descriptions from the track 3 table.
 
-    OV-MERD needs no descriptions: they are taken where the table is there.
+    OV-MERD needs no descriptions: they are used if the table exists.
 
     Raises:
         UserError: a file is missing or not as expected.
@@ -58,10 +58,10 @@ def mer2025_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
 
 
 def emer_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
-    """Clips of EMER in one of its releases: the MER2025 tables of OV-MERD (its later name), v2, or v1.
+    """Read clips of EMER in one of its releases: the MER2025 tables of OV-MERD (its later name), v2, or v1.
 
-    v1 has one emotion word a clip; v2 has descriptions alone, and takes its words from `track2_train_ovmerd.csv` or
-    `ovlabel.csv` if one of them lies beside it.
+    v1 has one emotion word per clip; v2 has descriptions alone, and takes its words from `track2_train_ovmerd.csv` or
+    `ovlabel.csv` if one of them is in the folder.
 
     Raises:
         UserError: a file is missing or not as expected.
@@ -87,13 +87,13 @@ def _emer_v2(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
 
 
 def _open_set(folder: Folder, file: str) -> dict[str, list[str]]:
-    """Name -> words of a table with the columns `name` and `openset`."""
+    """Read a table with the columns `name` and `openset`: name -> words."""
     words = {}
     for name, row in folder.table(file, ["openset"]).items():
         try:
             words[name] = parse_labels(row["openset"])
         except UserError as error:
-            raise UserError(f"{shown(folder.root / file)}: {name!r:.80}: openset: {error}") from None
+            raise UserError(f"{printable(folder.root / file)}: {name!r:.80}: openset: {error}") from None
         if not words[name]:
             folder.notes[f"clips whose label string holds no word (their gold is '{WITHOUT_WORD}')"] += 1
             words[name] = [WITHOUT_WORD]
@@ -119,7 +119,7 @@ def _clip(
 
 
 def _trainable(folder: Folder, labels: list[str] | None) -> list[str] | None:
-    """The words, each once, that `<answer>` can carry and `thinking.parse` reads back."""
+    """The words, each once, that `<answer>` can hold and `thinking.parse` returns."""
     if labels is None:
         folder.notes["clips without open-set labels (neither SFT nor RL can use them)"] += 1
         return None
@@ -137,7 +137,7 @@ def _trainable(folder: Folder, labels: list[str] | None) -> list[str] | None:
 
 
 def _reasoning(folder: Folder, reason: str | None) -> str | None:
-    """The text that the cold start learns, if there is one that a think block can carry."""
+    """The reasoning text for the cold start; None without one, or if a think block cannot hold it."""
     if not (reason or "").strip():
         folder.notes["clips without a reasoning text (SFT cannot use them)"] += 1
         return None

@@ -1,8 +1,8 @@
-"""From a data set's folder to our manifest, and what is expected in the folder.
+"""Reads a data set's folder and writes its manifest.
 
-`DATA_SETS` is the table of all data sets. `read_set` gives clips, `prepare` writes them: one manifest, or two for the
-paper's training, a cold-start part with reasoning texts and the rest for reinforcement learning. Whatever differs from
-what the data set should be (counts, missing media, missing rows) is a warning that the caller shows.
+`DATA_SETS` is the table of all data sets. `read_set` reads clips, `prepare` writes them: one manifest, or two for the
+paper's training, a cold-start part with reasoning texts and the rest for reinforcement learning. Differences from the
+expected data set (counts, missing media, missing rows) are returned as warnings.
 """
 
 import os
@@ -21,14 +21,12 @@ from mer_r1.corpora.mme_emotion import MME_EMOTION
 from mer_r1.corpora.tables import DEFAULT_ENCODING
 from mer_r1.data.clip import Clip, path_problem
 from mer_r1.data.manifest import write_manifest
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 DATA_SETS: dict[str, DataSet] = {
     data.name: data for data in (*MER_SETS, *DIALOGUE_SETS, *SENTIMENT_SETS, *OPEN_SETS, *TRAINING_SETS, MME_EMOTION)
 }
 """Canonical name -> data set."""
-UNIBENCH = ("mer2023", "mer2024", "meld", "iemocap", "cmumosi", "cmumosei", "sims", "simsv2", "ovmerdplus")
-"""The nine sets of MER-UniBench, in the order of its table."""
 NAMED_IN_WARNINGS = 3
 
 
@@ -37,13 +35,13 @@ class Loaded:
     """One part of a data set, read.
 
     Attributes:
-        data: which data set.
-        part: which part.
+        data: the data set.
+        part: name of the part.
         root: its folder.
         clips: the clips, in the order of the data set's own files.
-        warnings: everything that is not as it should be, one line each.
-        no_video: names of clips whose picture is missing.
-        no_audio: names of clips whose sound file is missing.
+        warnings: differences from the expected data set, one line each.
+        no_video: names of clips whose video file is missing.
+        no_audio: names of clips whose audio file is missing.
     """
 
     data: DataSet
@@ -56,12 +54,12 @@ class Loaded:
 
     @property
     def expected(self) -> int | None:
-        """How many clips the part should have; None if that is not known."""
+        """Expected number of clips of the part; None if it is not known."""
         return self.data.parts[self.part].clips
 
 
 def named(name: str) -> DataSet:
-    """The data set of that name; case, blanks and punctuation do not matter ("OV-MERD+" is ovmerdplus).
+    """Look up a data set by its name; case, blanks and punctuation are ignored ("OV-MERD+" is ovmerdplus).
 
     Raises:
         UserError: no such data set.
@@ -77,7 +75,7 @@ def named(name: str) -> DataSet:
 
 
 def expected_files(data: DataSet) -> list[str]:
-    """Files and folders of a data set that `prepare` looks for, for people.
+    """Files and folders of a data set that `prepare` looks for, as texts for display.
 
     >>> expected_files(named("meld"))[:2]
     ['label.npz (test_corpus, val_corpus, train_corpus)', 'transcription-engchi-polish.csv (name, english)']
@@ -107,18 +105,18 @@ def read_set(
     """Read one part of a data set.
 
     Args:
-        name: of the data set, see `named`.
+        name: name of the data set, see `named`.
         root: its folder, or the folder that holds it under the release's name.
-        split: which part; the benchmark's own (or the training part) if None.
-        allow_pickle: read `.npz` labels that hold pickles, with `pickles.read_npz`.
-        encoding: of the tables.
+        split: name of the part; None takes the benchmark's own (or the training part).
+        allow_pickle: whether to read `.npz` labels that hold pickles (`data.npz.read_npz`).
+        encoding: encoding of the tables.
 
     Raises:
         UserError: no such data set, part or folder; a file is missing or not as expected; no clips at all.
     """
     data, root = named(name), Path(root)
     if not root.is_dir():
-        raise UserError(f"{shown(root)}: no folder, expected the data of {data.title} ({data.folder})")
+        raise UserError(f"{printable(root)}: no folder, expected the data of {data.title} ({data.folder})")
     if (root / data.folder).is_dir():
         root = root / data.folder
     part = split or _first_part(data, root)
@@ -127,7 +125,7 @@ def read_set(
     folder = Folder(root, allow_pickle, encoding)
     clips = list(data.read(data, folder, part))
     if not clips:
-        raise UserError(f"{shown(root)}: no clips in the part {part!r} of {data.title}")
+        raise UserError(f"{printable(root)}: no clips in the part {part!r} of {data.title}")
     loaded = Loaded(data, part, root, clips, no_video=folder.no_video, no_audio=folder.no_audio)
     loaded.warnings = _warnings(loaded, folder)
     return loaded
@@ -149,21 +147,22 @@ def prepare(
     """Write the manifest of one part of a data set.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         root: its folder, or the folder that holds it under the release's name.
-        out: the manifest; `NAME.jsonl` in the data set's folder if None. Paths in it are relative, so it must lie in
-            the folder of the media or above it.
-        split: which part; see `read_set`.
-        split_sft: write two manifests, so many clips for the cold start (`…-sft.jsonl`) and the rest for RL
-            (`…-rl.jsonl`).
-        seed: of that choice; the same seed chooses the same names, in whatever order the tables have them.
+        out: path of the manifest; None writes `NAME.jsonl` into the data set's folder. Paths in it are relative, so it
+            must lie in the folder of the media or above it.
+        split: name of the part; see `read_set`.
+        split_sft: number of clips for the cold start: writes two manifests, these clips (`…-sft.jsonl`) and the rest
+            for RL (`…-rl.jsonl`).
+        seed: seed of that choice; it chooses the same names for every order of rows.
         allow_pickle: see `read_set`.
-        encoding: of the tables.
-        absolute: write absolute paths, so that the manifest may lie anywhere; reading it needs `allow_absolute`.
-        drop_missing: leave clips without picture out, instead of keeping their rows.
+        encoding: encoding of the tables.
+        absolute: whether to write absolute paths; the manifest may then lie anywhere, and reading it needs
+            `allow_absolute`.
+        drop_missing: whether to leave out clips without a video file.
 
     Returns:
-        What was done, as JSON values: `dataset`, `part`, `root`, `manifests` (path -> rows), `clips`, `expected`,
+        A summary as JSON values: `dataset`, `part`, `root`, `manifests` (path -> rows), `clips`, `expected`,
         `missing_video` and `missing_audio` (names), `gold` (word -> clips), `warnings`.
 
     Raises:
@@ -177,11 +176,7 @@ def prepare(
     path = Path(out) if out is not None else loaded.root / f"{loaded.data.name}.jsonl"
     if not absolute:
         _require_above(path, clips)
-    manifests = {path: clips}
-    if split_sft is not None:
-        first, rest = split_clips(clips, split_sft, seed)
-        manifests = {path.with_name(f"{path.stem}-sft{path.suffix}"): first}
-        manifests[path.with_name(f"{path.stem}-rl{path.suffix}")] = rest
+    manifests = {path: clips} if split_sft is None else _two_manifests(path, clips, split_sft, seed)
     for target, chosen in manifests.items():
         write_manifest(target, chosen, absolute=absolute)
     return {
@@ -198,19 +193,24 @@ def prepare(
     }
 
 
+def _two_manifests(path: Path, clips: Sequence[Clip], n_sft: int, seed: int) -> dict[Path, list[Clip]]:
+    first, rest = split_clips(clips, n_sft, seed)
+    return {path.with_name(f"{path.stem}-{stage}{path.suffix}"): part for stage, part in (("sft", first), ("rl", rest))}
+
+
 def split_clips(clips: Sequence[Clip], n_sft: int, seed: int = 0) -> tuple[list[Clip], list[Clip]]:
-    """The cold-start part and the rest, as in the paper: 5 k clips for SFT, the remaining ones for RL.
+    """Split training clips into a cold-start part and the rest; in the paper 5 k clips for SFT, the others for RL.
 
     Args:
         clips: the training clips.
-        n_sft: how many for SFT, drawn evenly from those with reasoning text and labels.
-        seed: of the draw.
+        n_sft: number of clips for SFT, drawn uniformly from those with reasoning text and labels.
+        seed: seed of the draw.
 
     Returns:
         Both parts in the order of `clips`; clips without labels are in neither.
 
     Raises:
-        UserError: fewer clips than that have both, or nothing is left for RL.
+        UserError: fewer clips have both, or none is left for RL.
     """
     able = sorted(clip.id for clip in clips if clip.reasoning and clip.labels)
     usable = [clip for clip in clips if clip.labels]
@@ -224,7 +224,7 @@ def split_clips(clips: Sequence[Clip], n_sft: int, seed: int = 0) -> tuple[list[
 
 
 def _first_part(data: DataSet, root: Path) -> str:
-    """The part that is taken unless told otherwise: of EMER, the first release that is there."""
+    """The default part; of EMER, the first release in the folder."""
     if data.name == "emer":
         for name, part in data.parts.items():
             if (root / part.key).is_file():
@@ -233,7 +233,7 @@ def _first_part(data: DataSet, root: Path) -> str:
 
 
 def _require_files(data: DataSet, root: Path, part: str) -> None:
-    """Stop with all missing files at once, not with the first."""
+    """Raise an error that names all missing files at once."""
     if data.kind == "questions":
         return
     wanted = [data.labels, data.subtitles[0], *data.files]
@@ -243,21 +243,21 @@ def _require_files(data: DataSet, root: Path, part: str) -> None:
     missing = [name for name in wanted if not (root / name).is_file()]
     if missing:
         raise UserError(
-            f"{shown(root)}: no {' and no '.join(missing)} in it; {data.title} ({data.folder}) needs "
+            f"{printable(root)}: no {' and no '.join(missing)} in it; {data.title} ({data.folder}) needs "
             f"{'; '.join(expected_files(data))}"
         )
 
 
 def _require_above(path: Path, clips: Iterable[Clip]) -> None:
-    """Stop if a manifest at `path` could not name the media relative to its own folder."""
-    # One file of each folder will do: a single linked file is found when the row is written.
+    """Raise an error if a manifest at `path` cannot name the media relative to its own folder."""
+    # One file per folder is enough: a single linked file is found when the row is written.
     files = {file.parent: file for clip in clips for file in (clip.video, clip.audio) if file is not None}
     for file in files.values():
         problem = path_problem(Path(os.path.relpath(file, path.parent)).as_posix(), path.parent)
         if problem:
             raise UserError(
-                f"{shown(path)}: this manifest cannot name {shown(file)} ({problem}): write it into the data set's "
-                "folder (leave --out away) or above it, or pass --absolute"
+                f"{printable(path)}: this manifest cannot name {printable(file)} ({problem}): write it into the data "
+                "set's folder (leave --out away) or above it, or pass --absolute"
             )
 
 
@@ -271,14 +271,14 @@ def _warnings(loaded: Loaded, folder: Folder) -> list[str]:
         (loaded.no_audio, "a sound file", "the sound of the video is heard instead"),
     ):
         if names:
-            listed = ", ".join(shown(name) for name in names[:NAMED_IN_WARNINGS])
+            listed = ", ".join(printable(name) for name in names[:NAMED_IN_WARNINGS])
             more = ", ..." if len(names) > NAMED_IN_WARNINGS else ""
             found.append(f"{len(names)} of {found_clips} clips without {what} ({listed}{more}): {then}")
     return found + [f"{what}: {count}" for what, count in folder.notes.items()] + folder.remarks
 
 
 def _gold_counts(clips: Iterable[Clip]) -> dict[str, int]:
-    """How often each gold is there: words, or the sign of the sentiment."""
+    """Number of clips of each gold: words, or the sign of the sentiment."""
     counts: Counter[str] = Counter()
     for clip in clips:
         value = clip.meta.get("sentiment")

@@ -1,7 +1,7 @@
-"""CSV tables of the data sets, one row a clip, read strictly: what is wrong is said with file and line.
+"""CSV tables of the data sets, one row per clip, read strictly: errors name file and line.
 
 Which cells count as missing follows pandas, because the reference reads its tables with it: an empty cell, and also
-words such as "NA" or "None". A subtitle that says nothing but "None" is therefore empty there, and here.
+words such as "NA" or "None". A subtitle that consists of "None" is therefore empty there, and here.
 """
 
 import codecs
@@ -10,14 +10,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 MISSING_CELLS = frozenset(
     " #N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".strip().split(
         "|"
     )
 ) | {""}
-"""Cells that `pandas.read_csv` reads as missing unless told otherwise (documented there as `na_values`)."""
+"""Cells that `pandas.read_csv` takes as missing by default (documented there as `na_values`)."""
 DEFAULT_ENCODING = "utf-8"
 
 Row = dict[str, str]
@@ -30,22 +30,22 @@ def read_table(
 
     Args:
         path: the file.
-        columns: the columns that are wanted besides `key`; others are ignored.
-        encoding: of the text; a byte order mark goes before it.
+        columns: wanted columns besides `key`; others are ignored.
+        encoding: encoding of the text; a byte order mark overrides it.
         key: the column with the clip's name.
 
     Returns:
-        Name -> column -> cell ("" where it is missing), in the file's order; and how many rows were there again, the
-        same in all wanted columns.
+        Name -> column -> cell ("" where it is missing), in the file's order; and the number of repeated rows, equal in
+        all wanted columns.
 
     Raises:
         UserError: naming file and line: the file is missing, in another encoding or no CSV, lacks a column, has a row
-            of another length than its header or without a name, or gives a name twice with different contents.
+            of another length than its header or without a name, or repeats a name with different contents.
     """
     rows: dict[str, Row] = {}
     repeated = 0
     header: list[str] | None = None
-    file = shown(path)
+    file = printable(path)
     reader = csv.reader(io.StringIO(_text(path, encoding), newline=""))
     try:
         for cells in reader:
@@ -67,9 +67,9 @@ def read_table(
                     raise UserError(f"{where}: {key}: {name!r:.80} is there twice, and the rows differ")
                 repeated += 1
     except csv.Error as error:
-        raise UserError(f"{shown(path)}:{reader.line_num}: no CSV ({error})") from None
+        raise UserError(f"{printable(path)}:{reader.line_num}: no CSV ({error})") from None
     if header is None:
-        raise UserError(f"{shown(path)}: empty, expected a header with {', '.join([key, *columns])}")
+        raise UserError(f"{printable(path)}: empty, expected a header with {', '.join([key, *columns])}")
     return rows, repeated
 
 
@@ -77,11 +77,11 @@ def _header(cells: Sequence[str], wanted: Sequence[str], path: Path) -> list[str
     header = [cell.strip() for cell in cells]
     missing = [column for column in wanted if column not in header]
     if missing:
-        found = ", ".join(shown(cell) for cell in header[:12]) or "nothing"
-        raise UserError(f"{shown(path)}: no column {', '.join(map(repr, missing))}, found {found:.300}")
+        found = ", ".join(printable(cell) for cell in header[:12]) or "nothing"
+        raise UserError(f"{printable(path)}: no column {', '.join(map(repr, missing))}, found {found:.300}")
     twice = [column for column in wanted if header.count(column) > 1]
     if twice:
-        raise UserError(f"{shown(path)}: the column {twice[0]!r} is there more than once")
+        raise UserError(f"{printable(path)}: the column {twice[0]!r} is there more than once")
     return header
 
 
@@ -89,7 +89,7 @@ def _text(path: Path, encoding: str) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     for mark, marked in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")):
         if content.startswith(mark):
             encoding = marked
@@ -101,6 +101,6 @@ def _text(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{shown(path)}:{line}: not {encoding} (byte {error.start + 1} of the file); if it was saved in another "
-            "encoding, say which with --encoding (Chinese tables are often in gb18030)"
+            f"{printable(path)}:{line}: not {encoding} (byte {error.start + 1} of the file); if it was saved in "
+            "another encoding, say which with --encoding (Chinese tables are often in gb18030)"
         ) from None

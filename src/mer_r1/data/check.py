@@ -1,7 +1,7 @@
-"""Goes through all rows and all files of a manifest, in parallel, and reports everything that is wrong.
+"""Checks all rows and all files of a manifest, in parallel, and reports everything that is wrong.
 
-Reading is strict and stops at the first broken row; here everything is looked at. A decoder is a large C library fed
-with foreign bytes: if it takes a worker process down, the clip that did it is named and the others go on.
+`read_manifest` stops at the first invalid row; this check covers all of them. A decoder is a large C library fed with
+foreign bytes: if it crashes a worker process, the clip that caused it is named and the check continues.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of reading one clip.
+    """Result of reading one clip.
 
     Attributes:
         problem: why it cannot be used; None if it can.
@@ -47,12 +47,12 @@ class Probe:
 
     @property
     def note_kinds(self) -> set[str]:
-        """The notes with their numbers blanked, so that they can be counted."""
+        """The notes without their numbers, so that they can be counted."""
         return {_NUMBER.sub("…", note) for note in self.notes}
 
 
 def probe_clip(clip: Clip, limits: MediaLimits | None = None) -> Probe:
-    """Read one clip's media here."""
+    """Read one clip's media in this process."""
     try:
         media = read_media(clip.video, clip.audio, limits)
     except UserError as error:
@@ -66,42 +66,42 @@ def probe_clips(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Probe]:
-    """Read the media of clips.
+    """Read the media of clips in parallel.
 
     Args:
         clips: the clips.
         limits: see `read_media`.
-        workers: processes; all cores that we may use if None; up to 1 reads in this process.
-        progress: called with (1, number of clips) for each clip done.
+        workers: number of processes; None uses all available cores, up to 1 reads in this process.
+        progress: callback, called with (1, number of clips) for each clip done.
 
     Returns:
-        One probe a clip, in order.
+        One probe per clip, in order.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers or 1
-    tell = (lambda: progress(1, len(clips))) if progress else (lambda: None)
+    advance = (lambda: progress(1, len(clips))) if progress else (lambda: None)
     if min(workers, len(clips)) <= 1:
         probes = []
         for clip in clips:
             probes.append(probe_clip(clip, limits))
-            tell()
+            advance()
         return probes
-    found = _in_processes(dict(enumerate(clips)), limits, workers, tell)
-    # A crashed worker takes its whole pool down: read what is left one at a time to learn which clip does it.
+    found = _in_processes(dict(enumerate(clips)), limits, workers, advance)
+    # A crashed worker ends its whole pool: read the remaining clips one at a time to find the one that causes it.
     for index in range(len(clips)):
         if index not in found:
-            alone = _in_processes({index: clips[index]}, limits, 1, tell)
+            alone = _in_processes({index: clips[index]}, limits, 1, advance)
             if index not in alone:
-                tell()
+                advance()
             found[index] = alone.get(index, Probe(problem="reading it crashes the decoder"))
     return [found[index] for index in range(len(clips))]
 
 
 def _in_processes(
-    clips: dict[int, Clip], limits: MediaLimits | None, workers: int, tell: Callable[[], Any]
+    clips: dict[int, Clip], limits: MediaLimits | None, workers: int, advance: Callable[[], Any]
 ) -> dict[int, Probe]:
-    """Probes by index; incomplete if a worker died."""
+    """Probes by index; incomplete if a worker crashed."""
     found: dict[int, Probe] = {}
-    # Started afresh, not forked: the caller may have threads (a progress bar, a deep-learning library).
+    # Spawned, not forked: the caller may have threads (a progress bar, a deep-learning library).
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         pending: dict[Future[Probe], int] = {}
@@ -114,23 +114,23 @@ def _in_processes(
                     return found
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     found[pending.pop(future)] = future.result()
-                    tell()
+                    advance()
         except BrokenProcessPool:
             return found
 
 
 @dataclass
 class CheckReport:
-    """Everything wrong with a manifest, and what is in it.
+    """All problems of a manifest, and a summary of its content.
 
     Attributes:
         n_rows: rows that are not empty lines.
         n_ok: rows without any problem.
         problems: (line, id or None, problem) in the file's order. A row may have several.
         counts: problems of each kind: row, id, file, labels.
-        notes: number of clips of each note that is no problem, such as "no sound".
+        notes: number of clips with each note that is no problem, such as "no sound".
         splits: rows of each split ("none" without one).
-        channels: readable clips with picture, with sound, with subtitle, with labels, with reasoning.
+        channels: number of readable clips with picture (video), sound (audio), subtitle, labels and reasoning.
         seconds: total, shortest, median and longest length of the readable clips with media.
     """
 
@@ -161,25 +161,25 @@ def check_manifest(
 
     Args:
         path: the manifest.
-        is_known: whether a label can be placed; a row with none that can is broken, single labels are noted.
-        workers: processes; all cores if None, 1 reads here.
+        is_known: whether a label is on a wheel; a row with none that is becomes a problem, single labels a note.
+        workers: number of processes; see `probe_clips`.
         limits: how much of each file is read.
-        progress: told of each clip whose files have been read.
+        progress: callback, called for each clip whose files have been read.
         allow_absolute: see `read_manifest`.
 
     Raises:
         UserError: only if the manifest itself cannot be read.
     """
-    report, counts, notes, sound_rows = CheckReport(), Counter[str](), Counter[str](), []
+    report, counts, notes, valid_rows = CheckReport(), Counter[str](), Counter[str](), []
     for number, clip_id, clip, wrong in manifest_rows(Path(path), allow_absolute):
         report.n_rows += 1
         report.problems += [(number, clip_id, problem) for problem in wrong]
         counts.update("id" if problem.startswith("id:") else "row" for problem in wrong)
         if clip is not None:
-            sound_rows.append((number, clip))
-    clips = [clip for _, clip in sound_rows]
+            valid_rows.append((number, clip))
+    clips = [clip for _, clip in valid_rows]
     probes = probe_clips(clips, limits, workers, progress)
-    for (number, clip), probe in zip(sound_rows, probes, strict=True):
+    for (number, clip), probe in zip(valid_rows, probes, strict=True):
         unplaced = _unplaced(clip, is_known)
         problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
         if unplaced and len(unplaced) == len(clip.labels or ()):

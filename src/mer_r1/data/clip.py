@@ -1,8 +1,8 @@
-"""One clip, and how one line of a manifest becomes one.
+"""One clip, and how a line of a manifest is parsed into one.
 
-A manifest is data from elsewhere: every field is checked for its type, unknown keys are mistakes (most often a
-misspelt one), and no path may lead out of the manifest's folder, neither by `..`, nor by a link, nor by being absolute.
-All problems of a line are found at once, so that `mer-r1 check` can list them.
+A manifest is foreign data: every field is checked for its type, unknown keys are errors (most often a misspelt one),
+and no path may lead out of the manifest's folder, by `..`, by a link or by being absolute. All problems of a line are
+found at once, so that `mer-r1 check` can list them.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 SPLITS = ("train", "val", "test")
 KEYS = ("id", "video", "audio", "subtitle", "labels", "reasoning", "split", "meta")
@@ -22,17 +22,17 @@ MAX_ID_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Clip:
-    """One sample: somebody seen, heard, or quoted, and what they feel.
+    """One sample: video, audio and words of a person, and the annotated emotions.
 
     Attributes:
         id: unique within a manifest.
-        video: file with the picture, and with the sound unless `audio` is given.
-        audio: file with the sound, where it is not in the video file.
-        subtitle: what is said; "" if unknown.
-        labels: gold emotion words; None if there is no annotation.
-        reasoning: text for the cold start; None if there is none.
+        video: video file, which also gives the audio unless `audio` is given.
+        audio: audio file, where the audio is not in the video file.
+        subtitle: spoken words; "" if unknown.
+        labels: gold emotion words; None without annotation.
+        reasoning: reasoning text for the cold start (SFT); None without one.
         split: "train", "val", "test" or None.
-        meta: anything else that belongs to the clip, as JSON values.
+        meta: further fields of the clip, as JSON values.
     """
 
     id: str
@@ -46,47 +46,37 @@ class Clip:
 
 
 def parse_row(line: bytes, folder: Path, allow_absolute: bool = False) -> tuple[Clip | None, str | None, list[str]]:
-    """Read one manifest line.
+    """Parse one line of a manifest.
 
     Args:
         line: its bytes.
-        folder: the manifest's folder, which relative paths start from and may not leave.
+        folder: the manifest's folder; relative paths start there and may not leave it.
         allow_absolute: whether paths may be absolute.
 
     Returns:
-        The clip (None if there is any problem), its id as far as it can be told, and all problems: each names the
-        field, what came and what was expected.
+        The clip (None if there is any problem), its id if it has a valid one, and all problems: each names the field,
+        the value found and what was expected.
     """
     row = _json_object(line)
     if isinstance(row, str):
         return None, None, [row]
     problems = [_unknown_key(key) for key in row if key not in KEYS]
     clip_id = _id(row, problems)
-    paths = {}
-    for name in ("video", "audio"):
-        paths[name] = _path(row, name, folder, allow_absolute, problems)
+    video, audio = (_path(row, name, folder, allow_absolute, problems) for name in ("video", "audio"))
     subtitle = _text(row, "subtitle", problems) or ""
     reasoning = _text(row, "reasoning", problems)
     labels = _labels(row, problems)
-    split = row.get("split")
-    if split is not None and split not in SPLITS:
-        problems.append(f"split: got {_came(split)}, expected one of {', '.join(SPLITS)} or null")
-    meta = row.get("meta")
-    if meta is not None and not isinstance(meta, dict):
-        problems.append(f"meta: got {_came(meta)}, expected an object")
-    if not problems and not (paths["video"] or paths["audio"] or subtitle.strip()):
+    split = _split(row, problems)
+    meta = _meta(row, problems)
+    if not problems and not (video or audio or subtitle.strip()):
         problems.append("video, audio and subtitle are all empty, expected at least one of them")
     if problems:
         return None, clip_id, problems
-    return (
-        Clip(clip_id or "", paths["video"], paths["audio"], subtitle, labels, reasoning, split, meta or {}),
-        clip_id,
-        [],
-    )
+    return Clip(clip_id or "", video, audio, subtitle, labels, reasoning, split, meta), clip_id, []
 
 
 def path_problem(text: str, folder: Path, allow_absolute: bool = False) -> str | None:
-    """Why a path must not be followed; None if it may be.
+    """Why a path is refused; None if it is allowed.
 
     Args:
         text: the path as written.
@@ -114,10 +104,10 @@ def path_problem(text: str, folder: Path, allow_absolute: bool = False) -> str |
 
 
 def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[int, str | None, Clip | None, list[str]]]:
-    """Read a manifest row by row.
+    """Parse a manifest row by row.
 
     Yields:
-        Line number from 1, id as far as known, the clip (None if there is any problem) and all problems of the row.
+        Line number from 1, id if it is valid, the clip (None if there is any problem) and all problems of the row.
 
     Raises:
         UserError: if the file cannot be read.
@@ -136,11 +126,11 @@ def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[in
                     problems.append(f"id: got {clip_id!r} again, expected unique ids (first in line {first})")
                 yield number, clip_id, clip, problems
     except OSError as error:
-        raise UserError(f"{shown(path)}: the manifest cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: the manifest cannot be read ({error.strerror})") from None
 
 
 def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """What an unknown key probably meant, as the end of a sentence.
+    """End of a message about an unknown key: the most similar known one.
 
     >>> nearest("vidoe", KEYS)
     "; did you mean 'video'?"
@@ -159,8 +149,8 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
     except RecursionError:
         return "not JSON that can be read (nested too deeply)"
     except ValueError as error:
-        return f"not JSON that can be read ({shown(str(error))[:200]})"
-    return row if isinstance(row, dict) else f'got {_came(row)}, expected an object like {{"id": ...}}'
+        return f"not JSON that can be read ({printable(str(error))[:200]})"
+    return row if isinstance(row, dict) else f'got {_quoted(row)}, expected an object like {{"id": ...}}'
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,16 +166,16 @@ def _no_constant(name: str) -> None:
 
 
 def _unknown_key(key: str) -> str:
-    return f"unknown key {_came(key)}{shown(nearest(key, KEYS))}"
+    return f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}"
 
 
 def _id(row: Mapping[str, Any], problems: list[str]) -> str | None:
     value = row.get("id")
     if not isinstance(value, str) or not value.strip():
-        problems.append(f"id: got {_came(value) if 'id' in row else 'nothing'}, expected a unique text")
+        problems.append(f"id: got {_quoted(value) if 'id' in row else 'nothing'}, expected a unique text")
         return None
     if len(value) > MAX_ID_CHARACTERS or not value.isprintable():
-        problems.append(f"id: got {_came(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
+        problems.append(f"id: got {_quoted(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
         return None
     return value
 
@@ -195,7 +185,7 @@ def _text(row: Mapping[str, Any], name: str, problems: list[str]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        problems.append(f"{name}: got {_came(value)}, expected a text or null")
+        problems.append(f"{name}: got {_quoted(value)}, expected a text or null")
         return None
     return value if _is_unicode(name, value, problems) else None
 
@@ -205,15 +195,31 @@ def _labels(row: Mapping[str, Any], problems: list[str]) -> tuple[str, ...] | No
     if value is None:
         return None
     if not isinstance(value, list) or not value:
-        problems.append(f"labels: got {_came(value)}, expected a list of emotion words, or null without annotation")
+        problems.append(f"labels: got {_quoted(value)}, expected a list of emotion words, or null without annotation")
         return None
     for label in value:
         if not isinstance(label, str) or not label.strip():
-            problems.append(f"labels: got {_came(label)} in the list, expected an emotion word")
+            problems.append(f"labels: got {_quoted(label)} in the list, expected an emotion word")
             return None
         if not _is_unicode("labels", label, problems):
             return None
     return tuple(value)
+
+
+def _split(row: Mapping[str, Any], problems: list[str]) -> str | None:
+    value = row.get("split")
+    if value is not None and value not in SPLITS:
+        problems.append(f"split: got {_quoted(value)}, expected one of {', '.join(SPLITS)} or null")
+        return None
+    return value
+
+
+def _meta(row: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    value = row.get("meta")
+    if value is not None and not isinstance(value, dict):
+        problems.append(f"meta: got {_quoted(value)}, expected an object")
+        return {}
+    return value or {}
 
 
 def _path(row: Mapping[str, Any], name: str, folder: Path, allow_absolute: bool, problems: list[str]) -> Path | None:
@@ -221,11 +227,11 @@ def _path(row: Mapping[str, Any], name: str, folder: Path, allow_absolute: bool,
     if value is None:
         return None
     if not isinstance(value, str):
-        problems.append(f"{name}: got {_came(value)}, expected a path or null")
+        problems.append(f"{name}: got {_quoted(value)}, expected a path or null")
         return None
     problem = path_problem(value, folder, allow_absolute)
     if problem:
-        problems.append(f"{name}: got {_came(value)}, {problem}")
+        problems.append(f"{name}: got {_quoted(value)}, {problem}")
         return None
     return folder / value
 
@@ -234,12 +240,12 @@ def _is_unicode(name: str, value: str, problems: list[str]) -> bool:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        problems.append(f"{name}: got {_came(value)}, expected text without half characters (lone surrogates)")
+        problems.append(f"{name}: got {_quoted(value)}, expected text without half characters (lone surrogates)")
         return False
     return True
 
 
-def _came(value: Any) -> str:
-    """A value as it may be printed in a message."""
-    text = shown(json.dumps(value, ensure_ascii=False, default=str))
+def _quoted(value: Any) -> str:
+    """A value for a message: JSON on one line, cut to 80 characters."""
+    text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""JSON from files: one object, or an object a line by a writer that may have been killed in the middle of the last."""
+"""JSON files: one object, or JSON lines whose writer may have been killed in the middle of the last one."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +23,18 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(path)} is no JSON: {error!s:.100}") from error
+        raise UserError(f"{printable(path)} is no JSON: {error!s:.100}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{shown(path)}: expected an object, name -> value, got {type(content).__name__}")
+        raise UserError(f"{printable(path)}: expected an object, name -> value, got {type(content).__name__}")
     return content
 
 
 def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], object]) -> None:
     """Write a file whole or not at all: beside its place first, then moved there.
 
-    A kill or a full disk leaves the old file, or none, and nothing half-written.
+    After a kill or on a full disk, the old file or none is there, never half of one.
 
     Args:
         path: the file; its folder is created.
@@ -54,14 +54,14 @@ def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], o
 
 
 def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:
-    """The object of one line.
+    """Parse the JSON object of one line.
 
     Args:
-        line: UTF-8, without its end.
-        what: it should be, for the error.
+        line: UTF-8, without its line end.
+        what: name of the object in the error message.
 
     Raises:
-        UserError: if it is none.
+        UserError: it is no JSON object.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -73,25 +73,25 @@ def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:
 
 
 def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]:
-    """What every line of a file says; blank ones say nothing.
+    """Parse every line of a file; blank lines are skipped.
 
-    A last line that nothing ends, and that cannot be read, is dropped with a warning: its writer was killed.
+    A last line without a line end that cannot be parsed is dropped with a warning: its writer was killed.
 
     Args:
-        path: JSON lines.
-        parse: of one line; its UserError comes with file and line.
+        path: file of JSON lines.
+        parse: parser of one line; its UserError gets file and line in front.
 
     Raises:
-        UserError: if the file cannot be read, or another line cannot.
+        UserError: the file, or a line other than such a last one, cannot be read.
     """
     try:
         content = path.read_bytes()
         content.decode("utf-8")
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         if error.end < len(content):  # else a kill may have cut a character in two
-            raise UserError(f"{shown(path)}: expected UTF-8 text: {error}") from error
+            raise UserError(f"{printable(path)}: expected UTF-8 text: {error}") from error
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -100,18 +100,18 @@ def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]
             parsed = parse(line)
         except UserError as error:
             if number == len(lines):
-                logger.warning("%s: line %d was only half written and is dropped", shown(path), number)
+                logger.warning("%s: line %d was only half written and is dropped", printable(path), number)
                 return
-            raise UserError(f"{shown(path)} line {number}: {error}") from error
+            raise UserError(f"{printable(path)} line {number}: {error}") from error
         yield parsed
 
 
 def repair_end(path: Path, parse: Callable[[bytes], object]) -> None:
-    """Cut off a last line that was only half written, or end it, so that the next one gets a line of its own.
+    """Cut off a half-written last line, or add its missing line end, before lines are appended.
 
     Args:
-        path: JSON lines.
-        parse: as in `read_lines`.
+        path: file of JSON lines.
+        parse: parser of one line, as in `read_lines`.
     """
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
@@ -120,7 +120,7 @@ def repair_end(path: Path, parse: Callable[[bytes], object]) -> None:
     try:
         parse(content[end:])
     except UserError:
-        logger.warning("%s: a half-written last line was dropped", shown(path))
+        logger.warning("%s: a half-written last line was dropped", printable(path))
         with path.open("r+b") as file:
             file.truncate(end)
     else:

@@ -1,38 +1,35 @@
-"""Manifests: what a data set is to everything else.
+"""Manifests: the one form in which every other part of the project takes a data set.
 
-One JSON object a line, one line a clip, media paths relative to the manifest's folder, so that a folder can be moved or
-handed on as it is. Reading is strict and stops at the first broken row, with its place; `check_manifest` goes through
-all rows and all files and reports everything that is wrong. docs/data.md describes the format.
+One JSON object per line and clip, media paths relative to the manifest's folder, so that a folder can be moved or
+shared as it is. Reading is strict and stops at the first invalid row, with its line; `check.check_manifest` covers all
+rows and all files and reports everything that is wrong. docs/data.md describes the format.
 """
 
 import json
-import logging
 import os
-import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from mer_r1.data.clip import SPLITS, Clip, manifest_rows, parse_row
-from mer_r1.errors import UserError, shown
-
-logger = logging.getLogger(__name__)
+from mer_r1.data.jsonl import write_atomically
+from mer_r1.errors import UserError, printable
 
 
 def read_manifest(
     path: Path | str, *, allow_absolute: bool = False, splits: Collection[str] | None = None
 ) -> list[Clip]:
-    """Read a manifest. Whether the media files can be read is `check_manifest`'s matter.
+    """Read a manifest. Media files are not opened; `check.check_manifest` does that.
 
     Args:
         path: JSONL file, UTF-8, with or without a byte order mark; empty lines are skipped.
         allow_absolute: whether media paths may be absolute. `..` is never allowed.
-        splits: only rows of these splits; None gives all rows.
+        splits: splits to keep; None keeps all rows.
 
     Returns:
         The clips, in the file's order.
 
     Raises:
-        UserError: naming file and line: the file cannot be read, a row is broken, an id is there twice, or the wanted
+        UserError: naming file and line: the file cannot be read, a row is invalid, an id is repeated, or the wanted
             splits have no rows.
     """
     for split in splits or ():
@@ -42,30 +39,30 @@ def read_manifest(
     clips = []
     for number, _, clip, problems in manifest_rows(path, allow_absolute):
         if clip is None:
-            raise UserError(f"{shown(path)}:{number}: {problems[0]}")
+            raise UserError(f"{printable(path)}:{number}: {problems[0]}")
         clips.append(clip)
     if not clips:
-        raise UserError(f"{shown(path)}: no rows in it, expected one JSON object a line")
+        raise UserError(f"{printable(path)}: no rows in it, expected one JSON object a line")
     if splits is None:
         return clips
     chosen = [clip for clip in clips if clip.split in splits]
     if not chosen:
-        raise UserError(f"{shown(path)}: none of its {len(clips)} rows is of the split {' or '.join(splits)}")
+        raise UserError(f"{printable(path)}: none of its {len(clips)} rows is of the split {' or '.join(splits)}")
     return chosen
 
 
 def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = False) -> None:
-    """Write a manifest that `read_manifest` reads back, whole or not at all.
+    """Write a manifest that `read_manifest` reads back; atomic, so that a kill leaves the old file or none.
 
     Media paths become relative to the manifest's folder; the same clips give the same bytes.
 
     Args:
         path: the manifest.
         clips: its rows.
-        absolute: write absolute paths, for media that lie elsewhere; reading them needs `allow_absolute`.
+        absolute: whether to write absolute paths, for media elsewhere; reading them needs `allow_absolute`.
 
     Raises:
-        UserError: if a clip could not be read back: a file outside the folder, an id twice, a field of the wrong type.
+        UserError: a clip could not be read back: a file outside the folder, a repeated id, a field of the wrong type.
     """
     path = Path(path)
     lines, seen = [], set()
@@ -75,19 +72,10 @@ def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = 
         if clip.id in seen:
             problems.append("id: it is there twice, expected unique ids")
         if problems:
-            raise UserError(f"clip {shown(str(clip.id))} cannot be written to {shown(path)}: {problems[0]}")
+            raise UserError(f"clip {printable(str(clip.id))} cannot be written to {printable(path)}: {problems[0]}")
         seen.add(clip.id)
         lines.append(line + b"\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(lines)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    write_atomically(path, b"".join(lines))
 
 
 def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
@@ -104,7 +92,7 @@ def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"clip {shown(str(clip.id))}: not JSON values ({error})") from None
+        raise UserError(f"clip {printable(str(clip.id))}: not JSON values ({error})") from None
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:  # a file name that is not UTF-8 is written with escapes
@@ -117,9 +105,3 @@ def _written(file: Path | None, folder: Path, absolute: bool) -> str | None:
     if absolute:
         return Path(os.path.abspath(file)).as_posix()
     return Path(os.path.relpath(file, folder)).as_posix()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

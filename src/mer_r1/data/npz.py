@@ -1,9 +1,15 @@
 """Reads what numpy stored in an `.npz` file without letting the file run anything.
 
 The label files of the emotion corpora are `.npz` archives whose entries are pickled dictionaries, and an ordinary
-unpickler calls whatever a pickle names. The reader here knows ten names, all of them plain containers or pieces of
-numpy, and none of them reaches numpy's own code: each is replaced by a stand-in that accepts numbers and strings and
-nothing else. Every other name is refused before it is looked up. It runs only where the caller allowed pickles.
+unpickler calls whatever a pickle names. The reader here has two whitelists: names (`_ADMITTED`: plain containers, and
+the pieces of numpy that numpy's own pickles name) and types of arrays (`_SPEC`: numbers, strings, objects). Every other
+name is refused before it is looked up. It runs only where the caller allowed pickles.
+
+Two things are not left to the libraries, because a few hostile bytes bring them down (tests/data/test_npz.py).
+`ndarray.__setstate__`, `dtype.__setstate__` and `ndarray(buffer=...)` read memory that is not theirs if a pickle lies
+about sizes or types: so a type is a checked string (`_DType`), and numpy makes an array once shape, type and content
+agree (`_array`). The C unpickler takes memory for the highest memo index that a pickle claims, 34 GB for ten bytes: so
+Python's own unpickler is the base, whose memo is a dictionary.
 """
 
 import io
@@ -11,21 +17,28 @@ import math
 import pickle
 import re
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 MAX_ENTRY_BYTES = 512 * 2**20
 """Unpacked size above which an entry is refused: the labels of 132,171 clips take a few megabytes."""
+MAX_ITEMS = 2**26
+"""Items above which an array is refused."""
 MAX_DEPTH = 40
 """Containers within containers above which a pickle is refused."""
+MAX_BITS = 1023
+"""Length above which an integer is refused: longer ones are no floats and cannot be printed."""
 
+MAX_SIDES = 32
+"""Axes above which an array is refused."""
+
+_CALLS = pickle.INST + pickle.OBJ + pickle.NEWOBJ + pickle.NEWOBJ_EX
 _SPEC = re.compile(r"[|<>=]?(?:b1|[iu][1248]|f[248]|[US]\d{1,7}|O[48]?|[?bBhHiIlLqQefdO])")
 _PLAIN = (bool, int, float, str, bytes)
 
@@ -59,15 +72,15 @@ def read_npz(path: Path | str, key: str, *, allow_pickle: bool = False) -> Any:
     with _opened(path) as archive:
         names = archive.namelist()
         if f"{key}.npy" not in names:
-            found = ", ".join(shown(name.removesuffix(".npy")) for name in names[:8]) or "nothing"
-            raise UserError(f"{shown(path)}: no entry {key!r}, found {found}")
-        where = f"{shown(path)}: entry {key!r}"
+            found = ", ".join(printable(name.removesuffix(".npy")) for name in names[:8]) or "nothing"
+            raise UserError(f"{printable(path)}: no entry {key!r}, found {found}")
+        where = f"{printable(path)}: entry {key!r}"
         info = archive.getinfo(f"{key}.npy")
         if info.file_size > MAX_ENTRY_BYTES:
             raise UserError(f"{where} unpacks to {info.file_size} bytes, expected at most {MAX_ENTRY_BYTES}")
         try:
             content = io.BytesIO(archive.read(info))
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+        except Exception as error:  # each way of compressing has its own errors
             raise UserError(f"{where} is damaged ({error})") from None
     return _entry(content, where, allow_pickle)
 
@@ -85,7 +98,7 @@ def load_plain(content: bytes) -> Any:
     _pickle.UnpicklingError: it names builtins.print, which is no plain value
     """
     try:
-        return _plain(_PlainUnpickler(io.BytesIO(content)).load(), {}, 0)
+        return _plain(_PlainUnpickler(content).load(), {}, 0)
     except pickle.UnpicklingError:
         raise
     except RecursionError:
@@ -98,9 +111,9 @@ def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
-    except zipfile.BadZipFile:
-        raise UserError(f"{shown(path)}: no .npz file (a zip archive of numpy arrays)") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        raise UserError(f"{printable(path)}: no .npz file (a zip archive of numpy arrays)") from None
 
 
 def _entry(content: io.BytesIO, where: str, allow_pickle: bool) -> Any:
@@ -111,109 +124,122 @@ def _entry(content: io.BytesIO, where: str, allow_pickle: bool) -> Any:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read_header(content)
-    except (ValueError, KeyError, TypeError, SyntaxError):
+    except Exception:  # numpy reads the header as Python text, which can fail in any way
         raise UserError(f"{where} is no numpy array (.npy, format 1 or 2)") from None
     raw = content.read()
-    if not dtype.hasobject:
-        if math.prod(shape) * dtype.itemsize != len(raw):
-            raise UserError(f"{where} is damaged: {len(raw)} bytes for an array of shape {shape}")
-        return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C").tolist()
-    if not allow_pickle:
+    if dtype.hasobject and not allow_pickle:
         raise UserError(
             f"{where} is a pickle: a file that may run code when it is read. If you trust where it comes from, "
             "--allow-pickle reads it, admitting plain containers, numbers, strings and numpy arrays only"
         )
     try:
-        return load_plain(raw)
+        if dtype.hasobject:
+            return load_plain(raw)
+        return _array(shape, _DType(dtype.str), fortran, raw).tolist()
     except pickle.UnpicklingError as error:
-        raise UserError(f"{where} is refused: {shown(str(error))}") from None
+        raise UserError(f"{where} is refused: {printable(str(error))}") from None
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Looks names up in `_ADMITTED` and nowhere else."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Calls what is in `_ADMITTED`, by one opcode only, and uses no byte of the pickle more than twice.
+
+    Shared bytes would otherwise become as many arrays as a pickle has calls. Protocols before 3 use a byte twice: they
+    write content as text, which is encoded first.
+    """
+
+    stack: list[Any]
+    read: Callable[[int], bytes]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        code: step for code, step in pickle._Unpickler.dispatch.items() if code not in _CALLS
+    }
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self._left = 2 * len(content)
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name."""
+        """What stands for a name."""
         try:
             return _ADMITTED[module, name]
         except KeyError:
-            named = shown(f"{module}.{name}")
+            named = printable(f"{module}.{name}")
             raise pickle.UnpicklingError(f"it names {named:.100}, which is no plain value") from None
 
+    def _use(self, *parts: Any) -> None:
+        self._left -= sum(len(part) for part in parts if hasattr(part, "__len__"))
+        if self._left < 0:
+            raise pickle.UnpicklingError("it unpacks to more than its size")
 
-class _Maker:
-    """A callable that a pickle can call but not change (its BUILD opcode sets attributes of what it is given)."""
+    def _reduce(self) -> None:
+        arguments = self.stack.pop()
+        self._use(*arguments)
+        self.stack[-1] = self.stack[-1](*arguments)
 
-    __slots__ = ("_make",)
-    _make: Callable[..., Any]
+    def _build(self) -> None:
+        # Sets what a type or an array is. Nothing else has a state, so that no other object can be changed.
+        state, made = self.stack.pop(), self.stack[-1]
+        self._use(*state)
+        if type(made) is _DType:
+            made.set_order(*state)
+        elif type(made) is _Array:
+            _, shape, dtype, fortran, data = state
+            made.content = _array(shape, dtype, bool(fortran), data)
+        else:
+            raise pickle.UnpicklingError("it changes a name that it was only given to call")
 
-    def __init__(self, make: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_make", make)
+    def _bytearray8(self) -> None:
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("it changes a name that it was only given to call")
-
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
+    dispatch |= {pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray8}
 
 
 class _DType:
-    """Stands in for `numpy.dtype`: booleans, numbers, strings and objects, no records and no sub-arrays."""
+    """What a pickle says of a `numpy.dtype`: booleans, numbers, strings and objects, no records and no sub-arrays."""
 
-    __slots__ = ("_order", "_spec")
+    __slots__ = ("spec",)
 
     def __init__(self, spec: Any, *_: Any) -> None:
         if not isinstance(spec, str) or not _SPEC.fullmatch(spec):
-            raise pickle.UnpicklingError(f"it has an array of type {shown(repr(spec)):.40}, which is no plain one")
-        self._spec, self._order = spec.lstrip("|<>="), "="
+            raise pickle.UnpicklingError(f"it has an array of type {printable(repr(spec)):.40}, which is no plain one")
+        self.spec = spec
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, order, *parts = state
+    def set_order(self, _: Any, order: Any, *parts: Any) -> None:
+        """Take the byte order of a state, and nothing else."""
         if order not in ("|", "<", ">", "=") or any(part is not None for part in parts[:3]):
             raise pickle.UnpicklingError("it has an array of records, which is no plain one")
-        self._order = order
-
-    @property
-    def holds_objects(self) -> bool:
-        """Whether the array's items are pickled one by one."""
-        return self._spec.startswith("O")
-
-    def values(self, raw: Any) -> "np.ndarray[Any, Any]":
-        """The numbers or strings in some bytes."""
-        if self.holds_objects or not isinstance(raw, bytes | bytearray):
-            raise pickle.UnpicklingError("it has an array whose content is no bytes")
-        return np.frombuffer(raw, np.dtype(self._order.replace("|", "=") + self._spec))
+        self.spec = order.replace("|", "=") + self.spec.lstrip("|<>=")
 
 
 class _Array:
-    """Stands in for `numpy.ndarray` until `_plain` turns it into lists."""
+    """Holds an array; a pickle names it before it says what is in it."""
 
-    __slots__ = ("items", "shape")
+    __slots__ = ("content",)
 
-    def __init__(self) -> None:
-        self.items: list[Any] = []
-        self.shape: tuple[int, ...] = (0,)
+    def __init__(self, content: "np.ndarray[Any, Any] | None" = None) -> None:
+        self.content = content
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _DType) or not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise pickle.UnpicklingError("it has an array without shape or type")
-        self.fill(tuple(shape), dtype, bool(fortran), data)
 
-    def fill(self, shape: tuple[int, ...], dtype: _DType, fortran: bool, data: Any) -> "_Array":
-        """Take the content, flat."""
-        if dtype.holds_objects and isinstance(data, list) and (len(shape) < 2 or not fortran):
-            self.items = data
-        else:
-            self.items = dtype.values(data).reshape(shape, order="F" if fortran else "C").ravel().tolist()
-        if len(self.items) != math.prod(shape):
-            raise pickle.UnpicklingError(f"it has an array of shape {shape} with {len(self.items)} items")
-        self.shape = shape
-        return self
+def _array(shape: Any, dtype: Any, fortran: bool, data: Any) -> "np.ndarray[Any, Any]":
+    """An array from its flat content: a list of objects in row order, or the bytes of numbers or strings."""
+    sides = shape if type(shape) is tuple and all(type(side) is int and side >= 0 for side in shape) else None
+    if sides is None or len(sides) > MAX_SIDES or type(dtype) is not _DType:
+        raise pickle.UnpicklingError("it has an array without shape or type")
+    kind, count = np.dtype(dtype.spec), math.prod(sides)
+    expected = (list, count) if kind.hasobject else (bytes, count * kind.itemsize)
+    if (type(data), len(data)) != expected:
+        raise pickle.UnpicklingError(f"it is damaged: {len(data)} bytes or items for an array of shape {sides!s:.80}")
+    if math.prod(side or 1 for side in sides) > MAX_ITEMS:
+        raise pickle.UnpicklingError(f"it has an array that is too large, of shape {sides!s:.80}")
+    if kind.hasobject:
+        return np.fromiter(data, object, count).reshape(sides)
+    flat = np.frombuffer(data, kind) if data else np.zeros(count, kind)
+    return flat.reshape(sides, order="F" if fortran else "C")
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
-    """A value without stand-ins. `done` remembers by identity, so that shared parts are not copied again and again."""
+    """A value without `_Array`. `done` remembers by identity, so that shared parts are not copied again and again."""
+    if type(value) is int and value.bit_length() > MAX_BITS:
+        raise pickle.UnpicklingError(f"it has an integer of {value.bit_length()} bits")
     if value is None or type(value) in _PLAIN:
         return value
     if depth > MAX_DEPTH:
@@ -225,21 +251,13 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
         result = {_plain(key, done, depth + 1): _plain(item, done, depth + 1) for key, item in value.items()}
     elif isinstance(value, list | tuple | set | frozenset):
         result = type(value)(_plain(item, done, depth + 1) for item in value)
-    elif isinstance(value, _Array):
-        result = _nested([_plain(item, done, depth + 1) for item in value.items], value.shape)
+    elif isinstance(value, _Array) and value.content is not None:
+        items = value.content.tolist()
+        result = _plain(items, done, depth + 1) if value.content.dtype.hasobject else items
     else:
         raise pickle.UnpicklingError(f"it holds a {type(value).__name__.strip('_')}, which is no plain value")
     done[id(value)] = (value, result)  # the value too: its identity must not be given to another one
     return result
-
-
-def _nested(items: list[Any], shape: tuple[int, ...]) -> Any:
-    """Flat items as lists of lists; the item itself for a 0-d array."""
-    if not shape:
-        return items[0]
-    for side in reversed(shape[1:]):
-        items = [items[start : start + side] for start in range(0, len(items), side)] if side else []
-    return items
 
 
 def _reconstruct(kind: Any, *_: Any) -> _Array:
@@ -249,12 +267,11 @@ def _reconstruct(kind: Any, *_: Any) -> _Array:
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
-    values = dtype.values(raw)
-    return values[0].item()
+    return _array((), dtype, False, raw).item()
 
 
 def _frombuffer(raw: Any, dtype: Any, shape: Any, order: str, *_: Any) -> _Array:
-    return _Array().fill(tuple(shape), dtype, order == "F", bytes(raw))
+    return _Array(_array(shape, dtype, order == "F", raw))
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -264,27 +281,16 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _no_bytes() -> bytes:
-    """How old protocols write empty bytes."""
-    return b""
-
-
-def _uncallable(*_: Any) -> Any:
-    raise pickle.UnpicklingError("it makes an array without content")
-
-
-_NDARRAY = _Maker(_uncallable)
+_NDARRAY = object()
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _Maker(_latin1),
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Maker(_DType),
+    ("_codecs", "encode"): _latin1,
+    ("numpy", "ndarray"): _NDARRAY,  # never called: it is what `_reconstruct` is asked to make
+    ("numpy", "dtype"): _DType,
 }
-for _module in ("builtins", "__builtin__"):  # protocols from 3, protocols before
-    _ADMITTED[_module, "set"] = set
-    _ADMITTED[_module, "frozenset"] = frozenset
-    _ADMITTED[_module, "bytes"] = _Maker(_no_bytes)
+for _module in ("builtins", "__builtin__"):  # protocols from 3, protocols before, which write empty bytes as a call
+    _ADMITTED |= {(_module, "set"): set, (_module, "frozenset"): frozenset, (_module, "bytes"): lambda: b""}
 for _module in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
-    _ADMITTED[f"{_module}.multiarray", "_reconstruct"] = _Maker(_reconstruct)
-    _ADMITTED[f"{_module}.multiarray", "scalar"] = _Maker(_scalar)
-    _ADMITTED[f"{_module}.numeric", "_frombuffer"] = _Maker(_frombuffer)
+    _ADMITTED[f"{_module}.multiarray", "_reconstruct"] = _reconstruct
+    _ADMITTED[f"{_module}.multiarray", "scalar"] = _scalar
+    _ADMITTED[f"{_module}.numeric", "_frombuffer"] = _frombuffer

@@ -1,14 +1,14 @@
-"""How right is a set of answers? Precision, recall and F1 of sets, and the benchmark scores built from them.
+"""Precision, recall and F1 of sets of words, and the benchmark scores built from them.
 
-The pure functions (`set_scores`, `corpus_scores`, `accuracy`, `weighted_f1`) know nothing of emotions: they take any
-sets or labels. `wheel_scores` and the reports add the emotion wheels: words become sectors, one set per wheel, and the
-numbers are averaged over the wheels. The rewards and the evaluation call the same functions.
+The pure functions (`set_scores`, `corpus_scores`, `accuracy`, `weighted_f1`) know no emotions: they take any sets or
+labels. `wheel_scores` and the reports add the emotion wheels: words become sectors, one set per wheel, and the numbers
+are averaged over the wheels. Rewards and evaluation call the same functions.
 
-Every empty case has a stated value. An item whose gold set is empty cannot be scored: it is skipped and counted. An
-item with an empty prediction scores 0. A mean over nothing is NaN, and NaN stays NaN until something is printed.
+Every empty case has a stated value. An item with an empty gold set cannot be scored: it is skipped and counted. An item
+with an empty prediction scores 0. A mean over nothing is NaN, and stays NaN until it is printed.
 
 The reports follow MER-UniBench (the AffectGPT evaluation), whose F-score is taken from the mean precision and the mean
-recall of a corpus; the training rewards (METHOD: "unified F1") average the F1 of the items.
+recall of a corpus; the training rewards average the F1 of the items (docs/paper_map.md, words to categories).
 """
 
 import math
@@ -33,7 +33,7 @@ class SetScores(NamedTuple):
 NOTHING_PREDICTED = SetScores(0.0, 0.0, 0.0)
 """The scores of an empty prediction: it misses every gold category."""
 UNDEFINED = SetScores(math.nan, math.nan, math.nan)
-"""The scores against an empty gold set: there is nothing to be right about."""
+"""The scores against an empty gold set: nothing can be scored."""
 
 
 class CorpusScores(NamedTuple):
@@ -76,16 +76,18 @@ def set_scores(gold: Iterable[Hashable], predicted: Iterable[Hashable]) -> SetSc
 def wheel_scores(
     gold_labels: Iterable[str], predicted_labels: Iterable[str], taxonomy: Taxonomy, level: int = 1
 ) -> SetScores | None:
-    """The scores of one answer, averaged over the wheels that can place at least one gold word (METHOD, "Words").
+    """The scores of one answer, averaged over the wheels that have at least one gold word.
+
+    Source: docs/paper_map.md, words to categories.
 
     Args:
-        gold_labels: The annotated words.
-        predicted_labels: The answered words.
-        taxonomy: Wheels and words.
-        level: Ring of the wheels, 1 (default) or 2.
+        gold_labels: the annotated words.
+        predicted_labels: the answered words.
+        taxonomy: wheels and words.
+        level: ring of the wheels, 1 (default) or 2.
 
     Returns:
-        Means over wheels, each in [0, 1]; None where no wheel places any gold word, so that nothing can be scored.
+        Means over wheels, each in [0, 1]; None where no wheel has any gold word, so that nothing can be scored.
     """
     gold_labels, predicted_labels = list(gold_labels), list(predicted_labels)
     per_wheel = []
@@ -111,13 +113,13 @@ def mean_scores(items: Iterable[SetScores | None]) -> MeanScores:
 
 
 def corpus_scores(golds: Iterable[Iterable[Hashable]], predictions: Iterable[Iterable[Hashable]]) -> CorpusScores:
-    """Corpus scores by the MER-UniBench rule (section 5): F of the mean precision and the mean recall.
+    """Corpus scores by the MER-UniBench rule: F of the mean precision and the mean recall.
 
     F is NaN where both means are 0 (the reference divides 0 by 0), and all three are NaN where nothing is scored.
 
     Args:
-        golds: One gold set per item.
-        predictions: The predicted sets, in the same order.
+        golds: one gold set per item.
+        predictions: the predicted sets, in the same order.
     """
     items = [set_scores(gold, predicted) for gold, predicted in zip(golds, predictions, strict=True)]
     means = mean_scores(items)
@@ -127,12 +129,12 @@ def corpus_scores(golds: Iterable[Iterable[Hashable]], predictions: Iterable[Ite
 
 
 def openset_report(gold: Mapping[str, object], predicted: Mapping[str, object], taxonomy: Taxonomy) -> Report:
-    """The open-vocabulary scores of MER-UniBench (section 5) and the M-avg of the OV-MER paper.
+    """The open-vocabulary scores of MER-UniBench and the M-avg of the OV-MER paper.
 
     Args:
-        gold: Clip name -> label string or list of labels.
-        predicted: The same; names that `gold` lacks are ignored.
-        taxonomy: Wheels and words; the official tables give the reference's numbers.
+        gold: clip name -> label string or list of labels.
+        predicted: the same; names that `gold` lacks are ignored.
+        taxonomy: wheels and words; the official tables give the reference's numbers.
 
     Returns:
         `case1`, `case2` and `case3_wheelI_levelL`, each with `precision`, `recall`, `fscore` (F of means), `n_scored`
@@ -140,7 +142,7 @@ def openset_report(gold: Mapping[str, object], predicted: Mapping[str, object], 
         whose `fscore` is the mean F of all the cases. One NaN makes its means NaN.
 
     Raises:
-        UserError: A gold name has no prediction, or a label string is not one.
+        UserError: a gold name has no prediction, or a label string is not one.
     """
     golds, predictions = _paired_labels(gold, predicted)
     report: Report = {}
@@ -166,7 +168,7 @@ def openset_report(gold: Mapping[str, object], predicted: Mapping[str, object], 
 
 
 def hit_rate_report(gold: Mapping[str, object], predicted: Mapping[str, object], taxonomy: Taxonomy) -> Report:
-    """The discrete score of MER-UniBench (section 6): is the gold sector among the predicted ones?
+    """The discrete score of MER-UniBench: is the gold sector among the predicted ones?
 
     As in the reference, predicting many labels is not penalised, and a gold string that holds several categories can
     hit more than once. `mscore` (hits per predicted category of the data set's vocabulary) does penalise it; the
@@ -174,10 +176,10 @@ def hit_rate_report(gold: Mapping[str, object], predicted: Mapping[str, object],
 
     Returns:
         `wheel1` ... `wheel5` with `hitrate`, `mscore`, `n_scored` and `n_skipped`, and `mean5` with the means of the
-        first two. NaN where a wheel places no gold word at all.
+        first two. NaN where a wheel has no gold word at all.
 
     Raises:
-        UserError: A gold name has no prediction, or a label string is not one.
+        UserError: a gold name has no prediction, or a label string is not one.
     """
     golds, predictions = _paired_labels(gold, predicted)
     # The reference looks the vocabulary up without lower-casing or trimming it first.
@@ -201,20 +203,20 @@ def hit_rate_report(gold: Mapping[str, object], predicted: Mapping[str, object],
 
 
 def sentiment_report(gold: Mapping[str, object], predicted: Mapping[str, object]) -> dict[str, float]:
-    """The sentiment score of MER-UniBench (section 7): two classes, positive (value > 0) and not.
+    """The sentiment score of MER-UniBench: two classes, positive (value > 0) and not.
 
     Items with gold value 0 are dropped. A reply counts as positive only where it is exactly "positive"; neutral and
     unreadable replies therefore count as negative, as in the reference.
 
     Args:
-        gold: Clip name -> sentiment value.
-        predicted: Clip name -> reply, one of "positive", "negative", "neutral" (anything else reads as neutral).
+        gold: clip name -> sentiment value.
+        predicted: clip name -> reply, one of "positive", "negative", "neutral" (anything else counts as neutral).
 
     Returns:
         `waf` (weighted F1), `accuracy`, `n_scored`, `n_skipped`.
 
     Raises:
-        UserError: A prediction is missing, a gold value is not a number, or every gold value is 0.
+        UserError: a prediction is missing, a gold value is not a number, or every gold value is 0.
     """
     _require_names(gold, predicted)
     for name, value in gold.items():

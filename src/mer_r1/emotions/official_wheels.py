@@ -1,7 +1,7 @@
 """Readers of the official word tables of MER-UniBench: one CSV file and six small Excel sheets.
 
-The rules (which cell inherits, what overwrites what) are those of the reference, as its behaviour shows them; they are
-tested against its outputs word by word. `wheels.official` puts the tables together.
+The rules (which cell inherits, which placement overwrites which) are those of the reference, inferred from its
+behaviour and tested against its outputs word by word. `wheels.official` combines the tables.
 """
 
 import csv
@@ -12,7 +12,7 @@ from mer_r1.errors import UserError
 
 
 def normalise(word: str) -> str:
-    """A word as every look-up takes it: lower-case and trimmed, changed in no other way."""
+    """The form of a word in every look-up: lower-case and trimmed, changed in no other way."""
     return word.lower().strip()
 
 
@@ -20,7 +20,7 @@ def read_forms(path: Path) -> dict[str, tuple[str, ...]]:
     """Surface form -> its base words in alphabetical order, from the columns `name` and `format` of a CSV file.
 
     Raises:
-        UserError: The file cannot be read or lacks a column.
+        UserError: the file cannot be read or lacks a column.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
@@ -41,7 +41,7 @@ def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
     """Base word -> the wheel labels of all eight runs that name it, in alphabetical order, from an Excel sheet.
 
     Raises:
-        UserError: The sheet cannot be read or lacks a column.
+        UserError: the sheet cannot be read or lacks a column.
     """
     columns = [f"{kind}_run{run}" for run in range(1, 9) for kind in ("word", "synonym")]
     labels: dict[str, set[str]] = {}
@@ -61,7 +61,7 @@ def read_rings(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     and a level-1 label stands on the outer ring for the alphabetically first of its sectors.
 
     Raises:
-        UserError: The sheet cannot be read or lacks a column.
+        UserError: the sheet cannot be read or lacks a column.
     """
     tree: dict[str, dict[str, list[str]]] = {}
     inner = outer = ""

@@ -1,11 +1,11 @@
-"""Positive, negative or neutral? Decided from emotion words by the wheels alone, without any language model.
+"""Sentiment of emotion words (positive, negative or neutral) by the wheels alone, without a language model.
 
 MER-UniBench asks a language model to turn a list of emotion words into a sentiment. The wheels hold most of what is
-needed: every sector lies on the pleasant side, on the unpleasant side, or between them. A word counts +1, -1 or 0 by
-the majority of the built-in wheels that place it; a word that only the official tables know counts by the names of
-the sectors that these put it into. The words of a list vote. Unlike a sampled reply, the outcome can be looked up.
+needed: every sector is pleasant, unpleasant, or neither. A word counts +1, -1 or 0 by the majority of the built-in
+wheels that have it; a word that only the official tables know counts by the names of its sectors there. The words of a
+list vote. Unlike a sampled reply, the result is reproducible.
 
-Whose side a sector is on is our reading of the wheels' publications, sector by sector (`VALENCE`).
+The valence of each sector is our reading of the wheels' publications (`VALENCE`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -46,18 +46,18 @@ VALENCE: Mapping[str, Mapping[str, int]] = {
 
 
 class Verdict(NamedTuple):
-    """The sentiment of some words: "positive", "negative" or "neutral", and the words that no wheel could place."""
+    """The sentiment of some words: "positive", "negative" or "neutral", and the words that are on no wheel."""
 
     sentiment: str
     unplaced: tuple[str, ...]
 
 
 def valence(word: str, taxonomy: Taxonomy | None = None) -> int | None:
-    """Whether a word is pleasant (+1), unpleasant (-1) or neither (0); None where no wheel places it.
+    """Whether a word is pleasant (+1), unpleasant (-1) or neither (0); None where it is on no wheel.
 
     Args:
-        word: An emotion word; case and outer blanks do not matter.
-        taxonomy: Further wheels for words that the built-in ones do not know, such as the official tables.
+        word: an emotion word; case and outer blanks do not matter.
+        taxonomy: further wheels for words that the built-in ones do not know, such as the official tables.
 
     >>> valence("Thrilled"), valence("gloomy"), valence("surprised"), valence("table")
     (1, -1, 0, None)
@@ -75,11 +75,11 @@ def valence(word: str, taxonomy: Taxonomy | None = None) -> int | None:
 
 
 def sentiment_of(labels: Iterable[str], taxonomy: Taxonomy | None = None) -> Verdict:
-    """The sentiment that most of the words have; a tie, or no word at all, is neutral (as `[]` is in MER-UniBench).
+    """The sentiment of the majority of the words; a tie, or no word at all, is neutral (as `[]` is in MER-UniBench).
 
     Args:
-        labels: Emotion words.
-        taxonomy: See `valence`.
+        labels: emotion words.
+        taxonomy: see `valence`.
 
     >>> sentiment_of(["bitter", "disappointed", "amused", "qwerty"])
     Verdict(sentiment='negative', unplaced=('qwerty',))
@@ -91,7 +91,7 @@ def sentiment_of(labels: Iterable[str], taxonomy: Taxonomy | None = None) -> Ver
 
 
 def _sector_valence(own: Taxonomy, word: str, wheel: str) -> int:
-    """Of the word's sector on one wheel: the outer ring's where the table names it, else the inner ring's."""
+    """Valence of the word's sector on one wheel: the outer ring's where the table names it, else the inner ring's."""
     table = VALENCE[wheel]
     for level in reversed(LEVELS):
         if (sector := own.sector(word, wheel, level)) in table:

@@ -1,12 +1,12 @@
-"""Two ways of answering one question: slow thinking reasons first, fast thinking answers at once.
+"""Two modes of answering one question: slow thinking reasons first, fast thinking answers directly.
 
-A completion is `<think> reasoning </think><answer> happy, excited </answer>`. Fast thinking is not another prompt and
-is not trained: the same question is asked, and the completion is started for the model with an empty think block,
-`<think></think><answer>`, so that it can only go on with the answer (the paper: "triggering direct answers").
+A completion is `<think> reasoning </think><answer> happy, excited </answer>`. Fast thinking has no own prompt and
+is not trained: the question is the same, and the completion is prefilled with an empty think block,
+`<think></think><answer>`, so that the model can only continue with the answer (the paper: "triggering direct answers").
 
-This module writes the questions and completions, and reads completions back: strictly for the format reward, leniently
-for the labels, because a sampled text can be anything. The inner blanks of `<answer> happy` make the first token of
-each emotion word the one that begins with a blank, wherever the word stands.
+This module writes questions and completions, and parses completions: strictly for the format reward, leniently for the
+labels, because a sampled text can be anything. The inner blanks of `<answer> happy` make the first token of each
+emotion word the one that begins with a blank, wherever the word stands.
 """
 
 import logging
@@ -40,7 +40,7 @@ _WRAPPING = frozenset("[](){}<>【】「」『』《》\"'“”‘’`*_.。!�
 
 
 class ThinkingMode(StrEnum):
-    """How the model is made to answer: SLOW reasons before it answers, FAST answers directly."""
+    """How the model answers: SLOW reasons first, FAST answers directly."""
 
     SLOW = "slow"
     FAST = "fast"
@@ -48,13 +48,13 @@ class ThinkingMode(StrEnum):
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a completion says.
+    """A parsed completion.
 
     Attributes:
-        reasoning: Text of the first think block, trimmed; "" where there is none.
-        answer: Text of the answer that was read, trimmed; "" where there is none.
-        labels: Its emotion words: lower-case, inner blanks single, each once, in order.
-        well_formed: Whether the completion is exactly one think block, then exactly one answer block, and nothing else
+        reasoning: text of the first think block, trimmed; "" where there is none.
+        answer: text of the answer that was read, trimmed; "" where there is none.
+        labels: emotion words of the answer: lower-case, inner blanks single, each once, in order.
+        well_formed: whether the completion is exactly one think block, then exactly one answer block, and nothing else
             but white space. The empty think block of fast thinking is well formed too.
     """
 
@@ -68,12 +68,12 @@ def question(subtitle: str | None, style: Literal["full", "short"] = "full", tol
     """The user's question about one clip, the same for slow and fast thinking.
 
     Args:
-        subtitle: What is said in the clip; None or blank is stated as "no subtitle".
+        subtitle: spoken words; None or blank becomes "No subtitle.".
         style: "full" for large models; "short" for the tiny model, whose prompts have some 70 tokens.
-        told: What is seen and heard, where it is told instead of shown.
+        told: text that describes video and audio, for prompts without them.
 
     Raises:
-        UserError: Unknown style.
+        UserError: unknown style.
     """
     if style not in ("full", "short"):
         raise UserError(f"style: expected 'full' or 'short', got {style!r}")
@@ -82,36 +82,36 @@ def question(subtitle: str | None, style: Literal["full", "short"] = "full", tol
 
 
 def describe_question(subtitle: str | None) -> str:
-    """What the tiny model's base stage is asked besides: to tell what is seen and heard.
+    """A question of the tiny model's base stage: describe video and audio.
 
     Args:
-        subtitle: What is said in the clip.
+        subtitle: spoken words.
     """
     return DESCRIBE_QUESTION.format(subtitle=subtitle_sentence(subtitle))
 
 
 def remark_question(subtitle: str | None, told: str = "") -> str:
-    """The other thing that it is asked: what people would say of it.
+    """A question of the tiny model's base stage: what people would say about the clip.
 
     Args:
-        subtitle: What is said in the clip.
-        told: What is seen and heard, where it is told instead of shown.
+        subtitle: spoken words.
+        told: text that describes video and audio, for prompts without them.
     """
     return REMARK_QUESTION.format(subtitle=f"{subtitle_sentence(subtitle)} {told}".strip())
 
 
 def prefill(mode: ThinkingMode) -> str:
-    """The beginning of the completion that is written for the model: nothing when slow, an empty think when fast."""
+    """The prefilled beginning of a completion: nothing in slow mode, an empty think block in fast mode."""
     return FAST_PREFILL if ThinkingMode(mode) is ThinkingMode.FAST else ""
 
 
 def format_completion(reasoning: str, labels: Sequence[str]) -> str:
-    """The completion with this reasoning and these labels; an empty reasoning gives the fast form.
+    """Write a completion with this reasoning and these labels; an empty reasoning gives the fast form.
 
-    `parse` gives the reasoning and the (lower-cased, trimmed) labels back.
+    `parse` returns the reasoning and the (lower-cased, trimmed) labels again.
 
     Raises:
-        UserError: No labels, a label that would not be read back as one word, or a tag inside the reasoning.
+        UserError: no labels, a label that would not be read back as one word, or a tag inside the reasoning.
 
     >>> format_completion("", ["happy", "excited"])
     '<think></think><answer> happy, excited </answer>'
@@ -130,10 +130,10 @@ def format_completion(reasoning: str, labels: Sequence[str]) -> str:
 
 
 def parse(completion: str) -> Parsed:
-    """Read a completion: strictly for its form, leniently for its content. Never raises, linear in the text's length.
+    """Parse a completion: strictly for its form, leniently for its content. Never raises, linear in the text's length.
 
     Labels come from the last <answer>, closed or not; without one, from the text that a lone </answer> closes or that
-    follows the last </think>. A text without any of these tags gives no labels: it would be reasoning cut short.
+    follows the last </think>. A text without any of these tags has no labels: it is reasoning cut short.
     """
     tags = list(_TAG.finditer(completion))
     start, end = _answer_range(completion, tags)
@@ -144,7 +144,7 @@ def parse(completion: str) -> Parsed:
 
 
 def answer_word_spans(completion: str) -> list[tuple[int, int]]:
-    """Where each emotion word of the answer stands: (start, end) characters, repeated words included.
+    """Character spans (start, end) of the emotion words of the answer, repeated words included.
 
     The labels of `parse` are these spans in lower case, each once. The first token of every span is an anchor of the
     category confidence.
@@ -156,7 +156,7 @@ def answer_word_spans(completion: str) -> list[tuple[int, int]]:
 
 
 def subtitle_sentence(subtitle: str | None) -> str:
-    """The subtitle in quotes, as one line that can hold neither tags nor a chat template's special tokens."""
+    """The subtitle in quotes, as one line without tags or a chat template's special tokens."""
     text = " ".join((subtitle or "").split())
     if not text:
         return "No subtitle."
@@ -191,7 +191,7 @@ def _answer_range(completion: str, tags: Sequence[re.Match[str]]) -> tuple[int, 
         if name not in names:
             continue
         last = len(names) - 1 - names[::-1].index(name)
-        if name == "</answer>":  # an answer that was closed but never opened
+        if name == "</answer>":  # closed but never opened
             return (tags[last - 1].end() if last else 0), tags[last].start()
         return tags[last].end(), ends[last]
     return 0, 0
@@ -211,7 +211,7 @@ def _label_spans(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _unwrapped(text: str, words: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The span of consecutive words without brackets, quotes, bullets and stops around it; nothing if none is left."""
+    """The span of consecutive words without surrounding brackets, quotes, bullets and stops, if anything is left."""
     if not words:
         return
     start, end = words[0][0], words[-1][1]

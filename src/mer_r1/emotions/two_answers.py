@@ -1,13 +1,12 @@
-"""Answering twice: a first answer, reasoning, and a reviewed answer; the completion form of VideoAuto-R1.
+"""The answer-think-answer form of VideoAuto-R1: a first answer, reasoning, and a reviewed answer.
 
 `<answer> happy </answer><think> but the voice shakes </think><answer> happy, afraid </answer>`. One completion holds
-both ways of thinking: whoever stops after the first answer has thought fast, whoever reads on has thought slowly. Both
-answers are rewarded in training (`baselines`); at inference the model stops after the first if it is sure of it
-(`adaptive`).
+both modes: up to the first answer it is fast thinking, as a whole it is slow thinking. Training rewards both answers
+(`rl.rewards`); at inference the model stops after the first answer if it is confident (`evaluation.adaptive`).
 
-Source: VideoAuto-R1 (arXiv 2601.05175), "thinking once, answering twice"; it writes the answers as boxed text, we in
-our answer tags. Its escape answer ("let's analyze ...", with a bonus of its own) has no counterpart here: emotion words
-can always be guessed.
+Source: VideoAuto-R1 (arXiv 2601.05175), "thinking once, answering twice". It writes the answers as boxed text, we use
+our answer tags. Its escape answer ("let's analyze ...", with a bonus of its own) has no counterpart here, because
+emotion words can always be guessed.
 """
 
 import re
@@ -28,7 +27,7 @@ _STRICT_TAGS = ["<answer>", _ANSWER_END, "<think>", "</think>", "<answer>", _ANS
 
 @dataclass(frozen=True)
 class ParsedTwice:
-    """What a completion with two answers says.
+    """A parsed completion with two answers.
 
     Attributes:
         first: emotion words of the first answer: lower-case, each once, in order.
@@ -46,7 +45,7 @@ class ParsedTwice:
 
 
 def format_twice(first: Sequence[str], reasoning: str, final: Sequence[str]) -> str:
-    """The completion with these answers and this reasoning; `parse_twice` gives them back.
+    """Write a completion with these answers and this reasoning; `parse_twice` returns them again.
 
     Raises:
         UserError: as `thinking.format_completion`.
@@ -59,9 +58,9 @@ def format_twice(first: Sequence[str], reasoning: str, final: Sequence[str]) -> 
 
 
 def parse_twice(completion: str) -> ParsedTwice:
-    """Read a completion: strictly for its form, leniently for its content. Never raises.
+    """Parse a completion: strictly for its form, leniently for its content. Never raises.
 
-    A completion that was cut short has no second answer, however good its first: nothing of it counts as final.
+    A completion that was cut short has no second answer: its first answer does not count as final.
     """
     tags = list(_TAG.finditer(completion))
     names = [tag.group() for tag in tags]
@@ -86,7 +85,7 @@ def _outside(tags: Sequence[re.Match[str]], length: int) -> list[tuple[int, int]
 
 
 def first_answer_end(completion: str) -> int | None:
-    """Characters up to and including the first answer's closing tag; None where it was not closed.
+    """Number of characters up to the end of the first answer's closing tag; None where it is not closed.
 
     >>> first_answer_end("<answer> sad </answer><think> hm")
     22
@@ -96,10 +95,10 @@ def first_answer_end(completion: str) -> int | None:
 
 
 def read_completion(completion: str, mode: str = ThinkingMode.SLOW, form: str = ONCE) -> Parsed:
-    """What a completion of either form says in either mode, as `thinking.parse` tells it.
+    """Parse a completion of either form in either mode; `thinking.parse` for both forms.
 
-    Of two answers the fast one is the first and the slow one the second. A fast completion of the form "twice" is well
-    formed if it is one closed answer and nothing else.
+    Of two answers, the first belongs to fast mode and the second to slow mode. A fast completion of the form "twice" is
+    well formed if it is one closed answer and nothing else.
 
     Args:
         completion: text, prefilled part included.

@@ -1,14 +1,14 @@
-"""Emotion words become comparable when they are mapped onto emotion wheels.
+"""Maps emotion words onto emotion wheels, which makes them comparable.
 
 A model may answer "thrilled" where the annotator wrote "excitement". Neither word is wrong, so words are not compared
 as strings. Each goes through four steps: surface form ("thrilled") -> base word ("thrill") -> label of a wheel
-("excitement") -> sector of that wheel ("zest" on ring 2, "joy" on ring 1). Several wheels are used, because
-psychology has no single map of emotion; a word that a wheel cannot place is dropped from that wheel's sets.
+("excitement") -> sector of that wheel ("zest" on ring 2, "joy" on ring 1). Several wheels are used, because psychology
+has no single map of emotion; a word that is not on a wheel is dropped from that wheel's sets.
 
-Two taxonomies follow this one scheme: the built-in wheels (`builtin`, written for this project, see docs/wheels.md) and
-the official tables of MER-UniBench (`official`), whose look-up rules are reproduced exactly, oddities included.
-They differ in how a word with several candidates is decided: the built-in tables list the best candidate first, the
-official rule takes the alphabetically first.
+Two taxonomies follow this scheme: the built-in wheels (`builtin`, written for this project, see docs/wheels.md) and the
+official tables of MER-UniBench (`official`), whose look-up rules are reproduced exactly, oddities included. They differ
+in the choice between several candidates of a word: the built-in tables list the best candidate first, the official rule
+takes the alphabetically first.
 """
 
 import json
@@ -33,10 +33,10 @@ class EmotionWheel:
     """One map of emotions: which sector each label lies in, on the inner ring (level 1) and the outer ring (level 2).
 
     Attributes:
-        name: Short name, unique within a taxonomy.
-        source: The publication that the structure is taken from.
-        level1: Label -> level-1 sector.
-        level2: Label -> level-2 sector.
+        name: short name, unique within a taxonomy.
+        source: the publication that the structure is taken from.
+        level1: label -> level-1 sector.
+        level2: label -> level-2 sector.
     """
 
     name: str
@@ -52,21 +52,21 @@ class EmotionWheel:
 
 
 Wheel = EmotionWheel | int | str
-"""A wheel, its 0-based place in the taxonomy, or its name."""
+"""A wheel, its 0-based index in the taxonomy, or its name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Taxonomy:
-    """Wheels together with the words that lead to them.
+    """Wheels, and the words that lead to their labels.
 
     Words are lower-cased and trimmed before every look-up, and changed in no other way.
 
     Attributes:
-        wheels: The wheels, in report order (`wheel1` is the first).
-        forms: Surface form -> its base words, best first.
-        synonyms: Base word -> wheel labels that it stands for, best first.
-        alphabetical: How a word with several candidate labels is placed on a wheel: by the order of the alphabet over
-            all candidates (the MER-UniBench rule) instead of by the order in which the tables list them.
+        wheels: the wheels, in report order (`wheel1` is the first).
+        forms: surface form -> its base words, best first.
+        synonyms: base word -> its wheel labels, best first.
+        alphabetical: whether the alphabetically first of several candidate labels counts (the MER-UniBench rule)
+            instead of the first that the tables list.
     """
 
     wheels: tuple[EmotionWheel, ...]
@@ -87,7 +87,7 @@ class Taxonomy:
         return labels[0] if labels else None
 
     def sector(self, word: str, wheel: Wheel, level: int = 1) -> str | None:
-        """The sector of `word` on one wheel and ring (`case3`), or None where this wheel cannot place the word.
+        """The sector of `word` on one wheel and ring (`case3`), or None where the word is not on this wheel.
 
         >>> builtin().sector("Thrilled", "shaver", level=2)
         'zest'
@@ -95,11 +95,11 @@ class Taxonomy:
         return self.placed(wheel, level).get(normalise(word))
 
     def knows(self, word: str) -> bool:
-        """Whether any wheel has a place for a word."""
+        """Whether a word is on any wheel."""
         return any(self.sector(word, wheel) for wheel in range(len(self.wheels)))
 
     def categories(self, words: Iterable[str], wheel: Wheel, level: int = 1) -> frozenset[str]:
-        """The set of sectors that `words` reach on one wheel; words that it cannot place add nothing."""
+        """The set of sectors of `words` on one wheel; words that are not on it add nothing."""
         placed = self.placed(wheel, level)
         return frozenset(filter(None, map(placed.get, map(normalise, words))))
 
@@ -108,10 +108,10 @@ class Taxonomy:
         return tuple(dict.fromkeys(self.wheel(wheel).level(level).values()))
 
     def forms_of(self, wheel: Wheel, sector: str, level: int = 1) -> tuple[str, ...]:
-        """Every surface form that maps to `sector`, in alphabetical order: the words of a category's confidence.
+        """Every surface form that maps to `sector`, in alphabetical order: the words that make a category's confidence.
 
         Raises:
-            UserError: The wheel has no such sector.
+            UserError: the wheel has no such sector.
         """
         chosen = self.wheel(wheel)
         key = (chosen.name, level)
@@ -135,7 +135,7 @@ class Taxonomy:
         return row
 
     def placed(self, wheel: Wheel, level: int = 1) -> dict[str, str]:
-        """Surface form -> sector for one wheel and ring, without the forms it drops. Built once, then a plain dict."""
+        """Surface form -> sector on one wheel and ring, without forms that are not on it. A plain dict, built once."""
         chosen = self.wheel(wheel)
         key = (chosen.name, level)
         if key not in self._placed:
@@ -145,10 +145,10 @@ class Taxonomy:
         return self._placed[key]
 
     def wheel(self, wheel: Wheel) -> EmotionWheel:
-        """The wheel meant by its 0-based place, its name, or itself.
+        """Look up a wheel by its 0-based index or its name; a wheel is returned as it is.
 
         Raises:
-            UserError: No such wheel here.
+            UserError: no such wheel here.
         """
         if isinstance(wheel, EmotionWheel):
             return wheel
@@ -162,7 +162,7 @@ class Taxonomy:
 
     @cached_property
     def _candidates(self) -> dict[str, list[str]]:
-        """Surface form -> the labels that may place it, over all its base words, in the order of their choice."""
+        """Surface form -> candidate labels over all its base words, in the order of preference."""
         found = {
             form: [label for base in bases for label in self.synonyms.get(base, ())]
             for form, bases in self.forms.items()
@@ -171,12 +171,12 @@ class Taxonomy:
 
     @staticmethod
     def _first_label(candidates: Iterable[str], places: Mapping[str, str]) -> str | None:
-        """The label that places a form on a wheel: the first candidate that the wheel knows."""
+        """The first candidate label that the wheel has."""
         return next((label for label in candidates if label in places), None)
 
 
 def load(folder: str | Path | None = None) -> Taxonomy:
-    """The official tables in `folder`, or the built-in wheels where none is given."""
+    """Load the official tables from `folder`, or the built-in wheels if it is None."""
     return builtin() if folder is None else official(folder)
 
 
@@ -193,15 +193,15 @@ def builtin() -> Taxonomy:
 
 
 def from_tables(tables: Mapping[str, Any]) -> Taxonomy:
-    """A taxonomy from the structure of `wheels.json`.
+    """Build a taxonomy from the structure of `wheels.json`.
 
     `wheels` lists each wheel's sectors: level 1 -> level 2 -> further labels. `families` are groups of near-synonyms,
     each with one place (a level-2 sector, or "" for none) per wheel and its base words with their forms. A base word
-    that some wheel has as a label of its own, apart from its family, keeps that place there and follows its family on
-    the other wheels.
+    that is itself a label of some wheel, apart from its family, keeps that place there and follows its family on the
+    other wheels.
 
     Raises:
-        UserError: Two base words claim one form, or a family's place contradicts its wheel.
+        UserError: two base words claim one form, or a family's place contradicts its wheel.
     """
     names = [wheel["name"] for wheel in tables["wheels"]]
     rings = {wheel["name"]: _rings(wheel["sectors"]) for wheel in tables["wheels"]}
@@ -235,7 +235,7 @@ def _rings(sectors: Mapping[str, Mapping[str, Sequence[str]]]) -> tuple[dict[str
 
 
 def _place_family(rings: tuple[dict[str, str], dict[str, str]], family: str, place: str, wheel: str) -> None:
-    """Make the family's name a label of the wheel; where the wheel has that label, both must agree."""
+    """Make the family's name a label of the wheel; if the wheel has that label already, both must agree."""
     level1, level2 = rings
     if level2.get(place) != place:
         raise UserError(f"wheels.json: family {family!r} names {place!r}, no level-2 sector of wheel {wheel!r}")
@@ -245,13 +245,13 @@ def _place_family(rings: tuple[dict[str, str], dict[str, str]], family: str, pla
 
 
 def official(folder: str | Path) -> Taxonomy:
-    """The MER-UniBench tables: `format.csv`, `synonym.xlsx` and `wheel1.xlsx` ... `wheel5.xlsx` in one folder.
+    """Load the MER-UniBench tables: `format.csv`, `synonym.xlsx` and `wheel1.xlsx` ... `wheel5.xlsx` in one folder.
 
     Follows the reference (AffectGPT release) exactly: base words and labels in alphabetical order, later placements on
-    a wheel overwriting earlier ones, a level-1 label standing on ring 2 for the alphabetically first of its sectors.
+    a wheel overwrite earlier ones, and a level-1 label maps to the alphabetically first of its sectors on ring 2.
 
     Raises:
-        UserError: The folder, a file or a column is missing, or a file cannot be read.
+        UserError: the folder, a file or a column is missing, or a file cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -267,16 +267,16 @@ def official(folder: str | Path) -> Taxonomy:
 
 
 def parse_labels(labels: object) -> list[str]:
-    """A stored label string as a list of labels, by the rule of MER-UniBench with its quirks.
+    """Parse a stored label string into a list of labels, by the rule of MER-UniBench with its quirks.
 
-    A list or array passes through; None, NaN and "" give []. A string loses one leading "[" and one trailing "]", is
-    split at every quote and comma and at nothing else, and blank pieces go.
+    A list or array passes through; None, NaN and "" give []. A string loses one leading "[" and one trailing "]" and is
+    split at every quote and comma and at nothing else; blank pieces are dropped.
 
     Args:
-        labels: A string such as "[happy, sad]", or a sequence of labels.
+        labels: a string such as "[happy, sad]", or a sequence of labels.
 
     Raises:
-        UserError: The string is a lone "[" (the reference stops with an index error there), or `labels` is a number or
+        UserError: the string is a lone "[" (the reference stops with an index error there), or `labels` is a number or
             another object that holds no labels.
 
     >>> parse_labels("[happy, it's fine]")

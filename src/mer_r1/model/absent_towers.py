@@ -1,11 +1,11 @@
 """A thinker without its towers: training reads cached features, so the towers need not be in memory.
 
-A frozen tower whose outputs are all on disk takes part in nothing. It is never read from the checkpoint then: models
-are made with an `AbsentTower` in each one's place, which knows the checkpoint where the weights are. Three things still
-need them, and get them from there: the fingerprint of the feature cache (one weight at a time), a clip that turns out
-not to be cached (the towers are loaded after all), and a checkpoint to be written, which is always whole.
+A frozen tower whose outputs are all on disk is not used in training, so it is not read from the checkpoint: models are
+built with an `AbsentTower` in place of each tower, which knows the checkpoint with the weights. They are read from it
+in three cases: for the fingerprint of the feature cache (one weight at a time), for a clip that is not cached (the
+towers are loaded after all), and for writing a checkpoint, which is always complete.
 
-The files stay open, so that the weights can be read at the end of a run even if the checkpoint was deleted meanwhile.
+The files stay open, so that the weights can be read at the end of a run even if the checkpoint is deleted meanwhile.
 """
 
 import gc
@@ -32,10 +32,10 @@ _INNER = re.compile(r"^(?:thinker\.)?(?:model\.)?((?:visual|audio_tower)\..+)$")
 
 
 class AbsentTower(nn.Module):
-    """What stands where a tower would: no weights, but their names, and lengths that need no weights.
+    """Stand-in for a tower: the names of its weights without the weights, and lengths that need none.
 
     Args:
-        tower: the one that it replaces; may be without memory (device "meta").
+        tower: the tower that it replaces; may be on device "meta".
         name: "visual" or "audio_tower".
     """
 
@@ -44,7 +44,7 @@ class AbsentTower(nn.Module):
         self.kind, self.name = type(tower), name
         self.weight_names = list(tower.state_dict())
         self.checkpoint: TowerWeights | None = None
-        """Where the weights are; None until it is known (`bind`)."""
+        """Checkpoint with the weights; None until `bind` sets it."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Names (as in the tower's own state dict) and weights, read one by one."""
@@ -54,11 +54,11 @@ class AbsentTower(nn.Module):
             yield name, self.checkpoint.read(f"{self.name}.{name}")
 
     def _get_feat_extract_output_lengths(self, lengths: Any) -> Any:
-        # How many tokens a sound becomes depends on its length alone.
+        # The number of audio tokens depends on the length alone.
         return self.kind._get_feat_extract_output_lengths(self, lengths)  # type: ignore[attr-defined]
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Refuse: whoever trains without towers has every clip's features already."""
+        """Refuse: without towers, every clip must have its features already."""
         raise RuntimeError(f"{self.name} is not in memory: call restore_towers first")
 
 
@@ -67,10 +67,10 @@ class TowerWeights:
 
     Args:
         source: folder or hub name of a thinker, or of a full Qwen2.5-Omni.
-        dtype: what the model was loaded as.
+        dtype: dtype of the loaded model.
 
     Raises:
-        UserError: if it has no safetensors files.
+        UserError: it has no safetensors files.
     """
 
     def __init__(self, source: str | Path, dtype: torch.dtype) -> None:
@@ -89,7 +89,7 @@ class TowerWeights:
         return name in self._places
 
     def read(self, name: str) -> Tensor:
-        """One weight, such as "visual.merger.ln_q.weight"."""
+        """Read one weight, such as "visual.merger.ln_q.weight"."""
         handle, key = self._places[name]
         value: Tensor = handle.get_tensor(key)
         return value.to(self.dtype) if value.is_floating_point() else value
@@ -109,7 +109,7 @@ def _weight_files(source: str | Path) -> list[str]:
 
 @contextmanager
 def without_towers(kind: type) -> Iterator[None]:
-    """Within, models of a class are made without towers, by whoever makes them; a checkpoint's are passed over.
+    """Context in which every model of a class is built without towers; a checkpoint's tower weights are skipped.
 
     Args:
         kind: the thinker's class.
@@ -129,17 +129,17 @@ def without_towers(kind: type) -> Iterator[None]:
         kind.__init__, kind._keys_to_ignore_on_load_unexpected = made, ignored  # type: ignore[misc, attr-defined]
 
 
-def made_like(model: Any) -> Any:
-    """A context in which models of this one's class are made as it is: with towers or without.
+def same_towers_as(model: Any) -> Any:
+    """Context in which models of this one's class are built the same way: with towers or without.
 
-    TRL makes the KL reference from the checkpoint by itself, and a resumed run reads its checkpoint; neither shall load
-    what the policy does without.
+    TRL builds the KL reference from the checkpoint by itself, and a resumed run reads its checkpoint; neither may load
+    towers that the policy lacks.
     """
     return without_towers(type(model)) if absent(model) else nullcontext()
 
 
 def absent(model: Any) -> list[AbsentTower]:
-    """The towers that a thinker is without."""
+    """The absent towers of a thinker."""
     found = (getattr(model.model, name) for name in TOWERS)
     return [tower for tower in found if isinstance(tower, AbsentTower)]
 
@@ -153,10 +153,10 @@ def take_towers(model: Any) -> None:
 
 
 def bind(model: Any, checkpoint: TowerWeights) -> None:
-    """Tell the absent towers where their weights are.
+    """Set the checkpoint of the absent towers.
 
     Raises:
-        UserError: if a weight is not there.
+        UserError: it lacks a weight.
     """
     for tower in absent(model):
         if missing := [name for name in tower.weight_names if f"{tower.name}.{name}" not in checkpoint]:
@@ -165,10 +165,10 @@ def bind(model: Any, checkpoint: TowerWeights) -> None:
 
 
 def drop_towers(model: Any, source: str | Path) -> None:
-    """Free the towers' memory; they can be had again from the checkpoint they came from.
+    """Free the towers' memory; they can be restored from their checkpoint.
 
     Raises:
-        UserError: if they are not there.
+        UserError: the checkpoint lacks them.
     """
     if len(absent(model)) == len(TOWERS):
         return
@@ -181,16 +181,16 @@ def drop_towers(model: Any, source: str | Path) -> None:
         for name, tower in kept.items():
             setattr(model.model, name, tower)
         raise
-    logger.info("the towers left memory: every clip has its features")
+    logger.info("the towers are freed: every clip has its features")
 
 
 def restore_towers(model: Any) -> None:
-    """Load the towers that are absent, frozen, as the library loads them; nothing happens if they are there.
+    """Load the absent towers, frozen, as the library loads them; nothing happens if they are present.
 
     For a moment the whole checkpoint is in main memory.
 
     Raises:
-        UserError: under ZeRO-3, which would take the towers apart too.
+        UserError: under ZeRO-3, which would shard the towers too.
     """
     missing = absent(model)
     if not missing or missing[0].checkpoint is None:
@@ -208,11 +208,11 @@ def restore_towers(model: Any) -> None:
 
 
 def whole_state(model: Any, state: dict[str, Tensor] | None = None) -> dict[str, Tensor] | None:
-    """A state dict that has the absent towers too.
+    """A state dict that includes the absent towers.
 
     Args:
         model: the thinker.
-        state: its state dict, where it had to be gathered from several processes.
+        state: its state dict, if it was gathered from several processes.
 
     Returns:
         `state` itself if nothing is absent (None lets the library take the model's own).

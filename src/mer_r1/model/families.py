@@ -1,20 +1,20 @@
-"""What differs between the omni thinkers that can be the policy: one table, read by whoever loads, builds or encodes.
+"""The differences between the omni thinkers that can be the policy, as one table for loading, building and encoding.
 
-Both families keep a vision tower, an audio tower and a language model at the same places, and read a clip as separate
-video and audio blocks. They differ in the names of their tokens, in how many tokens a sound becomes, and in two things
-that have consequences elsewhere:
+Both families have a vision tower, an audio tower and a language model under the same attributes, and take a clip as
+separate video and audio blocks. They differ in the names of their tokens, in the number of tokens per second of audio,
+and in two things that have consequences elsewhere:
 
-- Qwen3-Omni's vision tower also speaks to the first layers of the language model ("deepstack"): besides the vectors at
-  the placeholders, one set more for each of those layers, added to what the layer puts out (`deepened`). The feature
+- Qwen3-Omni's vision tower also feeds the first layers of the language model ("deepstack"): besides the vectors at the
+  placeholders, one more set for each of those layers, added to the layer's output (`deepstack_added`). The feature
   cache keeps them as `video_deep`.
-- Its positions count 13 to the second and are not rounded to whole numbers, so `Prompt.position_ids` are floats there,
-  and stay floats wherever rows are padded or continued.
+- Its positions advance by 13 per second and are not rounded to integers, so `Prompt.position_ids` are floats there, and
+  stay floats wherever rows are padded or continued.
 
 Its language model is a mixture of experts. Experts are weights like others: full fine-tuning trains them, LoRA adapts
-them (PEFT knows the tensor that a layer's experts share); the router learns in full fine-tuning alone. The loss is the
-method's, without a term for the balance of the experts: packed rows keep no statistics of the router.
+them (PEFT knows the tensor that a layer's experts share); the router is trained in full fine-tuning only. The loss is
+the method's, without a load-balancing term: packed rows keep no statistics of the router.
 
-Source: transformers' modelling files of the two families, which decide; the tests compare with their own forwards.
+Source: transformers' modelling files of the two families; the tests compare with their own forwards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +39,13 @@ class Family:
     """One kind of thinker.
 
     Attributes:
-        name: as people say it.
+        name: display name.
         model_types: `model_type` of a thinker, and of a full checkpoint that holds one.
         model, processor, config: the library's classes.
         tokens: special tokens by the attribute names that the processor asks its tokenizer for.
-        audio_tokens: of a thinker and numbers of mel frames, how many tokens those sounds become.
-        deepstack: its vision tower speaks to the first layers of the language model too.
-        engine: `rollouts=vllm` knows how to hand its weights on.
+        audio_tokens: function of a thinker and numbers of mel frames that returns numbers of audio tokens.
+        deepstack: whether its vision tower also feeds the first layers of the language model.
+        engine: whether `rollouts=vllm` can pass its weights to the engine.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Family:
     engine: bool
 
 
-def _asked_of_the_tower(model: Any, mel_frames: Tensor) -> Tensor:
+def _by_the_tower(model: Any, mel_frames: Tensor) -> Tensor:
     lengths: Tensor = model.model.audio_tower._get_feat_extract_output_lengths(mel_frames)[1]
     return lengths
 
 
-def _thirteen_in_a_hundred(model: Any, mel_frames: Tensor) -> Tensor:
+def _thirteen_per_chunk(model: Any, mel_frames: Tensor) -> Tensor:
     # Three convolutions halve each chunk of two windows; upstream writes the 13 tokens of a whole chunk as a number.
     rest = mel_frames % (2 * model.config.audio_config.n_window)
     whole = mel_frames // (2 * model.config.audio_config.n_window)
@@ -88,7 +88,7 @@ QWEN25 = Family(
         "audio_bos_token": "<|audio_bos|>",
         "audio_eos_token": "<|audio_eos|>",
     },
-    audio_tokens=_asked_of_the_tower,
+    audio_tokens=_by_the_tower,
     deepstack=False,
     engine=True,
 )
@@ -107,7 +107,7 @@ QWEN3 = Family(
         "audio_bos_token": "<|audio_start|>",
         "audio_eos_token": "<|audio_end|>",
     },
-    audio_tokens=_thirteen_in_a_hundred,
+    audio_tokens=_thirteen_per_chunk,
     deepstack=True,
     engine=False,
 )
@@ -121,20 +121,21 @@ def family_of(model: Any) -> Family:
 
 
 def audio_tokens(model: Any, mel_frames: Tensor) -> Tensor:
-    """How many tokens sounds of so many mel frames become; of the same shape."""
+    """Number of audio tokens for numbers of mel frames, of the same shape."""
     return family_of(model).audio_tokens(model, mel_frames)
 
 
 @contextmanager
-def deepened(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
-    """Within, the language model's first layers get what the vision tower has to say to them.
+def deepstack_added(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
+    """Context in which the language model's first layers get the vision tower's deepstack vectors.
 
-    Only arguments of the language model's own forward are changed, outside of what gradient checkpointing repeats, and
-    no weight is touched, as it must be where weights are gathered by the forward alone (ZeRO-3, FSDP2; not run).
+    Only arguments of the language model's own forward change, outside of the part that gradient checkpointing repeats,
+    and no weight is touched: required where weights are gathered by the forward alone (ZeRO-3, FSDP2; not run).
 
     Args:
         model: the thinker (unwrapped).
-        media: of the clips in the order of their placeholders; `video_deep` (layers, N, D) where a clip has frames.
+        media: media of the clips in the order of their placeholders; `video_deep` (layers, N, D) where a clip has
+            frames.
 
     Raises:
         ValueError: in the forward, if placeholders and vectors differ in number.

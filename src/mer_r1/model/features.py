@@ -1,15 +1,15 @@
-"""Each clip is decoded once and passes the frozen towers once; the results stay on disk, memory-mapped.
+"""Feature cache: each clip is decoded once and runs through the frozen towers once; entries on disk, memory-mapped.
 
-Two kinds of entries, both safetensors, one file a clip: *inputs* (patches and mel spectrogram, for stages that train
-the towers) and *features* (the towers' outputs). An entry's name is a hash of the media files' content, of how they
-were preprocessed and, for features, of the towers' weights: a stale entry can never be read.
+Two kinds of entries, both safetensors, one file per clip: *inputs* (patches and mel spectrogram, for stages that train
+the towers) and *features* (the towers' outputs). An entry's name is a hash of the media files' content, of their
+preprocessing and, for features, of the towers' weights: a stale entry is never read.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.media.read import content_key, read_media
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import AbsentTower, restore_towers
@@ -42,15 +43,15 @@ def tower_fingerprint(omni: Omni) -> str:
 
 
 def preprocessing_fingerprint(omni: Omni) -> str:
-    """Hash of everything that decides how media become tower inputs."""
+    """Hash of all settings that determine the tower inputs of a clip."""
     processor = omni.processor
     parts = {
         "settings": asdict(omni.settings),
         "video": json.loads(processor.video_processor.to_json_string()),
         "audio": json.loads(processor.feature_extractor.to_json_string()),
     }
-    for said in ("question", "form"):  # what is asked and answered changes nothing of what is seen and heard
-        parts["settings"].pop(said)
+    for name in ("question", "form"):  # settings of texts do not change the tower inputs
+        parts["settings"].pop(name)
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
@@ -58,8 +59,8 @@ class FeatureCache:
     """Tower inputs or tower outputs of clips, on disk.
 
     Args:
-        omni: the model whose preprocessing and towers decide the content.
-        folder: where the entries lie; made if absent.
+        omni: the model whose preprocessing and towers determine the content.
+        folder: folder of the entries; created if absent.
         towers: True keeps tower outputs (the towers must not change any more), False keeps tower inputs.
     """
 
@@ -71,13 +72,13 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keys: dict[tuple[Path | None, Path | None], str] = {}
         self.tower_passes = 0
-        """Clips that went through the towers since this object was made."""
+        """Number of clips run through the towers by this object."""
 
     def path(self, clip: Clip) -> Path:
-        """The entry of a clip, present or not.
+        """Path of a clip's entry, present or not.
 
         Raises:
-            UserError: if its files are not there or empty.
+            UserError: its files are missing or empty.
         """
         media = (clip.video, clip.audio)
         if media not in self._keys:
@@ -88,21 +89,21 @@ class FeatureCache:
         return self.folder / f"{self._keys[media]}.safetensors"
 
     def get(self, clip: Clip) -> dict[str, Tensor]:
-        """The tensors of a clip, memory-mapped; made first if they are not there yet."""
+        """The tensors of a clip, memory-mapped; computed first if the entry is missing."""
         path = self.path(clip)
         if not path.is_file():
             self.build([clip], workers=0)
         return load_file(path)
 
     def missing(self, clips: Iterable[Clip], broken: list[str] | None = None) -> dict[Path, Clip]:
-        """Entries that are not there yet, each with a clip that has its content.
+        """Paths of missing entries, each with a clip of that content.
 
         Args:
-            clips: to look for.
-            broken: gets a message for each clip whose files are not there or empty; None raises the first.
+            clips: clips to look up.
+            broken: list that receives a message for each clip whose files are missing or empty; None raises the first.
 
         Raises:
-            UserError: if a clip's files are not there or empty.
+            UserError: the files of a clip are missing or empty.
         """
         found: dict[Path, Clip] = {}
         for clip in clips:
@@ -125,17 +126,17 @@ class FeatureCache:
         progress: Progress | None = None,
         broken: list[str] | None = None,
     ) -> int:
-        """Make the missing entries; returns how many were made.
+        """Compute the missing entries; returns their number.
 
         Args:
-            clips: clips to have entries for.
-            workers: decoding processes; 0 decodes here.
+            clips: clips that need entries.
+            workers: number of decoding processes; 0 decodes in this one.
             batch_size: clips per pass of the towers.
-            progress: told how many are done, those present included.
-            broken: gets a message for each clip that cannot be read; None raises the first.
+            progress: callback, called with the number of further clips done, those already present included.
+            broken: list that receives a message for each clip that cannot be read; None raises the first.
 
         Raises:
-            UserError: if a clip's media cannot be read; entries made before it stay.
+            UserError: a clip's media cannot be read; entries computed before it stay.
         """
         missing = self.missing(clips, broken)
         if missing and self.towers:
@@ -160,12 +161,12 @@ class FeatureCache:
     def _store(
         self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str], broken: list[str] | None = None
     ) -> None:
-        if messages := [item for item in batch if isinstance(item, str)]:
+        decoded = {path: item for path, item in zip(paths, batch, strict=True) if not isinstance(item, str)}
+        for message in (item for item in batch if isinstance(item, str)):
             if broken is None:
-                raise UserError(messages[0])
-            broken += messages
-        paths = [path for path, item in zip(paths, batch, strict=True) if not isinstance(item, str)]
-        tensors = [item for item in batch if not isinstance(item, str)]
+                raise UserError(message)
+            broken.append(message)
+        tensors = list(decoded.values())
         if not tensors:
             return
         if self.towers:
@@ -173,10 +174,9 @@ class FeatureCache:
             tensors = encode_media(self.omni.model, tensors)
         else:
             tensors = [{name: _halved(value) for name, value in raw.items()} for raw in tensors]
-        for path, entry in zip(paths, tensors, strict=True):
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            save_file({name: value.cpu().contiguous() for name, value in entry.items()}, partial)
-            partial.replace(path)  # an entry is whole or absent, whenever we are stopped
+        for path, entry in zip(decoded, tensors, strict=True):
+            plain = {name: value.cpu().contiguous() for name, value in entry.items()}
+            write_atomically(path, partial(save_file, plain))
 
 
 def _halved(value: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _halved(value: Tensor) -> Tensor:
 
 
 class _Decoded(Dataset):
-    """Decodes clips in worker processes; an unreadable clip comes back as its message."""
+    """Decodes clips in worker processes; an unreadable clip gives its error message."""
 
     def __init__(self, omni: Omni, clips: list[Clip]) -> None:
         self.omni, self.clips = omni, clips

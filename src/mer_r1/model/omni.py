@@ -1,8 +1,7 @@
-"""The omni policy: load a Qwen2.5-Omni or Qwen3-Omni thinker, or build a tiny one that takes the same code paths.
+"""The policy: a Qwen2.5-Omni or Qwen3-Omni thinker with its processor, loaded and saved as whole checkpoints.
 
-`load` reads a local folder or a hub name and keeps the thinker only (no talker). `tiny` makes a model of a few million
-parameters with the same classes, towers, placeholders and chat format, and a byte-level BPE tokenizer trained on the
-texts it is given, so that everything that runs on the 7B model runs on two cores in seconds.
+`load` reads a local folder or a hub name and keeps the thinker only (no talker). Models built from scratch come from
+`tiny`, with the same classes and code paths.
 """
 
 import json
@@ -15,16 +14,12 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoProcessor,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
-from mer_r1.model.absent_towers import TowerWeights, bind, made_like, whole_state, without_towers
+from mer_r1.model.absent_towers import TowerWeights, bind, same_towers_as, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 
 SETTINGS_FILE = "mer_r1.json"
@@ -32,13 +27,13 @@ SETTINGS_FILE = "mer_r1.json"
 
 @dataclass(frozen=True)
 class Settings:
-    """What of the preprocessing the checkpoint's own files do not say; kept beside them in mer_r1.json.
+    """Preprocessing settings that the checkpoint's own files lack; kept beside them in mer_r1.json.
 
     Attributes:
         num_frames: frames sampled from a clip, evenly over its length.
-        max_seconds: a longer clip is cut there, with a note.
-        question: "full" or "short" wording of the question (`thinking.question`).
-        form: of its completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
+        max_seconds: length in seconds after which a clip is cut, with a note.
+        question: wording of the question, "full" or "short" (`thinking.question`).
+        form: form of the completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
     """
 
     num_frames: int = 8
@@ -47,7 +42,7 @@ class Settings:
     form: Literal["once", "twice"] = "once"
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing."""
+        """Refuse invalid values."""
         if self.question not in ("full", "short"):
             raise ValueError(f"question: got {self.question!r}, expected full or short")
         if self.form not in ("once", "twice"):
@@ -56,21 +51,21 @@ class Settings:
             raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
 
     def limits(self) -> MediaLimits:
-        """The same, as `media.read.read_media` takes it."""
+        """The limits for `media.read.read_media`."""
         return MediaLimits(max_frames=self.num_frames, max_seconds=self.max_seconds)
 
 
 @dataclass
 class Omni:
-    """A thinker with its processor, and what both need to know of each other."""
+    """A thinker with its processor and settings."""
 
     model: Any
     processor: Any
     settings: Settings
     dtype: torch.dtype | None = None
-    """What it was loaded as, and is saved as, whatever it was trained as; None leaves it as it is."""
+    """Dtype of the checkpoint, in which the model is saved after training in another; None keeps the current one."""
     source: str | None = None
-    """Where the towers can be had again if they leave memory; None: they must stay."""
+    """Checkpoint from which the towers can be restored after they are freed; None if they must stay in memory."""
 
     @property
     def tokenizer(self) -> Any:
@@ -79,7 +74,7 @@ class Omni:
 
     @property
     def device(self) -> torch.device:
-        """Where the language model lives."""
+        """Device of the language model."""
         return self.model.device
 
     @property
@@ -91,14 +86,14 @@ class Omni:
 
     @property
     def special_tokens(self) -> dict[int, str]:
-        """Tokens that are no text, by id. The tags of a completion are text, even where each is a token of its own."""
+        """Tokens that are not text, by id. The tags of a completion are text, even where each is one token."""
         added = {index: token.content for index, token in self.tokenizer.added_tokens_decoder.items()}
         special = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
         return {index: text for index, text in (added | special).items() if text not in TAGS}
 
     @property
     def forbidden_ids(self) -> list[int]:
-        """Special tokens that must never be sampled: a media token in a completion breaks the positions."""
+        """Special tokens that must not be sampled: a media token in a completion breaks the positions."""
         return sorted(set(self.special_tokens) - set(self.eos_ids))
 
     def towers(self) -> list[nn.Module]:
@@ -114,8 +109,8 @@ class Omni:
         """Write weights (safetensors), processor and settings to a folder that `load` reads.
 
         Args:
-            folder: made if absent.
-            state: the language model's weights, where they had to be gathered from several processes.
+            folder: output folder; created if absent.
+            state: the language model's weights, if they were gathered from several processes.
         """
         if state is None and self.dtype is not None:
             self.model.to(self.dtype)
@@ -141,12 +136,13 @@ def load(
     Args:
         path: folder or hub name.
         dtype: torch dtype, or "auto" for the checkpoint's own.
-        device: where to put it; None leaves it on the CPU.
-        towers: False leaves the towers in the checkpoint until they are needed (`towers`).
+        device: target device; None leaves it on the CPU.
+        towers: whether to load the towers; False leaves them in the checkpoint until they are needed
+            (`absent_towers`).
         attention: the library's attention implementation ("sdpa", "flash_attention_2"); None for its own choice.
 
     Raises:
-        UserError: if the folder is missing or holds no thinker of a known family (`families`).
+        UserError: the folder is missing or holds no thinker of a known family (`families`).
     """
     folder = Path(path)
     if (folder.is_absolute() or str(path).startswith(".") or folder.exists()) and not (
@@ -157,7 +153,7 @@ def load(
         )
     settings = read_settings(folder)
     try:
-        # Asked first: from another architecture's folder the library would build a random thinker of the full size.
+        # Checked first: for another architecture's folder the library would build a random thinker of the full size.
         architecture = AutoConfig.from_pretrained(path).model_type
         if architecture not in FAMILIES:
             raise ValueError(f"it holds a {architecture} model")
@@ -167,7 +163,7 @@ def load(
             model, report = kind.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
-        if absent := sorted(report["missing_keys"]):  # the library would go on with random ones
+        if absent := sorted(report["missing_keys"]):  # the library would continue with random ones
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
             bind(model, TowerWeights(path, model.dtype))
@@ -178,13 +174,13 @@ def load(
     if not isinstance(processor, FAMILIES[architecture].processor):
         name = FAMILIES[architecture].name
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
-    _repair(processor)
+    set_frame_size(processor)
     source = None if towers else str(path)
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings beside a checkpoint; the defaults where it has none (a hub name, say).
+    """Read the settings beside a checkpoint; the defaults if it has none (for example for a hub name).
 
     Raises:
         UserError: `mer_r1.json` cannot be read or holds something else.
@@ -200,21 +196,24 @@ def read_settings(folder: Path) -> Settings:
         ) from error
 
 
-def _repair(processor: Any) -> None:
-    # The processor class carries a frame size of its own that overrides the video processor's, and loses an instance's
-    # override when saved: hand the video processor's own size on, every time.
+def set_frame_size(processor: Any) -> None:
+    """Make a processor use its video processor's frame size, and pad on the left.
+
+    The processor class has a frame size of its own that overrides the video processor's, and an instance's override is
+    lost when it is saved: needed after every load.
+    """
     size = processor.video_processor.size
     processor.videos_kwargs = {"size": {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]}}
     processor.tokenizer.padding_side = "left"
 
 
 class WholeCheckpoints:
-    """Checkpoints of a thinker that are loadable by themselves, and that a resumed run really loads."""
+    """Mixin of a trainer: its checkpoints of a thinker are complete, and a resumed run really loads them."""
 
     omni: Omni
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # self.model, wrapped or not, is the thinker; of an adapter only its own weights are saved.
+        # self.model is the thinker, wrapped or not; for an adapter only its own weights are saved.
         if isinstance(model := self.accelerator.unwrap_model(self.model), PreTrainedModel):  # type: ignore[attr-defined]
             state_dict = whole_state(model, state_dict)
         super()._save(output_dir, state_dict)  # type: ignore[misc]
@@ -222,18 +221,18 @@ class WholeCheckpoints:
             write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The library saves a thinker under the hub's names, and its trainer loads them by the module's own: nothing
-        # would match, and the run would go on from where it began.
+        # The library saves a thinker under the hub's names, but its trainer loads by the module's own: nothing would
+        # match, and the run would continue with the initial weights.
         target = model or self.model  # type: ignore[attr-defined]
         if isinstance(target, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
-        with made_like(target):
+        with same_towers_as(target):
             saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that was killed behind its last step has nothing left to train; the library would take one step more.
+        # A run that was killed after its last step has nothing left to train; the library would take one more step.
         if self.state.global_step >= self.state.max_steps:  # type: ignore[attr-defined]
             self.control.should_training_stop = True  # type: ignore[attr-defined]
             return
@@ -241,5 +240,5 @@ class WholeCheckpoints:
 
 
 def thinker(model: Any) -> Any:
-    """The thinker itself, under an adapter or not."""
+    """The thinker itself, with or without an adapter around it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,8 +1,11 @@
-"""From a clip's tensors and a question to what the language model reads.
+"""Prompts: a clip's tensors and a question as token ids, placeholders and positions for the language model.
 
-The towers turn a clip into a few dozen to a few hundred vectors; a prompt is token ids with placeholders where those
-vectors go, and a time-height-width position for each token. Everything after the towers (SFT on cached features,
-sampling, the loss) starts from a `Prompt`, so a clip passes the towers once however often it is used.
+The towers turn a clip into a few dozen to a few hundred vectors (`tower_outputs`); a prompt is token ids with
+placeholders for those vectors, and a time-height-width position for each token. Everything after the towers (SFT on
+cached features, sampling, the loss) starts from a `Prompt`, so a clip runs through the towers only once.
+
+Here: tower inputs of a clip (`media_tensors`), its prompt (`encode_prompt`), batches (`collate`), and the prompt as
+TRL's messages (`conversation`).
 
 Shapes: P prompt tokens, T completion tokens, N vectors of a clip, D hidden size.
 """
@@ -22,7 +25,7 @@ from mer_r1.model.families import audio_tokens
 from mer_r1.model.omni import Omni
 
 IGNORE = -100
-"""Label of a token that is read but not learned."""
+"""Label of a token that is not part of the loss."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Prompt:
 
     Attributes:
         input_ids: (P,) tokens, placeholders included.
-        position_ids: (3, P) time, height, width; whole numbers, or fractions where the family has them.
-        media: what goes where the placeholders stand: `video` and `audio` vectors (N, D) from frozen towers, or the raw
-            tower inputs (see `media_tensors`) where the towers are trained.
+        position_ids: (3, P) time, height, width; integers, or floats where the family has fractions.
+        media: tensors for the placeholders: `video` and `audio` vectors (N, D) from frozen towers, or the raw tower
+            inputs (see `media_tensors`) where the towers are trained.
     """
 
     input_ids: Tensor
@@ -42,7 +45,7 @@ class Prompt:
 
     @property
     def next_position(self) -> float:
-        """Position of the first token after the prompt, the same in all three axes; whole where positions are."""
+        """Position of the first token after the prompt, the same on all three axes; an integer where positions are."""
         return self.position_ids.max().item() + 1
 
     def extended(self, token_ids: Sequence[int]) -> "Prompt":
@@ -53,7 +56,7 @@ class Prompt:
 
 
 def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
-    """What the towers read: patches of the frames, the trimmed mel spectrogram, and their grids.
+    """Tower inputs of a clip: patches of the frames, the trimmed mel spectrogram, and their grids.
 
     Returns:
         pixel_values_videos (patches, pixels), video_grid_thw (1, 3), video_second_per_grid (1,) in seconds and
@@ -72,10 +75,10 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
         extractor = omni.processor.feature_extractor
         sound = whole_frames(media.waveform, extractor)
         audio = extractor(
-            [np.pad(sound, (0, extractor.n_fft))],  # the last frame looks beyond: at silence, as in a padded batch
+            [np.pad(sound, (0, extractor.n_fft))],  # the last frame reaches into silence, as in a padded batch
             sampling_rate=media.sampling_rate,
             padding="longest",
-            truncation=False,  # the length is limited where it is read, and said there
+            truncation=False,  # `read_media` limits the length, with a note
             return_tensors="pt",
         )
         tensors["input_features"] = audio["input_features"][0][:, : len(sound) // extractor.hop_length]
@@ -83,14 +86,14 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
 
 
 def whole_frames(waveform: np.ndarray, extractor: Any) -> np.ndarray:
-    """The sound cut to whole mel frames, which every way of padding counts alike.
+    """Cut audio to whole mel frames, so that every kind of padding gives the same number.
 
     Args:
         waveform: (S,) samples.
         extractor: the checkpoint's feature extractor.
 
     Returns:
-        At least one token's worth (4 mel frames): shorter sounds, which would have none, are filled up with silence.
+        (S',) samples, at least one token's worth (4 mel frames): shorter audio is padded with silence.
     """
     hop = extractor.hop_length
     least = -(-max(4 * hop, extractor.n_fft) // hop) * hop
@@ -98,7 +101,7 @@ def whole_frames(waveform: np.ndarray, extractor: Any) -> np.ndarray:
 
 
 def num_tokens(omni: Omni, tensors: dict[str, Tensor]) -> dict[str, int]:
-    """How many placeholders each channel takes."""
+    """Number of placeholders of each channel."""
     counts = {"video": 0, "audio": 0}
     if "video_grid_thw" in tensors:
         counts["video"] = int(tensors["video_grid_thw"].prod()) // omni.model.spatial_merge_size**2
@@ -113,12 +116,12 @@ def _mel_frames(tensors: dict[str, Tensor]) -> Tensor:
 
 
 def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prompt:
-    """Chat format with separate video and audio blocks, placeholders in the right number, positions.
+    """Encode a question about a clip: chat format, one block of placeholders per channel, positions.
 
     Args:
         omni: the model and its processor.
         question: the user's text.
-        tensors: of the clip, from `media_tensors` or the feature cache; a channel it lacks has no block.
+        tensors: tensors of the clip, from `media_tensors` or the feature cache; a missing channel has no block.
     """
     counts = num_tokens(omni, tensors)
     parts: list[dict[str, str]] = [{"type": channel} for channel in ("video", "audio") if counts[channel]]
@@ -138,7 +141,7 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
 
 
 def plain_text(omni: Omni, text: str) -> str:
-    """The text without special tokens: a subtitle that spells one must not become one."""
+    """The text without special tokens: a subtitle that spells one must not be tokenized as one."""
     for token in omni.special_tokens.values():
         text = text.replace(token, " ")
     return text
@@ -182,16 +185,15 @@ def conversation(
     has_picture: bool | None = None,
     has_sound: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """The prompt of a clip in TRL's conversational form: what is shown, what is heard, then the question.
+    """The prompt of a clip in TRL's conversational form: video, audio, then the question.
 
-    Picture and sound are separate parts (not audio-in-video), each only where the clip has it.
+    Video and audio are separate parts (not audio-in-video), each only if the clip has it.
 
     Args:
         clip: the clip.
         style: wording of the question, see `thinking.question`.
-        has_picture: whether the files hold a picture (`Media.frames is not None`). None goes by the row: yes if it
-            names a video.
-        has_sound: likewise for sound. None goes by the row: yes if it names an audio or a video file.
+        has_picture: whether there are frames (`Media.frames is not None`); None assumes so if the clip names a video.
+        has_sound: whether there is a waveform; None assumes so if the clip names an audio or a video file.
     """
     parts: list[dict[str, Any]] = []
     if clip.video is not None if has_picture is None else has_picture:

@@ -1,7 +1,9 @@
-"""The sizes of a thinker that is made here, and the library's configuration of them.
+"""Builds small thinkers from scratch: sizes, the library's configuration, tokenizer, processor and initial weights.
 
-A policy of a few million parameters, or fresh towers for a language model that exists (`smollm2`), of either family
-(`families`): every field that the library leaves to the checkpoint is set here once.
+`tiny` makes a policy of a few million parameters with the classes, towers, placeholders and chat format of either
+family (`families`) and a byte-level BPE tokenizer trained on given texts, so that everything that runs on the 7B model
+runs on two cores in seconds. `make_processor` and `make_thinker` also put freshly initialised towers in front of a
+pretrained language model (`lab.tiny.smollm2`). Every field that the library leaves to the checkpoint is set here once.
 """
 
 import json
@@ -22,16 +24,16 @@ from transformers import (
 
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.model.families import QWEN25, Family
-from mer_r1.model.omni import Omni, Settings, _repair
+from mer_r1.model.omni import Omni, Settings, set_frame_size
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Sizes of the tiny policy. Lengths in pixels, frames, seconds, samples.
+    """Sizes of the tiny policy, in pixels, frames, seconds and samples.
 
     Attributes:
-        frame_size: frames are resized to this square; a multiple of patch_size * merge_size.
-        merge_size: patches merged per side into one token of the language model.
+        frame_size: side of the square that frames are resized to; a multiple of patch_size * merge_size.
+        merge_size: patches per side that are merged into one token of the language model.
         hop_length: samples between mel frames at 16 kHz; 4 mel frames make one token.
     """
 
@@ -54,7 +56,7 @@ class TinyConfig:
     max_seconds: float = 4.0
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no model can have."""
+        """Refuse sizes that do not fit together."""
         parts = {
             "hidden_size": 2 * self.num_heads,
             "num_heads": self.num_kv_heads,
@@ -88,13 +90,13 @@ def thinker_config(config: TinyConfig, tokenizer: Any, family: Family, text: dic
 
     Args:
         config: sizes.
-        tokenizer: has the family's tokens.
-        family: which classes.
-        text: fields of the language model that are not of the tiny policy (a pretrained one's, say).
+        tokenizer: tokenizer with the family's tokens.
+        family: family of the classes.
+        text: fields of the language model that differ from the tiny policy's (those of a pretrained one).
     """
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in family.tokens.items()}
     deep = family.deepstack
-    suffix = "id" if deep else "index"  # what the two families call the same three fields
+    suffix = "id" if deep else "index"  # the families name the same three fields differently
     return family.config(
         text_config=_text(config, tokenizer) | (_experts(config) if deep else {}) | (text or {}),
         vision_config=_vision(config) | (_deepstack(config) if deep else _windows(config)),
@@ -110,7 +112,7 @@ def thinker_config(config: TinyConfig, tokenizer: Any, family: Family, text: dic
 
 
 def mrope_section(head_size: int) -> list[int]:
-    """The parts of a head's rotations for time, height and width; they must sum to half the head size."""
+    """Rotary dimensions of a head for time, height and width; they sum to half the head size."""
     half = head_size // 2
     return [half - 2 * (half // 3), half // 3, half // 3] if head_size >= 8 else [half, 0, 0]
 
@@ -181,7 +183,7 @@ def _one_window(config: TinyConfig) -> dict[str, Any]:
 
 
 def _chunks() -> dict[str, Any]:
-    # Upstream counts 13 tokens a chunk whatever the window, so it must be theirs.
+    # Upstream counts 13 tokens per chunk for every window, so the window must be theirs.
     return {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 16}
 
 
@@ -193,10 +195,10 @@ def tiny(texts: Iterable[str], config: TinyConfig | None = None, seed: int = 0, 
     """Build an untrained tiny thinker and train its tokenizer.
 
     Args:
-        texts: what the tokenizer learns its merges from.
+        texts: texts from which the tokenizer learns its merges.
         config: sizes; the defaults give about 3 M parameters.
-        seed: of the weights.
-        family: whose classes it has.
+        seed: seed of the weights.
+        family: family of the classes.
     """
     config = config or TinyConfig()
     processor = make_processor(_tiny_tokenizer(texts, config, family), config, family)
@@ -207,12 +209,12 @@ def tiny(texts: Iterable[str], config: TinyConfig | None = None, seed: int = 0, 
 def make_thinker(
     processor: Any, config: TinyConfig, family: Family = QWEN25, text: dict[str, Any] | None = None
 ) -> Omni:
-    """An untrained thinker around a processor.
+    """Build an untrained thinker for a processor.
 
     Args:
-        processor: of `make_processor`.
+        processor: from `make_processor`.
         config: sizes.
-        family: whose classes it has.
+        family: family of the classes.
         text: fields of the language model's configuration that differ from the tiny policy's.
     """
     model = family.model(thinker_config(config, processor.tokenizer, family, text))
@@ -239,14 +241,14 @@ def _tiny_tokenizer(texts: Iterable[str], config: TinyConfig, family: Family) ->
         chat_template=chat_template(family),
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]}, replace_extra_special_tokens=False)
-    # One token each, as Qwen3's: in pieces, "<think>" and "<answer>" end in the same one, and a small cold start then
-    # teaches to reason behind either (docs/log.md).
+    # One token each, as in Qwen3: in pieces, "<think>" and "<answer>" end in the same one, and a small cold start then
+    # teaches to reason after either (docs/log.md).
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
     return tokenizer
 
 
 def make_processor(tokenizer: Any, config: TinyConfig, family: Family = QWEN25) -> Any:
-    """The family's processor for frames and sounds of these sizes, around a tokenizer that has its tokens."""
+    """The family's processor for frames and audio of these sizes, with a tokenizer that has its tokens."""
     area = config.frame_size**2
     vision = {
         "patch_size": config.patch_size,
@@ -265,12 +267,12 @@ def make_processor(tokenizer: Any, config: TinyConfig, family: Family = QWEN25) 
         tokenizer=tokenizer,
         chat_template=chat_template(family),
     )
-    _repair(processor)
+    set_frame_size(processor)
     return processor
 
 
 def _initialise(model: Any) -> None:
-    # The library's standard deviation of 0.02 fits widths of thousands; at this width signals would die out.
+    # The library's standard deviation of 0.02 fits widths of thousands; at this width signals would vanish.
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

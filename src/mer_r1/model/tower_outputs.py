@@ -1,63 +1,77 @@
-"""What the towers make of a clip, and how it takes the placeholders' places in the prompt."""
+"""Outputs of the vision and audio towers for a clip, and their insertion at the placeholders of a prompt.
+
+Shapes: B rows of L tokens, N vectors of a clip's channel, D hidden size.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
-from mer_r1.model.families import audio_tokens, deepened, family_of
+from mer_r1.model.families import audio_tokens, deepstack_added, family_of
+from mer_r1.model.omni import thinker
 
 
 def tower_features(model: Any, media: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Run the towers over the clips of a batch, all frames in one pass and all sounds in another.
+    """Run the towers on the clips of a batch, all frames in one pass and all audio in another.
 
     Args:
-        model: the thinker, under an adapter or not.
-        media: of each clip, from `media_tensors`.
+        model: the thinker, with or without an adapter around it.
+        media: tower inputs of each clip, from `prompts.media_tensors`.
 
     Returns:
-        Of each clip `video` (N, D) and `audio` (N, D), where it has them, and `video_deep` (layers, N, D; `families`).
+        For each clip `video` (N, D) and `audio` (N, D), where it has them, and `video_deep` (layers, N, D) for models
+        with deepstack (`families`).
     """
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    model = thinker(model)
     features: list[dict[str, Tensor]] = [{} for _ in media]
-    device = model.device
-    seen = [row for row, tensors in enumerate(media) if "pixel_values_videos" in tensors]
-    if seen:
-        pixels = torch.cat([media[row]["pixel_values_videos"] for row in seen]).to(device)
-        grids = torch.cat([media[row]["video_grid_thw"] for row in seen]).to(device)
-        output = model.get_video_features(pixels, grids, return_dict=True)
-        for number, row in enumerate(seen):
-            features[row]["video"] = output.pooler_output[number]
-            if family_of(model).deepstack:
-                features[row]["video_deep"] = torch.stack([layer[number] for layer in output.deepstack_features])
-    heard = [row for row, tensors in enumerate(media) if "input_features" in tensors]
-    if heard:
-        mels = [media[row]["input_features"] for row in heard]
-        lengths = torch.tensor([mel.shape[-1] for mel in mels])
-        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-        padded = torch.zeros(len(mels), mels[0].shape[0], mask.shape[1])
-        for row, mel in enumerate(mels):
-            padded[row, :, : mel.shape[-1]] = mel
-        output = model.get_audio_features(padded.to(device), mask.to(device), return_dict=True).last_hidden_state
-        sizes = audio_tokens(model, lengths).tolist()
-        for row, vector in zip(heard, output.split(sizes), strict=True):
-            features[row]["audio"] = vector
+    with_video = [row for row, tensors in enumerate(media) if "pixel_values_videos" in tensors]
+    if with_video:
+        for row, outputs in zip(with_video, _video_features(model, [media[row] for row in with_video]), strict=True):
+            features[row] |= outputs
+    with_audio = [row for row, tensors in enumerate(media) if "input_features" in tensors]
+    if with_audio:
+        mels = [media[row]["input_features"] for row in with_audio]
+        for row, vectors in zip(with_audio, _audio_features(model, mels), strict=True):
+            features[row]["audio"] = vectors
     return features
+
+
+def _video_features(model: Any, media: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    pixels = torch.cat([tensors["pixel_values_videos"] for tensors in media]).to(model.device)
+    grids = torch.cat([tensors["video_grid_thw"] for tensors in media]).to(model.device)
+    output = model.get_video_features(pixels, grids, return_dict=True)
+    features = [{"video": output.pooler_output[row]} for row in range(len(media))]
+    if family_of(model).deepstack:
+        for row, tensors in enumerate(features):
+            tensors["video_deep"] = torch.stack([layer[row] for layer in output.deepstack_features])
+    return features
+
+
+def _audio_features(model: Any, mels: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Vectors (N, D) of each mel spectrogram (bins, frames); the spectrograms are padded to one length."""
+    lengths = torch.tensor([mel.shape[-1] for mel in mels])
+    mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    padded = torch.zeros(len(mels), mels[0].shape[0], mask.shape[1])
+    for row, mel in enumerate(mels):
+        padded[row, :, : mel.shape[-1]] = mel
+    output = model.get_audio_features(padded.to(model.device), mask.to(model.device), return_dict=True)
+    vectors: Sequence[Tensor] = output.last_hidden_state.split(audio_tokens(model, lengths).tolist())
+    return vectors
 
 
 @torch.no_grad()
 def encode_media(model: Any, media: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The towers' outputs with the grids that positions need, and without the tower inputs: what the cache keeps.
+    """Entries of the feature cache: tower outputs, and the grids that positions need.
 
     Args:
         model: the thinker, its towers frozen.
-        media: of each clip, from `media_tensors`.
+        media: tower inputs of each clip, from `prompts.media_tensors`.
 
     Returns:
-        Of each clip, where it has them: video (N, D), audio (N, D), video_grid_thw, video_second_per_grid, mel_frames.
+        For each clip, where it has them: video (N, D), audio (N, D), video_grid_thw, video_second_per_grid, mel_frames.
     """
     entries = []
     for output, raw in zip(tower_features(model, media), media, strict=True):
@@ -74,30 +88,31 @@ def embed(model: Any, input_ids: Tensor, media: Sequence[dict[str, Tensor]]) -> 
 
     Args:
         model: the thinker (unwrapped).
-        input_ids: (B, L).
-        media: one entry a row; rows without tower outputs are sent through the towers here.
+        input_ids: (B, L) tokens.
+        media: media of each row; raw tower inputs are run through the towers here.
 
     Returns:
         (B, L, D) embeddings.
 
     Raises:
-        ValueError: if placeholders and vectors differ in number, or embeddings alone are not all (`families`).
+        ValueError: placeholders and vectors differ in number, or the model has deepstack (`families`), for which
+            embeddings are not enough.
     """
     if family_of(model).deepstack:
-        raise ValueError("this model's deeper layers are told of the frames too: call it within `embedded`")
+        raise ValueError("this model's first layers take the frames too: call it within `media_embedded`")
     return _placed(model.config, input_ids, model.get_input_embeddings()(input_ids), _encoded(model, media))
 
 
 @contextmanager
-def embedded(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
-    """Within, the model's own forward on `input_ids` puts the clips' vectors at their placeholders.
+def media_embedded(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
+    """Context in which the model's own forward on `input_ids` puts the clips' vectors at their placeholders.
 
-    Nothing but that forward touches a weight, so this works where weights are split over processes and gathered by the
+    Only that forward touches weights, so this works where weights are sharded over processes and gathered by the
     forward alone (ZeRO-3, FSDP2); `embed` does not.
 
     Args:
-        model: the thinker (unwrapped); it may be called through whatever wraps it.
-        media: of the clips, in the order of their placeholders; raw tower inputs are sent through the towers here.
+        model: the thinker (unwrapped); it may be called through its wrappers.
+        media: media of the clips, in the order of their placeholders; raw tower inputs are run through the towers here.
 
     Raises:
         ValueError: in the forward, if placeholders and vectors differ in number.
@@ -109,14 +124,14 @@ def embedded(model: Any, media: Sequence[dict[str, Tensor]]) -> Iterator[None]:
 
     handle = model.get_input_embeddings().register_forward_hook(place)
     try:
-        with deepened(model, features):
+        with deepstack_added(model, features):
             yield
     finally:
         handle.remove()
 
 
 def placeholder_ids(model: Any) -> list[int]:
-    """The tokens in whose places a clip's vectors go."""
+    """Tokens that a clip's vectors replace: video and audio placeholder."""
     return [model.config.video_token_id, model.config.audio_token_id]
 
 

@@ -24,7 +24,7 @@ from mer_r1.model.generation import Sampling, _decode, _head
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt, collate
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
-from mer_r1.model.tower_outputs import embedded
+from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
 
@@ -174,7 +174,7 @@ def _prefill(
 ) -> tuple[Tensor, Branches]:
     # Hidden state of each rollout's prompt's last token (R, D), and what continues the prompts.
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    with embedded(model.get_base_model() if isinstance(model, PeftModel) else model, batch["media"]):
+    with media_embedded(model.get_base_model() if isinstance(model, PeftModel) else model, batch["media"]):
         output = backbone(model)(
             input_ids=ids, attention_mask=mask, position_ids=batch["position_ids"].to(model.device), use_cache=True
         )

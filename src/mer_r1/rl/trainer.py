@@ -29,7 +29,7 @@ from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
 from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
-from mer_r1.model.tower_outputs import embedded, placeholder_ids
+from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
 from mer_r1.rl.advantages import MIN_SPREAD, group_spread
 from mer_r1.rl.anchors import category_mask, category_tokens
 from mer_r1.rl.calibration import calibration_terms, confidence, known_categories, partition_mean
@@ -269,7 +269,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             positions[:, row, width - len(prompt.input_ids) : width] = prompt.position_ids.to(input_ids.device)
             positions[:, row, width:] = prompt.next_position + after
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions, "labels": labels}
-        with embedded(thinker(self.accelerator.unwrap_model(model)), [prompt.media for prompt in prompts]):
+        with media_embedded(thinker(self.accelerator.unwrap_model(model)), [prompt.media for prompt in prompts]):
             output = model(**inputs, fused_lm_head=True)
         return tuple(
             values if values is None else values[:, -completion_tokens:]
@@ -290,7 +290,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         )
         media = packed.batch.pop("media")
         inputs = packed_inputs(policy, send_to_device(packed.batch, input_ids.device))
-        with embedded(policy, media):
+        with media_embedded(policy, media):
             output = model(**inputs, fused_lm_head=True)
         return tuple(
             values if values is None else packed.unpacked(values, inputs["labels"])

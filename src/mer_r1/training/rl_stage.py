@@ -8,7 +8,7 @@ from mer_r1.emotions import wheels
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.two_answers import ONCE, TWICE
 from mer_r1.errors import UserError
-from mer_r1.model.absent_towers import made_like
+from mer_r1.model.absent_towers import same_towers_as
 from mer_r1.model.families import family_of
 from mer_r1.model.features import Progress
 from mer_r1.model.omni import Omni
@@ -63,7 +63,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
         }
         for index, clip in enumerate(clips)
     ]
-    with made_like(omni.model):  # the reference too does without towers
+    with same_towers_as(omni.model):  # the reference too does without towers
         trainer = MERR1Trainer(
             omni,
             rows,

@@ -9,7 +9,7 @@ from trl import SFTTrainer
 
 from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
 from mer_r1.model.shared_prefix.attention import packed_inputs
-from mer_r1.model.tower_outputs import embedded
+from mer_r1.model.tower_outputs import media_embedded
 
 
 class MERSFTTrainer(WholeCheckpoints, SFTTrainer):
@@ -36,5 +36,5 @@ class MERSFTTrainer(WholeCheckpoints, SFTTrainer):
             labels = {} if "labels" in kwargs else {"labels": None}
             return model(**(kwargs | packed | labels))
 
-        with embedded(policy, media):
+        with media_embedded(policy, media):
             return super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)

@@ -16,7 +16,7 @@ from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.jsonl import read_object
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.wheels import parse_labels
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 TEST_SPLITS = ("test", None)
 """Splits of a manifest whose rows are scored."""
@@ -55,7 +55,7 @@ def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
         gold = _gold_of_json(path) if path.suffix.lower() == ".json" else _gold_of_manifest(path)
         name = gold.entry.name
         if name in found:
-            raise UserError(f"gold of {gold.entry.title} comes twice: {shown(sources[name])} and {shown(path)}")
+            raise UserError(f"gold of {gold.entry.title} comes twice: {printable(sources[name])} and {printable(path)}")
         found[name], sources[name] = gold, path
     return {name: found[name] for name in SETS if name in found}
 
@@ -72,7 +72,7 @@ def _files(paths: Iterable[Path | str]) -> Iterator[Path]:
             for file in sorted(path.glob(pattern))
         ]
         if not inside:
-            raise UserError(f"{shown(path)}: no gold in it, expected manifests such as {', '.join(SETS)}.jsonl")
+            raise UserError(f"{printable(path)}: no gold in it, expected manifests such as {', '.join(SETS)}.jsonl")
         yield from inside
 
 
@@ -80,9 +80,9 @@ def _gold_of_json(path: Path) -> Gold:
     entry = named(path.stem)
     values = read_object(path)
     if not values:
-        raise UserError(f"{shown(path)}: no gold in it")
+        raise UserError(f"{printable(path)}: no gold in it")
     for name, value in values.items():
-        _require_gold(value, entry, f"{shown(path)}: {name!r:.80}")
+        _require_gold(value, entry, f"{printable(path)}: {name!r:.80}")
     return Gold(entry, values)
 
 
@@ -91,7 +91,7 @@ def _gold_of_manifest(path: Path) -> Gold:
     entry: BenchmarkSet | None = None
     others = 0
     for number, _, clip, problems in manifest_rows(path, allow_absolute=True):
-        where = f"{shown(path)}:{number}"
+        where = f"{printable(path)}:{number}"
         if clip is None:
             raise UserError(f"{where}: {problems[0]}")
         this = _entry_of(clip, where)
@@ -105,7 +105,9 @@ def _gold_of_manifest(path: Path) -> Gold:
             continue
         values[clip.id] = _value_of(clip, this, where)
     if entry is None or not values:
-        raise UserError(f"{shown(path)}: no test rows in it" + (f" ({others} rows of other splits)" if others else ""))
+        raise UserError(
+            f"{printable(path)}: no test rows in it" + (f" ({others} rows of other splits)" if others else "")
+        )
     return Gold(entry, values, [f"{others} rows of other splits are left out"] if others else [])
 
 
@@ -157,7 +159,7 @@ def find_manifests(
             cannot be made.
     """
     if not root.is_dir():
-        raise UserError(f"{shown(root)}: no such folder, expected the data of {', '.join(names)}")
+        raise UserError(f"{printable(root)}: no such folder, expected the data of {', '.join(names)}")
     found, folders, nowhere = {}, {}, []
     for name in names:
         manifest, folder = _existing(root, name), _release_folder(root, name)
@@ -170,7 +172,7 @@ def find_manifests(
     if nowhere:
         expected = f"{nowhere[0]}.jsonl in it or in a folder in it, or the folder {DATA_SETS[nowhere[0]].folder}"
         raise UserError(
-            f"{shown(root)}: no data of {', '.join(SETS[name].title for name in nowhere)} (expected {expected}); "
+            f"{printable(root)}: no data of {', '.join(SETS[name].title for name in nowhere)} (expected {expected}); "
             "--sets chooses others"
         )
     warnings = {}
@@ -197,8 +199,8 @@ def scored_clips(manifest: Path, *, allow_absolute: bool = False) -> list[Clip]:
 def _existing(root: Path, name: str) -> Path | None:
     places = [path for pattern in (f"{name}.jsonl", f"*/{name}.jsonl") for path in sorted(root.glob(pattern))]
     if len(places) > 1:
-        listed = " and ".join(shown(path) for path in places)
-        raise UserError(f"{shown(root)}: the manifest of {SETS[name].title} is there twice: {listed}")
+        listed = " and ".join(printable(path) for path in places)
+        raise UserError(f"{printable(root)}: the manifest of {SETS[name].title} is there twice: {listed}")
     return places[0] if places else None
 
 

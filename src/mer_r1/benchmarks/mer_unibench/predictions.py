@@ -18,7 +18,7 @@ from mer_r1.benchmarks.mer_unibench.sets import BenchmarkSet, named
 from mer_r1.data.jsonl import object_of, read_lines, read_object
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.labels.extract import label_string, labels_by_rule, sentiments_by_rule
 
 SentimentFrom = Literal["saved", "rules"]
@@ -78,7 +78,9 @@ def read_predictions(folder: Path | str, entry: BenchmarkSet, reading: Reading) 
         for mode, answers in modes.items():
             if not answers.values:
                 reason = next(iter(answers.errors.values()), "no rows")
-                raise UserError(f"{shown(path)}, {mode}: none of {len(answers.errors)} clips has an answer: {reason}")
+                raise UserError(
+                    f"{printable(path)}, {mode}: none of {len(answers.errors)} clips has an answer: {reason}"
+                )
         found[name] = {mode: modes[mode] for mode in MODES if mode in modes}
     return found
 
@@ -131,11 +133,11 @@ def _sentiment(row: dict[str, Any], reading: Reading) -> str:
 def _checkpoints(folder: Path, entry: BenchmarkSet, reading: Reading) -> dict[str, Path]:
     """Checkpoint -> its file."""
     if not folder.is_dir():
-        raise UserError(f"{shown(folder)}: no such folder, expected the predictions")
+        raise UserError(f"{printable(folder)}: no such folder, expected the predictions")
     candidates = [path for path in sorted(folder.iterdir()) if _is_of(path, entry)]
     if len(candidates) > 1:
-        listed = ", ".join(shown(path.name) for path in candidates)
-        raise UserError(f"{shown(folder)}: predictions of {entry.title} in several places ({listed}), expected one")
+        listed = ", ".join(printable(path.name) for path in candidates)
+        raise UserError(f"{printable(folder)}: predictions of {entry.title} in several places ({listed}), expected one")
     if not candidates:
         return {}
     place = candidates[0]
@@ -166,9 +168,9 @@ def _system_folder(place: Path, system: str | None) -> Path:
     if system is not None:
         inside = [path for path in inside if path.name == system]
     if len(inside) != 1:
-        listed = ", ".join(shown(path.name) for path in inside) or "none"
+        listed = ", ".join(printable(path.name) for path in inside) or "none"
         wanted = "one system" if system is None else f"the system {system}"
-        raise UserError(f"{shown(place)}: expected predictions of {wanted}, found {listed}; --system chooses")
+        raise UserError(f"{printable(place)}: expected predictions of {wanted}, found {listed}; --system chooses")
     return inside[0]
 
 
@@ -198,7 +200,7 @@ def _rows(path: Path, entry: BenchmarkSet, reading: Reading) -> Iterator[dict[st
         key = "openset"
     for name, value in content.items():
         if value is not None and not isinstance(value, str | list):
-            raise UserError(f"{shown(path)}: {name!r:.80}: expected a text or a list of labels, got {value!r:.60}")
+            raise UserError(f"{printable(path)}: {name!r:.80}: expected a text or a list of labels, got {value!r:.60}")
         yield {"id": str(name), key: "" if value is None else value}
 
 
@@ -210,11 +212,11 @@ def _npz_object(path: Path, allow_pickle: bool) -> dict[str, Any]:
     if "filenames" not in keys:
         content = read_npz(path, "name2reason", allow_pickle=allow_pickle)
         if not isinstance(content, dict):
-            raise UserError(f"{shown(path)}: name2reason: expected name -> text, got {type(content).__name__}")
+            raise UserError(f"{printable(path)}: name2reason: expected name -> text, got {type(content).__name__}")
         return content
     names, items = (read_npz(path, key, allow_pickle=allow_pickle) for key in ("filenames", "fileitems"))
     if not isinstance(names, list) or not isinstance(items, list) or len(names) != len(items):
-        raise UserError(f"{shown(path)}: filenames and fileitems: expected two lists of the same length")
+        raise UserError(f"{printable(path)}: filenames and fileitems: expected two lists of the same length")
     return dict(zip(names, items, strict=True))
 
 

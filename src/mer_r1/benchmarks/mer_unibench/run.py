@@ -26,7 +26,7 @@ from mer_r1.benchmarks.mer_unibench.tables import render, score_tables
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.labels.files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
 from mer_r1.evaluation.llm.chat import OnReply, TextModel
 from mer_r1.evaluation.records import read_records, without_nan
@@ -73,12 +73,12 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{shown(file)}: no JSON ({error})") from None
+        raise UserError(f"{printable(file)}: no JSON ({error})") from None
     old, new = _flat(before), _flat(dict(settings))
     if old != new:
         names = [name for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
         differing = "; ".join(f"{name}: {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
-        raise UserError(f"{shown(out)}: its answers were made otherwise ({differing}); choose another folder")
+        raise UserError(f"{printable(out)}: its answers were made otherwise ({differing}); choose another folder")
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Opens one local media file and nothing else.
 
 A media file can be hostile: a playlist that names other files or addresses, a name that FFmpeg reads as a protocol or
-as an image pattern, a picture of a gigapixel in a hundred kilobytes. So FFmpeg never sees a name here. Python opens the
-file, only demuxers of plain media formats may look at it, whatever else they want opened is refused, and the size of a
-picture is bounded before memory is taken for it (FLV and MPEG streams are probed without that bound: their streams
-are not known when the file is opened; FFmpeg's own bounds hold there).
+as an image pattern, a frame of a gigapixel in a hundred kilobytes. So FFmpeg never sees a name here. Python opens the
+file, only demuxers of plain media formats may read it, requests to open further files are refused, and the size of a
+frame is bounded before memory is allocated for it (FLV and MPEG streams are probed without that bound, because their
+streams are unknown when the file is opened; FFmpeg's own bounds hold there).
 """
 
 import io
@@ -18,22 +18,22 @@ from typing import Any, BinaryIO
 
 import av
 
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 
 @dataclass(frozen=True)
 class MediaLimits:
-    """How much of a clip is read. What these limits cut off is said in `Media.notes`.
+    """How much of a clip is read. `Media.notes` say what the limits cut off.
 
     Attributes:
         max_frames: frames taken from a clip, evenly over its length; fewer if it has fewer.
-        fps: frames per second wanted; None takes `max_frames` whatever the length. Never more than `max_frames`.
+        fps: wanted frames per second, up to `max_frames` in all; None takes `max_frames` from clips of any length.
         size: (height, width) that every frame is scaled to; None keeps the shape.
-        max_side: longest side of a frame in pixels, larger ones are scaled down; not used where `size` is given.
+        max_side: longest side of a frame in pixels, larger ones are scaled down; ignored where `size` is given.
         max_pixels: pixels of a coded frame above which a file is refused (default: 8K UHD).
-        max_seconds: only the clip's first so many seconds are read.
-        sampling_rate: of the waveform, in Hz.
-        max_bytes: compressed video that is held in memory at once; a longer stretch is cut there.
+        max_seconds: length of the part that is read, from the clip's start.
+        sampling_rate: rate of the waveform in Hz.
+        max_bytes: bytes of compressed video held in memory; a longer clip is cut there.
     """
 
     max_frames: int = 8
@@ -46,7 +46,7 @@ class MediaLimits:
     max_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
-        """Refuse limits that leave nothing to read."""
+        """Refuse limits that are not positive."""
         for name in ("max_frames", "max_side", "max_pixels", "max_seconds", "sampling_rate", "max_bytes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"MediaLimits.{name} is {getattr(self, name)!r}, expected a number above 0")
@@ -57,7 +57,7 @@ class MediaLimits:
 
 
 DECODING_ERRORS = (av.FFmpegError, ValueError, RuntimeError, MemoryError, OverflowError, LookupError)
-"""What PyAV raises on damaged content (`UserError` is a ValueError too: let it through first)."""
+"""Exceptions of PyAV on damaged content (`UserError` is a ValueError too: let it through first)."""
 
 FORMATS = {
     "mov": ("MP4/MOV", ".mp4 .m4v .m4a .mov .3gp .3g2"),
@@ -77,7 +77,7 @@ FORMATS = {
     "au": ("AU", ".au .snd"),
     "caf": ("CAF", ".caf"),
 }
-"""Demuxers that may be used: FFmpeg's name (its first) -> what people call it, its usual file endings."""
+"""Allowed demuxers: FFmpeg's (first) name -> label, usual file endings."""
 
 _ENDINGS = {ending: name for name, (_, endings) in FORMATS.items() for ending in endings.split()}
 
@@ -97,7 +97,7 @@ _IN_MEMORY_BYTES = 32 * 2**20
 
 
 def local_file(path: Path | str) -> Path:
-    """The path, known to be a non-empty regular file that we may read.
+    """Check that a path is a non-empty regular file, and return it.
 
     Raises:
         UserError: it is missing, a folder, a device or pipe, empty, or no possible name.
@@ -106,22 +106,22 @@ def local_file(path: Path | str) -> Path:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise UserError(f"{shown(path)}: no such file") from None
+        raise UserError(f"{printable(path)}: no such file") from None
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a zero byte, or a lone surrogate
-        raise UserError(f"{shown(path)}: not a possible file name ({error})") from None
+        raise UserError(f"{printable(path)}: not a possible file name ({error})") from None
     if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{shown(path)}: a folder, expected a media file")
+        raise UserError(f"{printable(path)}: a folder, expected a media file")
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{shown(path)}: not a regular file, expected a media file")
+        raise UserError(f"{printable(path)}: not a regular file, expected a media file")
     if status.st_size == 0:
-        raise UserError(f"{shown(path)}: the file is empty")
+        raise UserError(f"{printable(path)}: the file is empty")
     return path
 
 
 class _Nameless:
-    """A file object without a name: FFmpeg must judge by content and has no folder to look for neighbours in."""
+    """A file object without a name: FFmpeg must go by content, and knows no folder to look for other files in."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.read, self.seek, self.tell, self.close = file.read, file.seek, file.tell, file.close
@@ -135,7 +135,7 @@ def _open_file(path: Path) -> Any:
         with file:
             return io.BytesIO(file.read())
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
 
 
 def _refuse_text(file: Any) -> None:
@@ -147,7 +147,7 @@ def _refuse_text(file: Any) -> None:
 
 
 def riff_note(path: Path) -> list[str]:
-    """Whether a RIFF file (WAV, AVI) has fewer bytes than its header states; FFmpeg does not tell."""
+    """A note if a RIFF file (WAV, AVI) has fewer bytes than its header states; FFmpeg does not report it."""
     with path.open("rb") as file:
         head = file.read(8)
         size = os.fstat(file.fileno()).st_size
@@ -158,16 +158,16 @@ def riff_note(path: Path) -> list[str]:
 
 
 def _refuse_other_files(url: str, *_: Any) -> None:
-    raise UserError(f"wants to open another file ({shown(url)}); expected the video or sound itself")
+    raise UserError(f"wants to open another file ({printable(url)}); expected the video or sound itself")
 
 
 @contextmanager
 def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
-    """Open a media file for demuxing; errors while it is open get the file's name in front.
+    """Open a media file for demuxing; errors raised while it is open get the file's name in front.
 
     Args:
         path: a local file; its name is never interpreted.
-        max_pixels: largest picture, in pixels, that a decoder may allocate.
+        max_pixels: largest frame, in pixels, that a decoder may allocate.
 
     Yields:
         av.container.InputContainer.
@@ -182,16 +182,16 @@ def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
         with _demuxer(file, max_pixels) as container:
             yield container
     except UserError as error:
-        raise UserError(f"{shown(path)}: {error}") from None
+        raise UserError(f"{printable(path)}: {error}") from None
     except DECODING_ERRORS as error:
-        raise UserError(f"{shown(path)}: damaged, reading stopped ({type(error).__name__})") from None
+        raise UserError(f"{printable(path)}: damaged, reading stopped ({type(error).__name__})") from None
     finally:
         file.close()
 
 
 def _demuxer(file: Any, max_pixels: int) -> Any:
     container = _demuxer_with(file, {"max_pixels": decoder_bound(max_pixels)})
-    # A picture above the limit leaves no size behind. Ask the header alone, without any decoder, to say why.
+    # A frame above the limit is reported without a size. Read the header alone, without a decoder, to say why.
     if any(stream.codec_context and not stream.codec_context.width for stream in container.streams.video):
         position = file.tell()
         file.seek(0)
@@ -208,7 +208,7 @@ def decoder_bound(max_pixels: int) -> str:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse a picture that is too large to be decoded.
+    """Refuse a frame that is too large to be decoded.
 
     Raises:
         UserError: more than `max_pixels` pixels.
@@ -231,7 +231,7 @@ def _demuxer_with(file: Any, options: dict[str, str]) -> Any:
 
 
 def naming_notes(path: Path, format_name: str) -> list[str]:
-    """Whether the file's ending and its content agree; the content decides.
+    """A note if the file's ending and its content disagree; the content decides.
 
     Args:
         path: the file.

@@ -1,4 +1,8 @@
-"""The picture of an open file: which frames are taken, decoded and turned upright."""
+"""The video of an open file: frames on display at evenly spaced moments, decoded, upright and scaled.
+
+Packets are kept, compressed, until the end of the track is known. Then the moments are chosen, and only the groups of
+pictures (from one keyframe to the next) that hold one of them are decoded.
+"""
 
 import math
 from bisect import bisect_right
@@ -8,15 +12,15 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from mer_r1.data.media.container import MediaLimits, check_size, decoder_bound
-from mer_r1.data.media.track import _MAX_PACKETS, Track
+from mer_r1.data.media.track import MAX_PACKETS, Track
 
 
 class PictureTrack(Track):
     """The video stream of a clip.
 
     Attributes:
-        span: (first, last) seconds of the part that is used; known once `sample` has run.
-        source_size: (height, width) of the upright picture before scaling.
+        span: (first, last) seconds of the part that is used; set by `sample`.
+        source_size: (height, width) of the upright frames before scaling.
     """
 
     def __init__(self, stream: Any, start_seconds: float, limits: MediaLimits, threads: int = 1) -> None:
@@ -36,40 +40,40 @@ class PictureTrack(Track):
         self._made: tuple[Any, np.ndarray] | None = None
 
     def add(self, packet: Any) -> None:
-        """Take the next packet."""
+        """Keep the next packet, until the part that is used ends."""
         if not packet.size:
             return
-        shown_at = self.seconds(packet.pts if packet.pts is not None else packet.dts)
-        if shown_at is None:  # no time stamps at all: count frames
-            shown_at = len(self._times) * (self._frame_seconds or 0.04)
+        displayed_at = self.seconds(packet.pts if packet.pts is not None else packet.dts)
+        if displayed_at is None:  # no time stamps at all: count frames
+            displayed_at = len(self._times) * (self._frame_seconds or 0.04)
         decoded_at = self.seconds(packet.dts)
-        self.reached = max(self.reached, shown_at)
+        self.reached = max(self.reached, displayed_at)
         if self.cut:
             return
-        if (shown_at if decoded_at is None else decoded_at) >= self.limits.max_seconds:
+        if (displayed_at if decoded_at is None else decoded_at) >= self.limits.max_seconds:
             self.cut = True
             return
-        if self._bytes + packet.size > self.limits.max_bytes or len(self._packets) >= _MAX_PACKETS:
+        if self._bytes + packet.size > self.limits.max_bytes or len(self._packets) >= MAX_PACKETS:
             self.cut = True
             return
         self._bytes += packet.size
         self._packets.append(packet)
-        self._times.append(shown_at)
+        self._times.append(displayed_at)
         if packet.duration:
             self._frame_seconds = packet.duration * self._tick
 
     def sample(self) -> tuple[np.ndarray, np.ndarray, float | None] | None:
-        """The frames shown at evenly spaced moments.
+        """Decode the frames on display at evenly spaced moments.
 
         Returns:
-            frames (F, 3, H, W) uint8, their moments (F,) in seconds, and the rate of these moments in frames a second
-            (None for a single picture without a length); None if no picture can be decoded.
+            frames (F, 3, H, W) uint8, their moments (F,) in seconds, and the rate of these moments in frames per second
+            (None for a single frame without a length); None if no frame can be decoded.
         """
         times = sorted(time for time in self._times if -1e-3 < time < self.limits.max_seconds)
         if not times:
             return None
         first = times[0]
-        # Some formats give the last frame no length of its own, or a tick: it is shown as long as the shortest other.
+        # Some formats give the last frame no length, or one tick: it stays on display as long as the shortest other.
         spacings = np.diff(times)
         held = max(self._frame_seconds, spacings[spacings > 0].min(initial=math.inf) if spacings.any() else 0.0)
         last = min(max(times[-1] + held, first), self.limits.max_seconds)
@@ -87,14 +91,14 @@ class PictureTrack(Track):
         return stacked, moments[: len(frames)], 1 / step if step else None
 
     def _frames_at(self, moments: list[float]) -> list[np.ndarray]:
-        """(H, W, 3) pictures shown at the moments; those after the last picture that decodes are left out."""
+        """Images (H, W, 3) on display at the moments; those after the last frame that decodes are left out."""
         keys = [index for index, packet in enumerate(self._packets) if packet.is_keyframe] or [0]
         key_times = [self._times[index] for index in keys]
-        pictures: list[np.ndarray] = []
+        images: list[np.ndarray] = []
         position, before, before_time = 0, None, 0.0
-        while len(pictures) < len(moments) and position <= len(self._packets):
+        while len(images) < len(moments) and position <= len(self._packets):
             # Decoding can start at the last keyframe before the next moment: skip to it if it lies ahead.
-            entry = keys[max(bisect_right(key_times, moments[len(pictures)]) - 1, 0)]
+            entry = keys[max(bisect_right(key_times, moments[len(images)]) - 1, 0)]
             if entry > position:
                 self.stream.codec_context.flush_buffers()
                 position, before = entry, None
@@ -102,21 +106,23 @@ class PictureTrack(Track):
             position += 1
             for frame in self._decode(packet):
                 time = self._frame_time(frame, before_time)
-                while before is not None and len(pictures) < len(moments) and moments[len(pictures)] < time - 1e-6:
-                    pictures.append(self._picture(before))
+                self._show(before, time - 1e-6, moments, images)
                 before, before_time = frame, time
-        if before is not None:
-            end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
-            rest = [moment for moment in moments[len(pictures) :] if moment < end]
-            pictures.extend([self._picture(before)] * len(rest) if rest else [])
-        return pictures
+        end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
+        self._show(before, end, moments, images)
+        return images
+
+    def _show(self, frame: Any, until: float, moments: list[float], images: list[np.ndarray]) -> None:
+        """Append the image of a frame for every moment that is still without one and lies before `until`."""
+        while frame is not None and len(images) < len(moments) and moments[len(images)] < until:
+            images.append(self._image(frame))
 
     def _frame_time(self, frame: Any, before: float) -> float:
         time = self.seconds(frame.pts if frame.pts is not None else frame.dts)
         return before + self._frame_seconds if time is None else time
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        """(H, W, 3) uint8: upright, square pixels, scaled. All pictures of a track get the size of its first."""
+    def _image(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) uint8: upright, square pixels, scaled. All images of a track get the size of its first."""
         if self._made is not None and self._made[0] is frame:
             return self._made[1]
         check_size(frame.width, frame.height, self.limits.max_pixels)
@@ -143,10 +149,10 @@ class PictureTrack(Track):
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """How a stored picture is turned upright: swap its axes, then mirror it left-right, then flip it upside down.
+    """How a stored frame is turned upright: swap its axes, then mirror it left-right, then flip it upside down.
 
-    A display matrix (a b u; c d v; x y w) sends a stored point (p, q) to (ap + cq, bp + dq); only the eight
-    orientations of a rectangle exist in practice, so the signs and the larger terms say everything.
+    A display matrix (a b u; c d v; x y w) maps a stored point (p, q) to (ap + cq, bp + dq). Only the eight orientations
+    of a rectangle exist in practice, so the signs and the larger terms determine it.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:

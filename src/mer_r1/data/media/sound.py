@@ -1,4 +1,7 @@
-"""The sound of an open file: decoded, mixed to one channel, resampled."""
+"""The audio of an open file: decoded packet by packet, mixed to one channel and resampled.
+
+Gaps and a late start become silence, so that a sample's place in the waveform is its time.
+"""
 
 from typing import Any
 
@@ -6,18 +9,18 @@ import av
 import numpy as np
 
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits
-from mer_r1.data.media.track import (
-    _CHANNEL_WEIGHTS,
-    _LONGEST_GAP,
-    _LONGEST_PACKET,
-    _MAX_CHANNELS,
-    _MAX_PACKETS,
-    _OTHER_CHANNEL_WEIGHT,
-    _SAMPLING_RATES,
-    SHORTEST_SOUND,
-    Track,
-)
+from mer_r1.data.media.track import MAX_PACKETS, Track
 from mer_r1.errors import UserError
+
+SHORTEST_SOUND = 0.025
+"""Seconds; one analysis window of a spectrogram. Shorter audio counts as none."""
+
+_LONGEST_GAP = 0.1  # seconds without audio above which silence is filled in
+_SAMPLING_RATES = (2_000, 768_000)
+_MAX_CHANNELS = 8  # what an AVFrame holds without extension; PyAV is not safe beyond it
+_LONGEST_PACKET = 60.0  # seconds more than the part that is used
+_CHANNEL_WEIGHTS = {"FC": 1.0, "FL": 0.7071, "FR": 0.7071, "LFE": 0.0, "LFE2": 0.0}
+_OTHER_CHANNEL_WEIGHT = 0.5  # surround and rear channels, as in the usual ITU-R BS.775 downmix
 
 
 class SoundTrack(Track):
@@ -36,25 +39,25 @@ class SoundTrack(Track):
         self._pieces: list[np.ndarray] = []
         self._samples = 0
         self._packets = 0
-        self._clock = 0.0  # seconds of sound and silence taken in so far
+        self._clock = 0.0  # seconds of audio and silence so far
         self._resampler: Any = None
         self._source: tuple[Any, ...] = ()
 
     def add(self, packet: Any) -> None:
-        """Take and decode the next packet."""
+        """Decode the next packet, until the part that is used ends."""
         time = self.seconds(packet.pts)
         self.reached = max(self.reached, time or 0.0)
         self._packets += 1
         if self.cut:
             return
-        if (time or 0.0) >= self.limits.max_seconds or self._packets > _MAX_PACKETS:
+        if (time or 0.0) >= self.limits.max_seconds or self._packets > MAX_PACKETS:
             self.cut = True
             return
         for frame in self._decode(packet):
-            self._take(frame)
+            self._add_frame(frame)
 
     def waveform(self) -> np.ndarray | None:
-        """(S,) float32, mono; None if there is less than `SHORTEST_SOUND` of it. Not finite samples become 0."""
+        """(S,) float32, mono; None if it is shorter than `SHORTEST_SOUND`. Samples that are not finite become 0."""
         self._flush()
         if not self._pieces:
             return None
@@ -64,7 +67,7 @@ class SoundTrack(Track):
             waveform = np.nan_to_num(waveform, nan=0.0, posinf=0.0, neginf=0.0)
         return waveform if len(waveform) >= SHORTEST_SOUND * self.limits.sampling_rate else None
 
-    def _take(self, frame: Any) -> None:
+    def _add_frame(self, frame: Any) -> None:
         rate, duration = frame.sample_rate, frame.samples / max(frame.sample_rate, 1)
         usual = _SAMPLING_RATES[0] <= rate <= _SAMPLING_RATES[1] and len(frame.layout.channels) <= _MAX_CHANNELS
         if not usual or not frame.samples or duration > self.limits.max_seconds + _LONGEST_PACKET:
@@ -109,7 +112,7 @@ class SoundTrack(Track):
 
 
 def _mono(channels: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """(C, S) channels mixed to (S,): front channels louder than surround, no subwoofer, weights that sum to 1."""
+    """Mix (C, S) channels to (S,): front channels louder than surround, no subwoofer, weights that sum to 1."""
     if len(channels) == 1:
         return channels[0]
     weights = np.array([_CHANNEL_WEIGHTS.get(name, _OTHER_CHANNEL_WEIGHT) for name in names], np.float32)

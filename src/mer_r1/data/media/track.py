@@ -1,11 +1,4 @@
-"""The two tracks of a clip, fed with packets as they come out of the demuxer.
-
-Picture: packets are kept, compressed, until the track's end is known; then the evenly spaced moments are chosen, and
-only the groups of pictures that hold one of them are decoded. Sound: packets are decoded at once, mixed to mono and
-resampled; gaps and a late start become silence, so that a sample's place is its time.
-
-Times are in seconds from the clip's start.
-"""
+"""What the video and the audio track of a clip share. Times are in seconds from the clip's start."""
 
 from typing import Any
 
@@ -13,25 +6,17 @@ import av
 
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits
 
-SHORTEST_SOUND = 0.025
-"""Seconds; one analysis window of a spectrogram. Shorter sound counts as none."""
-
-_MAX_PACKETS = 100_000
-_LONGEST_GAP = 0.1  # seconds between sounds that are bridged with silence
-_SAMPLING_RATES = (2_000, 768_000)
-_MAX_CHANNELS = 8  # what an AVFrame holds without extension; PyAV is not safe beyond it
-_LONGEST_PACKET = 60.0  # seconds more than the part that is used
-_CHANNEL_WEIGHTS = {"FC": 1.0, "FL": 0.7071, "FR": 0.7071, "LFE": 0.0, "LFE2": 0.0}
-_OTHER_CHANNEL_WEIGHT = 0.5  # surround and rear channels, as in the usual ITU-R BS.775 downmix
+MAX_PACKETS = 100_000
+"""Packets of a track above which the rest is cut."""
 
 
 class Track:
-    """What both tracks share: time of a packet, the end of the part that is used, damage.
+    """One stream of an open file, fed with packets as they come out of the demuxer.
 
     Attributes:
-        cut: the track goes on after the part that is used.
-        damaged: packets that could not be decoded.
-        reached: seconds, the latest time seen.
+        cut: whether the track continues after the part that is used.
+        damaged: number of packets that could not be decoded.
+        reached: latest time seen, in seconds.
     """
 
     def __init__(self, stream: Any, start_seconds: float, limits: MediaLimits) -> None:
@@ -42,7 +27,7 @@ class Track:
         self.reached = 0.0
 
     def seconds(self, ticks: int | None) -> float | None:
-        """Seconds from the clip's start of a time stamp of this stream."""
+        """Convert a time stamp of this stream to seconds from the clip's start."""
         return None if ticks is None else ticks * self._tick - self._start
 
     def _decode(self, packet: Any) -> list[Any]:

@@ -10,24 +10,20 @@ That needs a server that goes on with an unfinished assistant turn (`continue_fi
 that starts a new turn instead would answer slowly under the name of fast, so this is tried out first.
 """
 
-import base64
-import io
 import mimetypes
 import re
-import wave
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits, local_file
+from mer_r1.data.media.encode import data_url, jpeg, wav
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.answerers.base import answered, stamp_of, unanswered
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
@@ -177,44 +173,21 @@ def _picture(clip: Clip, media: Media, sending: Sending) -> Iterator[dict[str, A
     if media.frames is None or sending.video == "none":
         return
     if sending.video == "frames":
-        yield from (image_part(_jpeg(frame)) for frame in media.frames)
+        yield from (image_part(jpeg(frame.transpose(1, 2, 0), JPEG_QUALITY)) for frame in media.frames)
         return
     path = local_file(clip.video or clip.audio or "")
     if (size := path.stat().st_size) > MAX_VIDEO_BYTES:
         limit = MAX_VIDEO_BYTES // 2**20
-        raise UserError(f"{shown(path)}: {size / 2**20:.0f} MiB, expected at most {limit}; send frames instead")
+        raise UserError(f"{printable(path)}: {size / 2**20:.0f} MiB, expected at most {limit}; send frames instead")
     kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
-    yield {"type": "video_url", "video_url": {"url": _data_url(kind, path.read_bytes())}}
+    yield {"type": "video_url", "video_url": {"url": data_url(kind, path.read_bytes())}}
 
 
 def _sound(media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
     if media.waveform is None or sending.audio == "none":
         return
-    wav = _wav(media.waveform, media.sampling_rate)
+    sound = wav(media.waveform, media.sampling_rate)
     if sending.audio == "input_audio":
-        yield sound_part(wav)
+        yield sound_part(sound)
     else:
-        yield {"type": "audio_url", "audio_url": {"url": _data_url("audio/wav", wav)}}
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(sampling_rate)
-        out.writeframes((np.clip(waveform, -1, 1) * 32767).astype("<i2").tobytes())
-    return file.getvalue()
-
-
-def _jpeg(frame: np.ndarray) -> bytes:
-    """One frame (3, H, W) uint8 as a JPEG file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
+        yield {"type": "audio_url", "audio_url": {"url": data_url("audio/wav", sound)}}

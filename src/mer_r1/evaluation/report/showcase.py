@@ -4,19 +4,14 @@ The choice is not hand-picked: the highest and the lowest F1 of slow thinking at
 order of their ids.
 """
 
-import base64
-import io
 import math
-import wave
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.encode import data_url, jpeg, wav
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
@@ -24,6 +19,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.records import Record
 
 FRAMES = 4
+JPEG_QUALITY = 82
 _LIMITS = MediaLimits(max_frames=FRAMES, max_side=224, max_seconds=15.0)
 
 
@@ -119,7 +115,7 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
         reasoning=record.reasoning,
         completion=record.completion,
         frames=_pictures(media),
-        sound=wav_uri(media.waveform, media.sampling_rate) if media.waveform is not None else None,
+        sound=data_url("audio/wav", wav(media.waveform, media.sampling_rate)) if media.waveform is not None else None,
         notes=notes,
     )
 
@@ -140,18 +136,6 @@ def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> lis
     return chips
 
 
-def wav_uri(waveform: np.ndarray, sampling_rate: int) -> str:
-    """A mono waveform (S,) in [-1, 1] as a data URI, 16 bits a sample."""
-    samples = (np.clip(np.nan_to_num(waveform), -1, 1) * 32767).astype("<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(sampling_rate)
-        sound.writeframes(samples.tobytes())
-    return _data_uri("audio/wav", file.getvalue())
-
-
 def _without_folder(text: str, clip: Clip | None) -> str:
     """A message that names a clip's files without the folder they happen to lie in: the page may be passed on."""
     for path in (clip.video, clip.audio) if clip else ():
@@ -162,15 +146,5 @@ def _without_folder(text: str, clip: Clip | None) -> str:
 def _pictures(media: Media) -> list[tuple[str, float]]:
     if media.frames is None or media.frame_seconds is None:
         return []
-    return [(_jpeg_uri(frame), float(moment)) for frame, moment in zip(media.frames, media.frame_seconds, strict=True)]
-
-
-def _jpeg_uri(frame: np.ndarray) -> str:
-    """A (3, H, W) uint8 frame as a data URI."""
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(file, "JPEG", quality=82)
-    return _data_uri("image/jpeg", file.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    urls = (data_url("image/jpeg", jpeg(frame.transpose(1, 2, 0), JPEG_QUALITY)) for frame in media.frames)
+    return [(url, float(moment)) for url, moment in zip(urls, media.frame_seconds, strict=True)]

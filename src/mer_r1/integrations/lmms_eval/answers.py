@@ -11,7 +11,7 @@ from typing import Any
 
 from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 
 def export_answers(paths: Iterable[Path | str], out: Path | str) -> dict[Path, int]:
@@ -30,7 +30,7 @@ def export_answers(paths: Iterable[Path | str], out: Path | str) -> dict[Path, i
     rows: dict[str, dict[str, tuple[Any, str]]] = {}
     for path in _files(paths):
         for number, line in enumerate(_lines(path), start=1):
-            where = f"{shown(path)}:{number}"
+            where = f"{printable(path)}:{number}"
             about, text = _sample(line, where)
             own = rows.setdefault(about["set"], {})
             if about["id"] in own:
@@ -48,7 +48,7 @@ def _files(paths: Iterable[Path | str]) -> list[Path]:
     for path in map(Path, paths):
         inside = sorted(path.rglob("*_samples_*.jsonl")) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"{shown(path)}: no *_samples_*.jsonl in it; lmms-eval writes them with --log_samples")
+            raise UserError(f"{printable(path)}: no *_samples_*.jsonl in it; lmms-eval writes them with --log_samples")
         found += inside
     return found
 
@@ -57,7 +57,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{shown(path)}: cannot be read as UTF-8 text ({error})") from None
+        raise UserError(f"{printable(path)}: cannot be read as UTF-8 text ({error})") from None
 
 
 def _sample(line: str, where: str) -> tuple[dict[str, Any], str]:

@@ -21,7 +21,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy, load
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def documents(name: str) -> list[Document]:
             "%s: %d media files are missing, such as %s; models answer such clips with nothing",
             name,
             len(missing),
-            shown(missing[0]),
+            printable(missing[0]),
         )
     return found
 
@@ -125,7 +125,7 @@ def sound_of(video: Path) -> Path | None:
             return target
         wav = judge_sound(video, None, MAX_SOUND_SECONDS)
     except (UserError, OSError) as error:
-        logger.warning("%s: asked about without sound: %s", shown(video), error)
+        logger.warning("%s: asked about without sound: %s", printable(video), error)
         return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,9 @@ def sound_of(video: Path) -> Path | None:
         partial.write_bytes(wav)
         partial.replace(target)
     except OSError as error:
-        raise UserError(f"{shown(target.parent)}: cannot keep the sound of videos there ({error.strerror})") from None
+        raise UserError(
+            f"{printable(target.parent)}: cannot keep the sound of videos there ({error.strerror})"
+        ) from None
     return target
 
 
@@ -160,7 +162,7 @@ def _unibench_documents(name: str) -> list[Document]:
     clips = [clip for clip in read_manifest(path, allow_absolute=_absolute()) if clip.split in TEST_SPLITS]
     gold = read_gold([path])
     if name not in gold:
-        raise UserError(f"{shown(path)}: its rows are of {', '.join(gold)}, expected {name}")
+        raise UserError(f"{printable(path)}: its rows are of {', '.join(gold)}, expected {name}")
     for note in gold[name].notes:
         logger.warning("%s: %s", name, note)
     if len(clips) != SETS[name].clips:
@@ -173,7 +175,7 @@ def _mme_documents(task: str) -> list[Document]:
     path = _manifest(mme.DATASET)
     clips = [clip for clip in mme.benchmark_clips(path, _absolute()) if clip.meta["task"] == task]
     if not clips:
-        raise UserError(f"{shown(path)}: no rows of the task {task}")
+        raise UserError(f"{printable(path)}: no rows of the task {task}")
     return [
         _document(
             clip, task, mme.clip_name(clip), mme.question_of(clip), mme.gold_text(clip), clip.meta.get("candidates")
@@ -203,8 +205,10 @@ def _manifest(name: str) -> Path:
     folder = Path(root).expanduser()
     found = sorted(folder.glob(f"{name}.jsonl")) + sorted(folder.glob(f"*/{name}.jsonl"))
     if len(found) != 1:
-        places = " and ".join(shown(path) for path in found) or "none"
-        raise UserError(f"{DATA}={shown(folder)}: expected one {name}.jsonl in it or one folder below, found {places}")
+        places = " and ".join(printable(path) for path in found) or "none"
+        raise UserError(
+            f"{DATA}={printable(folder)}: expected one {name}.jsonl in it or one folder below, found {places}"
+        )
     return found[0]
 
 

@@ -1,15 +1,15 @@
-"""How a model reads packed rows: the one place that knows what an attention implementation needs to keep to branches.
+"""Attention over packed rows: what each attention implementation needs so that a branch sees its prefix and itself.
 
-sdpa takes a boolean mask, eager attention one to add. Flash attention takes none: there the rows are laid end to end
-without padding, every prefix and every branch becomes a sequence of its own, and a branch's keys and values are the
-prefix's with its own behind them. Causal attention of a short query over longer keys is aligned to their ends, which is
-exactly what a branch sees. One call does all, and autograd sums what the branches send back to their prefix.
+sdpa takes a boolean mask, eager attention an additive one. Flash attention takes none: there the rows are concatenated
+without padding, every prefix and every branch becomes a sequence of its own, and the keys and values of a branch are
+the prefix's followed by its own. Causal attention of a short query over longer keys is aligned to their ends, which is
+exactly what a branch sees. It is one call, and autograd sums the branches' gradients on their prefix.
 
 Only the model's own forward runs, so this works under gradient checkpointing, and where weights are gathered by the
 forward (ZeRO-3, FSDP2). The flash path was tested on a CPU with a stand-in for the kernel, not on a GPU.
 
-Source: ENGINE.md, "prefix-shared packing"; transformers' attention interface and its `cu_seq_lens_q` arguments; the
-causal alignment is flash-attn's since 2.1.
+Source: transformers' attention interface and its `cu_seq_lens_q` arguments; the causal alignment is flash-attn's since
+2.1.
 Shapes: B packed rows of L tokens, N real tokens, S sequences.
 """
 
@@ -30,14 +30,14 @@ def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         model: the thinker (unwrapped); its text model's attention implementation decides the form.
-        batch: of `packing.pack`, on the model's device.
+        batch: batch from `packing.pack`, on the model's device.
 
     Returns:
         input_ids, labels (B, L) and position_ids (3, B, L), for flash attention as one row (1, N) without padding; and
-        what keeps the attention to the branches. Real tokens are in the same order in both forms.
+        the mask or the sequence lengths. Real tokens are in the same order in both forms.
 
     Raises:
-        UserError: for an implementation that cannot be made to.
+        UserError: the attention implementation supports neither.
     """
     implementation = str(model.config.get_text_config()._attn_implementation)
     names = ("input_ids", "labels", "position_ids")
@@ -56,24 +56,24 @@ def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def takes_masks(implementation: str) -> bool:
-    """Whether an attention implementation can be told what each token sees."""
+    """Whether an attention implementation takes a mask per pair of tokens."""
     return implementation in ("sdpa", "eager")
 
 
 def as_mask(seen: Tensor, implementation: str, dtype: torch.dtype) -> Tensor:
-    """What each token sees, as the implementation wants it.
+    """A mask in the form of the implementation.
 
     Args:
-        seen: (B, Q, K) booleans.
+        seen: (B, Q, K) booleans: which keys each query sees.
         implementation: one that `takes_masks`.
-        dtype: of the model.
+        dtype: dtype of the model.
 
     Returns:
         (B, 1, Q, K).
     """
     if implementation == "sdpa":
         return seen.unsqueeze(1)
-    # Eager attention adds what it is given; booleans would be added as 0 and 1.
+    # Eager attention adds the mask; booleans would be added as 0 and 1.
     added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return added.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
@@ -82,24 +82,24 @@ def visible(branches: Tensor) -> Tensor:
     """Which tokens each token sees: the prefix and its own branch, up to itself.
 
     Args:
-        branches: (B, L) of `packing.pack`. Padding may stand anywhere; it sees itself, so that no softmax is empty.
+        branches: (B, L) from `packing.pack`. Padding may be anywhere; it sees itself, so that no softmax is empty.
 
     Returns:
-        (B, L, L) booleans, first the token that sees, then the one that is seen.
+        (B, L, L) booleans: query, then key.
     """
     seer, seen = branches.unsqueeze(2), branches.unsqueeze(1)
     return ((seen == PREFIX) | (seen == seer)).tril()
 
 
 def flash_sequences(branches: Tensor) -> dict[str, Any]:
-    """Prefixes and branches as sequences for a kernel of variable lengths.
+    """Prefixes and branches as sequences for a variable-length kernel.
 
     Args:
-        branches: (B, L) of `packing.pack`.
+        branches: (B, L) from `packing.pack`.
 
     Returns:
-        key_index: (M,) for each key of each sequence, its place among the N real tokens.
-        cu_seq_lens_q, cu_seq_lens_k: (S+1,) where the sequences begin and end among the queries and among those keys.
+        key_index: (M,) index of each key of each sequence among the N real tokens.
+        cu_seq_lens_q, cu_seq_lens_k: (S+1,) boundaries of the sequences among the queries and among those keys.
         max_length_q, max_length_k: the longest of each.
     """
     keys, queries_of, keys_of = [], [], []
@@ -130,7 +130,7 @@ def flash_sequences(branches: Tensor) -> dict[str, Any]:
 
 
 def _let_keys_be_gathered(implementation: str) -> None:
-    # The library's function for this name, with one argument more; calls without it are as before.
+    # The library's function of this name with one more argument; calls without it are unchanged.
     plain: Callable[..., Any] = AttentionInterface()[implementation]
     if getattr(plain, "gathers_keys", False):
         return

@@ -1,9 +1,12 @@
-"""Texts behind shared prompts: one copy of each prompt's keys and values serves all that continues it.
+"""Continuations of shared prompts: one copy of a prompt's keys and values serves all its rollouts.
 
-The G continuations of a prompt run as one row, as they do in training (`packing`): their next tokens side by side, and
-a mask that keeps each to the prompt and to itself. So a prompt's keys are read once a step and not once a rollout,
-which is most of what decoding behind a long prompt costs. Flash attention takes no such mask: there every continuation
-gets a row, and a copy of its prompt, of its own.
+`Branches` runs the G continuations of a prompt as one row, as in training (`packing`): their next tokens side by side,
+and a mask that limits each to the prompt and to itself. So a prompt's keys are read once per step instead of once per
+rollout, which is most of the cost of decoding after a long prompt. Flash attention takes no such mask: there every
+continuation gets its own row with a copy of its prompt.
+
+`RoomyLayer` is the layer of the key-value cache for this: memory is allocated once for the prompt and all expected
+tokens, and each step writes into it. The library's `DynamicLayer` copies the whole layer for every new token instead.
 
 Shapes: B prompts, G continuations each, R = B*G, P prompt tokens (padded on the left), T new tokens.
 """
@@ -11,24 +14,24 @@ Shapes: B prompts, G continuations each, R = B*G, P prompt tokens (padded on the
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from mer_r1.model.omni import thinker
 from mer_r1.model.shared_prefix.attention import as_mask, takes_masks
 
 
 class Branches:
-    """Continuations of prompts that have run, to be fed token by token or whole.
+    """Continuations of prompts that have been run, fed token by token or as a whole.
 
     Args:
-        model: the policy (an adapter around it, say).
-        cache: the prompts' keys and values; used up.
+        model: the policy, with or without an adapter around it.
+        cache: the prompts' keys and values; consumed.
         mask: (B, P), 1 at the prompts' real tokens.
-        next_positions: (B,) the position behind each prompt.
-        group: G.
-        room: tokens a continuation is expected to take; more are no error.
+        next_positions: (B,) position after each prompt.
+        group: G, continuations per prompt.
+        room: expected tokens of a continuation; more are no error.
     """
 
     def __init__(
@@ -50,18 +53,18 @@ class Branches:
         self._seen, self._length = self._prompt, 0
 
     def forget(self) -> None:
-        """Back to the prompts alone."""
+        """Drop all continuations and keep the prompts."""
         if (new := self._cache.get_seq_length() - self._prompt.shape[2]) > 0:
             self._cache.crop(-new)
         self._start_again()
 
     @torch.no_grad()
     def run(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Hidden states (R, T, D) of the next tokens of every continuation.
+        """Run the next tokens of every continuation; returns their hidden states (R, T, D).
 
         Args:
             ids: (R, T) tokens.
-            real: (R, T) booleans; what is not real is seen by nothing, and its states mean nothing.
+            real: (R, T) booleans; no token sees one that is not real, and its states are meaningless.
         """
         rows, length = len(self._prompt), ids.shape[1]
         steps = torch.arange(self._length, self._length + length, device=ids.device)
@@ -77,7 +80,7 @@ class Branches:
         return output.last_hidden_state.reshape(*ids.shape, -1)
 
     def _mask(self, real: Tensor) -> Tensor:
-        # What each new token sees: what its branch has seen so far, and of the new ones its own up to itself.
+        # A new token sees all that its branch has seen so far, and of the new tokens its branch's own up to itself.
         _, width, length = real.shape
         if width == 1:
             self._seen = torch.cat([self._seen, real], dim=2)
@@ -91,16 +94,16 @@ class Branches:
 
 
 def backbone(model: Any) -> Any:
-    """A thinker (or one inside an adapter) without its head."""
-    return (model.get_base_model() if isinstance(model, PeftModel) else model).model
+    """A thinker, with or without an adapter around it, without its head."""
+    return thinker(model).model
 
 
 class RoomyLayer(DynamicLayer):
-    """One layer's keys and values (B, heads, tokens, D), as views of memory that has room for more.
+    """One cache layer: keys and values (B, heads, tokens, D) as views of memory with room for further tokens.
 
     Args:
-        layer: the filled layer that this one continues.
-        room: how many more tokens fit; beyond that it grows as the library's does.
+        layer: the filled layer to start from.
+        room: number of further tokens; beyond it the memory is doubled.
     """
 
     def __init__(self, layer: DynamicLayer, room: int) -> None:
@@ -119,7 +122,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (memory[..., :length, :] for memory in self._memory)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write new keys and values behind those there; returns all of them."""
+        """Append new keys and values; returns all of them."""
         before = self.get_seq_length()
         length = before + key_states.shape[-2]
         if length > self._memory[0].shape[-2]:
@@ -131,13 +134,13 @@ class RoomyLayer(DynamicLayer):
 
 
 def with_room(cache: DynamicCache, room: int) -> DynamicCache:
-    """The cache with room for so many more tokens in every layer; the given one is used up.
+    """Give every layer of a cache room for further tokens; the cache is changed in place.
 
     Args:
-        cache: filled by a forward without gradient.
-        room: tokens.
+        cache: cache filled by a forward without gradient.
+        room: number of tokens.
     """
     for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:  # a sliding window keeps its own length
+        if type(layer) is DynamicLayer:  # a sliding-window layer has a length of its own
             cache.layers[number] = RoomyLayer(layer, room)
     return cache

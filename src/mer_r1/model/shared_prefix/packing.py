@@ -1,10 +1,10 @@
-"""Several answers to one clip as one packed row: what their prompts have in common is computed once.
+"""Packs several completions of one clip into one row, so that the common part of their prompts is computed once.
 
 The prompt is by far the longest part of a row, and rows of one clip (several targets in supervised training, the G
-rollouts of a prompt in RL) differ only in their ends. Here they become one row: the common prefix once, then each row's
-own rest as a *branch*. A branch sees the prefix and itself and nothing of its neighbours, and its positions go on where
-the prefix ended, so every token has the same context as in a row of its own: the same loss, the same gradients. How a
-model is made to look at its tokens that way is the matter of `attention`.
+rollouts of a prompt in RL) differ only in their ends. Here they become one row: the common prefix once, then the rest
+of each row as a *branch*. A branch sees the prefix and itself but no other branch, and its positions continue from the
+end of the prefix, so every token has the same context as in a row of its own: the same loss, the same gradients.
+`attention` restricts the model's attention accordingly.
 
 Every branch keeps at least one prompt token, so that shifting the labels by one, as all trainers do, stays inside it.
 Shapes: B packed rows of L tokens, K branches in a row; R rollouts of T completion tokens.
@@ -23,19 +23,19 @@ from torch.nn.utils.rnn import pad_sequence
 from mer_r1.model.prompts import IGNORE, Prompt
 
 PREFIX, PADDING = 0, -1
-"""Branch numbers of tokens that every branch sees, and of tokens that are nobody's."""
+"""Branch numbers of tokens that every branch sees, and of padding."""
 
 Row = tuple[Prompt, Sequence[int]]
 
 
 def pack(groups: Sequence[Sequence[Row]], pad_id: int, media_ids: Sequence[int]) -> dict[str, Any]:
-    """One packed row a group, padded on the right; the counterpart of `prompts.collate`.
+    """One packed row per group, padded on the right; the counterpart of `prompts.collate`.
 
     Args:
-        groups: of each packed row the (prompt, completion token ids) that it holds. Prompts of a group share what they
-            have in common; groups of one row, and prompts with nothing in common, are fine.
+        groups: for each packed row, its (prompt, completion token ids). Prompts of a group share their common prefix;
+            groups of one row, and prompts with nothing in common, are allowed.
         pad_id: the padding token.
-        media_ids: the placeholder tokens (`prompts.placeholder_ids`).
+        media_ids: the placeholder tokens (`tower_outputs.placeholder_ids`).
 
     Returns:
         input_ids, attention_mask, labels (B, L) with `IGNORE` outside the completions, branches (B, L) with `PREFIX`,
@@ -77,10 +77,10 @@ def _packed_row(group: Sequence[Row], media_ids: Tensor) -> dict[str, Any]:
 
 
 def shared_length(prompts: Sequence[Prompt], media_ids: Tensor) -> int:
-    """How many tokens from the start the prompts have in common, one less than the shortest at most.
+    """Length of the prompts' common prefix, at most one less than the shortest prompt.
 
-    Common are tokens with equal ids and positions; placeholders only if all prompts carry the same media, and then all
-    of them or none, so that the vectors stay in order. Nothing is shared by a prompt alone.
+    Common tokens have equal ids and positions; placeholders count only if all prompts have the same media, and then all
+    of them or none, so that the vectors stay in order. A single prompt shares nothing.
     """
     first = prompts[0]
     others = [prompt for prompt in prompts[1:] if prompt is not first]
@@ -105,10 +105,10 @@ def _same_media(one: Prompt, other: Prompt) -> bool:
 
 @dataclass(frozen=True)
 class PackedRollouts:
-    """Rollouts as packed rows, and the way back.
+    """Rollouts as packed rows, and the mapping back.
 
     Attributes:
-        batch: of `pack`.
+        batch: batch from `pack`.
         order: (R,) the rollout of each branch, in the order of the packed batch.
         kept: (R, T) which completion tokens are real, in the same order.
     """
@@ -118,11 +118,11 @@ class PackedRollouts:
     kept: Tensor
 
     def unpacked(self, values: Tensor, labels: Tensor) -> Tensor:
-        """What belongs to the completions' tokens, back in place.
+        """Values of the completion tokens, back in the order of the rollouts.
 
         Args:
-            values: (B, L-1) of the tokens that ``labels[:, 1:]`` names, as the fused head returns them.
-            labels: (B, L) of the forward that made them.
+            values: (B, L-1) values of the tokens ``labels[:, 1:]``, as the fused head returns them.
+            labels: (B, L) labels of the same forward.
 
         Returns:
             (R, T) in the rollouts' own order, 0 where there is no token.
@@ -140,13 +140,14 @@ def pack_rollouts(
     pad_id: int,
     media_ids: Sequence[int],
 ) -> PackedRollouts:
-    """The rollouts of each clip as one packed row, wherever in the batch they stand.
+    """Pack the rollouts of each clip into one row, in any order of the batch.
 
     Args:
-        prompts: of each of R rollouts; those of a clip are the same.
-        clips: of each rollout, its clip.
+        prompts: prompt of each of R rollouts; those of a clip are equal.
+        clips: clip index of each rollout.
         completion_ids: (R, T), padded on the right.
-        completion_mask: (R, T), 1 at real tokens. A rollout without any (cut off and masked, say) keeps its place.
+        completion_mask: (R, T), 1 at real tokens. A rollout without any (for example cut off and masked) keeps its
+            place.
         pad_id: the padding token.
         media_ids: the placeholder tokens.
     """
@@ -164,9 +165,9 @@ def shuffle_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
     """TRL's shuffle of a generation batch, but of whole groups, so that a training batch can share their prompts.
 
     Args:
-        batch: sequences and tensors with one entry a rollout, single numbers and None as they are.
-        size: rollouts of a group; they stand together. Where processes divide groups among them, the greatest part that
-            every process has whole is kept together.
+        batch: sequences and tensors with one entry per rollout; single numbers and None pass through.
+        size: rollouts of a group, which are adjacent. Where processes split groups, the largest part that every process
+            has whole is kept together.
     """
     length = len(next(value for value in batch.values() if value is not None))
     size = math.gcd(length, size)
@@ -183,14 +184,14 @@ def shuffle_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:
 def group_rows(
     rows: Sequence[dict[str, Any]], tokens: Sequence[int], shared: int, no_clip: int
 ) -> list[list[dict[str, Any]]]:
-    """Rows for supervised training, those of one clip together.
+    """Group rows for supervised training by clip.
 
     Args:
-        rows: with the column `clip_index`.
-        tokens: of each row, those of its question and its target.
-        shared: tokens that the rows of a clip have in common, about.
-        no_clip: clip index of the rows without a clip. Those are put together until they have about as many tokens as a
-            packed clip (the median), so that the items of a batch are of a size; without clips each stays alone.
+        rows: rows with the column `clip_index`.
+        tokens: number of tokens of each row, question and target.
+        shared: approximate number of tokens that the rows of a clip share.
+        no_clip: clip index of rows without a clip. These are grouped up to about the tokens of a packed clip (the
+            median), so that the items of a batch have similar sizes; without clips each stays alone.
 
     Returns:
         Groups, in the order of their first rows.

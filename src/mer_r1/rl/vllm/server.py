@@ -11,18 +11,14 @@ Start it on a whole checkpoint of the same model, with what TRL asks for:
 --logprobs-mode processed_logprobs --limit-mm-per-prompt '{"audio": 1, "video": 1}'`.
 """
 
-import base64
-import io
 import json
-import struct
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
+from mer_r1.data.media.encode import as_base64, float_wav, png
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
@@ -97,10 +93,10 @@ def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
     data = asked.request.get("multi_modal_data", {})
     parts: list[dict[str, Any]] = []
     if "video" in data:
-        frames = ",".join(base64.b64encode(_png(frame)).decode() for frame in data["video"])
+        frames = ",".join(as_base64(png(frame)) for frame in data["video"])
         parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
     if "audio" in data:
-        sound = base64.b64encode(_wav(*data["audio"])).decode()
+        sound = as_base64(float_wav(*data["audio"]))
         parts.append({"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}})
     text = plain_text(omni, question(asked.clip.subtitle, omni.settings.question))
     body: dict[str, Any] = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
@@ -120,20 +116,3 @@ def _sampled(reply: dict[str, Any], copies: int) -> tuple[list[int], list[Comple
                 f"the vLLM server gave {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
             )
     return list(reply["prompt_token_ids"]), completions * copies
-
-
-def _png(frame: np.ndarray) -> bytes:
-    """One frame (H, W, 3) uint8 as a PNG file."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(frame).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """A mono sound as a WAV file of 32-bit floats, which loses nothing."""
-    samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, sampling_rate, 4 * sampling_rate, 4, 32)
-    chunk = struct.pack("<4sI", b"data", len(samples)) + samples
-    return struct.pack("<4sI4s", b"RIFF", 4 + len(form) + len(chunk), b"WAVE") + form + chunk

@@ -5,19 +5,16 @@ one frame a second of the first ten seconds. It reads with OpenCV; here PyAV dec
 as safely as everywhere else (`container`).
 """
 
-import io
 import itertools
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
+from mer_r1.data.media.encode import jpeg, wav
 from mer_r1.data.media.picture import orientation
 from mer_r1.data.media.read import read_media
-from mer_r1.errors import UserError, shown
+from mer_r1.errors import UserError, printable
 
 MAX_FRAMES = 10
 JPEG_QUALITY = 95  # what OpenCV writes without being asked
@@ -51,7 +48,7 @@ def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None
         chosen = itertools.islice(_decoded(container, stream), 0, (max_frames - 1) * every + 1, every)
         frames = [_jpeg(frame, limits.max_pixels, max_side) for frame in chosen]
     if not frames:
-        raise UserError(f"{shown(video)}: no frame of it can be decoded")
+        raise UserError(f"{printable(video)}: no frame of it can be decoded")
     return frames
 
 
@@ -67,18 +64,11 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def _jpeg(frame: Any, max_pixels: int, max_side: int | None) -> bytes:
-    from PIL import Image
-
     check_size(frame.width, frame.height, max_pixels)
     pixels = frame.to_ndarray(format="rgb24")
     swap, mirror, flip = orientation(frame)
     pixels = pixels.transpose(1, 0, 2) if swap else pixels
-    picture = Image.fromarray(np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1]))
-    if max_side is not None and max(picture.size) > max_side:
-        picture.thumbnail((max_side, max_side))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=JPEG_QUALITY)
-    return file.getvalue()
+    return jpeg(pixels[:: -1 if flip else 1, :: -1 if mirror else 1], JPEG_QUALITY, max_side)
 
 
 def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MAX_SECONDS) -> bytes:
@@ -95,12 +85,5 @@ def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MA
     path = audio or video
     media = read_media(None, path, MediaLimits(max_seconds=max_seconds))
     if media.waveform is None:
-        raise UserError(f"{shown(path or '')}: no sound in it")
-    samples = (np.clip(media.waveform, -1, 1) * 32767).astype("<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(media.sampling_rate)
-        out.writeframes(samples.tobytes())
-    return file.getvalue()
+        raise UserError(f"{printable(path or '')}: no sound in it")
+    return wav(media.waveform, media.sampling_rate)
