@@ -641,7 +641,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
 
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):
-    from mer_r1.evaluation import predict as module
+    from mer_r1.model import prompts as module
     from mer_r1.model.generation import Sampling
 
     asked = []

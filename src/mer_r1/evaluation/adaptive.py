@@ -10,17 +10,25 @@ first, so its slow tokens contain the fast ones.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mer_r1.data.check import Progress
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.evaluation.records import Record, read_records, rescore
-from mer_r1.evaluation.summary import RECORDS_FILE, SUMMARY_FILE, Summary, summarise
+from mer_r1.evaluation.predict import evaluate_model, predict
+from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records, rescore
+from mer_r1.evaluation.summary import Summary, save_summary, summarise
+
+if TYPE_CHECKING:
+    from mer_r1.model.generation import Sampling
+    from mer_r1.model.omni import Omni
 
 GATE_FILE = "think_auto.json"
 CANDIDATES = 21
@@ -139,7 +147,7 @@ def read_gate(folder: Path | str) -> Gate:
         raise UserError(f"{file} is no gate: {error}; `mer-r1 threshold` writes one") from error
 
 
-def gated(records: Sequence[Record], threshold: float) -> list[Record]:
+def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Record]:
     """One record a clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
 
     Args:
@@ -169,8 +177,7 @@ def write_auto_summary(
     """
     records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
     summary = summarise_auto(records, threshold, seed)
-    text = json.dumps(summary, indent=2, allow_nan=False)
-    (Path(out_dir) / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    save_summary(out_dir, summary)
     return summary
 
 
@@ -178,7 +185,7 @@ def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, r
     """Results of thinking when it pays, under the mode "auto", beside those of the fast answers alone.
 
     Args:
-        records: as for `gated`, at least one of them fast.
+        records: as for `choose_by_confidence`, at least one of them fast.
         threshold: see `Gate`.
         seed: of the bootstrap, as `resamples`.
         resamples: how often the clips are drawn again.
@@ -189,11 +196,61 @@ def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, r
     fast = [record for record in records if record.mode == ThinkingMode.FAST]
     if not fast:
         raise UserError("no fast answers among the records: thinking when it pays begins with them")
-    chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in gated(records, threshold)]
+    chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in choose_by_confidence(records, threshold)]
     summary = summarise(fast, seed=seed, resamples=resamples)
     auto = summarise(chosen, seed=seed, resamples=resamples)
     summary["modes"]["auto"] = auto["modes"][ThinkingMode.FAST.value]
     return summary
+
+
+def evaluate_auto(
+    model: str,
+    manifest: Path,
+    out: Path,
+    sampling: "Sampling",
+    threshold: float,
+    split: str = "test",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Path:
+    """Predict every clip fast, and those with an unsure fast answer slowly too; returns the file of records.
+
+    Args:
+        model: folder or hub name.
+        manifest: JSONL manifest.
+        out: folder of the records.
+        sampling: length, temperature, seed.
+        threshold: see `Gate`.
+        split: rows of this split, or "all".
+        progress: callback called with (newly finished predictions, all of them).
+        options: further arguments of `evaluate_model`.
+    """
+    options |= {"split": split, "progress": progress}
+    file = evaluate_model(model, manifest, out, [ThinkingMode.FAST], sampling, **options)
+    fast = [record for record in read_records(file) if record.mode == ThinkingMode.FAST]
+    unsure = {record.id for record in fast if record.error is None and is_unsure(record, threshold)}
+    if progress:  # the fast predictions stay part of the total
+        options["progress"] = lambda more, total: progress(more, len(fast) + total)
+    return evaluate_model(model, manifest, out, [ThinkingMode.SLOW], sampling, only=unsure, **options)
+
+
+def predict_auto(
+    omni: "Omni", clips: Sequence[Clip], taxonomy: Taxonomy, sampling: "Sampling", threshold: float, **options: Any
+) -> Iterator[Record]:
+    """One record per clip, in order: the fast one where it is sure, else the slow one (tokens and seconds of both).
+
+    Args:
+        omni: the model.
+        clips: clips to ask about.
+        taxonomy: wheels.
+        sampling: length, temperature, seed.
+        threshold: see `Gate`.
+        options: further arguments of `predict`.
+    """
+    fast = list(predict(omni, clips, [ThinkingMode.FAST], taxonomy, sampling, **options))
+    again = [c for c, r in zip(clips, fast, strict=True) if r.error is None and is_unsure(r, threshold)]
+    slow = list(predict(omni, again, [ThinkingMode.SLOW], taxonomy, sampling, **options))
+    yield from choose_by_confidence([*fast, *slow], threshold)
 
 
 def _point(both: Sequence[tuple[Record, Record]], slowly: Sequence[bool], threshold: float) -> Point:

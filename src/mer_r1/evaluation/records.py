@@ -19,6 +19,7 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, TextIO
 
+from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import object_of, read_lines, repair_end
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
@@ -28,6 +29,8 @@ from mer_r1.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+RECORDS_FILE = "records.jsonl"
+"""Name of the file of records in a folder."""
 SCORE_NAMES = ("precision", "recall", "f1")
 _MODES = tuple(mode.value for mode in ThinkingMode)
 
@@ -228,14 +231,53 @@ def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     )
 
 
+def record_of_answer(
+    clip: Clip,
+    mode: ThinkingMode,
+    completion: str,
+    taxonomy: Taxonomy,
+    source: Mapping[str, Any],
+    form: str = ONCE,
+    **measured: Any,
+) -> Record:
+    """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
+
+    Args:
+        clip: the clip that the completion is about.
+        mode: slow or fast.
+        completion: raw text, prefilled part included.
+        taxonomy: wheels for categories and scores.
+        source: fields of `provenance`.
+        form: "once" or "twice" (see `two_answers`).
+        measured: further fields: `seconds`, `tokens`, `sureness`, `confidence`.
+    """
+    record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
+    return _rescored(record, taxonomy, level=1)
+
+
+def record_of_error(clip: Clip, mode: ThinkingMode, error: str, source: Mapping[str, Any]) -> Record:
+    """The record of a clip without a completion, with the reason."""
+    return Record(clip.id, mode.value, "", gold=_gold(clip), error=error, **source)
+
+
+def provenance(model: str, seed: int | None, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Where a record comes from: its fields `model`, `seed` (0 if None), `versions` and `commit`."""
+    return {"model": model, "seed": seed or 0, "versions": dict(versions), "commit": commit()}
+
+
+def _gold(clip: Clip) -> list[str] | None:
+    return list(clip.labels) if clip.labels is not None else None
+
+
 def _parse_line(line: bytes) -> Record:
     return Record.from_dict(object_of(line, "a record"))
 
 
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {name: metadata.version(name) for name in ("mer-r1", "torch", "transformers", "trl") if _installed(name)}
+@lru_cache
+def versions(*names: str) -> dict[str, str]:
+    """Versions of the installed ones among these packages; by default of all that decide a result."""
+    wanted = names or ("mer-r1", "torch", "transformers", "trl")
+    return {name: metadata.version(name) for name in wanted if _installed(name)}
 
 
 def _installed(name: str) -> bool:

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval, bootstrap
-from mer_r1.evaluation.records import SCORE_NAMES, Record, read_records, rescore
+from mer_r1.evaluation.intervals import Interval, bootstrap, interval_text, number_text
+from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, read_records, rescore
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-RECORDS_FILE = "records.jsonl"
 SUMMARY_FILE = "summary.json"
 SLOW_MINUS_FAST = "slow - fast"
 
@@ -175,9 +175,13 @@ def write_summary(
     if not records:
         raise UserError(f"{path}: no records in it, expected one JSON object per clip and mode")
     summary = summarise(records, seed=seed, resamples=resamples, taxonomy=taxonomy, condition=condition)
-    text = json.dumps(summary, indent=2, allow_nan=False)
-    (Path(out_dir) / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    save_summary(out_dir, summary)
     return summary
+
+
+def save_summary(out_dir: Path | str, summary: Summary) -> None:
+    """Write `summary.json` into a folder of records."""
+    write_atomically(Path(out_dir) / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def build_table(
@@ -198,15 +202,15 @@ def build_table(
         table.add_column(name, justify="left" if not name else "right")
     for stage, entry in stages.items():
         for mode, row in entry["modes"].items():
-            cells = [_plain(row[name]) for name in SCORE_NAMES]
-            extra = [_number(row["labels"]["mean"], 2), _number(row["well_formed"]["mean"], 3)]
+            cells = [interval_text(row[name]) for name in SCORE_NAMES]
+            extra = [number_text(row["labels"]["mean"], 2), number_text(row["well_formed"]["mean"])]
             table.add_row(Text(f"{stage} {mode}".strip()), str(row["n"]), *cells, *extra)
     table.add_section()
     own = {
         f"{stage} {name}".strip(): row for stage, entry in stages.items() for name, row in entry["differences"].items()
     }
     for name, row in {**own, **(comparisons or {})}.items():
-        table.add_row(Text(name), str(row["n"]), *(_plain(row[score], signed=True) for score in SCORE_NAMES))
+        table.add_row(Text(name), str(row["n"]), *(interval_text(row[score], signed=True) for score in SCORE_NAMES))
     return table
 
 
@@ -275,12 +279,3 @@ def _counts_text(stages: Mapping[str, Any]) -> str:
             counts = {"skipped": row["n_skipped"], "errors": row["n_errors"], "without a word": row["n_unparsed"]}
             parts += [f"{stage} {mode}: {count} {name}".strip() for name, count in counts.items() if count]
     return "; ".join(parts)
-
-
-def _number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    return "–" if value is None else format(value, f"{'+' if signed else ''}.{digits}f")
-
-
-def _plain(interval: Interval, signed: bool = False) -> str:
-    mean, low, high = (_number(interval[key], 3, signed) for key in ("mean", "low", "high"))  # type: ignore[literal-required]
-    return mean if interval["low"] is None else f"{mean} [{low}, {high}]"

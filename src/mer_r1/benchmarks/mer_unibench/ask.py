@@ -17,9 +17,7 @@ from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.base import ClipModel
-from mer_r1.evaluation.records import Record, append_record, done_keys, read_records
-
-RECORDS_FILE = "records.jsonl"
+from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, done_keys, read_records
 
 Key = tuple[str, str]
 """Id of a clip, and mode."""

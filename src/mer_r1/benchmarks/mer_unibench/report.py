@@ -16,12 +16,12 @@ from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import MODES, Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit import Side
 from mer_r1.benchmarks.mer_unibench.scores.official import best_checkpoint, official_score
-from mer_r1.benchmarks.mer_unibench.scores.tally import Array, interval, resampled
+from mer_r1.benchmarks.mer_unibench.scores.tally import resampled
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, nine_way_mean
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval
+from mer_r1.evaluation.intervals import Array, Interval, interval_of
 
 SLOW_MINUS_FAST = "slow - fast"
 
@@ -133,7 +133,7 @@ def _difference(slow: Side, fast: Side, seed: Sequence[int], resamples: int) -> 
     both = slow.answered & fast.answered
     tallies = [side.tally.only(both) for side in (slow, fast)]
     samples = np.subtract(*(resampled(tally, seed, resamples) for tally in tallies))
-    return interval(tallies[0].value() - tallies[1].value(), samples, int(both.sum())), samples
+    return interval_of(tallies[0].value() - tallies[1].value(), samples, int(both.sum())), samples
 
 
 def _means(sets: Mapping[str, Any], samples: Mapping[str, Mapping[str, Array]], how: Scoring) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _means(sets: Mapping[str, Any], samples: Mapping[str, Mapping[str, Array]], 
         if how.audited:
             mean, without = _mean_of_nine(sets, mode, "audited")
             drawn = [samples[name][mode] for name in NINE if name not in without]
-            score = interval(mean, np.mean(drawn, axis=0) if drawn else np.array([]), len(drawn))
+            score = interval_of(mean, np.mean(drawn, axis=0) if drawn else np.array([]), len(drawn))
             found[mode]["audited"] = {**score, "without": without}
     return found
 

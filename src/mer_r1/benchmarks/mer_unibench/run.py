@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.mer_unibench.ask import RECORDS_FILE
 from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers
 from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
 from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.benchmarks.mer_unibench.tables import render, score_tables
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
 from mer_r1.evaluation.labels.files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
 from mer_r1.evaluation.llm.chat import OnReply, TextModel
-from mer_r1.evaluation.records import read_records, without_nan
+from mer_r1.evaluation.records import RECORDS_FILE, read_records, without_nan
 
 RUN_FILE, LABELS_FILE, REPLIES_FILE = "run.json", "labels.jsonl", "replies.sqlite"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
@@ -67,8 +67,7 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
     """
     file = out / RUN_FILE
     if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        _write(file, _json(dict(settings)))
+        write_atomically(file, _json(dict(settings)))
         return
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -154,8 +153,10 @@ def score(
     report["model"] = model
     report["sentiment"] = sentiment
     report["answers"] = {name: {mode: _summary(r) for mode, r in modes.items()} for name, modes in rows.items()}
-    _write(out / SCORES_FILE, _json(without_nan(report)))
-    _write(out / TABLE_FILE, "\n".join(render(table, "markdown") for table in score_tables(report, model, published)))
+    write_atomically(out / SCORES_FILE, _json(without_nan(report)))
+    write_atomically(
+        out / TABLE_FILE, "\n".join(render(table, "markdown") for table in score_tables(report, model, published))
+    )
     return report
 
 
@@ -180,10 +181,3 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
 from mer_r1.benchmarks.mer_unibench.sets import NINE, OVMERD, SETS
+from mer_r1.evaluation.intervals import number_text
 
 Form = Literal["latex", "markdown", "csv"]
 MEAN = "mean"
@@ -155,7 +156,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _percent(value: float, signed: bool) -> str:
-    return format(value, "+.2f" if signed else ".2f").replace("-", "−")
+    return number_text(value, 2, signed).replace("-", "−")
 
 
 def _markdown(table: ScoreTable) -> str:

@@ -32,13 +32,14 @@ from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_lab
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.jobs import Asking, estimated, is_valid
 from mer_r1.evaluation.llm.ledger import Ledger, Row, read_rows, write_array
-from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 
 if TYPE_CHECKING:
     from mer_r1.model.generation import Sampling
@@ -144,7 +145,7 @@ def predict_answers(
 
 def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMode]) -> list[Item]:
     """Every clip in every mode, with the answer that the model gave, or the reason why there is none."""
-    file = out / PREDICTIONS / "records.jsonl"
+    file = out / PREDICTIONS / RECORDS_FILE
     records = {(record.id, record.mode): record for record in read_records(file)}
     return [_item(clip, mode.value, records.get((clip.id, mode.value))) for mode in modes for clip in clips]
 
@@ -290,5 +291,4 @@ def _gold(item: Item) -> tuple[str, ...]:
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.evaluation.intervals import interval_text, number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,13 +25,17 @@ def official_table(report: Mapping[str, Any]) -> "Table":
     """The official numbers, a row a task (and mode), then the paired differences where slow and fast are there."""
     table = _table("Official scores (percent)", ("count", "Rec", "Rea", "CoT", "avg step"))
     for name, mode, entry in _rows(report):
-        cells = [f"{100 * entry[key]:.1f}" for key in NAMES]
+        cells = [_percent(entry[key]) for key in NAMES]
         table.add_row(_named(name, mode), str(entry["count"]), *cells, f"{entry['avg_step']:.1f}")
     for title, difference in report.get("differences", {}).items():
         table.add_section()
         table.add_row(_named(title, ""), "pairs", "", "", "", "")
         for name, entry in {**difference["tasks"], OVERALL: difference["overall"]}.items():
-            table.add_row(_named(name, ""), str(entry["n"]), *(_gap(entry[key]) for key in NAMES))
+            table.add_row(
+                _named(name, ""),
+                str(entry["n"]),
+                *(interval_text(entry[key], 1, signed=True, scale=100, gap="\n") for key in NAMES),
+            )
         table.caption = "differences: of the same clips, audited (lost items count as 0), with 95 %"
     return table
 
@@ -53,7 +58,7 @@ def category_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
             if TASKS[name].has_categories:
                 table = _table(f"{name} {mode}".strip(), ("count", "Rec", "Rea", "CoT", "avg step"))
                 for label, row in task["categories"].items():
-                    cells = [f"{100 * row[key]:.1f}" for key in NAMES]
+                    cells = [_percent(row[key]) for key in NAMES]
                     table.add_row(_named(label, ""), str(row["count"]), *cells, f"{row['avg_step']:.1f}")
                 yield table
 
@@ -63,11 +68,11 @@ def agreement_table(agreement: Mapping[str, Any]) -> "Table":
     table = _table("Agreement of judgements", ("n", "same Rec", "kappa", "same steps", "Rec", "Rea", "CoT"))
     for name, pair in agreement["pairs"].items():
         shares = [pair["same_recognition"], pair["kappa"], pair["same_step_ratings"]]
-        cells = ["–" if value is None else f"{value:.3f}" for value in shares]
+        cells = [number_text(value) for value in shares]
         table.add_row(_named(name, ""), str(pair["n"]), *cells, "", "", "")
     table.add_section()
     for name, run in agreement["runs"].items():
-        cells = [f"{100 * run[key]:.1f}" for key in NAMES]
+        cells = [_percent(run[key]) for key in NAMES]
         table.add_row(_named(name, ""), str(run["count"]), "", "", "", *cells)
     return table
 
@@ -80,7 +85,7 @@ def label_table(report: Mapping[str, Mapping[str, Any]]) -> "Table":
     )
     for mode, entry in report.items():
         for name, row in {**entry["tasks"], OVERALL: entry["overall"]}.items():
-            cells = [_interval(row[key]["mean"], row[key]) for key in ("recognition", "any_hit")]
+            cells = [interval_text(row[key], 1, scale=100) for key in ("recognition", "any_hit")]
             table.add_row(_named(name, mode), str(row["n"]), str(row["n_unread"]), *cells)
     return table
 
@@ -136,19 +141,11 @@ def _named(name: str, mode: str) -> Any:
 
 
 def _change(figure: Mapping[str, Any]) -> str:
-    span = "" if figure["low"] is None else f"\n[{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-    return f"{100 * figure['audited']:.1f} {100 * figure['change']:+.1f}{span}"
+    """The audited score, its change from the official one, and its interval on a line of its own."""
+    score, change = _percent(figure["audited"]), number_text(figure["change"], 1, signed=True, scale=100)
+    span = "" if figure["low"] is None else f"\n[{_percent(figure['low'])}, {_percent(figure['high'])}]"
+    return f"{score} {change}{span}"
 
 
-def _interval(mean: float | None, bounds: Mapping[str, Any]) -> str:
-    if mean is None:
-        return "–"
-    span = "" if bounds["low"] is None else f" [{100 * bounds['low']:.1f}, {100 * bounds['high']:.1f}]"
-    return f"{100 * mean:.1f}{span}"
-
-
-def _gap(figure: Mapping[str, Any]) -> str:
-    if figure["mean"] is None:
-        return "–"
-    span = "" if figure["low"] is None else f"\n[{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]"
-    return f"{100 * figure['mean']:+.1f}{span}"
+def _percent(value: float | None) -> str:
+    return number_text(value, 1, scale=100)

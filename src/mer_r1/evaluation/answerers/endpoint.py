@@ -28,10 +28,9 @@ from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, shown
-from mer_r1.evaluation.answerers.base import answered, stamp_of, unanswered
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
-from mer_r1.evaluation.records import Record
+from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
 ANSWER_VERSION = "answer-1"
 MAX_VIDEO_BYTES = 100 * 1024 * 1024
@@ -97,7 +96,7 @@ class ServedModel:
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; a clip without a reply gets a record with the reason."""
-        stamp = stamp_of(self.name, self.client.decoding)
+        source = provenance(self.name, self.client.decoding.seed, versions("mer-r1"))
         with ThreadPoolExecutor(min(8, len(clips))) as pool:
             found = list(pool.map(self._parts_or_error, clips))
         for mode in modes:
@@ -107,9 +106,9 @@ class ServedModel:
             replies = iter(self.client.complete(asked, ANSWER_VERSION))
             for clip, parts in zip(clips, found, strict=True):
                 if isinstance(parts, str):
-                    yield unanswered(clip, mode, parts, stamp)
+                    yield record_of_error(clip, mode, parts, source)
                 else:
-                    yield self._record(clip, mode, next(replies), stamp)
+                    yield self._record(clip, mode, next(replies), source)
 
     def _parts_or_error(self, clip: Clip) -> list[dict[str, Any]] | str:
         try:
@@ -117,7 +116,7 @@ class ServedModel:
         except UserError as error:
             return str(error)
 
-    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, stamp: dict[str, Any]) -> Record:
+    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, source: dict[str, Any]) -> Record:
         problem = reply.error
         if mode is ThinkingMode.FAST:
             if reply.text is None and str(problem).startswith("4"):
@@ -125,9 +124,9 @@ class ServedModel:
             elif reply.text is not None and _RESTART.search(reply.text):
                 problem = f"the server began a new answer {reply.text!r:.60}; {_NEEDS}"
         if reply.text is None or problem is not None:
-            return unanswered(clip, mode, f"{clip.id}: {problem}", stamp)
-        measured = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
-        return answered(clip, mode, prefill(mode) + reply.text, self.taxonomy, stamp, **measured)
+            return record_of_error(clip, mode, f"{clip.id}: {problem}", source)
+        measured: dict[str, Any] = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
+        return record_of_answer(clip, mode, prefill(mode) + reply.text, self.taxonomy, source, **measured)
 
     def _require_continuation(self, prompts: Sequence[ChatPrompt]) -> None:
         """Stop if the server begins a new turn for each of these prompts.

@@ -7,10 +7,9 @@ from typing import Any
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.answerers.base import answered, fingerprint, stamp_of, unanswered
+from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.llm.chat import Decoding
-from mer_r1.evaluation.records import Record
-from mer_r1.rl.vllm.engine import Requests, start
+from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
 
 class EngineModel:
@@ -43,7 +42,7 @@ class EngineModel:
             UserError: vLLM is not installed.
         """
         engine, parameters, requests, version = self._start()
-        stamp = stamp_of(self.name, self.decoding, vllm=version)
+        source = provenance(self.name, self.decoding.seed, versions("mer-r1") | {"vllm": version})
         found = [requests.of(clip) for clip in clips]
         for mode in modes:
             asked = [
@@ -54,13 +53,15 @@ class EngineModel:
             outputs = iter(engine.generate(asked, parameters, use_tqdm=False) if asked else ())
             for clip, request in zip(clips, found, strict=True):
                 if isinstance(request, str):
-                    yield unanswered(clip, mode, request, stamp)
+                    yield record_of_error(clip, mode, request, source)
                     continue
                 said = next(outputs).outputs[0]
                 tokens = len(said.token_ids)
-                yield answered(clip, mode, prefill(mode) + said.text, self.taxonomy, stamp, tokens=tokens)
+                yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, tokens=tokens)
 
     def _start(self) -> tuple[Any, ...]:
+        from mer_r1.rl.vllm.engine import Requests, start
+
         if self._started is None:
             how = self.decoding
             vllm, engine = start(self.name, seed=how.seed or 0)

@@ -8,13 +8,12 @@ gave.
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mer_r1.data.jsonl import object_of, read_lines, read_object
+from mer_r1.data.jsonl import object_of, read_lines, read_object, write_atomically
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
@@ -159,11 +158,8 @@ def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", 
         text = json.dumps({row["id"]: row[field] for row in rows if row.get("error") is None}, indent=1) + "\n"
     else:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 

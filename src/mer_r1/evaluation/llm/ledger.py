@@ -6,13 +6,12 @@ last row counts. The same reader takes the reference's own files, which are JSON
 """
 
 import json
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.jsonl import object_of, read_lines, repair_end
+from mer_r1.data.jsonl import object_of, read_lines, repair_end, write_atomically
 from mer_r1.errors import UserError
 
 Row = dict[str, Any]
@@ -49,10 +48,7 @@ def _array(path: Path, content: bytes) -> list[Row]:
 
 def write_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON array, whole or not at all: the form of the reference's own files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n")
 
 
 class Ledger:

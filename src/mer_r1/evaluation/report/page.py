@@ -19,7 +19,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval
+from mer_r1.evaluation.intervals import DASH, Interval, number_text
 from mer_r1.evaluation.records import SCORE_NAMES
 from mer_r1.evaluation.report import figures, showcase
 from mer_r1.evaluation.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
@@ -121,9 +121,7 @@ def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
     """A number with a true minus sign, or a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return format(value, f"{'+' if signed else ''}.{digits}f").replace("-", "−")
+    return number_text(value, digits, signed).replace("-", "−")
 
 
 def clock(seconds: float | None) -> str:
@@ -133,7 +131,7 @@ def clock(seconds: float | None) -> str:
     '1 h 2 min'
     """
     if seconds is None or not math.isfinite(seconds):
-        return "–"
+        return DASH
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words
-from mer_r1.benchmarks.mer_unibench.scores.tally import Array, Tally, interval, sentiment_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, sentiment_tally
 from mer_r1.emotions.metrics import SENTIMENTS
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import Array, interval_of
 from mer_r1.evaluation.labels.replies import read_sentiment
 
 NAMES_SHOWN = 3
@@ -88,13 +89,13 @@ class Side:
         kept = self.tally.only(self.answered)
         names = [name for name in self.gold.values if name in self.values]
         missing = [name for name in self.gold.values if name not in self.values]
-        wrong = interval(self.tally.value(), np.array([]), len(self.rows))["mean"]
+        wrong = interval_of(self.tally.value(), np.array([]), len(self.rows))["mean"]
         if self._of_sentiments:
             body = audit_replies([self.gold.values[name] for name in names], [self.values[name] for name in names])
         else:
             body = audit_words(self._placed(names), seed, resamples)
         return {
-            "score": interval(kept.value(), samples, int(self.answered.sum())),
+            "score": interval_of(kept.value(), samples, int(self.answered.sum())),
             "score_missing_wrong": wrong,
             "n": len(names),
             "n_missing": len(missing),

@@ -6,7 +6,7 @@ knows at all, which gold words make a clip drop out, and what an answer would sc
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
 from mer_r1.emotions.official_wheels import normalise
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.intervals import bootstrap
+from mer_r1.evaluation.intervals import bootstrap, known_mean
 
 WORDS_NAMED = 10
 """How many words a list of examples holds; their total is given beside it."""
@@ -90,7 +90,7 @@ def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]
         "guards": _guards(clips),
         "n_without_labels": sum(not words for words in clips.predicted),
         "unified": {**intervals, "n_scored": counts.n_scored, "n_skipped": counts.n_skipped},
-        "labels": {"predicted": _mean(map(len, clips.predicted)), "gold": _mean(map(len, clips.gold))},
+        "labels": {"predicted": known_mean(map(len, clips.predicted)), "gold": known_mean(map(len, clips.gold))},
         "categories": _categories(clips),
         "skipped": _skipped(clips),
         "coverage": _coverage(clips),
@@ -122,11 +122,6 @@ def _sets(clips: Sequence[Sequence[str]], taxonomy: Taxonomy) -> list[list[froze
     return [[taxonomy.categories(words, wheel) for words in clips] for wheel in taxonomy.wheels]
 
 
-def _mean(values: Iterable[Any]) -> float | None:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else None
-
-
 def _guards(clips: PlacedClips) -> list[str]:
     """Where the official number is NaN, and what stands in its place."""
     found = []
@@ -143,11 +138,11 @@ def _categories(clips: PlacedClips) -> dict[str, Any]:
     per_wheel: dict[str, dict[str, float | None]] = {}
     for index, (gold, predicted) in enumerate(zip(clips.gold_sets, clips.predicted_sets, strict=True), start=1):
         scored = [(len(g), len(p)) for g, p in zip(gold, predicted, strict=True) if g]
-        per_wheel[f"wheel{index}"] = {"predicted": _mean(p for _, p in scored), "gold": _mean(g for g, _ in scored)}
-    means = {
-        side: _mean(entry[side] for entry in per_wheel.values() if entry[side] is not None)
-        for side in ("predicted", "gold")
-    }
+        per_wheel[f"wheel{index}"] = {
+            "predicted": known_mean(p for _, p in scored),
+            "gold": known_mean(g for g, _ in scored),
+        }
+    means = {side: known_mean(entry[side] for entry in per_wheel.values()) for side in ("predicted", "gold")}
     return {**means, **per_wheel}
 
 
@@ -169,7 +164,7 @@ def _coverage(clips: PlacedClips) -> dict[str, Any]:
     for index in range(len(clips.taxonomy.wheels)):
         placed = clips.taxonomy.placed(index)
         found[f"wheel{index + 1}"] = {
-            side: _mean(normalise(word) in placed for words in clip_words for word in words)
+            side: known_mean(normalise(word) in placed for words in clip_words for word in words)
             for side, clip_words in (("gold", clips.gold), ("predicted", clips.predicted))
         }
     return found
