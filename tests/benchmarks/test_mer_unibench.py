@@ -24,6 +24,7 @@ from mer_r1.benchmarks.mer_unibench.tables import OVMERD_COLUMNS, render, score_
 from mer_r1.emotions import metrics
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, official
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import interval_of
 
 
 @pytest.fixture(scope="module")
