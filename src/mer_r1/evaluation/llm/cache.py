@@ -13,14 +13,14 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Reply
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
 
 LAYOUT = 1
 """Number of the table's layout, kept in the file as SQLite's `user_version`."""
@@ -149,6 +149,72 @@ class ReplyCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Replies:
+    """The replies to a list of prompts: from the cache, then as they arrive. Equal prompts share one reply.
+
+    Attributes:
+        cached: replies that were in the cache, one per different prompt.
+        missing: keys of the other prompts, for `prompt` and `arrived`.
+        n_cached: prompts with a cached reply, equal ones counted each.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[ChatPrompt],
+        cache: ReplyCache,
+        model: str,
+        decoding: Decoding,
+        version: str,
+        on_reply: OnReply | None = None,
+    ) -> None:
+        """Look the prompts up.
+
+        Args:
+            prompts: prompts to ask.
+            cache: keeps the replies.
+            model: the model's name.
+            decoding: how replies are decoded.
+            version: version of the instruction.
+            on_reply: callback called for each reply as it arrives.
+        """
+        self._prompts, self._cache, self._on_reply = prompts, cache, on_reply
+        self._asked = (model, decoding, version)
+        self._replies: dict[int, Reply] = {}
+        self._places: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            self._places.setdefault(reply_key(model, prompt, decoding, version), []).append(index)
+        self.cached: list[Reply] = []
+        self.missing: list[str] = []
+        for key in self._places:
+            if (known := cache.get(key)) is None:
+                self.missing.append(key)
+            else:
+                self.cached.append(known)
+                self._deliver(key, known)
+        self.n_cached = len(prompts) - sum(len(self._places[key]) for key in self.missing)
+
+    def prompt(self, key: str) -> ChatPrompt:
+        """The prompt with that key."""
+        return self._prompts[self._places[key][0]]
+
+    def arrived(self, key: str, reply: Reply) -> None:
+        """Keep a reply in the cache unless it is an error, and pass it on."""
+        model, decoding, version = self._asked
+        if reply.text is not None:
+            self._cache.put(key, reply, model, self.prompt(key), decoding, version)
+        self._deliver(key, reply)
+
+    def in_order(self) -> list[Reply]:
+        """All replies, in the prompts' order."""
+        return [self._replies[index] for index in range(len(self._prompts))]
+
+    def _deliver(self, key: str, reply: Reply) -> None:
+        for index in self._places[key]:
+            self._replies[index] = reply
+            if self._on_reply:
+                self._on_reply(index, reply)
 
 
 def _canonical(value: Any) -> str:

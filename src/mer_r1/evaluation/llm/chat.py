@@ -24,11 +24,13 @@ class ChatPrompt:
         messages: The turns. A user's turn may hold parts: text, `image_url` (data URL), `input_audio` (base64).
         schema: JSON schema of the reply, for servers with structured output; None for free text.
         repeat: 0 for the first reply; 1, 2 ... ask the same again for further, separately kept replies.
+        attempts: requests until it counts as failed; not part of the cache's key.
     """
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any] | None = None
     repeat: int = 0
+    attempts: int = 6
 
     @classmethod
     def user(cls, text: str) -> "ChatPrompt":
@@ -38,7 +40,7 @@ class ChatPrompt:
     def again(self, reply: str, correction: str) -> "ChatPrompt":
         """The same conversation with the model's reply and a correction appended."""
         turns = ({"role": "assistant", "content": sound_text(reply)}, {"role": "user", "content": correction})
-        return ChatPrompt((*self.messages, *turns), self.schema, self.repeat)
+        return replace(self, messages=(*self.messages, *turns))
 
 
 @dataclass(frozen=True)

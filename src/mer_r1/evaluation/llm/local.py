@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.cache import ReplyCache, reply_key
+from mer_r1.evaluation.llm.cache import Replies, ReplyCache
 from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
 
 
@@ -61,33 +61,14 @@ class LocalModel:
         Raises:
             UserError: A prompt holds more than text.
         """
-        places: dict[str, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            places.setdefault(reply_key(self.name, prompt, self.decoding, version), []).append(index)
-        texts = {key: self._text(prompts[indices[0]]) for key, indices in places.items()}
-        replies: dict[int, Reply] = {}
-
-        def deliver(key: str, reply: Reply) -> None:
-            for index in places[key]:
-                replies[index] = reply
-                if on_reply:
-                    on_reply(index, reply)
-
-        missing = []
-        for key in places:
-            known = self.cache.get(key)
-            if known is None:
-                missing.append(key)
-            else:
-                deliver(key, known)
-        missing.sort(key=lambda key: len(texts[key]))  # texts of like length are padded least
-        for start in range(0, len(missing), self.batch_size):
-            batch = missing[start : start + self.batch_size]
+        replies = Replies(prompts, self.cache, self.name, self.decoding, version, on_reply)
+        texts = {key: self._text(replies.prompt(key)) for key in replies.missing}
+        keys = sorted(texts, key=lambda key: len(texts[key]))  # texts of similar length need the least padding
+        for start in range(0, len(keys), self.batch_size):
+            batch = keys[start : start + self.batch_size]
             for key, reply in zip(batch, self._generate([texts[key] for key in batch]), strict=True):
-                if reply.text is not None:
-                    self.cache.put(key, reply, self.name, prompts[places[key][0]], self.decoding, version)
-                deliver(key, reply)
-        return [replies[index] for index in range(len(prompts))]
+                replies.arrived(key, reply)
+        return replies.in_order()
 
     def _text(self, prompt: ChatPrompt) -> str:
         if not all(isinstance(message["content"], str) for message in prompt.messages):
