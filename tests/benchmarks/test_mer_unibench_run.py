@@ -19,7 +19,7 @@ from tiny_corpus import moving_square
 from mer_r1 import cli
 from mer_r1.benchmarks.mer_unibench import ask as asking
 from mer_r1.benchmarks.mer_unibench import run
-from mer_r1.benchmarks.mer_unibench.ask import Pace, collect, readable_part
+from mer_r1.benchmarks.mer_unibench.ask import collect, readable_part
 from mer_r1.benchmarks.mer_unibench.gold import find_manifests, read_gold, scored_clips
 from mer_r1.benchmarks.mer_unibench.report import Scoring
 from mer_r1.data.clip import Clip
@@ -28,9 +28,11 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.answerers.checkpoint import Checkpoint
+from mer_r1.evaluation.llm import jobs
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.jobs import Tally
 from mer_r1.evaluation.predict import predict
 from mer_r1.evaluation.records import RECORDS_FILE, read_records, record_of_answer, record_of_error
 from mer_r1.model.generation import Sampling
@@ -301,11 +303,11 @@ def test_what_failed_is_tried_again_alone_and_its_error_kept_once(sets, tmp_path
 
 
 def test_the_time_left_goes_by_this_run_only(monkeypatch):
-    pace = Pace(total=100, known=50, began=1000.0)
-    monkeypatch.setattr(asking, "monotonic", lambda: 1020.0)
-    assert pace.seconds_left is None
-    pace.done = 10  # 2 s each, 40 are left
-    assert pace.seconds_left == 80.0
+    tally = Tally("MELD", total=100, known=50, began=1000.0)
+    monkeypatch.setattr(jobs, "monotonic", lambda: 1020.0)
+    assert tally.seconds_left is None
+    tally.done, tally.failed = 7, 3  # 2 s each, 40 are left
+    assert tally.seconds_left == 80.0
 
 
 def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
@@ -313,7 +315,7 @@ def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
 
     monkeypatch.setattr(unibench_view, "LOG_SECONDS", 0.0)
     with caplog.at_level(logging.INFO), unibench_view.watching(quiet=False) as watch:
-        watch(Pace(10, 4, 2, 1, "MELD"))
+        watch(Tally("MELD", total=10, known=4, done=1, failed=1))
     assert caplog.messages[0].startswith("MELD, 1 failed, about ")
     assert caplog.messages[0].endswith(" left: 6 of 10")
 

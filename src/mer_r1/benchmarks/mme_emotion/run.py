@@ -37,7 +37,8 @@ from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.jobs import Asking, estimated, is_valid
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.jobs import estimated, remaining
 from mer_r1.evaluation.llm.ledger import Ledger, Row, read_rows, write_array
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 
@@ -233,18 +234,16 @@ def ledgers(out: Path) -> tuple[Ledger, Ledger]:
     return steps_ledger(out / STEPS_FILE), judged_ledger(out / JUDGED_FILE)
 
 
-def forecast(items: Sequence[Item], out: Path, extractor: Asking, judge: Asking, how: Judging) -> dict[str, Any]:
-    """What the two asking stages will about take from here, before either asks anything; see `asking.estimated`."""
+def forecast(items: Sequence[Item], out: Path, extractor: Client, judge: Client, how: Judging) -> dict[str, Any]:
+    """What step extraction and judging will about take from here, before either asks; see `jobs.estimated`."""
     steps, judged = ledgers(out)
     stages = (
         ("steps", extraction_jobs(items), extractor, steps),
         ("judge", judge_jobs(items, steps, judge.name, how), judge, judged),
     )
-    found = {}
-    for stage, jobs, asking, ledger in stages:
-        left = [job for job in jobs if not is_valid(ledger.rows.get(job.key), job, asking.name)]
-        found[stage] = estimated(left, ledger, asking)
-    return found
+    return {
+        stage: estimated(remaining(jobs, ledger, client.name), ledger, client) for stage, jobs, client, ledger in stages
+    }
 
 
 def export_reference(out: Path, judge: str) -> list[Path]:

@@ -164,20 +164,21 @@ class _Run:
                 usage.asked += 1
                 self.failed_in_a_row = 0
                 return found
-            if found.kind is Kind.STOP:
-                self._halt(found.message)
+            error = found
+            if error.kind is Kind.STOP:
+                self._halt(error.message)
                 return None
-            if found.kind is Kind.PROMPT:
+            if error.kind is Kind.PROMPT:
                 break
             if attempt < attempts:
-                logger.debug("attempt %d of %d: %s", attempt, attempts, found.message)
-                await self._wait(attempt - 1, found)
+                logger.debug("attempt %d of %d: %s", attempt, attempts, error.message)
+                await self._wait(attempt - 1, error)
         usage.failed += 1
         self.failed_in_a_row += 1
         if self.failed_in_a_row >= retries.give_up_after:
-            self._halt(f"{self.failed_in_a_row} prompts in a row got no reply; the last: {found.message}")
-        tried = "" if found.kind is Kind.PROMPT else f" (after {attempts} attempts)"
-        return Reply(None, found.message + tried)
+            self._halt(f"{self.failed_in_a_row} prompts in a row got no reply; the last: {error.message}")
+        tried = "" if error.kind is Kind.PROMPT else f" (after {attempts} attempts)"
+        return Reply(None, error.message + tried)
 
     async def _attempt(self, prompt: ChatPrompt) -> Reply | RequestError:
         """One request; a second at once where the server does not know structured output or `max_tokens`."""

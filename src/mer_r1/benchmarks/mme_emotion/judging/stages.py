@@ -18,7 +18,8 @@ from mer_r1.benchmarks.mme_emotion.scores.audit import ERROR_STEP
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
-from mer_r1.evaluation.llm.jobs import Asking, Job, Tally, work
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.jobs import Job, Tally, Watch, run
 from mer_r1.evaluation.llm.ledger import Ledger, Row
 
 STEPS_VERSION, JUDGE_VERSION, CLUES_VERSION = "mme-steps-1", "mme-judge-1", "mme-clues-1"
@@ -98,9 +99,9 @@ def clues_ledger(path: Path) -> Ledger:
     return Ledger(path, lambda row: (row["task"], row["video_id"]))
 
 
-def extract(items: Sequence[Item], asking: Asking, ledger: Ledger) -> Tally:
+def extract(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
     """Cut the answers into steps; items without an answer, or with steps of their own, are left out."""
-    return work("steps", extraction_jobs(items), asking, STEPS_VERSION, ledger, _read_steps)
+    return run("steps", extraction_jobs(items), client, STEPS_VERSION, ledger, _read_steps, watch)
 
 
 def extraction_jobs(items: Sequence[Item]) -> list[Job]:
@@ -118,16 +119,20 @@ def _extraction(item: Item) -> Job:
         {"role": "system", "content": prompts.EXTRACTOR_SYSTEM},
         {"role": "user", "content": text},
     )
-    return Job(item.key, _base(item), text, lambda: ChatPrompt(messages), tries=TASKS[item.task].extractor_tries)
+    prompt = ChatPrompt(messages, attempts=TASKS[item.task].extractor_tries)
+    return Job(item.key, _base(item), text, lambda: prompt)
 
 
-def judge(items: Sequence[Item], steps: Ledger, asking: Asking, how: Judging, ledger: Ledger) -> Tally:
+def judge(
+    items: Sequence[Item], steps: Ledger, client: Client, how: Judging, ledger: Ledger, watch: Watch | None = None
+) -> Tally:
     """Rate the steps of every item, `how.repeat` times.
 
     An item that cannot be judged (no answer, no steps yet, no audio clue among the clues, no picture) gets a row with
     the score null and the reason.
     """
-    return work("judge", judge_jobs(items, steps, asking.name, how), asking, JUDGE_VERSION, ledger, _read_score)
+    jobs = judge_jobs(items, steps, client.name, how)
+    return run("judge", jobs, client, JUDGE_VERSION, ledger, _read_score, watch)
 
 
 def judge_jobs(items: Sequence[Item], steps: Ledger, judge_name: str, how: Judging) -> list[Job]:
@@ -175,10 +180,10 @@ def _judgement(
             raise UserError(problem)
         content = [{"type": "text", "text": text}, *parts.made()]
         messages = ({"role": "system", "content": prompts.JUDGE_SYSTEM}, {"role": "user", "content": content})
-        return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat)
+        return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat, task.judge_tries)
 
     row = _base(item) | {"step": step, "score": None, "reply": None, "judge": judge_name, "repeat": repeat}
-    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES, task.judge_tries)
+    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES)
 
 
 class _Parts:
@@ -226,13 +231,17 @@ def score_text(text: str) -> str:
     return prompts.score_form(ratings)
 
 
-def make_clues(items: Sequence[Item], asking: Asking, ledger: Ledger) -> Tally:
+def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
     """Have a model that hears describe the sound of each clip, once whatever its modes.
 
     The ledger gets rows with `task`, `video_id` and `audio_clue`, null where there is no sound or no reply.
     """
     jobs = {(item.task, item.id): _clue(item) for item in items}
-    return work("clues", list(jobs.values()), asking, CLUES_VERSION, ledger, lambda reply: {"audio_clue": reply.text})
+    return run("clues", list(jobs.values()), client, CLUES_VERSION, ledger, _read_clue, watch)
+
+
+def _read_clue(reply: Reply) -> Row:
+    return {"audio_clue": reply.text}
 
 
 def _clue(item: Item) -> Job:
