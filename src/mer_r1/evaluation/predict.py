@@ -218,7 +218,6 @@ def evaluate_model(
     Raises:
         UserError: if the split has no clips, or exchange is neither audio nor video.
     """
-    from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
 
     if exchange is not None and exchange not in CHANNELS:
@@ -230,9 +229,7 @@ def evaluate_model(
     file = out / RECORDS_FILE
     done = done_keys(file)
     omni = load(model, device=device)
-    get: Tensors = FeatureCache(omni, features_dir or manifest.parent / "features").get
-    if exchange:
-        get = exchanged(get, clips, derange([clip.id for clip in clips], sampling.seed or 0), exchange)
+    get = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, sampling.seed or 0)
     taxonomy = load_wheels(wheels)
     tell = progress or (lambda more, total: None)
     wanted = [clip for clip in clips if only is None or clip.id in only]
@@ -245,3 +242,11 @@ def evaluate_model(
                 append_record(sink, record)
                 tell(1, total)
     return file
+
+
+def _cached_tensors(omni: "Omni", folder: Path, clips: Sequence[Clip], exchange: str | None, seed: int) -> Tensors:
+    """Tower outputs from the feature cache in a folder, with a channel of other clips where one is exchanged."""
+    from mer_r1.model.features import FeatureCache
+
+    get: Tensors = FeatureCache(omni, folder).get
+    return exchanged(get, clips, derange([clip.id for clip in clips], seed), exchange) if exchange else get

@@ -43,17 +43,23 @@ def precision_recall(results: Sequence[Result]) -> Markup:
     parts = [axes(frame, "Recall", "Precision"), *_iso_f1(frame)]
     arrows: list[tuple[Point, Point]] = []
     for mode in dict.fromkeys(result.mode for result in known):
-        track = [result for result in known if result.mode == mode]
-        spots = [_spot(frame, result) for result in track]
-        parts += [_arrow(start, end, mode) for start, end in pairwise(spots)]
-        arrows += pairwise(spots)
-        parts += [_cross(frame, result) for result in track]
-        parts += [marker(*spot, mode) for spot in spots]
+        arrows += _draw_mode(frame, [result for result in known if result.mode == mode], parts)
     parts += _point_labels(frame, known, arrows)
     text = "; ".join(
         f"{r.stage} {r.mode}: precision {r.precision['mean']:.3f}, recall {r.recall['mean']:.3f}" for r in known
     )
     return svg(width, height, parts, f"Precision over recall. {text}", "chart")
+
+
+def _draw_mode(frame: Frame, track: Sequence[Result], parts: list[Markup]) -> list[tuple[Point, Point]]:
+    """Add the arrows, bars and markers of one mode to `parts`; returns the ends of the arrows."""
+    mode = track[0].mode
+    spots = [_spot(frame, result) for result in track]
+    arrows = list(pairwise(spots))
+    parts += [_arrow(start, end, mode) for start, end in arrows]
+    parts += [_cross(frame, result) for result in track]
+    parts += [marker(*spot, mode) for spot in spots]
+    return arrows
 
 
 def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str, str]) -> Markup:
@@ -64,16 +70,11 @@ def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str
         title: What the panel shows, for readers who cannot see it.
         styles: Name -> class of the line.
     """
-    cleaned = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
-    cleaned = {name: sorted(points) for name, points in cleaned.items() if points}
+    finite = {name: sorted(point for point in points if math.isfinite(point[1])) for name, points in series.items()}
+    cleaned = {name: points for name, points in finite.items() if points}
     if not cleaned:
         return Markup("")
-    values = [value for points in cleaned.values() for _, value in points]
-    steps = [step for points in cleaned.values() for step, _ in points]
-    low, high = min(values), max(values)
-    pad = 0.06 * (high - low) or 0.06 * abs(high) or 0.5
-    x_range = (min(steps), max(steps)) if max(steps) > min(steps) else (min(steps) - 1, max(steps) + 1)
-    frame = Frame(46, 8, 262, 116, x_range, (low - pad, high + pad))
+    frame = _panel_frame([point for points in cleaned.values() for point in points])
     parts = [axes(frame, "", "", x_count=4, y_count=3)]
     ends = []
     for name, points in cleaned.items():
@@ -86,6 +87,15 @@ def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str
             parts.append(tag("circle", cx=spots[0][0], cy=spots[0][1], r=3, cls=f"spot {styles[name]}"))
         ends.append(f"{name} from {smooth[0]:.3g} to {smooth[-1]:.3g}")
     return svg(320, 148, parts, f"{title}: {'; '.join(ends)}", "chart")
+
+
+def _panel_frame(points: Sequence[Point]) -> Frame:
+    """The frame of a learning-curve panel that holds all (step, value) points, with a little room."""
+    steps, values = zip(*points, strict=True)
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low) or 0.06 * abs(high) or 0.5
+    x_range = (min(steps), max(steps)) if max(steps) > min(steps) else (min(steps) - 1, max(steps) + 1)
+    return Frame(46, 8, 262, 116, x_range, (low - pad, high + pad))
 
 
 def dots(rows: Sequence[tuple[str, Mapping[str, Interval]]], title: str) -> Markup:

@@ -107,8 +107,8 @@ def read_clips(run_dir: Path, run: Mapping[str, Any]) -> tuple[dict[str, Clip], 
     """Clips of the manifest by id, or why there are none."""
     name = run.get("manifest")
     if not isinstance(name, str) or not name:
-        return {}, "No manifest is named in run.json: the clips are shown without picture, sound and subtitle."
+        return {}, "No manifest is named in run.json: the clips are shown without video, audio and subtitle."
     try:
         return {clip.id: clip for clip in read_manifest(run_dir / name)}, ""
     except UserError as error:
-        return {}, f"The clips are shown without picture, sound and subtitle: {_relative(error, run_dir)}."
+        return {}, f"The clips are shown without video, audio and subtitle: {_relative(error, run_dir)}."

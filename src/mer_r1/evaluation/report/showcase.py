@@ -101,13 +101,7 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
         found = sorted((other for other in records if other.id == record.id), key=lambda r: r.mode, reverse=True)
         said = [Answer(r.mode, judge(r.labels, record.gold or [], taxonomy), r.scores, r.error) for r in found]
         answers += [(title, said)] if said else []
-    notes = [] if clip else ["The clip is not in the manifest: no picture, sound or subtitle."]
-    media = Media()
-    try:
-        media = read_media(clip.video, clip.audio, _LIMITS) if clip else media
-        notes += media.notes
-    except UserError as error:
-        notes.append(f"No picture or sound: {_without_folder(str(error), clip)}")
+    media, notes = _media_of(clip)
     description: Any = (clip.meta if clip else {}).get("description")
     return Card(
         id=record.id,
@@ -122,6 +116,17 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
         sound=wav_uri(media.waveform, media.sampling_rate) if media.waveform is not None else None,
         notes=notes,
     )
+
+
+def _media_of(clip: Clip | None) -> tuple[Media, list[str]]:
+    """Frames and audio of a clip, and what is missing of them."""
+    if clip is None:
+        return Media(), ["The clip is not in the manifest: no video, audio or subtitle."]
+    try:
+        media = read_media(clip.video, clip.audio, _LIMITS)
+    except UserError as error:
+        return Media(), [f"No video or audio: {_without_folder(str(error), clip)}"]
+    return media, list(media.notes)
 
 
 def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> list[Chip]:
@@ -152,9 +157,9 @@ def wav_uri(waveform: np.ndarray, sampling_rate: int) -> str:
     return _data_uri("audio/wav", file.getvalue())
 
 
-def _without_folder(text: str, clip: Clip | None) -> str:
+def _without_folder(text: str, clip: Clip) -> str:
     """A message that names a clip's files without the folder they happen to lie in: the page may be passed on."""
-    for path in (clip.video, clip.audio) if clip else ():
+    for path in (clip.video, clip.audio):
         text = text.replace(str(path), path.name) if path else text
     return text
 

@@ -119,11 +119,12 @@ def checked(items: Iterable[Judged]) -> Report:
     for item in items:
         ratings = parse_ratings(item.score, TASKS[item.task].fraction) or []
         everything = parse_ratings(item.score, fraction=True) or []
-        steps = count_steps(item.step)
-        known += bool(steps and ratings)
+        steps = count_steps(item.step) if ratings else None
+        surplus = len(ratings) - steps if steps else 0
+        known += steps is not None
         kinds = {
-            "fewer_ratings": bool(steps and ratings) and len(ratings) < (steps or 0),
-            "more_ratings": bool(steps and ratings) and len(ratings) > (steps or 0),
+            "fewer_ratings": surplus < 0,
+            "more_ratings": surplus > 0,
             "skipped_ratings": len(ratings) < len(everything),
             "above_one": any(rating > 1 for rating in ratings),
             "failed_extractions": (item.step or "").startswith(ERROR_STEP),

@@ -128,12 +128,11 @@ def _meant(word: str, item: LabelItem, task: Task, taxonomy: Taxonomy) -> set[st
     labels = [_plain(label, task) for label in (item.candidates or item.gold)]
     near = {label: _closeness(text, label, taxonomy if task.about == "emotion" else None) for label in labels}
     best = max(near.values(), default=0.0)
-    if best <= _MOST_WHEELS:
-        # A word may mean something that is no gold label; with candidates it means none of the labels offered.
-        return set() if item.candidates or taxonomy.base(text) is None else {text}
     if item.candidates:
-        closest = {label for label, value in near.items() if value == best}
-        return closest if len(closest) == 1 else set()  # between two candidates it states neither
+        closest = {label for label, value in near.items() if value == best > _MOST_WHEELS}
+        return closest if len(closest) == 1 else set()  # a word as close to two candidates states neither
+    if best <= _MOST_WHEELS:  # a word with a meaning that is no gold label
+        return set() if taxonomy.base(text) is None else {text}
     return {label for label, value in near.items() if value > _MOST_WHEELS}
 
 
