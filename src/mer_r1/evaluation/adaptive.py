@@ -1,4 +1,4 @@
-"""Think when it pays: answer fast first, and think slowly only where the fast answer is unsure.
+"""Adaptive thinking: answer fast first, and think slowly only where the fast answer is unsure.
 
 How sure the model is of its fast answer is the mean probability of the answer's tokens (exp of their mean
 log-probability; VideoAuto-R1, arXiv 2601.05175, gates its second answer in this way). Below a threshold the clip is
@@ -42,7 +42,7 @@ class Gate:
     Attributes:
         threshold: think slowly where the sureness of the fast answer is below it; in [0, inf).
         chosen_on: where it was chosen: manifest, split, number of clips.
-        share: share of those clips that were thought about.
+        share: share of those clips that were reasoned about.
         f1: mean F1 on those clips.
         tokens: mean generated tokens on those clips.
     """
@@ -56,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Point:
-    """What one threshold brings: share of clips thought about, mean F1 and mean generated tokens."""
+    """What one threshold brings: share of clips reasoned about, mean F1 and mean generated tokens."""
 
     threshold: float
     share: float
@@ -70,7 +70,7 @@ def is_unsure(fast: Record, threshold: float) -> bool:
 
 
 def both_tokens(fast: Record, slow: Record) -> int:
-    """Tokens generated for a clip that was thought about after its fast answer."""
+    """Tokens generated for a clip that was reasoned about after its fast answer."""
     return slow.tokens if slow.form == TWICE else fast.tokens + slow.tokens
 
 
@@ -101,7 +101,7 @@ def curve(both: Sequence[tuple[Record, Record]]) -> list[Point]:
     """What thresholds from never to always thinking bring, in steps of equal shares of the clips."""
     sure = sorted(fast.sureness or 0.0 for fast, _ in both)
     places = [round(step * (len(sure) - 1) / (CANDIDATES - 2)) for step in range(CANDIDATES - 1)]
-    # Behind the last: everything is thought about, whatever its sureness.
+    # Behind the last: everything is reasoned about, whatever its sureness.
     thresholds = sorted({0.0, *(sure[place] for place in places), sure[-1] + 1.0}) if sure else []
     return [at_threshold(both, threshold) for threshold in thresholds]
 
@@ -148,7 +148,7 @@ def read_gate(folder: Path | str) -> Gate:
 
 
 def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Record]:
-    """One record a clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
+    """One record per clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
 
     Args:
         records: fast records of all clips, slow ones at least of the unsure.
@@ -167,12 +167,12 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
 def write_auto_summary(
     out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
-    """As `summary.write_summary`, of thinking when it pays.
+    """As `summary.write_summary`, of adaptive thinking.
 
     Args:
         out_dir: folder with `records.jsonl`.
         threshold: see `Gate`.
-        seed: of the bootstrap.
+        seed: random seed of the bootstrap.
         wheels: folder of the official wheels; the built-in ones if None.
     """
     records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
@@ -182,20 +182,20 @@ def write_auto_summary(
 
 
 def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
-    """Results of thinking when it pays, under the mode "auto", beside those of the fast answers alone.
+    """Results of adaptive thinking, under the mode "auto", beside those of the fast answers alone.
 
     Args:
         records: as for `choose_by_confidence`, at least one of them fast.
         threshold: see `Gate`.
-        seed: of the bootstrap, as `resamples`.
-        resamples: how often the clips are drawn again.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
 
     Raises:
         UserError: if no clip was answered fast.
     """
     fast = [record for record in records if record.mode == ThinkingMode.FAST]
     if not fast:
-        raise UserError("no fast answers among the records: thinking when it pays begins with them")
+        raise UserError("no fast answers among the records: adaptive thinking begins with them")
     chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in choose_by_confidence(records, threshold)]
     summary = summarise(fast, seed=seed, resamples=resamples)
     auto = summarise(chosen, seed=seed, resamples=resamples)

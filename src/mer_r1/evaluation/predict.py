@@ -222,9 +222,7 @@ def evaluate_model(
 
     if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
-    clips = [clip for clip in read_manifest(manifest) if split in ("all", clip.split)]
-    if not clips:
-        raise UserError(f"{manifest} has no rows with split={split}")
+    clips = _clips_of(manifest, split)
     out.mkdir(parents=True, exist_ok=True)
     file = out / RECORDS_FILE
     done = done_keys(file)
@@ -242,6 +240,13 @@ def evaluate_model(
                 append_record(sink, record)
                 tell(1, total)
     return file
+
+
+def _clips_of(manifest: Path, split: str) -> list[Clip]:
+    clips = [clip for clip in read_manifest(manifest) if split in ("all", clip.split)]
+    if not clips:
+        raise UserError(f"{manifest} has no rows with split={split}")
+    return clips
 
 
 def _cached_tensors(omni: "Omni", folder: Path, clips: Sequence[Clip], exchange: str | None, seed: int) -> Tensors:

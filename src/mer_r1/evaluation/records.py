@@ -40,26 +40,26 @@ class Record:
     """One completion for one clip in one mode, with everything needed to score and to explain it.
 
     Attributes:
-        id: The clip's id in its manifest.
+        id: the clip's id in its manifest.
         mode: "slow" or "fast".
-        completion: The raw completion, prefilled part included.
-        reasoning: Text of its think block; "" where there is none.
-        labels: Emotion words of its answer.
-        gold: Annotated words; None where the clip has none, or could not be read.
-        well_formed: Whether the completion has exactly the required form.
+        completion: the raw completion, prefilled part included.
+        reasoning: text of its think block; "" where there is none.
+        labels: emotion words of its answer.
+        gold: annotated words; None where the clip has none, or could not be read.
+        well_formed: whether the completion has exactly the required form.
         scores: `precision`, `recall`, `f1`, each in [0, 1]; None where nothing can be scored.
-        categories: Wheel -> predicted sectors.
-        confidence: Wheel -> sector -> probability at the answer's words, in [0, 1]; empty where the answer has none.
-        seconds: Wall time of this completion.
-        tokens: Tokens generated.
-        model: Folder or name of the model.
-        seed: Of the sampling.
-        versions: Package -> version.
-        commit: Of the source tree; None if unknown.
-        error: Why the clip has no completion; None if it has one.
-        without: Files that could not be read and were left out when it was asked: "video", "audio".
-        sureness: How sure the model was of its tokens, exp of their mean log-probability, in [0, 1]; None if unknown.
-        form: Of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
+        categories: wheel -> predicted sectors.
+        confidence: wheel -> sector -> probability at the answer's words, in [0, 1]; empty where the answer has none.
+        seconds: wall time of this completion.
+        tokens: tokens generated.
+        model: folder or name of the model.
+        seed: random seed for sampling.
+        versions: package -> version.
+        commit: of the source tree; None if unknown.
+        error: why the clip has no completion; None if it has one.
+        without: files that could not be read and were left out when it was asked: "video", "audio".
+        sureness: how sure the model was of its tokens, exp of their mean log-probability, in [0, 1]; None if unknown.
+        form: of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
     """
 
     id: str
@@ -172,7 +172,7 @@ def read_records(path: Path | str) -> list[Record]:
             written is dropped with a warning.
 
     Raises:
-        UserError: No such file, or a line other than the last that is no record.
+        UserError: no such file, or a line other than the last that is no record.
     """
     latest: dict[tuple[str, str], Record] = {}
     count = 0
@@ -185,19 +185,19 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def append_record(file: TextIO, record: Record) -> None:
-    """Write one record as one line, in one go, and flush it, so that a kill can only ever cost the last line."""
+    """Write one record as one line, at once, and flush it, so that a kill can only ever cost the last line."""
     file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
     file.flush()
 
 
 def done_keys(path: Path | str) -> set[tuple[str, str]]:
-    """The (id, mode) that need no more predicting, so that an interrupted run goes on where it stopped.
+    """The (id, mode) that need no more predicting, so that an interrupted run resumes where it stopped.
 
     Clips that ended in an error are left out: they are tried again. A half-written last line is cut off the file, so
     that the next record starts on a line of its own.
 
     Raises:
-        UserError: A line other than the last is no record.
+        UserError: a line other than the last is no record.
     """
     path = Path(path)
     if not path.exists():
@@ -211,9 +211,9 @@ def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> li
     """Score saved completions again: parse, map onto the wheels and compare with the gold words. No model is needed.
 
     Args:
-        records: As read from a file; those with an error stay as they are.
-        taxonomy: Wheels and words.
-        level: Ring of the wheels, 1 or 2.
+        records: as read from a file; those with an error stay as they are.
+        taxonomy: wheels and words.
+        level: ring of the wheels, 1 or 2.
     """
     return [record if record.error is not None else _rescored(record, taxonomy, level) for record in records]
 

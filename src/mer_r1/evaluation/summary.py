@@ -95,11 +95,11 @@ def summarise(
     """Results of each mode and, where both modes are there, the paired differences slow minus fast.
 
     Args:
-        records: One per clip and mode, see `read_records`.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
-        taxonomy: Tells which confidences belong to gold categories; the built-in wheels by default.
-        condition: What was done to the clips, such as "audio exchanged".
+        records: one per clip and mode, see `read_records`.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
+        taxonomy: tells which confidences belong to gold categories; the built-in wheels by default.
+        condition: what was done to the clips, such as "audio exchanged".
     """
     wheels = taxonomy or wheel_words.builtin()
     by_mode = {mode.value: [record for record in records if record.mode == mode] for mode in ThinkingMode}
@@ -136,7 +136,7 @@ def derange(ids: Iterable[str], seed: int = 0) -> dict[str, str]:
     """For every clip another clip: no clip keeps its own, each is used once; the order of `ids` does not matter.
 
     Raises:
-        UserError: Fewer than two ids, or one that comes twice.
+        UserError: fewer than two ids, or one that comes twice.
     """
     left = sorted(ids)
     if len(left) < 2 or len(set(left)) < len(left):
@@ -160,14 +160,14 @@ def write_summary(
     """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
 
     Args:
-        out_dir: Folder with `records.jsonl`.
-        seed: Of the bootstrap, as `resamples`.
-        resamples: How often the clips are drawn again.
-        wheels: Folder of the official wheels; the built-in ones if None.
-        condition: What was done to the clips.
+        out_dir: folder with `records.jsonl`.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
+        wheels: folder of the official wheels; the built-in ones if None.
+        condition: what was done to the clips.
 
     Raises:
-        UserError: No records there, or broken ones.
+        UserError: no records there, or broken ones.
     """
     path = Path(out_dir) / RECORDS_FILE
     taxonomy = wheel_words.load(wheels)
@@ -190,8 +190,8 @@ def build_table(
     """A terminal table (rich): a row for each stage and mode, then the paired differences.
 
     Args:
-        summary: One summary, or stage title -> summary.
-        comparisons: Further paired differences by name.
+        summary: one summary, or stage title -> summary.
+        comparisons: further paired differences by name.
     """
     from rich.table import Table
     from rich.text import Text

@@ -2,7 +2,7 @@
 
 Clips are asked about in groups that are always cut at the same places. Each record is on disk as soon as it is there; a
 group that was broken off is asked again as a whole, and what is missing of it is kept. So padding, and sampling, see
-the same company as in a run in one go, and the result is the same. Clips that failed are tried again in every run.
+the same company as in a run at once, and the result is the same. Clips that failed are tried again in every run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 One folder holds the predictions of all sets. For a set NAME it has `NAME.jsonl`, `NAME.json` or `NAME.npz`, or a folder
 `NAME/` (with `labels.jsonl` as `mer-r1 extract` writes it, else `records.jsonl` as `mer-r1 evaluate` writes it, else
-one file a checkpoint), or the reference's `results-NAME/SYSTEM/checkpoint_...-openset.npz`. Where several checkpoints
+one file per checkpoint), or the reference's `results-NAME/SYSTEM/checkpoint_...-openset.npz`. Where several checkpoints
 lie there, each is read: the reference reports the best of them.
 
 A clip whose prediction failed, or whose text nobody has turned into labels yet, has no answer here: it is never taken

@@ -37,8 +37,8 @@ class Scoring:
         taxonomy: wheels and words.
         official: whether to give the official numbers.
         audited: whether to give the audited ones.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
     """
 
     taxonomy: Taxonomy

@@ -6,8 +6,8 @@
     replies.sqlite         replies of servers and of the language model that reads labels: nothing is asked twice
     scores.json, scores.md the report and its table
 
-Every answer is on disk as soon as it is there. A run that was killed goes on with the same command, and its result is
-that of a run in one go. Nothing is scored that nobody said: a clip without an answer, and an answer that nothing could
+Every answer is on disk as soon as it is there. Rerunning the same command resumes an interrupted run, with the
+result of an uninterrupted one. Nothing is scored that nobody said: a clip without an answer, and an answer that nothing could
 read, is counted with its reason.
 """
 
@@ -103,7 +103,7 @@ def read_labels(
         modes: which answers.
         out: the folder.
         reader: how they are read.
-        on_reply: told each reply of the language model.
+        on_reply: callback called for each reply of the language model.
 
     Returns:
         Mode -> rows, in the clips' order; a row without labels, or without its sentiment, has an `error`.

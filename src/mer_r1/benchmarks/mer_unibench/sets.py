@@ -1,6 +1,6 @@
 """The nine data sets of MER-UniBench in the published order, and OV-MERD, which is scored alike but not among the nine.
 
-Three kinds of gold, three headline numbers: one emotion word a clip (hit rate over five wheels), a sentiment value
+Three kinds of gold, three headline numbers: one emotion word per clip (hit rate over five wheels), a sentiment value
 (weighted F1 of positive against the rest), and free emotion words (F over five wheels). The benchmark's number is the
 plain mean of the nine headline numbers; how many clips a set has plays no role (AffectGPT release; its paper,
 arXiv 2501.16566).

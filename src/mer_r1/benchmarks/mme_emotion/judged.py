@@ -1,6 +1,6 @@
 """Judged items from disk: the reference's files or our own records, one shape for all that scores them.
 
-The reference keeps one JSON array a task, named after it (`ER-Lab.json`), with `video_id`, `ground_truth`,
+The reference keeps one JSON array per task, named after it (`ER-Lab.json`), with `video_id`, `ground_truth`,
 `model_response`, `step` and `score`, the judge's raw reply or null. Our records hold the same fields and say which
 task, which way of thinking, which judge and which repetition they belong to.
 """

@@ -1,4 +1,4 @@
-"""The whole evaluation in one folder: predict, extract steps, judge, score; each stage goes on where it stopped.
+"""The whole evaluation in one folder: predict, extract steps, judge, score; each stage resumes where it stopped.
 
     predictions/records.jsonl   what the model said, slow and fast
     steps.jsonl                 each answer cut into steps
@@ -247,7 +247,7 @@ def forecast(items: Sequence[Item], out: Path, extractor: Client, judge: Client,
 
 
 def export_reference(out: Path, judge: str) -> list[Path]:
-    """Write the judged items as the reference keeps them, one JSON array a task; the first repetition of one judge."""
+    """Write the judged items as the reference keeps them, one JSON array per task; the first repetition of one judge."""
     _, judged = ledgers(out)
     files: dict[tuple[str, str], list[Row]] = {}
     for row in judged.rows.values():

@@ -22,7 +22,7 @@ _CHECKS = {
 
 
 def official_table(report: Mapping[str, Any]) -> "Table":
-    """The official numbers, a row a task (and mode), then the paired differences where slow and fast are there."""
+    """The official numbers, one row per task (and mode), then the paired differences where slow and fast are there."""
     table = _table("Official scores (percent)", ("count", "Rec", "Rea", "CoT", "avg step"))
     for name, mode, entry in _rows(report):
         cells = [_percent(entry[key]) for key in NAMES]

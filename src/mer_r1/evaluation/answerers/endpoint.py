@@ -6,7 +6,7 @@ knows no videos, frames go as `image_url`, sampled as for our own models. All of
 URLs: the server needs no access to our files, and we none to its.
 
 Slow thinking is the model's answer to our question. Fast thinking starts the answer for it with an empty think block.
-That needs a server that goes on with an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server
+That needs a server that continues an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server
 that starts a new turn instead would answer slowly under the name of fast, so this is tried out first.
 """
 
@@ -37,7 +37,7 @@ MAX_VIDEO_BYTES = 100 * 1024 * 1024
 JPEG_QUALITY = 95
 _PROBES = 3
 _NEEDS = (
-    "fast thinking needs a server that goes on with an unfinished assistant turn (continue_final_message, as vLLM and "
+    "fast thinking needs a server that continues an unfinished assistant turn (continue_final_message, as vLLM and "
     "SGLang do); --think slow works without"
 )
 _RESTART = re.compile(r"<think|^\s*<answer>", re.IGNORECASE)
@@ -50,7 +50,7 @@ class Sending:
     Attributes:
         video: "video_url" sends the file, "frames" sends pictures, "none" nothing.
         audio: "audio_url" or "input_audio" sends a WAV (mono, 16 kHz, 16 bit), "none" nothing.
-        num_frames: pictures a clip, evenly over its length.
+        num_frames: frames per clip, evenly over its length.
         max_seconds: sound and frames beyond are cut.
     """
 
@@ -138,7 +138,7 @@ class ServedModel:
         replies = replace(self.client, cache=None).complete(prompts, ANSWER_VERSION)
         texts = [reply.text for reply in replies if reply.text is not None]
         if texts and all(_RESTART.search(text) for text in texts):
-            raise UserError(f"{self.name} began a new answer {texts[0]!r:.60} in place of going on: {_NEEDS}")
+            raise UserError(f"{self.name} began a new answer {texts[0]!r:.60} instead of continuing: {_NEEDS}")
         self._continues = True
 
 

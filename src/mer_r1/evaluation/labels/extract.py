@@ -64,12 +64,12 @@ class Extracted:
     """What was read from one text: its labels, or its sentiment.
 
     Attributes:
-        value: The label string such as "[happy, sad]", or the sentiment; None where `error` says why there is none.
+        value: the label string such as "[happy, sad]", or the sentiment; None where `error` says why there is none.
         source: "answer": by rule from the answer; "llm": from a reply; "rules": by the wheels; "empty": the text was
             blank, so that there was nothing to read.
-        reply: The language model's reply as it came; None if none was asked for or none came.
-        error: Why there is no value; None if there is one.
-        doubt: What makes the value doubtful although it is taken; None if nothing does.
+        reply: the language model's reply as it came; None if none was asked for or none came.
+        error: why there is no value; None if there is one.
+        doubt: what makes the value doubtful although it is taken; None if nothing does.
     """
 
     value: str | None
@@ -119,14 +119,14 @@ def extract_labels(
     """The labels of each completion: by rule, else by asking `model`.
 
     Args:
-        completions: Raw texts.
-        model: Reads what no rule can; None leaves such texts with an error.
-        taxonomy: Wheels that tell whether a reply holds any known word; None does without that check.
-        checked: Whether replies that are no list of English words are sent back and then refused.
-        on_reply: Told each first reply; its index counts the texts that were asked about.
+        completions: raw texts.
+        model: reads what no rule can; None leaves such texts with an error.
+        taxonomy: wheels that tell whether a reply holds any known word; None does without that check.
+        checked: whether replies that are no list of English words are sent back and then refused.
+        on_reply: callback called for each first reply; its index counts the texts that were asked about.
 
     Raises:
-        UserError: As `TextModel.complete` does.
+        UserError: as `TextModel.complete` does.
     """
     found = [labels_by_rule(completion) for completion in completions]
     texts = [_TAGS.sub(" ", text).strip() for text, rule in zip(completions, found, strict=True) if rule is None]
@@ -146,14 +146,14 @@ def extract_sentiments(
     """The sentiment of each label string, by asking `model`.
 
     Args:
-        label_strings: Such as "[happy, sad]".
-        model: Decides.
-        checked: Whether a reply must be one of the three words, in any case and with any punctuation around it; the
+        label_strings: such as "[happy, sad]".
+        model: decides.
+        checked: whether a reply must be one of the three words, in any case and with any punctuation around it; the
             reference takes every reply, and counts what is not exactly one of the three as neutral.
-        on_reply: Told each first reply.
+        on_reply: callback called for each first reply.
 
     Raises:
-        UserError: As `TextModel.complete` does.
+        UserError: as `TextModel.complete` does.
     """
     asked = [ChatPrompt.user(f"{SENTIMENT_INSTRUCTION}{words}\nSentiment:") for words in label_strings]
     judge = read_sentiment if checked else read_as_reference
@@ -167,8 +167,8 @@ def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None =
     do not, the value is doubtful.
 
     Args:
-        label_strings: Such as "[happy, sad]".
-        taxonomy: Wheels to ask where the built-in ones do not know a word.
+        label_strings: such as "[happy, sad]".
+        taxonomy: wheels to ask where the built-in ones do not know a word.
     """
     found = []
     for text in label_strings:

@@ -39,11 +39,11 @@ def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
     with a warning. Of an `.npz`, the entry `name2reason` is read (AffectGPT release).
 
     Args:
-        path: The file.
-        allow_pickle: Whether an `.npz`, which holds pickles, may be read; see `corpora.pickles`.
+        path: the file.
+        allow_pickle: whether an `.npz`, which holds pickles, may be read; see `corpora.pickles`.
 
     Raises:
-        UserError: The file cannot be read, or a row is none of these; with the line's number.
+        UserError: the file cannot be read, or a row is none of these; with the line's number.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz":
@@ -72,11 +72,11 @@ def label_rows(
     """The rows with `labels`, `openset`, `label_source`, `label_reply`, `label_doubt` and `label_model`.
 
     Args:
-        rows: Predictions; those with an `error` stay as they are, unless it is one of an earlier extraction.
-        model: Reads texts without a list of words in an answer.
-        taxonomy: Wheels that tell whether a word is known.
-        checked: Whether unusable replies are refused; see `extract.extract_labels`.
-        on_reply: Told each first reply.
+        rows: predictions; those with an `error` stay as they are, unless it is one of an earlier extraction.
+        model: reads texts without a list of words in an answer.
+        taxonomy: wheels that tell whether a word is known.
+        checked: whether unusable replies are refused; see `extract.extract_labels`.
+        on_reply: callback called for each first reply.
 
     Returns:
         New rows in the same order. Where no labels were found, `labels` and `openset` are None and `error` says why.
@@ -99,12 +99,12 @@ def sentiment_rows(
     """The rows of `label_rows` with `sentiment`, `sentiment_source`, `sentiment_reply`, `sentiment_doubt`.
 
     Args:
-        rows: With `openset`; those with an `error` stay as they are.
+        rows: with `openset`; those with an `error` stay as they are.
         by: "llm" asks `model`, "rules" goes by the wheels.
-        model: Needed for "llm".
-        taxonomy: Further wheels for "rules".
-        checked: Whether unusable replies are refused; see `extract.extract_sentiments`.
-        on_reply: Told each first reply.
+        model: needed for "llm".
+        taxonomy: further wheels for "rules".
+        checked: whether unusable replies are refused; see `extract.extract_sentiments`.
+        on_reply: callback called for each first reply.
 
     Raises:
         UserError: "llm" without a model, or as `TextModel.complete` does.
@@ -142,13 +142,13 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", "sentiment"]) -> None:
-    """Write rows in one go: JSON lines, or with the ending `.json` an object name -> `field` for `mer-r1 score`.
+    """Write rows at once: JSON lines, or with the ending `.json` an object name -> `field` for `mer-r1 score`.
 
     In the object, rows with an error are left out: the score then fails for a missing prediction instead of counting
     an empty one.
 
     Raises:
-        UserError: The object would hold a clip twice (both modes), or the file cannot be written.
+        UserError: the object would hold a clip twice (both modes), or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":

@@ -2,7 +2,7 @@
 
 Replies are cleaned exactly as the reference of MER-UniBench cleans them (AffectGPT release), oddities included. The
 reference then scores whatever is left. `read_labels` and `read_sentiment` also say when that is no list of English
-words or no sentiment, so that rubbish can be told from an answer.
+words or no sentiment, so that invalid output can be told from an answer.
 """
 
 import re
@@ -45,8 +45,8 @@ def read_labels(reply: str, taxonomy: Taxonomy | None = None) -> Verdict:
     """The label string in a reply, and what is wrong or doubtful about it.
 
     Args:
-        reply: As it came. Full stops, back quotes and asterisks around the list are not minded.
-        taxonomy: Its forms tell whether any label is a known word; with none that is, the string is doubtful.
+        reply: as it came. Full stops, back quotes and asterisks around the list are ignored.
+        taxonomy: its forms tell whether any label is a known word; with none that is, the string is doubtful.
 
     >>> read_labels("Output: [happy, sad].")
     ('[happy, sad]', None)
@@ -69,8 +69,8 @@ def doubt_about(labels: Sequence[str], taxonomy: Taxonomy | None) -> str | None:
     """What is doubtful about labels: that there are some and no wheel knows any of them. None if nothing is.
 
     Args:
-        labels: Emotion words; "neutral", which is on no wheel, counts as known.
-        taxonomy: Whose forms are the known words; None: nothing is doubtful.
+        labels: emotion words; "neutral", which is on no wheel, counts as known.
+        taxonomy: whose forms are the known words; None: nothing is doubtful.
     """
     if taxonomy is None or not labels or any(label.lower() in taxonomy.forms for label in labels):
         return None
@@ -110,7 +110,7 @@ def llm_reply_row(value: Any) -> dict[str, Any]:
     """A reply and its cleaned form, in the keys of the reference values.
 
     Raises:
-        UserError: The reply is no text.
+        UserError: the reply is no text.
     """
     if not isinstance(value, str):
         raise UserError(f"expected a reply as a text, got {value!r:.80}")

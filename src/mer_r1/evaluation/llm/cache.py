@@ -5,7 +5,7 @@ instruction. All of that, and nothing else, is the key (`reply_key`). Which serv
 neither is any credential: keys of services are no argument of anything in this module. Frames and sounds enter the key
 and the file as hashes only.
 
-Each reply is committed the moment it arrives: a run that is killed goes on from there. Failures are not kept, they
+Each reply is committed the moment it arrives: an interrupted run resumes there. Failures are not kept, they
 are tried again.
 """
 
@@ -79,10 +79,10 @@ class ReplyCache:
         """Open the file, or make it.
 
         Args:
-            path: The file; ":memory:" for one that is forgotten.
+            path: the file; ":memory:" for one that is forgotten.
 
         Raises:
-            UserError: It cannot be opened, is no such file, or was written by a later version.
+            UserError: it cannot be opened, is no such file, or was written by a later version.
         """
         self.path = path
         try:
@@ -114,7 +114,7 @@ class ReplyCache:
         """Keep a reply, committed at once. One that is kept under the key already stays.
 
         Raises:
-            ValueError: The reply has no text: failures are not kept.
+            ValueError: the reply has no text: failures are not kept.
         """
         if reply.text is None:
             raise ValueError(f"only replies with a text are kept, got the error {reply.error!r}")

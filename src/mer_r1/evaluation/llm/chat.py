@@ -21,7 +21,7 @@ class ChatPrompt:
     """What a model is asked, once.
 
     Attributes:
-        messages: The turns. A user's turn may hold parts: text, `image_url` (data URL), `input_audio` (base64).
+        messages: the turns. A user's turn may hold parts: text, `image_url` (data URL), `input_audio` (base64).
         schema: JSON schema of the reply, for servers with structured output; None for free text.
         repeat: 0 for the first reply; 1, 2 ... ask the same again for further, separately kept replies.
         attempts: requests until it counts as failed; not part of the cache's key.
@@ -49,10 +49,10 @@ class Decoding:
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        seed: Of the sampling; None leaves it to the server, then two runs differ.
-        max_tokens: Longest reply, in tokens.
-        top_p: Nucleus of the sampling, in (0, 1]; None for the server's default.
-        repetition_penalty: A parameter of vLLM and transformers, not of OpenAI; None leaves it out.
+        seed: random seed for sampling; None leaves it to the server, then two runs differ.
+        max_tokens: longest reply, in tokens.
+        top_p: probability mass of nucleus sampling, in (0, 1]; None for the server's default.
+        repetition_penalty: a parameter of vLLM and transformers, not of OpenAI; None leaves it out.
     """
 
     temperature: float = 0.0
@@ -83,14 +83,14 @@ class Reply:
     """What came back, or why nothing did.
 
     Attributes:
-        text: The reply; None where `error` says why there is none.
-        error: One line; None where there is a reply.
+        text: the reply; None where `error` says why there is none.
+        error: one line; None where there is a reply.
         finish_reason: "stop", "length" for a reply cut off at `max_tokens`, or the server's own word.
-        structured: Whether the server was held to the prompt's schema.
-        prompt_tokens: Tokens read, as the server counts them; 0 if it does not say.
-        completion_tokens: Tokens written.
-        seconds: Wall time of the last attempt.
-        cached: Whether it was known already, so that nothing was asked.
+        structured: whether the server was held to the prompt's schema.
+        prompt_tokens: tokens read, as the server counts them; 0 if it does not say.
+        completion_tokens: tokens written.
+        seconds: wall time of the last attempt.
+        cached: whether it was known already, so that nothing was asked.
     """
 
     text: str | None
@@ -120,14 +120,14 @@ class Usage:
     """What a client has asked for so far.
 
     Attributes:
-        asked: Prompts that got a reply from the server.
-        cached: Prompts whose reply was known already.
-        failed: Prompts that stayed without a reply.
+        asked: prompts that got a reply from the server.
+        cached: prompts whose reply was known already.
+        failed: prompts that stayed without a reply.
         requests: HTTP requests, repeated ones included.
-        prompt_tokens: Tokens read by the server, unusable replies included.
-        completion_tokens: Tokens written by it, likewise.
-        cached_prompt_tokens: Tokens that the cached replies once took; they cost nothing now.
-        cached_completion_tokens: Likewise, written.
+        prompt_tokens: tokens read by the server, unusable replies included.
+        completion_tokens: tokens written by it, likewise.
+        cached_prompt_tokens: tokens that the cached replies once took; they cost nothing now.
+        cached_completion_tokens: likewise, written.
     """
 
     asked: int = 0
@@ -149,7 +149,7 @@ class Usage:
 
 
 class OnReply(Protocol):
-    """Is told each reply as soon as it is there: the prompt's place in the list, and the reply."""
+    """Callback called for each reply as it arrives, with the prompt's index and the reply."""
 
     def __call__(self, index: int, reply: Reply, /) -> None:
         """Take note of the reply to prompt `index`."""
@@ -163,15 +163,15 @@ class TextModel(Protocol):
         """How records name the model."""
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
-        """One reply a prompt, in the prompts' order; a prompt without a reply gets one with its `error`.
+        """One reply per prompt, in the prompts' order; a prompt without a reply gets one with its `error`.
 
         Args:
-            prompts: What to ask; equal prompts are asked once.
-            version: Of the instruction, e.g. "labels-1"; part of the cache's key.
-            on_reply: Told each reply when it arrives, in any order.
+            prompts: prompts to ask; equal ones are asked once.
+            version: version of the instruction, e.g. "labels-1"; part of the cache's key.
+            on_reply: callback called for each reply as it arrives, in any order.
 
         Raises:
-            UserError: Asking further is pointless. What has arrived is kept in the cache.
+            UserError: asking further is pointless. What has arrived is kept in the cache.
         """
 
 

@@ -1,6 +1,6 @@
 """Rows on disk that were paid for: written one by one, never lost, never bought twice.
 
-A stage appends one JSON line an item as soon as its answer is there. It may be killed at any moment, so a file is read
+A stage appends one JSON line per item as soon as its answer is there. It may be killed at any moment, so a file is read
 with that in mind: a last line that was only half written is dropped with a warning, and where an item comes twice the
 last row counts. The same reader takes the reference's own files, which are JSON arrays.
 """
@@ -21,7 +21,7 @@ def read_rows(path: Path | str) -> list[Row]:
     """Objects of a JSON array (`.json`) or of JSON lines (anything else), in the file's order.
 
     Raises:
-        UserError: The file cannot be read, is neither, or holds something else than objects.
+        UserError: the file cannot be read, is neither, or holds something else than objects.
     """
     path = Path(path)
     try:
@@ -81,7 +81,7 @@ class Ledger:
                     raise UserError(f"{path} row {number}: no row of this stage, it lacks {error}") from error
 
     def add(self, row: Row) -> None:
-        """Append a row in one go and keep it; safe from several threads."""
+        """Append a row at once and keep it; safe from several threads."""
         line = json.dumps(row, ensure_ascii=False) + "\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)

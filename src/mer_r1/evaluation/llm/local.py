@@ -29,14 +29,14 @@ class LocalModel:
         """Load the model and its tokenizer.
 
         Args:
-            folder: Checkpoint folder or hub name.
-            decoding: How replies are decoded; greedy by default. Sampled replies depend on the batch size too.
-            cache: Where replies are kept; None keeps them for this object's lifetime only.
-            batch_size: Prompts decoded together; the reference takes 8.
+            folder: checkpoint folder or hub name.
+            decoding: how replies are decoded; greedy by default. Sampled replies depend on the batch size too.
+            cache: where replies are kept; None keeps them for this object's lifetime only.
+            batch_size: prompts decoded together; the reference takes 8.
             device: "cuda", "cpu" ...; the best there is by default.
 
         Raises:
-            UserError: It cannot be loaded.
+            UserError: it cannot be loaded.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,10 +56,10 @@ class LocalModel:
         self.name = f"{Path(folder).name}@{_fingerprint(folder, self.model)}"
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
-        """One reply a prompt, in order; see `chat.TextModel`.
+        """One reply per prompt, in order; see `chat.TextModel`.
 
         Raises:
-            UserError: A prompt holds more than text.
+            UserError: a prompt holds more than text.
         """
         replies = Replies(prompts, self.cache, self.name, self.decoding, version, on_reply)
         texts = {key: self._text(replies.prompt(key)) for key in replies.missing}

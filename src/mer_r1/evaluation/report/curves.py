@@ -37,7 +37,7 @@ PANELS: tuple[tuple[str, str, str], ...] = (
     ("Entropy", "of the next token, in nats", r"entropy"),
     ("KL", "to the reference policy", r"kl"),
     ("Clipped", "share of tokens with a clipped ratio", r"clip_ratio/(?:low_mean|high_mean|region_mean)"),
-    ("Time", "seconds a step", r"(?:seconds|time)/(\w+)"),
+    ("Time", "seconds per step", r"(?:seconds|time)/(\w+)"),
     ("Gradient norm", "before clipping", r"grad_norm"),
     ("Learning rate", "of the optimiser", r"learning_rate"),
 )
@@ -58,9 +58,9 @@ class Panel:
     """One drawing with what belongs to it.
 
     Attributes:
-        title: What is shown.
-        meaning: One more phrase about it; "" if the title says all.
-        drawing: The SVG.
+        title: what is shown.
+        meaning: one more phrase about it; "" if the title says all.
+        drawing: the SVG.
         legend: (name, style class) of each line; empty for a single line.
     """
 
@@ -74,7 +74,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """Log lines that have a step; a half-written last line is dropped, as a killed run leaves one.
 
     Raises:
-        UserError: The file cannot be read, another line is no JSON object, or no line has a step.
+        UserError: the file cannot be read, another line is no JSON object, or no line has a step.
     """
     rows = [row for row in read_lines(path, object_of) if _is_number(row.get("step"))]
     if not rows:
@@ -86,7 +86,7 @@ def panels(rows: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Panel]]:
     """The curves of a log: those that tell how training went, and everything else that was logged.
 
     Args:
-        rows: Log lines, each with "step".
+        rows: log lines, each with "step".
 
     Returns:
         Main panels in the order of `PANELS`, then the others in alphabetical order, at most `MAX_OTHER_PANELS`.

@@ -66,9 +66,9 @@ def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str
     """One small learning-curve panel: faint raw values and their running mean over about a sixth of the points.
 
     Args:
-        series: Name -> (step, value) points; values that are not finite are left out.
-        title: What the panel shows, for readers who cannot see it.
-        styles: Name -> class of the line.
+        series: name -> (step, value) points; values that are not finite are left out.
+        title: what the panel shows, for readers who cannot see it.
+        styles: name -> class of the line.
     """
     finite = {name: sorted(point for point in points if math.isfinite(point[1])) for name, points in series.items()}
     cleaned = {name: points for name, points in finite.items() if points}
@@ -124,11 +124,11 @@ def interval_bar(interval: Interval, low: float, high: float, style: str, zero: 
     """A mean with its interval as a strip for a table cell; `zero` draws the line of no difference.
 
     Args:
-        interval: What to draw; nothing is drawn without a mean.
-        low: Left end of the scale shared by the table's rows.
-        high: Right end.
-        style: Class of bar and marker, "slow", "fast" or "both".
-        zero: Whether to draw the line at 0.
+        interval: what to draw; nothing is drawn without a mean.
+        low: left end of the scale shared by the table's rows.
+        high: right end.
+        style: class of bar and marker, "slow", "fast" or "both".
+        zero: whether to draw the line at 0.
     """
     if interval["mean"] is None:
         return Markup("")

@@ -42,8 +42,8 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     """Write the page about a run.
 
     Args:
-        run_dir: Folder with `run.json` and what it names; every part may be missing.
-        out: File to write; `report.html` in the run folder if None.
+        run_dir: folder with `run.json` and what it names; every part may be missing.
+        out: file to write; `report.html` in the run folder if None.
 
     Returns:
         The page.

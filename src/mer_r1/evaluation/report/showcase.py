@@ -51,17 +51,17 @@ class Card:
     """One clip on the page; what is not there is None or empty, and `notes` say why.
 
     Attributes:
-        id: The clip.
-        f1: Of slow thinking at the last stage.
-        subtitle: What is said.
-        description: What a generated scene was meant to show.
-        gold: Annotated words.
+        id: the clip.
+        f1: of slow thinking at the last stage.
+        subtitle: what is said.
+        description: what a generated scene was meant to show.
+        gold: annotated words.
         answers: (stage title, answers) of every stage that has any, slow before fast.
-        reasoning: Of slow thinking at the last stage.
-        completion: The same, raw.
+        reasoning: of slow thinking at the last stage.
+        completion: the same, raw.
         frames: (data URI, seconds) of up to `FRAMES` pictures.
-        sound: Data URI of the sound.
-        notes: What is missing or was left out.
+        sound: data URI of the sound.
+        notes: what is missing or was left out.
     """
 
     id: str
@@ -91,10 +91,10 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
     """Everything the page shows of one clip.
 
     Args:
-        record: Slow thinking at the last stage.
+        record: slow thinking at the last stage.
         stages: (title, records) of every stage.
-        clip: Row of the manifest; None if there is none.
-        taxonomy: Judges the words one by one.
+        clip: row of the manifest; None if there is none.
+        taxonomy: judges the words one by one.
     """
     answers = []
     for title, records in stages:
@@ -146,7 +146,7 @@ def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> lis
 
 
 def wav_uri(waveform: np.ndarray, sampling_rate: int) -> str:
-    """A mono waveform (S,) in [-1, 1] as a data URI, 16 bits a sample."""
+    """A mono waveform (S,) in [-1, 1] as a data URI, 16 bits per sample."""
     samples = (np.clip(np.nan_to_num(waveform), -1, 1) * 32767).astype("<i2")
     file = io.BytesIO()
     with wave.open(file, "wb") as sound:

@@ -1,7 +1,7 @@
 """The few pieces that every drawing is made of: elements, axes, markers and round numbers.
 
 Slow thinking is always a filled circle, fast thinking a diamond, so that colour is never the only difference. Text and
-attribute values are escaped here, whoever wrote them.
+attribute values are escaped here, whatever their source.
 """
 
 import math

@@ -71,8 +71,8 @@ def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]
 
     Args:
         clips: the clips that have a prediction.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
 
     Returns:
         `guards` (what stands in place of NaN), `n_without_labels`, `unified` (precision, recall, F1), `labels` and
@@ -134,7 +134,7 @@ def _guards(clips: PlacedClips) -> list[str]:
 
 
 def _categories(clips: PlacedClips) -> dict[str, Any]:
-    """Mean number of categories a scored clip, predicted and gold, over the wheels: over-prediction shows here."""
+    """Mean number of categories per scored clip, predicted and gold, over the wheels: over-prediction shows here."""
     per_wheel: dict[str, dict[str, float | None]] = {}
     for index, (gold, predicted) in enumerate(zip(clips.gold_sets, clips.predicted_sets, strict=True), start=1):
         scored = [(len(g), len(p)) for g, p in zip(gold, predicted, strict=True) if g]

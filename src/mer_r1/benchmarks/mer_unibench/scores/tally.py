@@ -28,7 +28,7 @@ class Tally:
     """Per-clip counts of one set of predictions.
 
     Attributes:
-        rows: (N, K), one row a clip.
+        rows: (N, K), one row per clip.
         formula: (..., K) sums over clips -> (...) values in [0, 1], NaN where nothing can be scored.
     """
 
@@ -49,8 +49,8 @@ def word_tally(kind: Kind, gold: Sequence[Sets], predicted: Sequence[Sets]) -> T
 
     Args:
         kind: "discrete": hit rate; "open-set": mean F.
-        gold: For each wheel the gold categories of each clip.
-        predicted: Likewise.
+        gold: for each wheel the gold categories of each clip.
+        predicted: likewise.
 
     Returns:
         Per wheel: scored (1 where the wheel places a gold word, else 0), then hits, or precision and recall.

@@ -1,7 +1,7 @@
 """What a judge sees and hears: the first frames of a video as JPEG, and its sound as WAV.
 
 The reference takes every k-th frame from the first one on, k being the frame rate rounded down, and keeps ten: about
-one frame a second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files opened
+one frame per second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files opened
 as safely as everywhere else (`container`).
 """
 
@@ -46,7 +46,7 @@ def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None
         stream = streams[0]
         every = int(stream.average_rate or stream.guessed_rate or 0)
         if every < 1:
-            raise UserError(f"{float(stream.average_rate or 0):.3g} frames a second, expected at least 1")
+            raise UserError(f"{float(stream.average_rate or 0):.3g} frames per second, expected at least 1")
         stream.codec_context.options = {"max_pixels": decoder_bound(limits.max_pixels)}
         chosen = itertools.islice(_decoded(container, stream), 0, (max_frames - 1) * every + 1, every)
         frames = [_jpeg(frame, limits.max_pixels, max_side) for frame in chosen]

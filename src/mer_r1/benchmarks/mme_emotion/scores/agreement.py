@@ -32,8 +32,8 @@ def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA)
     """How far judgements of the same items agree, and what that does to the scores.
 
     Args:
-        runs: Name -> items judged in that run, at least two.
-        alpha: Weight of recognition in CoT.
+        runs: name -> items judged in that run, at least two.
+        alpha: weight of recognition in CoT.
 
     Returns:
         `pairs` -> "A | B" -> `n` (items both rated), `n_one_only` (rated in one run only), `same_recognition`
@@ -43,7 +43,7 @@ def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA)
         `high`, `mean`, `deviation` over the runs.
 
     Raises:
-        UserError: Fewer than two runs, or no item that two runs share.
+        UserError: fewer than two runs, or no item that two runs share.
     """
     if len(runs) < 2:
         raise UserError(f"agreement: got {len(runs)} run of judgements, expected at least two")

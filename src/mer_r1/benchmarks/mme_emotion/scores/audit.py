@@ -47,8 +47,8 @@ def official_report(items: Sequence[Judged], alpha: float = ALPHA) -> Report:
     """The reference's numbers (`mme_emotion.md`, sections 5 to 7).
 
     Args:
-        items: Judged once each, from `first_judgements`.
-        alpha: Weight of recognition in CoT, in [0, 1].
+        items: judged once each, from `first_judgements`.
+        alpha: weight of recognition in CoT, in [0, 1].
 
     Returns:
         `alpha`; `tasks` -> TASK -> `count`, `sum_recognition`, `sum_reasoning`, `sum_steps`, `recognition`,
@@ -77,11 +77,11 @@ def audited_report(
     """The same figures with every item in the denominator, and what the official ones hide.
 
     Args:
-        items: As in `official_report`.
-        expected: Task -> ids that should have been judged; None if that is not known, so that none can be missing.
-        alpha: Weight of recognition in CoT.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        items: as in `official_report`.
+        expected: task -> ids that should have been judged; None if that is not known, so that none can be missing.
+        alpha: weight of recognition in CoT.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
 
     Returns:
         `tasks` -> TASK and `overall`, each with `n` (items in the denominator), `n_scored`, `n_failed` (no reply),

@@ -27,11 +27,11 @@ def score_report(
     """Everything that judged items say.
 
     Args:
-        items: From `read_judged`; may hold both ways of thinking, repetitions and several judges.
-        expected: Task -> ids that should have been judged, if known.
-        alpha: Weight of recognition in CoT.
-        seed: Of the bootstrap.
-        judge: Whose judgements are scored; the first one's if None.
+        items: from `read_judged`; may hold both ways of thinking, repetitions and several judges.
+        expected: task -> ids that should have been judged, if known.
+        alpha: weight of recognition in CoT.
+        seed: random seed of the bootstrap.
+        judge: whose judgements are scored; the first one's if None.
 
     Returns:
         For items of one mode its `official_report` with `mode`, `judge`, `audited` (see `audited_report`) and, where

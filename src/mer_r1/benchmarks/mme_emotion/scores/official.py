@@ -58,7 +58,7 @@ def parse_ratings(field: object, fraction: bool) -> list[float] | None:
     """The ratings in a `score` field, in order.
 
     Args:
-        field: What the judged file holds: a text, null, or anything else, which is read as Python prints it.
+        field: what the judged file holds: a text, null, or anything else, which is read as Python prints it.
         fraction: True reads every `a/b` (0 where b is 0), False reads `d/1` of one digit after exactly one blank.
 
     Returns:
@@ -105,8 +105,8 @@ def totals(items: Iterable[ItemScores | None], alpha: float = ALPHA) -> Totals:
     """Sums and means over the items that could be read; all 0 without any.
 
     Args:
-        items: Scores in file order; None is left out.
-        alpha: Weight of recognition in CoT, in [0, 1].
+        items: scores in file order; None is left out.
+        alpha: weight of recognition in CoT, in [0, 1].
 
     Raises:
         UserError: `alpha` lies outside [0, 1].
@@ -128,9 +128,9 @@ def category_totals(
     """`totals` of each gold label, by name; labels that the task spells in two ways are merged (ER-Wild).
 
     Args:
-        rows: Gold label and scores of each item. Categories without a readable item are left out.
-        task: Says which spellings belong together.
-        alpha: As in `totals`.
+        rows: gold label and scores of each item. Categories without a readable item are left out.
+        task: says which spellings belong together.
+        alpha: as in `totals`.
     """
     groups: dict[str, list[ItemScores]] = {}
     for gold, scores in rows:
@@ -149,7 +149,7 @@ def require_alpha(alpha: float) -> None:
     """Refuse a weight outside [0, 1].
 
     Raises:
-        UserError: It lies outside, or is no number.
+        UserError: it lies outside, or is no number.
     """
     if not 0 <= alpha <= 1 or math.isnan(alpha):
         raise UserError(f"alpha: got {alpha}, expected a weight from 0 to 1")
