@@ -1,11 +1,11 @@
-"""Adaptive thinking: answer fast first, and think slowly only where the fast answer is unsure.
+"""Adaptive thinking: answer fast first, and reason only where the fast answer is unsure.
 
-How sure the model is of its fast answer is the mean probability of the answer's tokens (exp of their mean
-log-probability; VideoAuto-R1, arXiv 2601.05175, gates its second answer in this way). Below a threshold the clip is
-asked again, slowly. The threshold is chosen on validation clips, never on test clips, and kept beside the model.
+The answer confidence is the geometric mean of the probabilities of the answer's tokens (VideoAuto-R1, arXiv 2601.05175,
+gates its second answer in this way). Below a threshold the clip is asked again, slowly. The threshold is chosen on
+validation clips, never on test clips, and kept beside the model.
 
-A policy that thinks once pays for both answers of such a clip; one that answers twice (`two_answers`) goes on from the
-first, so its slow tokens contain the fast ones.
+A policy that answers once pays for both answers of such a clip; one that answers twice (`two_answers`) continues from
+the first, so its slow tokens contain the fast ones.
 """
 
 import json
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 GATE_FILE = "think_auto.json"
 CANDIDATES = 21
-"""Thresholds that are tried: from never thinking to always thinking, in equal shares of the validation clips."""
+"""Thresholds that are tried: from never to always reasoning, in equal shares of the validation clips."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """When to think.
+    """Threshold of the answer confidence below which the model reasons.
 
     Attributes:
-        threshold: think slowly where the sureness of the fast answer is below it; in [0, inf).
-        chosen_on: where it was chosen: manifest, split, number of clips.
-        share: share of those clips that were reasoned about.
+        threshold: the model reasons where its fast answer is less confident; in [0, inf).
+        chosen_on: manifest, split and number of clips that it was chosen on.
+        share: share of those clips with reasoning.
         f1: mean F1 on those clips.
         tokens: mean generated tokens on those clips.
     """
@@ -56,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Point:
-    """What one threshold brings: share of clips reasoned about, mean F1 and mean generated tokens."""
+    """Result of one threshold: share of clips with reasoning, mean F1 and mean generated tokens."""
 
     threshold: float
     share: float
@@ -65,24 +65,24 @@ class Point:
 
 
 def is_unsure(fast: Record, threshold: float) -> bool:
-    """Whether a fast answer is to be followed by slow thinking; an answer without a word always is."""
+    """Whether slow thinking follows a fast answer: below the threshold, and always after an answer without words."""
     return not fast.labels or fast.sureness is None or fast.sureness < threshold
 
 
 def both_tokens(fast: Record, slow: Record) -> int:
-    """Tokens generated for a clip that was reasoned about after its fast answer."""
+    """Tokens generated for a clip with a fast answer and reasoning."""
     return slow.tokens if slow.form == TWICE else fast.tokens + slow.tokens
 
 
 def pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The (fast, slow) records of each clip that has both and can be scored."""
+    """(Fast, slow) records of each clip that has both, scored."""
     slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW and record.scores}
     fast = [record for record in records if record.mode == ThinkingMode.FAST and record.scores]
     return [(record, slow[record.id]) for record in fast if record.id in slow]
 
 
 def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Point:
-    """What a threshold would have brought on clips that were answered in both ways.
+    """Result of a threshold on clips that were answered in both modes.
 
     Args:
         both: (fast, slow) records of each clip, from `pairs`.
@@ -92,26 +92,26 @@ def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Poi
 
 
 def oracle(both: Sequence[tuple[Record, Record]]) -> Point:
-    """What the best choice on every clip would bring: slow only where it scores higher. No gate can know it."""
+    """Upper bound: slow only where it scores higher than fast, which no gate can know."""
     better = [_f1(slow) > _f1(fast) for fast, slow in both]
     return _point(both, better, math.nan)
 
 
 def curve(both: Sequence[tuple[Record, Record]]) -> list[Point]:
-    """What thresholds from never to always thinking bring, in steps of equal shares of the clips."""
+    """Results of thresholds from never to always reasoning, in steps of equal shares of the clips."""
     sure = sorted(fast.sureness or 0.0 for fast, _ in both)
     places = [round(step * (len(sure) - 1) / (CANDIDATES - 2)) for step in range(CANDIDATES - 1)]
-    # Behind the last: everything is reasoned about, whatever its sureness.
+    # Above the last one every clip is reasoned about.
     thresholds = sorted({0.0, *(sure[place] for place in places), sure[-1] + 1.0}) if sure else []
     return [at_threshold(both, threshold) for threshold in thresholds]
 
 
 def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) -> Gate:
-    """The threshold with the highest mean F1 on validation clips; of equally good ones the one that thinks least.
+    """The threshold with the highest mean F1 on validation clips; of equally good ones the one with the fewest tokens.
 
     Args:
-        records: of both modes on the same clips.
-        chosen_on: kept with the result.
+        records: records of both modes on the same clips.
+        chosen_on: manifest and split, kept with the result.
 
     Raises:
         UserError: if no clip has a scored record in both modes.
@@ -124,17 +124,17 @@ def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) ->
 
 
 def write_gate(gate: Gate, folder: Path | str) -> Path:
-    """Keep a gate in a model's folder; returns the file."""
+    """Write a gate into a model's folder; returns the file."""
     file = Path(folder) / GATE_FILE
     file.write_text(json.dumps(asdict(gate), indent=2) + "\n", encoding="utf-8")
     return file
 
 
 def read_gate(folder: Path | str) -> Gate:
-    """The gate kept in a model's folder.
+    """The gate in a model's folder.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: it is missing or cannot be read.
     """
     file = Path(folder) / GATE_FILE
     try:
@@ -151,7 +151,7 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
     """One record per clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
 
     Args:
-        records: fast records of all clips, slow ones at least of the unsure.
+        records: fast records of all clips, and slow records at least of the unsure ones.
         threshold: see `Gate`.
     """
     slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW}
@@ -167,13 +167,13 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
 def write_auto_summary(
     out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
-    """As `summary.write_summary`, of adaptive thinking.
+    """As `summary.write_summary`, for adaptive thinking.
 
     Args:
         out_dir: folder with `records.jsonl`.
         threshold: see `Gate`.
         seed: random seed of the bootstrap.
-        wheels: folder of the official wheels; the built-in ones if None.
+        wheels: folder of the official wheels; None takes the built-in ones.
     """
     records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
     summary = summarise_auto(records, threshold, seed)
@@ -182,16 +182,16 @@ def write_auto_summary(
 
 
 def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
-    """Results of adaptive thinking, under the mode "auto", beside those of the fast answers alone.
+    """Results of adaptive thinking, as mode "auto", beside those of the fast answers.
 
     Args:
-        records: as for `choose_by_confidence`, at least one of them fast.
+        records: see `choose_by_confidence`; at least one of them fast.
         threshold: see `Gate`.
         seed: random seed of the bootstrap.
         resamples: bootstrap resamples.
 
     Raises:
-        UserError: if no clip was answered fast.
+        UserError: if there is no fast record.
     """
     fast = [record for record in records if record.mode == ThinkingMode.FAST]
     if not fast:

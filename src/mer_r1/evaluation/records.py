@@ -1,11 +1,11 @@
-"""What a model said about one clip, kept so that it never has to be asked again.
+"""Records of predictions: one JSON line per clip and mode, so that no model has to be asked twice.
 
-A record is one JSON line: the raw completion, what was read from it, its scores, and what produced it. Evaluation
-appends records while it runs. A run may be killed at any moment, so the file is read with that in mind: a last line
-that was only half written is dropped with a warning, and a clip that was predicted twice counts once, the last time.
+A record holds the raw completion, what was parsed from it, its scores, and what produced it. Evaluation appends records
+while it runs and may be killed at any moment. So a half-written last line is dropped with a warning, and of several
+records of one clip and mode the last one counts.
 
-Scoring again (`rescore`) starts from the raw completion: no model is needed, and a corrected parser or other emotion
-wheels apply to everything that was ever saved.
+`rescore` starts from the raw completion: no model is needed, and a corrected parser or other emotion wheels apply to
+everything that was ever saved.
 """
 
 import json
@@ -51,15 +51,15 @@ class Record:
         categories: wheel -> predicted sectors.
         confidence: wheel -> sector -> probability at the answer's words, in [0, 1]; empty where the answer has none.
         seconds: wall time of this completion.
-        tokens: tokens generated.
+        tokens: generated tokens.
         model: folder or name of the model.
         seed: random seed for sampling.
         versions: package -> version.
-        commit: of the source tree; None if unknown.
+        commit: commit of the source tree; None if unknown.
         error: why the clip has no completion; None if it has one.
-        without: files that could not be read and were left out when it was asked: "video", "audio".
-        sureness: how sure the model was of its tokens, exp of their mean log-probability, in [0, 1]; None if unknown.
-        form: of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
+        without: unreadable files that were left out of the question: "video", "audio".
+        sureness: answer confidence, the geometric mean of the token probabilities, in [0, 1]; None if unknown.
+        form: form of the completion, "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
     """
 
     id: str
@@ -95,10 +95,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Record":
-        """The record of a JSON object; fields that are unknown here are left out.
+        """The record of a JSON object; unknown fields are ignored.
 
         Raises:
-            UserError: `id`, `mode` or `completion` is missing, or a field has another type than it should.
+            UserError: `id`, `mode` or `completion` is missing, or a field has the wrong type.
         """
         missing = [name for name in ("id", "mode", "completion") if name not in row]
         if missing:
@@ -154,7 +154,7 @@ _EXPECTED: dict[str, _Check] = {
 
 
 def without_nan(value: Any) -> Any:
-    """A JSON-like value in which NaN and infinities are None, because JSON has no word for them."""
+    """A JSON-like value with None for NaN and infinities, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -168,11 +168,11 @@ def read_records(path: Path | str) -> list[Record]:
     """Records of a file, one per clip and mode, in the order in which they first appear.
 
     Args:
-        path: JSON lines. Where a clip and mode come twice, the last record counts. A last line that was only half
-            written is dropped with a warning.
+        path: JSON lines. Of several records of one clip and mode the last one counts. A half-written last line is
+            dropped with a warning.
 
     Raises:
-        UserError: no such file, or a line other than the last that is no record.
+        UserError: the file is missing, or a line other than the last is not a record.
     """
     latest: dict[tuple[str, str], Record] = {}
     count = 0
@@ -185,19 +185,19 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def append_record(file: TextIO, record: Record) -> None:
-    """Write one record as one line, at once, and flush it, so that a kill can only ever cost the last line."""
+    """Write one record as one line and flush it, so that a kill costs at most the last line."""
     file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
     file.flush()
 
 
 def done_keys(path: Path | str) -> set[tuple[str, str]]:
-    """The (id, mode) that need no more predicting, so that an interrupted run resumes where it stopped.
+    """The (id, mode) that are predicted already, so that an interrupted run resumes where it stopped.
 
-    Clips that ended in an error are left out: they are tried again. A half-written last line is cut off the file, so
-    that the next record starts on a line of its own.
+    Clips with an error are left out, so that they are retried. A half-written last line is cut off the file, so that
+    the next record starts on a new line.
 
     Raises:
-        UserError: a line other than the last is no record.
+        UserError: a line other than the last is not a record.
     """
     path = Path(path)
     if not path.exists():
@@ -208,10 +208,10 @@ def done_keys(path: Path | str) -> set[tuple[str, str]]:
 
 
 def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:
-    """Score saved completions again: parse, map onto the wheels and compare with the gold words. No model is needed.
+    """Score saved completions again: parse, map to the wheels and compare with the gold words. No model is needed.
 
     Args:
-        records: as read from a file; those with an error stay as they are.
+        records: saved records; those with an error stay as they are.
         taxonomy: wheels and words.
         level: ring of the wheels, 1 or 2.
     """
@@ -290,7 +290,7 @@ def _installed(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """Commit of the source tree this runs from; None if it is no git checkout."""
+    """Commit of the source tree this runs from; None outside a git checkout."""
     try:
         folder = Path(__file__).resolve().parent
         return check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()

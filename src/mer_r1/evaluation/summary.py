@@ -1,16 +1,14 @@
-"""How good is slow thinking, how good is fast, and is the difference real?
+"""Summary of records: slow thinking, fast thinking, and their paired difference, with 95 % intervals.
 
-Every number is a mean over clips, and a few hundred clips leave room for luck; so every mean comes with a 95 %
-bootstrap interval: the clips are drawn again and again with replacement, and the middle 95 % of the means is shown. Two
-results are compared on the same clips, by their difference on each clip. Hard clips are hard for both sides and cancel
-out, which makes a paired interval much narrower than two separate ones.
+Every number is a mean over clips with its bootstrap interval (`intervals`). Two results are compared on the same clips,
+by their difference on each clip: hard clips are hard for both sides and cancel out, which makes a paired interval much
+narrower than two separate ones.
 
 "F1" is the paper's unified F1: precision, recall and F1 of one clip are averaged over the emotion wheels, then over the
-clips. Clips whose gold words no wheel can place are skipped, and clips that could not be read are errors. Neither
-enters a mean, and both are counted. An answer without any word scores 0.
+clips. Clips without a gold word on any wheel are skipped, and clips that cannot be read are errors. Neither enters a
+mean, and both are counted. An answer without any word scores 0.
 
-Whether a model uses its senses is measured by giving every clip another clip's sound or picture (`derange`) and
-comparing.
+Whether a model uses a channel is measured by giving every clip another clip's audio or video (`derange`).
 """
 
 import json
@@ -38,12 +36,12 @@ SLOW_MINUS_FAST = "slow - fast"
 
 
 class ModeSummary(TypedDict):
-    """One mode's results.
+    """Results of one mode.
 
-    `n` clips are scored; of all `n_records`, `n_errors` could not be read, `n_skipped` have no gold word that a wheel
-    can place. `n_unparsed` answers hold no word (they count as 0). The scores and `well_formed` are in [0, 1];
-    `categories` is the mean over wheels; the confidences are probabilities of the categories that the gold words
-    name (correct) and of all others (incorrect), at the words of the model's own answer.
+    `n` clips are scored; of all `n_records`, `n_errors` could not be read and `n_skipped` have no gold word on any
+    wheel. `n_unparsed` answers hold no word (they score 0). The scores and `well_formed` are in [0, 1]; `categories` is
+    the mean over wheels; the confidences are probabilities of the gold categories (correct) and of all others
+    (incorrect), at the words of the model's own answer.
     """
 
     n_records: int
@@ -74,7 +72,7 @@ class Difference(TypedDict):
 
 
 class Summary(TypedDict):
-    """Results of one set of records, ready for JSON. `condition` says what was done to the clips, None for nothing."""
+    """Results of one set of records, ready for JSON; `condition` names a change made to the clips, if any."""
 
     model: str
     condition: str | None
@@ -92,14 +90,14 @@ def summarise(
     taxonomy: Taxonomy | None = None,
     condition: str | None = None,
 ) -> Summary:
-    """Results of each mode and, where both modes are there, the paired differences slow minus fast.
+    """Results of each mode and, with both modes, the paired differences slow minus fast.
 
     Args:
-        records: one per clip and mode, see `read_records`.
+        records: one record per clip and mode, see `read_records`.
         seed: random seed of the bootstrap.
         resamples: bootstrap resamples.
-        taxonomy: tells which confidences belong to gold categories; the built-in wheels by default.
-        condition: what was done to the clips, such as "audio exchanged".
+        taxonomy: wheels for the gold categories; None takes the built-in ones.
+        condition: change made to the clips, such as "audio exchanged".
     """
     wheels = taxonomy or wheel_words.builtin()
     by_mode = {mode.value: [record for record in records if record.mode == mode] for mode in ThinkingMode}
@@ -133,10 +131,10 @@ def compare(
 
 
 def derange(ids: Iterable[str], seed: int = 0) -> dict[str, str]:
-    """For every clip another clip: no clip keeps its own, each is used once; the order of `ids` does not matter.
+    """Another clip for every clip: a permutation without fixed points; the order of `ids` does not matter.
 
     Raises:
-        UserError: fewer than two ids, or one that comes twice.
+        UserError: fewer than two ids, or a repeated one.
     """
     left = sorted(ids)
     if len(left) < 2 or len(set(left)) < len(left):
@@ -163,11 +161,11 @@ def write_summary(
         out_dir: folder with `records.jsonl`.
         seed: random seed of the bootstrap.
         resamples: bootstrap resamples.
-        wheels: folder of the official wheels; the built-in ones if None.
-        condition: what was done to the clips.
+        wheels: folder of the official wheels; None takes the built-in ones.
+        condition: change made to the clips.
 
     Raises:
-        UserError: no records there, or broken ones.
+        UserError: no records, or invalid ones.
     """
     path = Path(out_dir) / RECORDS_FILE
     taxonomy = wheel_words.load(wheels)
@@ -187,7 +185,7 @@ def save_summary(out_dir: Path | str, summary: Summary) -> None:
 def build_table(
     summary: Summary | Mapping[str, Summary], comparisons: Mapping[str, Difference] | None = None
 ) -> "Table":
-    """A terminal table (rich): a row for each stage and mode, then the paired differences.
+    """A terminal table (rich): one row per stage and mode, then the paired differences.
 
     Args:
         summary: one summary, or stage title -> summary.
@@ -245,7 +243,7 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
 
 
 def _confidences(record: Record, taxonomy: Taxonomy) -> tuple[float, float]:
-    """Mean confidence in gold and in other sectors, each wheel by itself, then averaged (as in METHOD)."""
+    """Mean confidence in gold and in other sectors, per wheel, then averaged (docs/paper_map.md, calibration)."""
     correct, incorrect = [], []
     for wheel in taxonomy.wheels:
         values = {key: value for key, value in record.confidence.get(wheel.name, {}).items() if value is not None}

@@ -41,7 +41,7 @@ def official_table(report: Mapping[str, Any]) -> "Table":
 
 
 def audited_table(report: Mapping[str, Any]) -> "Table":
-    """The audited numbers with their intervals, and by how much they differ from the official ones."""
+    """The audited numbers with their intervals, and their differences from the official ones."""
     title = "Audited scores: failed, unparsed and missing items count as 0 (percent)"
     table = _table(title, ("n", "lost", "Rec", "Rea", "CoT"))
     for name, mode, entry in _rows(report, "audited"):
@@ -52,7 +52,7 @@ def audited_table(report: Mapping[str, Any]) -> "Table":
 
 
 def category_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
-    """The figures by gold label, of the tasks whose categories the benchmark reports."""
+    """The scores by gold label, for tasks whose categories the benchmark reports."""
     for mode, entry in _modes(report).items():
         for name, task in entry["tasks"].items():
             if TASKS[name].has_categories:
@@ -64,7 +64,7 @@ def category_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
 
 
 def agreement_table(agreement: Mapping[str, Any]) -> "Table":
-    """How far judgements of the same items agree, and the scores each run gives."""
+    """Agreement of judgements of the same items, and the scores of each run."""
     table = _table("Agreement of judgements", ("n", "same Rec", "kappa", "same steps", "Rec", "Rea", "CoT"))
     for name, pair in agreement["pairs"].items():
         shares = [pair["same_recognition"], pair["kappa"], pair["same_step_ratings"]]
@@ -91,7 +91,7 @@ def label_table(report: Mapping[str, Mapping[str, Any]]) -> "Table":
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """What a reader of the official numbers should know, one line each."""
+    """Notes on the official numbers, one line each."""
     lines = []
     for mode, entry in _modes(report).items():
         checks = entry["audited"]["overall"]["checks"]

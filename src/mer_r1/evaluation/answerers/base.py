@@ -17,41 +17,41 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.evaluation.records import Record
 
-_EDGE = 1 << 20  # bytes of a file's beginning and end that its fingerprint looks at
+_EDGE = 1 << 20  # bytes of a file's beginning and end that enter its fingerprint
 _WEIGHTS = ("*.safetensors", "*.json")
 
 
 class ClipModel(Protocol):
-    """Whatever answers questions about clips."""
+    """Answers questions about clips."""
 
     @property
     def name(self) -> str:
-        """How records and tables name the model."""
+        """The model's name in records and tables."""
 
     @property
     def batch_size(self) -> int:
-        """How many clips are answered together."""
+        """Number of clips that are answered together."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides its answers, as JSON values; no credentials, no addresses."""
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
-        """One record for each mode and clip: all clips in the first mode, then all in the second.
+        """One record per mode and clip: all clips in the first mode, then all in the second.
 
         Args:
             clips: at most `batch_size`; one that cannot be read gets a record with its error.
             modes: slow, fast or both.
 
         Raises:
-            UserError: nothing can be asked at all.
+            UserError: the model cannot be asked at all.
         """
 
 
 def fingerprint(model: str) -> str | None:
     """Short hash of a local model folder, so that records of retrained weights are not mixed; None for a hub name.
 
-    Of each file of weights and settings its name, its size, and its first and last MiB are looked at.
+    It covers name, size, and first and last MiB of each file of weights and settings.
     """
     folder = Path(model)
     if not folder.is_dir():

@@ -1,13 +1,13 @@
-"""A model behind an OpenAI-compatible endpoint as a `ClipModel`: pictures, sound and the question as parts of one turn.
+"""Answer clips with a model behind an OpenAI-compatible endpoint: video, audio and question as parts of one turn.
 
-Servers differ in what they take. The file itself goes as `video_url` and the sound, which servers do not read out of a
-video by themselves, as a part of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). Where a server
-knows no videos, frames go as `image_url`, sampled as for our own models. All of it is sent inside the request, as data
-URLs: the server needs no access to our files, and we none to its.
+Servers differ in what they accept. The file itself is sent as `video_url`; its audio, which servers do not extract from
+a video, as a part of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). For a server without video
+input, frames are sent as `image_url`, sampled as for our own models. Everything is sent inside the request as data
+URLs, so the server needs no access to our files.
 
-Slow thinking is the model's answer to our question. Fast thinking starts the answer for it with an empty think block.
-That needs a server that continues an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server
-that starts a new turn instead would answer slowly under the name of fast, so this is tried out first.
+Slow thinking is the model's answer to our question. Fast thinking prefills an empty think block. That needs a server
+that continues an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server that starts a new turn
+would answer slowly under the name of fast, so the first fast questions check this.
 """
 
 import base64
@@ -45,13 +45,13 @@ _RESTART = re.compile(r"<think|^\s*<answer>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Sending:
-    """How a clip's picture and sound are sent.
+    """How a clip's video and audio are sent.
 
     Attributes:
-        video: "video_url" sends the file, "frames" sends pictures, "none" nothing.
+        video: "video_url" sends the file, "frames" sends images, "none" nothing.
         audio: "audio_url" or "input_audio" sends a WAV (mono, 16 kHz, 16 bit), "none" nothing.
         num_frames: frames per clip, evenly over its length.
-        max_seconds: sound and frames beyond are cut.
+        max_seconds: audio and frames beyond are cut.
     """
 
     video: Literal["video_url", "frames", "none"] = "video_url"
@@ -61,12 +61,12 @@ class Sending:
 
 
 class ServedModel:
-    """A model that a server runs.
+    """A model behind a server.
 
     Args:
-        client: asks it, and keeps its replies.
-        taxonomy: wheels for the categories in the records.
-        sending: what is sent of a clip.
+        client: sends the requests and keeps the replies.
+        taxonomy: wheels for categories and scores.
+        sending: what is sent of a clip, and how.
         batch_size: clips that are prepared, and held in memory, at a time.
     """
 
@@ -86,7 +86,7 @@ class ServedModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and what is sent. Where the server is does not decide its answers."""
+        """Model, decoding, and what is sent; the server's address does not decide the answers."""
         return {
             "engine": "endpoint",
             "model": self.name,
@@ -131,7 +131,7 @@ class ServedModel:
     def _require_continuation(self, prompts: Sequence[ChatPrompt]) -> None:
         """Stop if the server begins a new turn for each of these prompts.
 
-        Asked outside the cache: a wrong reply that is kept would outlive the server that gave it.
+        Asks outside the cache: a wrong reply kept there would outlive the server that gave it.
         """
         if self._continues:
             return
@@ -143,11 +143,11 @@ class ServedModel:
 
 
 def clip_parts(clip: Clip, sending: Sending) -> list[dict[str, Any]]:
-    """Picture, sound and question of a clip as parts of a user's turn.
+    """Video, audio and question of a clip as parts of a user's turn.
 
     Args:
-        clip: what is asked about; a channel that it lacks has no part.
-        sending: in which form.
+        clip: the clip; a missing channel has no part.
+        sending: how they are sent.
 
     Raises:
         UserError: naming the clip: a file cannot be read, or is too large to be sent whole.

@@ -1,4 +1,4 @@
-"""Clips answered by vLLM: the engine behind the interface that checkpoints and endpoints have."""
+"""Answer clips with a vLLM engine in this process, through the same interface as checkpoints and endpoints."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -13,13 +13,13 @@ from mer_r1.evaluation.records import Record, provenance, record_of_answer, reco
 
 
 class EngineModel:
-    """A checkpoint that vLLM runs here, started when it is first asked.
+    """A checkpoint that runs in vLLM; the engine starts with the first question.
 
     Args:
         model: folder or hub name.
-        taxonomy: wheels for the categories in the records.
+        taxonomy: wheels for categories and scores.
         decoding: how completions are sampled.
-        batch_size: clips whose frames are held in memory, and handed to the engine, at a time.
+        batch_size: clips whose frames are held in memory, and passed to the engine, at a time.
     """
 
     def __init__(self, model: str, taxonomy: Taxonomy, decoding: Decoding, batch_size: int = 64) -> None:
@@ -31,7 +31,7 @@ class EngineModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of a local folder."""
+        """Model, decoding, and the fingerprint of the weights."""
         decoding = asdict(self.decoding)
         return {"engine": "vllm", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
 

@@ -1,12 +1,11 @@
-"""What a language model was asked and what it replied, kept in one SQLite file so that nothing is asked twice.
+"""Cache of prompts and replies in one SQLite file, so that nothing is asked twice.
 
-A reply depends on the model, on every word and picture of the prompt, on how it was decoded, and on the version of the
-instruction. All of that, and nothing else, is the key (`reply_key`). Which server sent the reply is not part of it, and
-neither is any credential: keys of services are no argument of anything in this module. Frames and sounds enter the key
-and the file as hashes only.
+A reply depends on the model, on every word and image of the prompt, on its decoding, and on the version of the
+instruction. All of that, and nothing else, is the key (`reply_key`). The server is not part of it, and neither is any
+credential: no function of this module takes one. Images and audio enter the key and the file as hashes only.
 
-Each reply is committed the moment it arrives: an interrupted run resumes there. Failures are not kept, they
-are tried again.
+Each reply is committed the moment it arrives: an interrupted run resumes there. Failures are not
+kept; they are retried.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ create table if not exists replies (
 
 
 def reply_key(model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> str:
-    """The hash (64 hexadecimal digits) of everything that a reply depends on.
+    """Hash (64 hexadecimal digits) of everything that a reply depends on.
 
     >>> asked = ChatPrompt.user("[joyful]")
     >>> reply_key("m", asked, Decoding(), "1") == reply_key("m", asked, Decoding(), "2")
@@ -73,16 +72,16 @@ def without_media(value: Any) -> Any:
 
 
 class ReplyCache:
-    """Replies in an SQLite file. Several processes may use one file at a time."""
+    """Replies in an SQLite file; several processes may share it."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file, or make it.
+        """Open the file, or create it.
 
         Args:
-            path: the file; ":memory:" for one that is forgotten.
+            path: the file; ":memory:" for a temporary one.
 
         Raises:
-            UserError: it cannot be opened, is no such file, or was written by a later version.
+            UserError: it cannot be opened, is another kind of file, or was written by a later version.
         """
         self.path = path
         try:
@@ -100,7 +99,7 @@ class ReplyCache:
             raise UserError(f"cache {path}: cannot be used as a file of replies: {error}") from error
 
     def get(self, key: str) -> Reply | None:
-        """The reply kept under `key` (see `reply_key`), marked as cached; None if there is none."""
+        """The reply under `key` (see `reply_key`), marked as cached; None if there is none."""
         columns = "text, finish_reason, structured, prompt_tokens, completion_tokens, seconds"
         row = self._database.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
         if row is None:
@@ -111,7 +110,7 @@ class ReplyCache:
         )
 
     def put(self, key: str, reply: Reply, model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> None:
-        """Keep a reply, committed at once. One that is kept under the key already stays.
+        """Keep a reply, committed at once; an existing one under the key stays.
 
         Raises:
             ValueError: the reply has no text: failures are not kept.
@@ -132,7 +131,7 @@ class ReplyCache:
         return True  # an empty cache is still a cache
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Every kept reply with its model, version, parameters and messages, oldest first, for people to read."""
+        """Every kept reply with its model, version, parameters and messages, oldest first, for inspection."""
         cursor = self._database.execute("select * from replies order by created, key")
         names = [column[0] for column in cursor.description]
         for row in cursor:

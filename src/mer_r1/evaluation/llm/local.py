@@ -1,7 +1,7 @@
-"""A checkpoint on this machine instead of a server: any causal language model that transformers can load.
+"""A local checkpoint instead of a server: any causal language model that transformers can load.
 
-It answers the same prompts through the same cache as the client for servers (`llm.client.Client`), so that either can
-read labels. Text only: frames and sounds need a server.
+It answers the same prompts through the same cache as the client for servers (`llm.client.Client`), so either can
+extract labels. Text only: images and audio need a server.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ class LocalModel:
         Args:
             folder: checkpoint folder or hub name.
             decoding: how replies are decoded; greedy by default. Sampled replies depend on the batch size too.
-            cache: where replies are kept; None keeps them for this object's lifetime only.
+            cache: keeps the replies; None keeps them for this object's lifetime only.
             batch_size: prompts decoded together; the reference takes 8.
-            device: "cuda", "cpu" ...; the best there is by default.
+            device: torch device; None takes a GPU if there is one.
 
         Raises:
             UserError: it cannot be loaded.
@@ -97,7 +97,7 @@ class LocalModel:
         return [self._reply(row, int(count), seconds) for row, count in zip(written, counts, strict=True)]
 
     def _reply(self, row: Any, prompt_tokens: int, seconds: float) -> Reply:
-        """The reply in one row of new token ids, padded behind its end."""
+        """The reply in one row of new token ids, padded at the end."""
         ends = self.model.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
         ids = row.tolist()
@@ -110,7 +110,7 @@ class LocalModel:
 
 
 def generation_settings(decoding: Decoding) -> dict[str, Any]:
-    """Arguments of transformers' `generate`; what the checkpoint's own generation settings say is overruled.
+    """Arguments of transformers' `generate`; the checkpoint's own generation settings are overridden.
 
     >>> generation_settings(Decoding(temperature=0.7, max_tokens=9, top_p=0.8))["top_k"]
     0
@@ -118,13 +118,13 @@ def generation_settings(decoding: Decoding) -> dict[str, Any]:
     settings = {"max_new_tokens": decoding.max_tokens, "repetition_penalty": decoding.repetition_penalty or 1.0}
     if decoding.temperature == 0:
         return settings | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # top_k = 0 switches off the 50 that transformers takes by itself and servers do not.
+    # top_k = 0 turns off the 50 that transformers takes by default and servers do not.
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p or 1.0, "top_k": 0}
     return settings | sampled
 
 
 def _fingerprint(folder: str | Path, model: Any) -> str:
-    """What tells the checkpoint from another of the same name: the hub's commit, or sizes and times of its files."""
+    """Tells checkpoints of the same name apart: the hub's commit, or sizes and times of the files."""
     if not Path(folder).is_dir():
         return str(getattr(model.config, "_commit_hash", None))[:12]
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())

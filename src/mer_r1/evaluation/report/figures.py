@@ -1,8 +1,7 @@
-"""Pictures of results, drawn as SVG text that lives inside the page.
+"""Charts of results, as SVG text inside the page.
 
-The drawings carry no colours or fonts of their own, only class names: the page's style sheet decides, so one drawing
-serves light and dark. Lines of slow thinking are solid and those of fast thinking dashed, so that they differ in more
-than colour.
+The charts carry no colours or fonts, only class names: the page's style sheet decides, so one chart serves light and
+dark mode. Lines of slow thinking are solid and those of fast thinking dashed, so that they differ in more than colour.
 """
 
 import math
@@ -67,7 +66,7 @@ def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str
 
     Args:
         series: name -> (step, value) points; values that are not finite are left out.
-        title: what the panel shows, for readers who cannot see it.
+        title: what the panel shows, for screen readers.
         styles: name -> class of the line.
     """
     finite = {name: sorted(point for point in points if math.isfinite(point[1])) for name, points in series.items()}
@@ -124,7 +123,7 @@ def interval_bar(interval: Interval, low: float, high: float, style: str, zero: 
     """A mean with its interval as a strip for a table cell; `zero` draws the line of no difference.
 
     Args:
-        interval: what to draw; nothing is drawn without a mean.
+        interval: mean and interval; nothing is drawn without a mean.
         low: left end of the scale shared by the table's rows.
         high: right end.
         style: class of bar and marker, "slow", "fast" or "both".
@@ -158,7 +157,7 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
 
 
 def _is_steady(values: Sequence[float]) -> bool:
-    """Whether values go nearly straight from one level to another, such as a learning rate: nothing to smooth."""
+    """Whether values move nearly straight from one level to another, as a learning rate does: nothing to smooth."""
     way = sum(abs(later - earlier) for earlier, later in pairwise(values))
     return way <= 1.2 * (max(values) - min(values))
 

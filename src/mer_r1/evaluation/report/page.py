@@ -1,7 +1,7 @@
-"""From a run folder to one HTML file that can be mailed, archived, and opened without a network.
+"""Write a run folder as one HTML file that can be mailed, archived, and opened without a network.
 
-`run.json` names the parts. Each is read by itself, and a part that is missing or broken becomes a sentence in the place
-where it would have stood: half a run still has a readable page.
+`run.json` names the parts. Each is read on its own, and a missing or broken part becomes a sentence in its place: half
+a run still has a readable page.
 """
 
 import json
@@ -49,7 +49,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
         The page.
 
     Raises:
-        UserError: `run_dir` is no folder, or the page cannot be written.
+        UserError: `run_dir` is not a folder, or the page cannot be written.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -74,7 +74,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
 
 
 def contents(run_dir: Path) -> dict[str, Any]:
-    """Everything the template shows, read from a run folder."""
+    """All values of the template, read from a run folder."""
     run, problem = read_run(run_dir)
     taxonomy, wheels_problem = wheels_of(run)
     stages = read_stages(run_dir, run, taxonomy)
@@ -106,7 +106,7 @@ def contents(run_dir: Path) -> dict[str, Any]:
 
 
 def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
-    """What changed from each stage to the next in each mode, then slow minus fast at every stage, all paired."""
+    """Paired differences: each stage minus the one before in each mode, then slow minus fast at every stage."""
     rows = []
     for before, after in pairwise(stages):
         for mode in _MODES:
@@ -120,12 +120,12 @@ def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A number with a true minus sign, or a dash where there is none."""
+    """A number with a true minus sign; a dash for None, NaN and infinity."""
     return number_text(value, digits, signed).replace("-", "−")
 
 
 def clock(seconds: float | None) -> str:
-    """A length of time as people write it.
+    """A duration for display.
 
     >>> clock(3725)
     '1 h 2 min'
@@ -139,7 +139,7 @@ def clock(seconds: float | None) -> str:
 
 
 def _senses(run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage]) -> tuple[list[Compared], list[str]]:
-    """What it costs to exchange a channel: the last stage's scores minus those with the channel exchanged."""
+    """Cost of an exchanged channel: the last stage's scores minus those with the channel exchanged."""
     conditions = run.get("conditions")
     if not isinstance(conditions, dict) or not conditions:
         return [], ["No condition is named in run.json, so the use of the senses was not measured."]

@@ -1,7 +1,6 @@
-"""The clips on the page: where slow thinking was most and least right, with everything needed to judge for oneself.
+"""The clips on the page: where slow thinking scores best and worst, with all that is needed to judge the answers.
 
-The choice is not hand-picked: the highest and the lowest F1 of slow thinking at the last stage, equal ones in the
-order of their ids.
+The choice is not hand-picked: the highest and the lowest F1 of slow thinking at the last stage, ties by id.
 """
 
 import base64
@@ -29,7 +28,7 @@ _LIMITS = MediaLimits(max_frames=FRAMES, max_side=224, max_seconds=15.0)
 
 @dataclass(frozen=True)
 class Chip:
-    """An answered word and how the gold words' categories judge it: "hit", "part", "miss" or "unknown"."""
+    """An answered word and its verdict by the gold words' categories: "hit", "part", "miss" or "unknown"."""
 
     word: str
     verdict: str
@@ -38,7 +37,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered in one mode."""
+    """An answer in one mode."""
 
     mode: str
     chips: list[Chip]
@@ -48,20 +47,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One clip on the page; what is not there is None or empty, and `notes` say why.
+    """One clip on the page; missing parts are None or empty, and `notes` say why.
 
     Attributes:
         id: the clip.
-        f1: of slow thinking at the last stage.
-        subtitle: what is said.
-        description: what a generated scene was meant to show.
+        f1: F1 of slow thinking at the last stage.
+        subtitle: what is said in the clip.
+        description: intended content of a generated scene.
         gold: annotated words.
         answers: (stage title, answers) of every stage that has any, slow before fast.
-        reasoning: of slow thinking at the last stage.
-        completion: the same, raw.
-        frames: (data URI, seconds) of up to `FRAMES` pictures.
-        sound: data URI of the sound.
-        notes: what is missing or was left out.
+        reasoning: reasoning of slow thinking at the last stage.
+        completion: its raw completion.
+        frames: (data URI, seconds) of up to `FRAMES` frames.
+        sound: data URI of the audio.
+        notes: missing or omitted parts.
     """
 
     id: str
@@ -88,13 +87,13 @@ def pick(records: Iterable[Record], count: int = 4) -> tuple[list[Record], list[
 
 
 def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: Clip | None, taxonomy: Taxonomy) -> Card:
-    """Everything the page shows of one clip.
+    """The card of one clip.
 
     Args:
-        record: slow thinking at the last stage.
+        record: record of slow thinking at the last stage.
         stages: (title, records) of every stage.
-        clip: row of the manifest; None if there is none.
-        taxonomy: judges the words one by one.
+        clip: row of the manifest; None if it is missing.
+        taxonomy: wheels that judge the words.
     """
     answers = []
     for title, records in stages:
@@ -158,7 +157,7 @@ def wav_uri(waveform: np.ndarray, sampling_rate: int) -> str:
 
 
 def _without_folder(text: str, clip: Clip) -> str:
-    """A message that names a clip's files without the folder they happen to lie in: the page may be passed on."""
+    """A message without the folder of the clip's files, since the page may be shared."""
     for path in (clip.video, clip.audio):
         text = text.replace(str(path), path.name) if path else text
     return text
