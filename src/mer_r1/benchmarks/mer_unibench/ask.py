@@ -1,8 +1,8 @@
-"""Asking a model about every clip of every set, in an order that a kill cannot change.
+"""Ask a model about every clip of every set; resumable with the same result as an uninterrupted run.
 
-Clips are asked about in groups that are always cut at the same places. Each record is on disk as soon as it is there; a
-group that was broken off is asked again as a whole, and what is missing of it is kept. So padding, and sampling, see
-the same company as in a run at once, and the result is the same. Clips that failed are tried again in every run.
+Batches are cut at fixed places, and each record is on disk as soon as it is made. An interrupted batch is asked again
+as a whole, and only its missing records are kept. So padding and sampling see the same batch composition, and the
+result is the same. Clips that failed are retried in every run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from mer_r1.evaluation.llm.jobs import Tally, Watch
 from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, done_keys, read_records
 
 Key = tuple[str, str]
-"""Id of a clip, and mode."""
+"""Clip id and mode."""
 
 
 def collect(
@@ -68,7 +68,7 @@ def collect(
 
 
 def _states(file: Path) -> dict[Key, str | None]:
-    """Clip and mode -> its error, None for an answer; a half-written last line is cut off."""
+    """Clip id and mode -> error, None for an answer; a half-written last line is cut off."""
     done_keys(file)
     return {(record.id, record.mode): record.error for record in read_records(file)} if file.exists() else {}
 
@@ -80,7 +80,7 @@ def _answers(
     states: Mapping[Key, str | None],
     partly: bool,
 ) -> Iterator[Record]:
-    """Records of what is still to be asked, group by group."""
+    """Records of the remaining clips, batch by batch."""
     before = dict(states)
     by_id = {clip.id: clip for clip in clips}
     for start in range(0, len(clips), model.batch_size):
@@ -105,9 +105,9 @@ def _group_answers(
 
 
 def readable_part(clip: Clip) -> tuple[Clip, list[str]] | None:
-    """A clip without the files that cannot be read, and what these held; None if all can be, or nothing is left.
+    """A clip without its unreadable files, and their channels; None if all are readable, or nothing is left.
 
-    A video's own sound takes the place of a sound file that cannot be read.
+    A video's own audio replaces an unreadable audio file.
     """
     without = []
     if clip.video is not None and not _is_readable(clip.video, wants_picture=clip.audio is not None):

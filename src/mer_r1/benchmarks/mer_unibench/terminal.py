@@ -42,7 +42,7 @@ def scores_table(report: Mapping[str, Any]) -> "Table":
 
 
 def hidden_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
-    """What the official numbers do not show: one table for sets of words, one for sets of sentiments."""
+    """What the official numbers hide: one table for sets of words, one for sets of sentiments."""
     words = _table("What the numbers hide about words", WORD_HEADS)
     replies = _table("What the numbers hide about sentiments", REPLY_HEADS)
     words.caption = (
@@ -69,7 +69,7 @@ def hidden_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
 
 
 def remarks(report: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader of the numbers should know, one line each."""
+    """Remarks on the numbers, one line each."""
     sets = report["sets"]
     if report["wheels"] != "official":
         yield "scored on the built-in wheels: not comparable with published numbers (--wheels names the official ones)"

@@ -45,7 +45,7 @@ class Tally:
 
 
 def word_tally(kind: Kind, gold: Sequence[Sets], predicted: Sequence[Sets]) -> Tally:
-    """The tally of a discrete or an open-set data set (sections 5 and 6 of the specification's scores).
+    """The tally of a discrete or an open-set data set .
 
     Args:
         kind: "discrete": hit rate; "open-set": mean F.
@@ -83,9 +83,9 @@ def resampled(tally: Tally, seed: Sequence[int], resamples: int) -> Array:
     Tallies of equally many clips draw the same clips with the same seed, which makes differences paired.
 
     Args:
-        tally: the clips.
-        seed: of the draws.
-        resamples: how many.
+        tally: per-clip counts.
+        seed: random seed.
+        resamples: number of draws.
     """
     n = len(tally.rows)
     if n == 0:

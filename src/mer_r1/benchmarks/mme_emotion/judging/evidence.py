@@ -1,8 +1,8 @@
 """Evidence for the judge: the first frames of a video as JPEG, and its audio as WAV.
 
 The reference takes every k-th frame from the first one on, k being the frame rate rounded down, and keeps ten: about
-one frame per second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files opened
-as safely as everywhere else (`container`).
+one frame per second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files
+opened as safely as everywhere else (`container`).
 """
 
 import io
