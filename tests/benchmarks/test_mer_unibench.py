@@ -18,12 +18,13 @@ from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, Scoring, scor
 from mer_r1.benchmarks.mer_unibench.scores.audit import Side, audit_replies
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words, stray_labels
 from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean, best_checkpoint, official_score
-from mer_r1.benchmarks.mer_unibench.scores.tally import interval, resampled, sentiment_tally, word_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import resampled, sentiment_tally, word_tally
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named, nine_way_mean
 from mer_r1.benchmarks.mer_unibench.tables import OVMERD_COLUMNS, render, score_tables
 from mer_r1.emotions import metrics
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, official
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import interval_of
 
 
 @pytest.fixture(scope="module")
@@ -307,9 +308,9 @@ def test_resampling_is_drawing_clips_again():
 
 
 def test_intervals():
-    assert interval(math.nan, np.array([1.0]), 5) == {"mean": None, "low": None, "high": None, "n": 5}
-    assert interval(0.5, np.array([]), 1) == {"mean": 0.5, "low": None, "high": None, "n": 1}
-    found = interval(0.5, np.array([0.0, math.nan, 1.0]), 3)
+    assert interval_of(math.nan, np.array([1.0]), 5) == {"mean": None, "low": None, "high": None, "n": 5}
+    assert interval_of(0.5, np.array([]), 1) == {"mean": 0.5, "low": None, "high": None, "n": 1}
+    found = interval_of(0.5, np.array([0.0, math.nan, 1.0]), 3)
     assert (found["low"], found["high"]) == pytest.approx((0.025, 0.975))
     assert np.isnan(resampled(sentiment_tally([], []), (0, 0), 4)).all()
 

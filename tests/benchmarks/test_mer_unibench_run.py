@@ -19,20 +19,22 @@ from tiny_corpus import moving_square
 from mer_r1 import cli
 from mer_r1.benchmarks.mer_unibench import ask as asking
 from mer_r1.benchmarks.mer_unibench import run
-from mer_r1.benchmarks.mer_unibench.ask import Pace, collect, readable_part
+from mer_r1.benchmarks.mer_unibench.ask import collect, readable_part
 from mer_r1.benchmarks.mer_unibench.gold import find_manifests, read_gold, scored_clips
 from mer_r1.benchmarks.mer_unibench.report import Scoring
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.base import answered, fingerprint, unanswered
+from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.answerers.checkpoint import Checkpoint
+from mer_r1.evaluation.llm import jobs
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.jobs import Tally
 from mer_r1.evaluation.predict import predict
-from mer_r1.evaluation.records import read_records
+from mer_r1.evaluation.records import RECORDS_FILE, read_records, record_of_answer, record_of_error
 from mer_r1.model.generation import Sampling
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
@@ -115,9 +117,9 @@ class Canned:
                 self.asked.append((clip.id, mode.value))
                 said = self.say(clip, mode, place + len(mode.value))
                 if said is None:
-                    yield unanswered(clip, mode, f"clip {clip.id}: no reply", STAMP)
+                    yield record_of_error(clip, mode, f"clip {clip.id}: no reply", STAMP)
                 else:
-                    yield answered(clip, mode, said, builtin(), STAMP)
+                    yield record_of_answer(clip, mode, said, builtin(), STAMP)
 
 
 def evaluated(model, sets, golds, out, modes=BOTH, reader=None, **settings):
@@ -166,7 +168,7 @@ def test_all_nine_end_to_end(whole, sets):
     assert list(report["sets"]) == list(NINE)
     assert report["missing"] == []
     for name, clips in sets.items():
-        keys = [(record.id, record.mode) for record in read_records(out / name / asking.RECORDS_FILE)]
+        keys = [(record.id, record.mode) for record in read_records(out / name / RECORDS_FILE)]
         assert sorted(keys) == sorted((clip.id, mode.value) for clip in clips for mode in BOTH)
         for mode in BOTH:
             counts = report["answers"][name][mode.value]
@@ -184,7 +186,7 @@ def test_all_nine_end_to_end(whole, sets):
 def test_after_a_kill_it_goes_on_to_the_same_result(whole, taught_folder, data, sets, tmp_path, program):
     """Sampled answers, too: what is asked together stays together."""
     out = tmp_path / "out"
-    halfway = out / NINE[4] / asking.RECORDS_FILE
+    halfway = out / NINE[4] / RECORDS_FILE
     child = os.fork()
     if child == 0:  # a process of its own, without the seconds that importing everything takes
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -195,12 +197,12 @@ def test_after_a_kill_it_goes_on_to_the_same_result(whole, taught_folder, data, 
     os.kill(child, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert not (out / run.SCORES_FILE).exists()
-    kept = [(out / name / asking.RECORDS_FILE).read_bytes() for name in NINE[:4]]
+    kept = [(out / name / RECORDS_FILE).read_bytes() for name in NINE[:4]]
     with halfway.open("ab") as file:
         file.write(b'{"id": "cut thr')
     code, _, _ = program(*command(taught_folder, data, out, *TINY))
     assert code == whole[2]
-    assert [(out / name / asking.RECORDS_FILE).read_bytes() for name in NINE[:4]] == kept, "nothing is asked twice"
+    assert [(out / name / RECORDS_FILE).read_bytes() for name in NINE[:4]] == kept, "nothing is asked twice"
     assert result(out, sets) == result(whole[0], sets)
 
 
@@ -269,7 +271,7 @@ def test_it_goes_on_from_any_record(after, sets, golds, tmp_path, monkeypatch):
     _, found = evaluated(Canned(), two, golds, tmp_path / "out", watch=lambda pace: paces.append(replace(pace)))
     assert found == expected
     for name in two:
-        files = [(tmp_path / where / name / asking.RECORDS_FILE).read_bytes() for where in ("whole", "out")]
+        files = [(tmp_path / where / name / RECORDS_FILE).read_bytes() for where in ("whole", "out")]
         assert files[0] == files[1], "record by record"
     assert (paces[0].total, paces[0].known, paces[0].done) == (12, after, 0)
     assert (paces[-1].finished, paces[-1].failed) == (12, 0)
@@ -289,7 +291,7 @@ def test_what_failed_is_tried_again_alone_and_its_error_kept_once(sets, tmp_path
     one = {"meld": sets["meld"]}
     second = sets["meld"][1].id
     flaky = Canned(lambda clip, mode, place: None if clip.id == second else "<answer>sad</answer>")
-    file = tmp_path / "meld" / asking.RECORDS_FILE
+    file = tmp_path / "meld" / RECORDS_FILE
     assert collect(flaky, one, SLOW, tmp_path).failed == 1
     before = file.read_bytes()
     again = collect(flaky, one, SLOW, tmp_path)
@@ -301,11 +303,11 @@ def test_what_failed_is_tried_again_alone_and_its_error_kept_once(sets, tmp_path
 
 
 def test_the_time_left_goes_by_this_run_only(monkeypatch):
-    pace = Pace(total=100, known=50, began=1000.0)
-    monkeypatch.setattr(asking, "monotonic", lambda: 1020.0)
-    assert pace.seconds_left is None
-    pace.done = 10  # 2 s each, 40 are left
-    assert pace.seconds_left == 80.0
+    tally = Tally("MELD", total=100, known=50, began=1000.0)
+    monkeypatch.setattr(jobs, "monotonic", lambda: 1020.0)
+    assert tally.seconds_left is None
+    tally.done, tally.failed = 7, 3  # 2 s each, 40 are left
+    assert tally.seconds_left == 80.0
 
 
 def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
@@ -313,7 +315,7 @@ def test_without_a_terminal_a_line_says_how_far_it_is(monkeypatch, caplog):
 
     monkeypatch.setattr(unibench_view, "LOG_SECONDS", 0.0)
     with caplog.at_level(logging.INFO), unibench_view.watching(quiet=False) as watch:
-        watch(Pace(10, 4, 2, 1, "MELD"))
+        watch(Tally("MELD", total=10, known=4, done=1, failed=1))
     assert caplog.messages[0].startswith("MELD, 1 failed, about ")
     assert caplog.messages[0].endswith(" left: 6 of 10")
 
@@ -415,7 +417,7 @@ def test_what_cannot_be_read_fails_visibly_or_is_asked_about_by_the_rest(taught_
     assert "2 clips without an answer of the model" in text
     assert "MELD slow: test_dia0_utt0 was asked without its video" in text
     assert "MELD fast: test_dia0_utt0 was asked without its video" in text
-    records = read_records(tmp_path / "out" / "meld" / asking.RECORDS_FILE)
+    records = read_records(tmp_path / "out" / "meld" / RECORDS_FILE)
     assert [(record.id, record.without, record.error is None) for record in records if record.mode == "slow"] == [
         ("test_dia0_utt0", ["video"], True),
         ("test_dia0_utt1", [], False),
@@ -439,7 +441,7 @@ def test_a_server_that_fails_does_not_take_the_picture_away(sets, tmp_path):
     model = Canned(lambda clip, mode, place: None)
     collect(model, {"meld": sets["meld"]}, SLOW, tmp_path, partly=True)
     assert len(model.asked) == 3
-    assert all(not record.without for record in read_records(tmp_path / "meld" / asking.RECORDS_FILE))
+    assert all(not record.without for record in read_records(tmp_path / "meld" / RECORDS_FILE))
 
 
 # --- where the data are -----------------------------------------------------------------------------------------------

@@ -116,8 +116,8 @@ def ask(server, items, out, how=None, **settings):
     """Extraction and judging of items; returns both tallies."""
     steps, judged = run.ledgers(out)
     with ReplyCache(out / run.REPLIES_FILE) as cache:
-        asking = endpoint(server, **settings).asking("j", cache)
-        return extract(items, asking, steps), judge(items, steps, asking, how or Judging(), judged)
+        client = endpoint(server, **settings).client("j", cache)
+        return extract(items, client, steps), judge(items, steps, client, how or Judging(), judged)
 
 
 def written(out, name=run.JUDGED_FILE):
@@ -478,10 +478,10 @@ def test_a_second_judge_stands_beside_the_first(tmp_path, manifest):
     with Server(proper) as server, ReplyCache(out / run.REPLIES_FILE) as cache:
         steps, judged = run.ledgers(out)
         for name in ("one", "two"):
-            asking = endpoint(server).asking(name, cache)
+            client = endpoint(server).client(name, cache)
             if name == "one":
-                extract(items, asking, steps)
-            judge(items, steps, asking, Judging(), judged)
+                extract(items, client, steps)
+            judge(items, steps, client, Judging(), judged)
     assert [row["judge"] for row in written(out)] == ["one", "two"]
     report = run.write_scores(out, [])
     assert report["overall"]["count"] == 1
@@ -509,18 +509,18 @@ def test_estimates_and_costs_by_hand(tmp_path, manifest):
     out, prices = tmp_path / "out", Prices(10.0, 100.0)
     seen = []
     with Server(proper) as server, ReplyCache(out / run.REPLIES_FILE) as cache:
-        asking = endpoint(server, prices=prices).asking("j", cache, lambda tally: seen.append(tally.finished))
-        first = run.forecast(items, out, asking, asking, Judging())
+        client = endpoint(server, prices=prices).client("j", cache)
+        first = run.forecast(items, out, client, client, Judging())
         assert not server.calls, "an estimate asks nothing"
         assert (first["steps"]["questions"], first["judge"]["questions"]) == (2, 2)
         assert first["judge"]["input_tokens"] > 2 * 7650  # ten pictures at 765 each, and the words
         assert first["judge"]["cost"] == pytest.approx((first["judge"]["input_tokens"] * 10 + 2 * 120 * 100) / 1e6)
         steps, judged = run.ledgers(out)
-        tally = extract(items, asking, steps)
+        tally = extract(items, client, steps, lambda tally: seen.append(tally.finished))
         assert seen == [0, 1, 2, 2]
         assert (tally.input_tokens, tally.output_tokens) == (200, 40)
-        judge(items[:1], steps, asking, Judging(), judged)
-        again = run.forecast(items, out, asking, asking, Judging())
+        judge(items[:1], steps, client, Judging(), judged)
+        again = run.forecast(items, out, client, client, Judging())
     assert again["steps"]["questions"] == 0
     # One item is left, and the one before took 1000 tokens and wrote 10: 1000 x 10 + 10 x 100 a million.
     assert (again["judge"]["questions"], again["judge"]["input_tokens"], again["judge"]["output_tokens"]) == (
@@ -553,14 +553,14 @@ def test_a_model_that_hears_makes_the_clues(tmp_path, manifest):
     clips = run.benchmark_clips(manifest)
     path = tmp_path / "clues.jsonl"
     with Server(lambda _: said("A calm voice.")) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
-        asking = endpoint(server).asking("ears", cache)
+        client = endpoint(server).client("ears", cache)
         items = [*run.clip_items(clips), Item("SA", "silent", "given", "positive", video=None)]
-        tally = make_clues(items, asking, clues_ledger(path))
+        tally = make_clues(items, client, clues_ledger(path))
         assert (tally.done, tally.failed) == (8, 1)
         parts = server.calls[0].body["messages"][-1]["content"]
         assert [part["type"] for part in parts] == ["text", "input_audio"]
         assert not any(gold in parts[0]["text"] for gold in ("anger", "positive", "guilt"))
-        make_clues(items, asking, clues_ledger(path))
+        make_clues(items, client, clues_ledger(path))
         assert len(server.calls) == 8
     clues = read_clues([path])
     assert find_clue(clues, "SA", "SA.mp4") == "A calm voice."
@@ -641,7 +641,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
 
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):
-    from mer_r1.evaluation import predict as module
+    from mer_r1.model import prompts as module
     from mer_r1.model.generation import Sampling
 
     asked = []

@@ -15,9 +15,9 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import (
     Gate,
     at_threshold,
+    choose_by_confidence,
     choose_threshold,
     curve,
-    gated,
     is_unsure,
     oracle,
     pairs,
@@ -90,8 +90,8 @@ def test_the_curve_runs_from_fast_to_slow_below_the_oracle(clips: list[tuple[flo
     assert all(point.f1 <= oracle(both).f1 + 1e-9 for point in points)
 
 
-def test_gated_records_carry_the_cost_of_both() -> None:
-    chosen = gated(THREE, 0.5)
+def test_chosen_records_carry_the_cost_of_both() -> None:
+    chosen = choose_by_confidence(THREE, 0.5)
     assert [(row.id, row.mode, row.tokens) for row in chosen] == [("a", "fast", 5), ("b", "slow", 45), ("c", "fast", 5)]
     summary = summarise_auto(THREE, 0.5, resamples=10)
     assert summary["modes"]["auto"]["f1"]["mean"] == 1.0

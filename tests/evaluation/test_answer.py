@@ -14,10 +14,8 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation import answer as answering
-from mer_r1.evaluation.adaptive import read_gate
+from mer_r1.evaluation.adaptive import evaluate_auto, predict_auto, read_gate
 from mer_r1.evaluation.answer import FIRST_ANSWER_TOKENS, answer, trimmed
-from mer_r1.evaluation.auto_predict import evaluate_auto, predict_auto
 from mer_r1.evaluation.predict import predict
 from mer_r1.evaluation.records import Record, read_records, rescore
 from mer_r1.model.generation import Sampling
@@ -52,7 +50,7 @@ class Scripted:
 def twice(taught, monkeypatch):
     monkeypatch.setattr(taught, "settings", Settings(**{**vars(taught.settings), "form": "twice"}))
     scripted = Scripted(taught, WHOLE)
-    monkeypatch.setattr(answering, "rollout", scripted)
+    monkeypatch.setattr("mer_r1.rl.rollout.rollout", scripted)
     return taught, scripted
 
 

@@ -304,7 +304,7 @@ def test_a_server_without_structured_output_is_asked_in_words(caplog) -> None:
         replies, client = ask(server, asked, concurrency=1)
     assert [(reply.text, reply.structured) for reply in replies] == [("in words", False)] * 5
     assert client.usage.requests == 6  # the server was tried once
-    assert caplog.text.count("knows no structured output") == 1
+    assert caplog.text.count("does not support structured output") == 1
 
 
 def test_a_bad_prompt_does_not_end_structured_output_for_the_others() -> None:

@@ -14,8 +14,8 @@ from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation import predict as module
-from mer_r1.evaluation.predict import RECORDS_FILE, encode_clip, evaluate_model, exchanged, predict
-from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.predict import encode_clip, evaluate_model, exchanged, predict
+from mer_r1.evaluation.records import RECORDS_FILE, Record, commit, read_records
 from mer_r1.evaluation.summary import derange
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
@@ -237,7 +237,7 @@ def keys(file):
 
 def test_an_evaluation_writes_what_predict_gives(taught_folder, work, records):
     told = []
-    file = evaluate(taught_folder, work, split="all", progress=told.append)
+    file = evaluate(taught_folder, work, split="all", progress=lambda more, total: told.append(more))
     assert file == work / "out" / RECORDS_FILE
     assert sum(told) == 2 * 8
     found = {(record.id, record.mode): record.completion for record in read_records(file)}
@@ -265,7 +265,7 @@ def test_an_interrupted_evaluation_goes_on_and_repeats_nothing(taught_folder, wo
             evaluate(taught_folder, work, split="all")
     before = (work / "out" / RECORDS_FILE).read_text(encoding="utf-8").splitlines()[:5]
     told = []
-    file = evaluate(taught_folder, work, split="all", progress=told.append)
+    file = evaluate(taught_folder, work, split="all", progress=lambda more, total: told.append(more))
     after = file.read_text(encoding="utf-8").splitlines()
     assert after[:5] == before, "kept as they were"
     assert len(after) == 16
@@ -325,9 +325,9 @@ def test_the_model_and_the_manifest_must_be_there(taught_folder, work):
 
 
 def test_the_commit_is_that_of_the_sources_or_unknown(monkeypatch):
-    found = module.commit()
+    found = commit()
     assert found is None or len(found) == 40
-    module.commit.cache_clear()
+    commit.cache_clear()
     monkeypatch.setenv("PATH", "")
-    assert module.commit() is None, "without git it is unknown, and no error"
-    module.commit.cache_clear()
+    assert commit() is None, "without git it is unknown, and no error"
+    commit.cache_clear()

@@ -189,7 +189,7 @@ def written(path, text):
         (removed("rl/log.jsonl"), "No training log: rl/log.jsonl: cannot read it"),
         (written("rl/log.jsonl", "{\n{}\n"), "No training log: rl/log.jsonl line 1: expected a row as one JSON object"),
         (written("rl/log.jsonl", '{"loss": 1}\n'), "No training log: rl/log.jsonl: no line has a step"),
-        (removed("scenes/manifest.jsonl"), "The clips are shown without picture, sound and subtitle"),
+        (removed("scenes/manifest.jsonl"), "The clips are shown without video, audio and subtitle"),
         (
             lambda folder: write_lines(folder / "run.json", [{**run_json(), "wheels": "gone"}]),
             "Words are judged by the built-in wheels instead",
@@ -200,7 +200,7 @@ def written(path, text):
             ),
             "“Audio exchanged” has no scored clip in common with MER-R1",
         ),
-        (lambda folder: shutil.rmtree(folder / "scenes" / "clips"), "No picture or sound:"),
+        (lambda folder: shutil.rmtree(folder / "scenes" / "clips"), "No video or audio:"),
     ],
 )
 def test_a_missing_part_is_said_and_the_rest_is_shown(copy, damage, said):

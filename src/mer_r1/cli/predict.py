@@ -49,7 +49,7 @@ def predict(
     taxonomy = load_wheels(wheels)
     how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
     if think is ThinkOrAuto.AUTO:
-        from mer_r1.evaluation.auto_predict import predict_auto
+        from mer_r1.evaluation.adaptive import predict_auto
 
         records = predict_auto(omni, asked, taxonomy, sampling, gate_threshold(model, threshold), **how)
     else:
@@ -92,7 +92,7 @@ def evaluate(
 
     limit = gate_threshold(model, threshold) if think is ThinkOrAuto.AUTO else None
     if model is not None:
-        from mer_r1.evaluation.auto_predict import evaluate_auto
+        from mer_r1.evaluation.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
         from mer_r1.model.generation import Sampling
 

@@ -1,40 +1,48 @@
-"""Think when it pays: answer fast first, and think slowly only where the fast answer is unsure.
+"""Adaptive thinking: answer fast first, and reason only where the fast answer is unsure.
 
-How sure the model is of its fast answer is the mean probability of the answer's tokens (exp of their mean
-log-probability; VideoAuto-R1, arXiv 2601.05175, gates its second answer in this way). Below a threshold the clip is
-asked again, slowly. The threshold is chosen on validation clips, never on test clips, and kept beside the model.
+The answer confidence is the geometric mean of the probabilities of the answer's tokens (VideoAuto-R1, arXiv 2601.05175,
+gates its second answer in this way). Below a threshold the clip is asked again, slowly. The threshold is chosen on
+validation clips, never on test clips, and kept beside the model.
 
-A policy that thinks once pays for both answers of such a clip; one that answers twice (`two_answers`) goes on from the
-first, so its slow tokens contain the fast ones.
+A policy that answers once pays for both answers of such a clip; one that answers twice (`two_answers`) continues from
+the first, so its slow tokens contain the fast ones.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mer_r1.data.check import Progress
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.evaluation.records import Record, read_records, rescore
-from mer_r1.evaluation.summary import RECORDS_FILE, SUMMARY_FILE, Summary, summarise
+from mer_r1.evaluation.predict import evaluate_model, predict
+from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records, rescore
+from mer_r1.evaluation.summary import Summary, save_summary, summarise
+
+if TYPE_CHECKING:
+    from mer_r1.model.generation import Sampling
+    from mer_r1.model.omni import Omni
 
 GATE_FILE = "think_auto.json"
 CANDIDATES = 21
-"""Thresholds that are tried: from never thinking to always thinking, in equal shares of the validation clips."""
+"""Thresholds that are tried: from never to always reasoning, in equal shares of the validation clips."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """When to think.
+    """Threshold of the answer confidence below which the model reasons.
 
     Attributes:
-        threshold: think slowly where the sureness of the fast answer is below it; in [0, inf).
-        chosen_on: where it was chosen: manifest, split, number of clips.
-        share: share of those clips that were thought about.
+        threshold: the model reasons where its fast answer is less confident; in [0, inf).
+        chosen_on: manifest, split and number of clips that it was chosen on.
+        share: share of those clips with reasoning.
         f1: mean F1 on those clips.
         tokens: mean generated tokens on those clips.
     """
@@ -48,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Point:
-    """What one threshold brings: share of clips thought about, mean F1 and mean generated tokens."""
+    """Result of one threshold: share of clips with reasoning, mean F1 and mean generated tokens."""
 
     threshold: float
     share: float
@@ -57,24 +65,24 @@ class Point:
 
 
 def is_unsure(fast: Record, threshold: float) -> bool:
-    """Whether a fast answer is to be followed by slow thinking; an answer without a word always is."""
+    """Whether slow thinking follows a fast answer: below the threshold, and always after an answer without words."""
     return not fast.labels or fast.sureness is None or fast.sureness < threshold
 
 
 def both_tokens(fast: Record, slow: Record) -> int:
-    """Tokens generated for a clip that was thought about after its fast answer."""
+    """Tokens generated for a clip with a fast answer and reasoning."""
     return slow.tokens if slow.form == TWICE else fast.tokens + slow.tokens
 
 
 def pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """The (fast, slow) records of each clip that has both and can be scored."""
+    """(Fast, slow) records of each clip that has both, scored."""
     slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW and record.scores}
     fast = [record for record in records if record.mode == ThinkingMode.FAST and record.scores]
     return [(record, slow[record.id]) for record in fast if record.id in slow]
 
 
 def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Point:
-    """What a threshold would have brought on clips that were answered in both ways.
+    """Result of a threshold on clips that were answered in both modes.
 
     Args:
         both: (fast, slow) records of each clip, from `pairs`.
@@ -84,26 +92,26 @@ def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Poi
 
 
 def oracle(both: Sequence[tuple[Record, Record]]) -> Point:
-    """What the best choice on every clip would bring: slow only where it scores higher. No gate can know it."""
+    """Upper bound: slow only where it scores higher than fast, which no gate can know."""
     better = [_f1(slow) > _f1(fast) for fast, slow in both]
     return _point(both, better, math.nan)
 
 
 def curve(both: Sequence[tuple[Record, Record]]) -> list[Point]:
-    """What thresholds from never to always thinking bring, in steps of equal shares of the clips."""
+    """Results of thresholds from never to always reasoning, in steps of equal shares of the clips."""
     sure = sorted(fast.sureness or 0.0 for fast, _ in both)
     places = [round(step * (len(sure) - 1) / (CANDIDATES - 2)) for step in range(CANDIDATES - 1)]
-    # Behind the last: everything is thought about, whatever its sureness.
+    # Above the last one every clip is reasoned about.
     thresholds = sorted({0.0, *(sure[place] for place in places), sure[-1] + 1.0}) if sure else []
     return [at_threshold(both, threshold) for threshold in thresholds]
 
 
 def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) -> Gate:
-    """The threshold with the highest mean F1 on validation clips; of equally good ones the one that thinks least.
+    """The threshold with the highest mean F1 on validation clips; of equally good ones the one with the fewest tokens.
 
     Args:
-        records: of both modes on the same clips.
-        chosen_on: kept with the result.
+        records: records of both modes on the same clips.
+        chosen_on: manifest and split, kept with the result.
 
     Raises:
         UserError: if no clip has a scored record in both modes.
@@ -116,17 +124,17 @@ def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) ->
 
 
 def write_gate(gate: Gate, folder: Path | str) -> Path:
-    """Keep a gate in a model's folder; returns the file."""
+    """Write a gate into a model's folder; returns the file."""
     file = Path(folder) / GATE_FILE
     file.write_text(json.dumps(asdict(gate), indent=2) + "\n", encoding="utf-8")
     return file
 
 
 def read_gate(folder: Path | str) -> Gate:
-    """The gate kept in a model's folder.
+    """The gate in a model's folder.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: it is missing or cannot be read.
     """
     file = Path(folder) / GATE_FILE
     try:
@@ -139,11 +147,11 @@ def read_gate(folder: Path | str) -> Gate:
         raise UserError(f"{file} is no gate: {error}; `mer-r1 threshold` writes one") from error
 
 
-def gated(records: Sequence[Record], threshold: float) -> list[Record]:
-    """One record a clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
+def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Record]:
+    """One record per clip: the fast one where it is sure, else the slow one with the tokens and seconds of both.
 
     Args:
-        records: fast records of all clips, slow ones at least of the unsure.
+        records: fast records of all clips, and slow records at least of the unsure ones.
         threshold: see `Gate`.
     """
     slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW}
@@ -159,41 +167,90 @@ def gated(records: Sequence[Record], threshold: float) -> list[Record]:
 def write_auto_summary(
     out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
-    """As `summary.write_summary`, of thinking when it pays.
+    """As `summary.write_summary`, for adaptive thinking.
 
     Args:
         out_dir: folder with `records.jsonl`.
         threshold: see `Gate`.
-        seed: of the bootstrap.
-        wheels: folder of the official wheels; the built-in ones if None.
+        seed: random seed of the bootstrap.
+        wheels: folder of the official wheels; None takes the built-in ones.
     """
     records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
     summary = summarise_auto(records, threshold, seed)
-    text = json.dumps(summary, indent=2, allow_nan=False)
-    (Path(out_dir) / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    save_summary(out_dir, summary)
     return summary
 
 
 def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
-    """Results of thinking when it pays, under the mode "auto", beside those of the fast answers alone.
+    """Results of adaptive thinking, as mode "auto", beside those of the fast answers.
 
     Args:
-        records: as for `gated`, at least one of them fast.
+        records: see `choose_by_confidence`; at least one of them fast.
         threshold: see `Gate`.
-        seed: of the bootstrap, as `resamples`.
-        resamples: how often the clips are drawn again.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
 
     Raises:
-        UserError: if no clip was answered fast.
+        UserError: if there is no fast record.
     """
     fast = [record for record in records if record.mode == ThinkingMode.FAST]
     if not fast:
-        raise UserError("no fast answers among the records: thinking when it pays begins with them")
-    chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in gated(records, threshold)]
+        raise UserError("no fast answers among the records: adaptive thinking begins with them")
+    chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in choose_by_confidence(records, threshold)]
     summary = summarise(fast, seed=seed, resamples=resamples)
     auto = summarise(chosen, seed=seed, resamples=resamples)
     summary["modes"]["auto"] = auto["modes"][ThinkingMode.FAST.value]
     return summary
+
+
+def evaluate_auto(
+    model: str,
+    manifest: Path,
+    out: Path,
+    sampling: "Sampling",
+    threshold: float,
+    split: str = "test",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Path:
+    """Predict every clip fast, and those with an unsure fast answer slowly too; returns the file of records.
+
+    Args:
+        model: folder or hub name.
+        manifest: JSONL manifest.
+        out: folder of the records.
+        sampling: length, temperature, seed.
+        threshold: see `Gate`.
+        split: rows of this split, or "all".
+        progress: callback called with (newly finished predictions, all of them).
+        options: further arguments of `evaluate_model`.
+    """
+    options |= {"split": split, "progress": progress}
+    file = evaluate_model(model, manifest, out, [ThinkingMode.FAST], sampling, **options)
+    fast = [record for record in read_records(file) if record.mode == ThinkingMode.FAST]
+    unsure = {record.id for record in fast if record.error is None and is_unsure(record, threshold)}
+    if progress:  # the fast predictions stay part of the total
+        options["progress"] = lambda more, total: progress(more, len(fast) + total)
+    return evaluate_model(model, manifest, out, [ThinkingMode.SLOW], sampling, only=unsure, **options)
+
+
+def predict_auto(
+    omni: "Omni", clips: Sequence[Clip], taxonomy: Taxonomy, sampling: "Sampling", threshold: float, **options: Any
+) -> Iterator[Record]:
+    """One record per clip, in order: the fast one where it is sure, else the slow one (tokens and seconds of both).
+
+    Args:
+        omni: the model.
+        clips: clips to ask about.
+        taxonomy: wheels.
+        sampling: length, temperature, seed.
+        threshold: see `Gate`.
+        options: further arguments of `predict`.
+    """
+    fast = list(predict(omni, clips, [ThinkingMode.FAST], taxonomy, sampling, **options))
+    again = [c for c, r in zip(clips, fast, strict=True) if r.error is None and is_unsure(r, threshold)]
+    slow = list(predict(omni, again, [ThinkingMode.SLOW], taxonomy, sampling, **options))
+    yield from choose_by_confidence([*fast, *slow], threshold)
 
 
 def _point(both: Sequence[tuple[Record, Record]], slowly: Sequence[bool], threshold: float) -> Point:

@@ -1,38 +1,48 @@
 """One answer to each prompt, slow or fast, from a policy of either form.
 
-A policy that thinks once is made to answer fast by an empty think that is written for it. One that answers twice
-(`two_answers`) begins with its fast answer: it is fast if it is stopped there, and slow if it goes on.
+A policy that answers once (think, then answer) is made to answer fast by an empty think block that is prefilled. One
+that answers twice (`two_answers`) begins with its fast answer: stopped there it is fast, continued it is slow.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.two_answers import ONCE, first_answer_end
-from mer_r1.model.generation import Sampling
-from mer_r1.model.omni import Omni
-from mer_r1.model.prompts import Prompt
-from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Rollouts, fast_prompt, rollout
+
+if TYPE_CHECKING:
+    from mer_r1.model.generation import Sampling
+    from mer_r1.model.omni import Omni
+    from mer_r1.model.prompts import Prompt
+    from mer_r1.rl.calibration import CategoryTokens
+    from mer_r1.rl.rollout import Rollouts
 
 FIRST_ANSWER_TOKENS = 64
-"""A first answer that is longer is cut there; a fast answer of a policy that answers twice costs at most these."""
+"""Longest first answer of a policy that answers twice, in tokens; a longer one is cut when only it is wanted."""
 
 
 def answer(
-    omni: Omni, prompts: Sequence[Prompt], mode: ThinkingMode, sampling: Sampling, tokens: CategoryTokens | None
-) -> tuple[Rollouts, str]:
-    """Sample one completion a prompt.
+    omni: "Omni",
+    prompts: "Sequence[Prompt]",
+    mode: ThinkingMode,
+    sampling: "Sampling",
+    tokens: "CategoryTokens | None",
+) -> "tuple[Rollouts, str]":
+    """Sample one completion per prompt.
 
     Args:
         omni: policy; its settings say which form its completions have.
-        prompts: B of them, as both modes share them.
+        prompts: B prompts, the same ones for both modes.
         mode: slow or fast.
         sampling: length, temperature, seed.
         tokens: category tokens; None skips the confidences. Fast answers of a policy that answers twice have none.
 
     Returns:
-        The rollouts, one a prompt, and the text that was written for the model before each.
+        The rollouts, one per prompt, and the text that was prefilled for each.
     """
+    from mer_r1.rl.rollout import fast_prompt, rollout
+
     fast = mode is ThinkingMode.FAST
     if omni.settings.form == ONCE:
         opening = prefill(mode)
@@ -40,9 +50,7 @@ def answer(
         return rollout(omni, asked, 1, sampling, tokens=tokens, prefilled=opening), opening
     if not fast:
         return rollout(omni, prompts, 1, sampling, tokens=tokens), ""
-    short = Sampling(
-        min(sampling.max_new_tokens, FIRST_ANSWER_TOKENS), sampling.temperature, sampling.top_p, sampling.seed
-    )
+    short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, FIRST_ANSWER_TOKENS))
     sampled = rollout(omni, prompts, 1, short)
     lengths = [_first_answer_tokens(omni, ids) for ids in sampled.completion_ids]
     sampled.completion_ids = [ids[:n] for ids, n in zip(sampled.completion_ids, lengths, strict=True)]
@@ -50,8 +58,8 @@ def answer(
     return sampled, ""
 
 
-def _first_answer_tokens(omni: Omni, ids: Sequence[int]) -> int:
-    # Up to the token with which the first answer's closing tag is complete; that token may hold the next tag's bracket.
+def _first_answer_tokens(omni: "Omni", ids: Sequence[int]) -> int:
+    # Up to the token that completes the first answer's closing tag; that token may also hold the next tag's bracket.
     for count in range(1, len(ids) + 1):
         if first_answer_end(omni.tokenizer.decode(ids[:count])) is not None:
             return count

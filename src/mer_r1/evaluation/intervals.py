@@ -1,22 +1,26 @@
-"""How far could luck have moved a mean?
+"""Bootstrap intervals: how much a score may vary by the choice of clips; and how numbers are printed.
 
 The clips at hand are one draw from all possible clips. Drawing from them again and again, with replacement, shows how
-much a mean varies from draw to draw; the middle 95 % of these means is the interval. No shape of distribution is
-assumed, which suits F1: many clips score exactly 0 or 1.
+much a score varies from draw to draw; the middle 95 % of these scores is the interval (percentile bootstrap, Efron and
+Tibshirani 1993, chapter 13). No shape of distribution is assumed, which suits F1: many clips score exactly 0 or 1.
 """
 
-from collections.abc import Iterable
-from typing import TypedDict
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mer_r1.errors import UserError
 
-_CHUNK = 4_000_000  # resampled values held at once: 32 MB
+Array = NDArray[np.float64]
+DASH = "–"
+_CHUNK = 4_000_000  # drawn clips held at once: 32 MB
 
 
 class Interval(TypedDict):
-    """A mean over `n` values with its 95 % interval; None without values, and no interval for a single one."""
+    """A score over `n` clips with its 95 % interval; None without clips, and no interval for a single one."""
 
     mean: float | None
     low: float | None
@@ -25,12 +29,12 @@ class Interval(TypedDict):
 
 
 def bootstrap(values: Iterable[float], *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """Mean and 95 % percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13); NaN values are left out.
+    """Mean and 95 % bootstrap interval; NaN values are left out.
 
     Args:
-        values: One number per clip.
-        seed: Of the resampling; equal seeds and lengths draw the same clips.
-        resamples: How many times the clips are drawn again.
+        values: one number per clip.
+        seed: random seed; equal seeds and lengths draw the same clips.
+        resamples: how many times the clips are drawn.
 
     >>> bootstrap([0.5, 0.5, 0.5])
     {'mean': 0.5, 'low': 0.5, 'high': 0.5, 'n': 3}
@@ -42,9 +46,61 @@ def bootstrap(values: Iterable[float], *, seed: int = 0, resamples: int = 2000) 
     n = len(array)
     if n < 2:
         return {"mean": float(array[0]) if n else None, "low": None, "high": None, "n": n}
+    means = np.concatenate([array[drawn].mean(axis=1) for drawn in draws(n, seed, resamples)])
+    return interval_of(float(array.mean()), means, n)
+
+
+def draws(n: int, seed: int | Sequence[int], resamples: int) -> Iterator[NDArray[np.int64]]:
+    """Draw `n` of `n` clips with replacement, `resamples` times.
+
+    Yields:
+        Blocks of draws, (draws, n), of indices in [0, n); so many that 32 MB are not exceeded.
+    """
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // n)
-    parts = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    means = np.concatenate([array[generator.integers(0, n, (part, n))].mean(axis=1) for part in parts])
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"mean": float(array.mean()), "low": float(low), "high": float(high), "n": n}
+    for start in range(0, resamples, rows):
+        yield generator.integers(0, n, (min(rows, resamples - start), n))
+
+
+def interval_of(value: float, samples: Array, n: int) -> Interval:
+    """A score over `n` clips with the middle 95 % of its samples; None where it is NaN, no interval for one clip."""
+    if math.isnan(value):
+        return {"mean": None, "low": None, "high": None, "n": n}
+    known = samples[~np.isnan(samples)]
+    if n < 2 or not len(known):
+        return {"mean": value, "low": None, "high": None, "n": n}
+    low, high = np.quantile(known, (0.025, 0.975))
+    return {"mean": value, "low": float(low), "high": float(high), "n": n}
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None; None if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def number_text(value: float | None, digits: int = 3, signed: bool = False, scale: float = 1) -> str:
+    """A number times `scale` with so many decimals; a dash for None, NaN and infinity.
+
+    >>> number_text(0.12345), number_text(0.12345, 1, signed=True, scale=100), number_text(None)
+    ('0.123', '+12.3', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return DASH
+    return format(scale * value, f"{'+' if signed else ''}.{digits}f")
+
+
+def interval_text(
+    entry: Mapping[str, Any], digits: int = 3, signed: bool = False, scale: float = 1, gap: str = " "
+) -> str:
+    """A mean with its interval, `0.50 [0.45, 0.55]`, where there is one.
+
+    Args:
+        entry: `mean`, `low` and `high`; any of them may be None.
+        digits: decimals.
+        signed: whether positive numbers get a plus sign.
+        scale: factor; 100 for percent.
+        gap: what stands between mean and interval.
+    """
+    mean, low, high = (number_text(entry[key], digits, signed, scale) for key in ("mean", "low", "high"))
+    return mean if DASH in (mean, low) else f"{mean}{gap}[{low}, {high}]"

@@ -1,6 +1,6 @@
-"""Ask a model about clips, slowly or fast; one record a clip and mode.
+"""Ask a model about clips, slow or fast; one record per clip and mode.
 
-A record says all that scoring and reporting need (see `records.Record`), so that nothing is ever predicted twice. A
+A record holds everything that scoring and reporting need (see `records.Record`), so that nothing is predicted twice. A
 clip that cannot be read becomes a record with its error and does not stop the others.
 """
 
@@ -8,81 +8,95 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from mer_r1.data.check import Progress
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.data.media.read import read_media
-from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode, question
-from mer_r1.emotions.two_answers import read_completion
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answer import answer, trimmed
-from mer_r1.evaluation.records import Record, append_record, commit, done_keys, versions
+from mer_r1.evaluation.records import (
+    RECORDS_FILE,
+    Record,
+    append_record,
+    done_keys,
+    provenance,
+    record_of_answer,
+    record_of_error,
+    versions,
+)
 from mer_r1.evaluation.summary import derange
-from mer_r1.model.features import FeatureCache, Progress
-from mer_r1.model.generation import Sampling
-from mer_r1.model.omni import Omni, load
-from mer_r1.model.prompts import Prompt, encode_prompt, media_tensors
-from mer_r1.model.tower_outputs import encode_media
-from mer_r1.rl.anchors import category_tokens
-from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Rollouts
 
-RECORDS_FILE = "records.jsonl"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Tensors = Callable[[Clip], dict[str, Tensor]]
-"""Gives a clip's tower outputs, from a cache or made on the spot."""
+    from mer_r1.model.generation import Sampling
+    from mer_r1.model.omni import Omni
+    from mer_r1.model.prompts import Prompt
+    from mer_r1.rl.calibration import CategoryTokens
+    from mer_r1.rl.rollout import Rollouts
+
+Tensors = Callable[[Clip], "dict[str, Tensor]"]
+"""Gives a clip's tower outputs, from a cache or computed on the spot."""
 
 Ask = Callable[[Clip], str]
 """Gives the user's question about a clip, for benchmarks that ask other things than `thinking.question`."""
 
+Categories = tuple["CategoryTokens", list[tuple[str, str]]]
+"""Tokens and (wheel, sector) names of the categories, from `anchors.category_tokens`."""
+
+CHANNELS = {"audio": ("audio", "mel_frames"), "video": ("video", "video_grid_thw", "video_second_per_grid")}
+"""Channel -> its keys among a clip's tower outputs."""
+
 
 def predict(
-    omni: Omni,
+    omni: "Omni",
     clips: Sequence[Clip],
     modes: Sequence[ThinkingMode],
     taxonomy: Taxonomy,
-    sampling: Sampling,
+    sampling: "Sampling",
     batch_size: int = 16,
     tensors: Tensors | None = None,
     name: str = "",
     ask: Ask | None = None,
-    categories: tuple[CategoryTokens, list[tuple[str, str]]] | None = None,
+    categories: Categories | None = None,
 ) -> Iterator[Record]:
-    """Records of the clips, batch by batch, in order; every mode of a clip in turn.
+    """Predict the clips, batch by batch and in order: all of a batch in the first mode, then in the next.
 
     Args:
         omni: the model.
-        clips: what to ask about.
+        clips: clips to ask about.
         modes: slow, fast, or both.
         taxonomy: wheels for categories, confidences and scores.
         sampling: length, temperature (0: greedy), seed.
         batch_size: clips sampled together.
-        tensors: where tower outputs come from; by default they are made on the spot.
+        tensors: source of the tower outputs; None computes them on the spot.
         name: the model's name in the records.
-        ask: the question about each clip; the model's own emotion question if None.
-        categories: of `anchors.category_tokens`, for callers that ask again and again; made here if None.
+        ask: the question about each clip; None takes the model's own emotion question.
+        categories: result of `anchors.category_tokens`, for repeated calls; None computes it here.
     """
-    tokens, names = categories or category_tokens(taxonomy, omni.tokenizer)
+    from mer_r1.rl.anchors import category_tokens
+
+    categories = categories or category_tokens(taxonomy, omni.tokenizer)
     get = tensors or (lambda clip: encode_clip(omni, clip))
-    stamp = {"model": name, "seed": sampling.seed or 0, "versions": versions(), "commit": commit()}
+    source = provenance(name, sampling.seed, versions())
     for start in range(0, len(clips), batch_size):
         batch = clips[start : start + batch_size]
-        found = [_prompt_or_error(omni, clip, get, ask) for clip in batch]
-        read = [clip for clip, prompt in zip(batch, found, strict=True) if not isinstance(prompt, str)]
-        prompts = [prompt for prompt in found if not isinstance(prompt, str)]
+        found = [(clip, _prompt_or_error(omni, clip, get, ask)) for clip in batch]
+        readable = [(clip, prompt) for clip, prompt in found if not isinstance(prompt, str)]
         for mode in modes:
-            answered = _predict_batch(omni, read, prompts, mode, taxonomy, sampling, (tokens, names), stamp)
-            for clip, prompt in zip(batch, found, strict=True):
-                yield _broken_record(clip, mode, prompt, stamp) if isinstance(prompt, str) else next(answered)
+            answered = _predict_batch(omni, readable, mode, taxonomy, sampling, categories, source)
+            for clip, prompt in found:
+                yield record_of_error(clip, mode, prompt, source) if isinstance(prompt, str) else next(answered)
 
 
-def _prompt_or_error(omni: Omni, clip: Clip, get: Tensors, ask: Ask | None) -> Prompt | str:
+def _prompt_or_error(omni: "Omni", clip: Clip, get: Tensors, ask: Ask | None) -> "Prompt | str":
+    from mer_r1.model.prompts import encode_prompt
+
     try:
         text = ask(clip) if ask else question(clip.subtitle, omni.settings.question)
         return encode_prompt(omni, text, get(clip))
@@ -90,18 +104,21 @@ def _prompt_or_error(omni: Omni, clip: Clip, get: Tensors, ask: Ask | None) -> P
         return str(error)
 
 
-def encode_clip(omni: Omni, clip: Clip) -> dict[str, Tensor]:
-    """Decode a clip and run it through the towers, here and now.
+def encode_clip(omni: "Omni", clip: Clip) -> "dict[str, Tensor]":
+    """Decode a clip and run it through the towers.
 
     Raises:
         UserError: if its media cannot be read.
     """
+    from mer_r1.model.prompts import media_tensors
+    from mer_r1.model.tower_outputs import encode_media
+
     raw = media_tensors(omni, read_media(clip.video, clip.audio, omni.settings.limits()))
     return encode_media(omni.model, [raw])[0]
 
 
 def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], channel: str) -> Tensors:
-    """Tower outputs with one channel taken from another clip: does the model use that sense?
+    """Tower outputs with one channel taken from another clip: does the model use that channel?
 
     Args:
         get: gives a clip's own tensors.
@@ -110,9 +127,9 @@ def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], ch
         channel: "audio" or "video".
     """
     by_id = {clip.id: clip for clip in clips}
-    keys = {"audio": ("audio", "mel_frames"), "video": ("video", "video_grid_thw", "video_second_per_grid")}[channel]
+    keys = CHANNELS[channel]
 
-    def mixed(clip: Clip) -> dict[str, Tensor]:
+    def mixed(clip: Clip) -> "dict[str, Tensor]":
         own, other = get(clip), get(by_id[donors[clip.id]])
         kept = {name: value for name, value in own.items() if name not in keys}
         return kept | {name: other[name] for name in keys if name in other}
@@ -121,46 +138,37 @@ def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], ch
 
 
 def _predict_batch(
-    omni: Omni,
-    clips: Sequence[Clip],
-    prompts: Sequence[Prompt],
+    omni: "Omni",
+    asked: "Sequence[tuple[Clip, Prompt]]",
     mode: ThinkingMode,
     taxonomy: Taxonomy,
-    sampling: Sampling,
-    categories: tuple[CategoryTokens, list[tuple[str, str]]],
-    stamp: dict[str, Any],
+    sampling: "Sampling",
+    categories: Categories,
+    source: Mapping[str, Any],
 ) -> Iterator[Record]:
     began = time.perf_counter()
-    sampled, opening = answer(omni, prompts, mode, sampling, categories[0])
-    seconds = (time.perf_counter() - began) / len(clips)
-    confidences = _confidences(sampled, categories[1], len(clips))
-    drawn = zip(clips, sampled.completion_ids, sampled.logps, confidences, strict=True)
-    for clip, ids, logps, confidence in drawn:
-        completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, omni.settings.form)
-        parsed = read_completion(completion, mode, omni.settings.form)
-        gold = list(clip.labels) if clip.labels is not None else None
-        scores = wheel_scores(gold, parsed.labels, taxonomy) if gold else None
-        yield Record(
-            id=clip.id,
-            mode=mode.value,
-            completion=completion,
-            reasoning=parsed.reasoning,
-            labels=list(parsed.labels),
-            gold=gold,
-            well_formed=parsed.well_formed,
-            scores=scores._asdict() if scores else None,
-            categories={wheel.name: sorted(taxonomy.categories(parsed.labels, wheel)) for wheel in taxonomy.wheels},
+    sampled, opening = answer(omni, [prompt for _, prompt in asked], mode, sampling, categories[0])
+    seconds = round((time.perf_counter() - began) / len(asked), 4)
+    confidences = _confidences(sampled, categories[1], len(asked))
+    form = omni.settings.form
+    drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
+    for (clip, _), ids, logps, confidence in drawn:
+        completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
+        yield record_of_answer(
+            clip,
+            mode,
+            completion,
+            taxonomy,
+            source,
+            form,
             confidence=confidence,
-            seconds=round(seconds, 4),
+            seconds=seconds,
             tokens=len(ids),
             sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
-            form=omni.settings.form,
-            error=None,
-            **stamp,
         )
 
 
-def _confidences(sampled: Rollouts, names: list[tuple[str, str]], rows: int) -> list[dict[str, dict[str, float]]]:
+def _confidences(sampled: "Rollouts", names: list[tuple[str, str]], rows: int) -> list[dict[str, dict[str, float]]]:
     # Probability of each category at the answer's words, averaged over the words; empty for an answer without words.
     found: list[dict[str, dict[str, float]]] = []
     for row in range(rows):
@@ -173,19 +181,12 @@ def _confidences(sampled: Rollouts, names: list[tuple[str, str]], rows: int) -> 
     return found
 
 
-def _broken_record(clip: Clip, mode: ThinkingMode, error: str, stamp: dict[str, Any]) -> Record:
-    empty: dict[str, Any] = {"completion": "", "reasoning": "", "labels": [], "well_formed": False}
-    nothing: dict[str, Any] = {"scores": None, "categories": {}, "confidence": {}, "seconds": 0.0, "tokens": 0}
-    gold = list(clip.labels) if clip.labels is not None else None
-    return Record(id=clip.id, mode=mode.value, gold=gold, error=error, **empty, **nothing, **stamp)
-
-
 def evaluate_model(
     model: str,
     manifest: Path,
     out: Path,
     modes: Sequence[ThinkingMode],
-    sampling: Sampling,
+    sampling: "Sampling",
     split: str = "test",
     wheels: Path | None = None,
     exchange: str | None = None,
@@ -201,44 +202,56 @@ def evaluate_model(
     Args:
         model: folder or hub name.
         manifest: JSONL manifest.
-        out: folder of the records; records in it are kept and not made again.
+        out: folder of the records; existing records are kept and not predicted again.
         modes: slow, fast or both.
         sampling: length, temperature, seed.
         split: rows of this split, or "all".
-        wheels: official wheels; built-in ones if None.
+        wheels: folder of the official wheels; None takes the built-in ones.
         exchange: "audio" or "video": each clip gets another clip's.
-        batch_size: clips at a time.
-        features_dir: feature cache; beside the manifest if None.
-        device: where to run.
-        progress: told of each clip.
-        ask: the question about each clip; the model's own emotion question if None.
+        batch_size: clips sampled together.
+        features_dir: feature cache; None puts it beside the manifest.
+        device: torch device of the model.
+        progress: callback called with (newly finished predictions, all of them).
+        ask: the question about each clip; None takes the model's own emotion question.
         only: ids of the clips to ask about; None asks about all.
 
     Raises:
-        UserError: if no clip is left, or exchange is neither audio nor video.
+        UserError: if the split has no clips, or exchange is neither audio nor video.
     """
-    if exchange not in (None, "audio", "video"):
+    from mer_r1.model.omni import load
+
+    if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
-    clips = [clip for clip in read_manifest(manifest) if split in ("all", clip.split)]
-    if not clips:
-        raise UserError(f"{manifest} has no rows with split={split}")
+    clips = _clips_of(manifest, split)
     out.mkdir(parents=True, exist_ok=True)
     file = out / RECORDS_FILE
     done = done_keys(file)
     omni = load(model, device=device)
-    cache = FeatureCache(omni, features_dir or manifest.parent / "features")
-    get: Tensors = cache.get
-    if exchange:
-        get = exchanged(cache.get, clips, derange([clip.id for clip in clips], sampling.seed or 0), exchange)
+    get = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, sampling.seed or 0)
     taxonomy = load_wheels(wheels)
+    tell = progress or (lambda more, total: None)
+    wanted = [clip for clip in clips if only is None or clip.id in only]
+    total = len(wanted) * len(modes)
     for mode in modes:
-        wanted = [clip for clip in clips if only is None or clip.id in only]
         left = [clip for clip in wanted if (clip.id, mode.value) not in done]
-        if progress:
-            progress(len(wanted) - len(left))
+        tell(len(wanted) - len(left), total)
         with file.open("a", encoding="utf-8") as sink:
             for record in predict(omni, left, [mode], taxonomy, sampling, batch_size, get, name=model, ask=ask):
                 append_record(sink, record)
-                if progress:
-                    progress(1)
+                tell(1, total)
     return file
+
+
+def _clips_of(manifest: Path, split: str) -> list[Clip]:
+    clips = [clip for clip in read_manifest(manifest) if split in ("all", clip.split)]
+    if not clips:
+        raise UserError(f"{manifest} has no rows with split={split}")
+    return clips
+
+
+def _cached_tensors(omni: "Omni", folder: Path, clips: Sequence[Clip], exchange: str | None, seed: int) -> Tensors:
+    """Tower outputs from the feature cache in a folder, with a channel of other clips where one is exchanged."""
+    from mer_r1.model.features import FeatureCache
+
+    get: Tensors = FeatureCache(omni, folder).get
+    return exchanged(get, clips, derange([clip.id for clip in clips], seed), exchange) if exchange else get

@@ -1,11 +1,11 @@
-"""What a model said about one clip, kept so that it never has to be asked again.
+"""Records of predictions: one JSON line per clip and mode, so that no model has to be asked twice.
 
-A record is one JSON line: the raw completion, what was read from it, its scores, and what produced it. Evaluation
-appends records while it runs. A run may be killed at any moment, so the file is read with that in mind: a last line
-that was only half written is dropped with a warning, and a clip that was predicted twice counts once, the last time.
+A record holds the raw completion, what was parsed from it, its scores, and what produced it. Evaluation appends records
+while it runs and may be killed at any moment. So a half-written last line is dropped with a warning, and of several
+records of one clip and mode the last one counts.
 
-Scoring again (`rescore`) starts from the raw completion: no model is needed, and a corrected parser or other emotion
-wheels apply to everything that was ever saved.
+`rescore` starts from the raw completion: no model is needed, and a corrected parser or other emotion wheels apply to
+everything that was ever saved.
 """
 
 import json
@@ -19,6 +19,7 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, TextIO
 
+from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import object_of, read_lines, repair_end
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
@@ -28,6 +29,8 @@ from mer_r1.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+RECORDS_FILE = "records.jsonl"
+"""Name of the file of records in a folder."""
 SCORE_NAMES = ("precision", "recall", "f1")
 _MODES = tuple(mode.value for mode in ThinkingMode)
 
@@ -37,26 +40,26 @@ class Record:
     """One completion for one clip in one mode, with everything needed to score and to explain it.
 
     Attributes:
-        id: The clip's id in its manifest.
+        id: the clip's id in its manifest.
         mode: "slow" or "fast".
-        completion: The raw completion, prefilled part included.
-        reasoning: Text of its think block; "" where there is none.
-        labels: Emotion words of its answer.
-        gold: Annotated words; None where the clip has none, or could not be read.
-        well_formed: Whether the completion has exactly the required form.
+        completion: the raw completion, prefilled part included.
+        reasoning: text of its think block; "" where there is none.
+        labels: emotion words of its answer.
+        gold: annotated words; None where the clip has none, or could not be read.
+        well_formed: whether the completion has exactly the required form.
         scores: `precision`, `recall`, `f1`, each in [0, 1]; None where nothing can be scored.
-        categories: Wheel -> predicted sectors.
-        confidence: Wheel -> sector -> probability at the answer's words, in [0, 1]; empty where the answer has none.
-        seconds: Wall time of this completion.
-        tokens: Tokens generated.
-        model: Folder or name of the model.
-        seed: Of the sampling.
-        versions: Package -> version.
-        commit: Of the source tree; None if unknown.
-        error: Why the clip has no completion; None if it has one.
-        without: Files that could not be read and were left out when it was asked: "video", "audio".
-        sureness: How sure the model was of its tokens, exp of their mean log-probability, in [0, 1]; None if unknown.
-        form: Of the completion: "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
+        categories: wheel -> predicted sectors.
+        confidence: wheel -> sector -> probability at the answer's words, in [0, 1]; empty where the answer has none.
+        seconds: wall time of this completion.
+        tokens: generated tokens.
+        model: folder or name of the model.
+        seed: random seed for sampling.
+        versions: package -> version.
+        commit: commit of the source tree; None if unknown.
+        error: why the clip has no completion; None if it has one.
+        without: unreadable files that were left out of the question: "video", "audio".
+        sureness: answer confidence, the geometric mean of the token probabilities, in [0, 1]; None if unknown.
+        form: form of the completion, "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
     """
 
     id: str
@@ -92,10 +95,10 @@ class Record:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Record":
-        """The record of a JSON object; fields that are unknown here are left out.
+        """The record of a JSON object; unknown fields are ignored.
 
         Raises:
-            UserError: `id`, `mode` or `completion` is missing, or a field has another type than it should.
+            UserError: `id`, `mode` or `completion` is missing, or a field has the wrong type.
         """
         missing = [name for name in ("id", "mode", "completion") if name not in row]
         if missing:
@@ -151,7 +154,7 @@ _EXPECTED: dict[str, _Check] = {
 
 
 def without_nan(value: Any) -> Any:
-    """A JSON-like value in which NaN and infinities are None, because JSON has no word for them."""
+    """A JSON-like value with None for NaN and infinities, which JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -165,11 +168,11 @@ def read_records(path: Path | str) -> list[Record]:
     """Records of a file, one per clip and mode, in the order in which they first appear.
 
     Args:
-        path: JSON lines. Where a clip and mode come twice, the last record counts. A last line that was only half
-            written is dropped with a warning.
+        path: JSON lines. Of several records of one clip and mode the last one counts. A half-written last line is
+            dropped with a warning.
 
     Raises:
-        UserError: No such file, or a line other than the last that is no record.
+        UserError: the file is missing, or a line other than the last is not a record.
     """
     latest: dict[tuple[str, str], Record] = {}
     count = 0
@@ -182,19 +185,19 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def append_record(file: TextIO, record: Record) -> None:
-    """Write one record as one line, in one go, and flush it, so that a kill can only ever cost the last line."""
+    """Write one record as one line and flush it, so that a kill costs at most the last line."""
     file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
     file.flush()
 
 
 def done_keys(path: Path | str) -> set[tuple[str, str]]:
-    """The (id, mode) that need no more predicting, so that an interrupted run goes on where it stopped.
+    """The (id, mode) that are predicted already, so that an interrupted run resumes where it stopped.
 
-    Clips that ended in an error are left out: they are tried again. A half-written last line is cut off the file, so
-    that the next record starts on a line of its own.
+    Clips with an error are left out, so that they are retried. A half-written last line is cut off the file, so that
+    the next record starts on a new line.
 
     Raises:
-        UserError: A line other than the last is no record.
+        UserError: a line other than the last is not a record.
     """
     path = Path(path)
     if not path.exists():
@@ -205,12 +208,12 @@ def done_keys(path: Path | str) -> set[tuple[str, str]]:
 
 
 def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:
-    """Score saved completions again: parse, map onto the wheels and compare with the gold words. No model is needed.
+    """Score saved completions again: parse, map to the wheels and compare with the gold words. No model is needed.
 
     Args:
-        records: As read from a file; those with an error stay as they are.
-        taxonomy: Wheels and words.
-        level: Ring of the wheels, 1 or 2.
+        records: saved records; those with an error stay as they are.
+        taxonomy: wheels and words.
+        level: ring of the wheels, 1 or 2.
     """
     return [record if record.error is not None else _rescored(record, taxonomy, level) for record in records]
 
@@ -228,14 +231,53 @@ def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     )
 
 
+def record_of_answer(
+    clip: Clip,
+    mode: ThinkingMode,
+    completion: str,
+    taxonomy: Taxonomy,
+    source: Mapping[str, Any],
+    form: str = ONCE,
+    **measured: Any,
+) -> Record:
+    """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
+
+    Args:
+        clip: the clip that the completion is about.
+        mode: slow or fast.
+        completion: raw text, prefilled part included.
+        taxonomy: wheels for categories and scores.
+        source: fields of `provenance`.
+        form: "once" or "twice" (see `two_answers`).
+        measured: further fields: `seconds`, `tokens`, `sureness`, `confidence`.
+    """
+    record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
+    return _rescored(record, taxonomy, level=1)
+
+
+def record_of_error(clip: Clip, mode: ThinkingMode, error: str, source: Mapping[str, Any]) -> Record:
+    """The record of a clip without a completion, with the reason."""
+    return Record(clip.id, mode.value, "", gold=_gold(clip), error=error, **source)
+
+
+def provenance(model: str, seed: int | None, versions: Mapping[str, str]) -> dict[str, Any]:
+    """Where a record comes from: its fields `model`, `seed` (0 if None), `versions` and `commit`."""
+    return {"model": model, "seed": seed or 0, "versions": dict(versions), "commit": commit()}
+
+
+def _gold(clip: Clip) -> list[str] | None:
+    return list(clip.labels) if clip.labels is not None else None
+
+
 def _parse_line(line: bytes) -> Record:
     return Record.from_dict(object_of(line, "a record"))
 
 
-@lru_cache(maxsize=1)
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {name: metadata.version(name) for name in ("mer-r1", "torch", "transformers", "trl") if _installed(name)}
+@lru_cache
+def versions(*names: str) -> dict[str, str]:
+    """Versions of the installed ones among these packages; by default of all that decide a result."""
+    wanted = names or ("mer-r1", "torch", "transformers", "trl")
+    return {name: metadata.version(name) for name in wanted if _installed(name)}
 
 
 def _installed(name: str) -> bool:
@@ -248,7 +290,7 @@ def _installed(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """Commit of the source tree this runs from; None if it is no git checkout."""
+    """Commit of the source tree this runs from; None outside a git checkout."""
     try:
         folder = Path(__file__).resolve().parent
         return check_output(["git", "-C", str(folder), "rev-parse", "HEAD"], text=True, stderr=DEVNULL).strip()

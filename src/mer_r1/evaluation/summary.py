@@ -1,16 +1,14 @@
-"""How good is slow thinking, how good is fast, and is the difference real?
+"""Summary of records: slow thinking, fast thinking, and their paired difference, with 95 % intervals.
 
-Every number is a mean over clips, and a few hundred clips leave room for luck; so every mean comes with a 95 %
-bootstrap interval: the clips are drawn again and again with replacement, and the middle 95 % of the means is shown. Two
-results are compared on the same clips, by their difference on each clip. Hard clips are hard for both sides and cancel
-out, which makes a paired interval much narrower than two separate ones.
+Every number is a mean over clips with its bootstrap interval (`intervals`). Two results are compared on the same clips,
+by their difference on each clip: hard clips are hard for both sides and cancel out, which makes a paired interval much
+narrower than two separate ones.
 
 "F1" is the paper's unified F1: precision, recall and F1 of one clip are averaged over the emotion wheels, then over the
-clips. Clips whose gold words no wheel can place are skipped, and clips that could not be read are errors. Neither
-enters a mean, and both are counted. An answer without any word scores 0.
+clips. Clips without a gold word on any wheel are skipped, and clips that cannot be read are errors. Neither enters a
+mean, and both are counted. An answer without any word scores 0.
 
-Whether a model uses its senses is measured by giving every clip another clip's sound or picture (`derange`) and
-comparing.
+Whether a model uses a channel is measured by giving every clip another clip's audio or video (`derange`).
 """
 
 import json
@@ -22,28 +20,28 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval, bootstrap
-from mer_r1.evaluation.records import SCORE_NAMES, Record, read_records, rescore
+from mer_r1.evaluation.intervals import Interval, bootstrap, interval_text, number_text
+from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, read_records, rescore
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-RECORDS_FILE = "records.jsonl"
 SUMMARY_FILE = "summary.json"
 SLOW_MINUS_FAST = "slow - fast"
 
 
 class ModeSummary(TypedDict):
-    """One mode's results.
+    """Results of one mode.
 
-    `n` clips are scored; of all `n_records`, `n_errors` could not be read, `n_skipped` have no gold word that a wheel
-    can place. `n_unparsed` answers hold no word (they count as 0). The scores and `well_formed` are in [0, 1];
-    `categories` is the mean over wheels; the confidences are probabilities of the categories that the gold words
-    name (correct) and of all others (incorrect), at the words of the model's own answer.
+    `n` clips are scored; of all `n_records`, `n_errors` could not be read and `n_skipped` have no gold word on any
+    wheel. `n_unparsed` answers hold no word (they score 0). The scores and `well_formed` are in [0, 1]; `categories` is
+    the mean over wheels; the confidences are probabilities of the gold categories (correct) and of all others
+    (incorrect), at the words of the model's own answer.
     """
 
     n_records: int
@@ -74,7 +72,7 @@ class Difference(TypedDict):
 
 
 class Summary(TypedDict):
-    """Results of one set of records, ready for JSON. `condition` says what was done to the clips, None for nothing."""
+    """Results of one set of records, ready for JSON; `condition` names a change made to the clips, if any."""
 
     model: str
     condition: str | None
@@ -92,14 +90,14 @@ def summarise(
     taxonomy: Taxonomy | None = None,
     condition: str | None = None,
 ) -> Summary:
-    """Results of each mode and, where both modes are there, the paired differences slow minus fast.
+    """Results of each mode and, with both modes, the paired differences slow minus fast.
 
     Args:
-        records: One per clip and mode, see `read_records`.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
-        taxonomy: Tells which confidences belong to gold categories; the built-in wheels by default.
-        condition: What was done to the clips, such as "audio exchanged".
+        records: one record per clip and mode, see `read_records`.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
+        taxonomy: wheels for the gold categories; None takes the built-in ones.
+        condition: change made to the clips, such as "audio exchanged".
     """
     wheels = taxonomy or wheel_words.builtin()
     by_mode = {mode.value: [record for record in records if record.mode == mode] for mode in ThinkingMode}
@@ -133,10 +131,10 @@ def compare(
 
 
 def derange(ids: Iterable[str], seed: int = 0) -> dict[str, str]:
-    """For every clip another clip: no clip keeps its own, each is used once; the order of `ids` does not matter.
+    """Another clip for every clip: a permutation without fixed points; the order of `ids` does not matter.
 
     Raises:
-        UserError: Fewer than two ids, or one that comes twice.
+        UserError: fewer than two ids, or a repeated one.
     """
     left = sorted(ids)
     if len(left) < 2 or len(set(left)) < len(left):
@@ -160,14 +158,14 @@ def write_summary(
     """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
 
     Args:
-        out_dir: Folder with `records.jsonl`.
-        seed: Of the bootstrap, as `resamples`.
-        resamples: How often the clips are drawn again.
-        wheels: Folder of the official wheels; the built-in ones if None.
-        condition: What was done to the clips.
+        out_dir: folder with `records.jsonl`.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
+        wheels: folder of the official wheels; None takes the built-in ones.
+        condition: change made to the clips.
 
     Raises:
-        UserError: No records there, or broken ones.
+        UserError: no records, or invalid ones.
     """
     path = Path(out_dir) / RECORDS_FILE
     taxonomy = wheel_words.load(wheels)
@@ -175,19 +173,23 @@ def write_summary(
     if not records:
         raise UserError(f"{path}: no records in it, expected one JSON object per clip and mode")
     summary = summarise(records, seed=seed, resamples=resamples, taxonomy=taxonomy, condition=condition)
-    text = json.dumps(summary, indent=2, allow_nan=False)
-    (Path(out_dir) / SUMMARY_FILE).write_text(text + "\n", encoding="utf-8")
+    save_summary(out_dir, summary)
     return summary
+
+
+def save_summary(out_dir: Path | str, summary: Summary) -> None:
+    """Write `summary.json` into a folder of records."""
+    write_atomically(Path(out_dir) / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def build_table(
     summary: Summary | Mapping[str, Summary], comparisons: Mapping[str, Difference] | None = None
 ) -> "Table":
-    """A terminal table (rich): a row for each stage and mode, then the paired differences.
+    """A terminal table (rich): one row per stage and mode, then the paired differences.
 
     Args:
-        summary: One summary, or stage title -> summary.
-        comparisons: Further paired differences by name.
+        summary: one summary, or stage title -> summary.
+        comparisons: further paired differences by name.
     """
     from rich.table import Table
     from rich.text import Text
@@ -198,15 +200,15 @@ def build_table(
         table.add_column(name, justify="left" if not name else "right")
     for stage, entry in stages.items():
         for mode, row in entry["modes"].items():
-            cells = [_plain(row[name]) for name in SCORE_NAMES]
-            extra = [_number(row["labels"]["mean"], 2), _number(row["well_formed"]["mean"], 3)]
+            cells = [interval_text(row[name]) for name in SCORE_NAMES]
+            extra = [number_text(row["labels"]["mean"], 2), number_text(row["well_formed"]["mean"])]
             table.add_row(Text(f"{stage} {mode}".strip()), str(row["n"]), *cells, *extra)
     table.add_section()
     own = {
         f"{stage} {name}".strip(): row for stage, entry in stages.items() for name, row in entry["differences"].items()
     }
     for name, row in {**own, **(comparisons or {})}.items():
-        table.add_row(Text(name), str(row["n"]), *(_plain(row[score], signed=True) for score in SCORE_NAMES))
+        table.add_row(Text(name), str(row["n"]), *(interval_text(row[score], signed=True) for score in SCORE_NAMES))
     return table
 
 
@@ -241,7 +243,7 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
 
 
 def _confidences(record: Record, taxonomy: Taxonomy) -> tuple[float, float]:
-    """Mean confidence in gold and in other sectors, each wheel by itself, then averaged (as in METHOD)."""
+    """Mean confidence in gold and in other sectors, per wheel, then averaged (docs/paper_map.md, calibration)."""
     correct, incorrect = [], []
     for wheel in taxonomy.wheels:
         values = {key: value for key, value in record.confidence.get(wheel.name, {}).items() if value is not None}
@@ -275,12 +277,3 @@ def _counts_text(stages: Mapping[str, Any]) -> str:
             counts = {"skipped": row["n_skipped"], "errors": row["n_errors"], "without a word": row["n_unparsed"]}
             parts += [f"{stage} {mode}: {count} {name}".strip() for name, count in counts.items() if count]
     return "; ".join(parts)
-
-
-def _number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    return "–" if value is None else format(value, f"{'+' if signed else ''}.{digits}f")
-
-
-def _plain(interval: Interval, signed: bool = False) -> str:
-    mean, low, high = (_number(interval[key], 3, signed) for key in ("mean", "low", "high"))  # type: ignore[literal-required]
-    return mean if interval["low"] is None else f"{mean} [{low}, {high}]"

@@ -1,15 +1,13 @@
-"""Asking a model about every clip of every set, in an order that a kill cannot change.
+"""Ask a model about every clip of every set; resumable with the same result as an uninterrupted run.
 
-Clips are asked about in groups that are always cut at the same places. Each record is on disk as soon as it is there; a
-group that was broken off is asked again as a whole, and what is missing of it is kept. So padding, and sampling, see
-the same company as in a run in one go, and the result is the same. Clips that failed are tried again in every run.
+Batches are cut at fixed places, and each record is on disk as soon as it is made. An interrupted batch is asked again
+as a whole, and only its missing records are kept. So padding and sampling see the same batch composition, and the
+result is the same. Clips that failed are retried in every run.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
 from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.data.clip import Clip
@@ -17,48 +15,11 @@ from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.base import ClipModel
-from mer_r1.evaluation.records import Record, append_record, done_keys, read_records
-
-RECORDS_FILE = "records.jsonl"
+from mer_r1.evaluation.llm.jobs import Tally, Watch
+from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, done_keys, read_records
 
 Key = tuple[str, str]
-"""Id of a clip, and mode."""
-
-
-@dataclass
-class Pace:
-    """How far the asking is.
-
-    Attributes:
-        total: answers that are wanted.
-        known: those that were there before.
-        done: those of this run, failed ones included.
-        failed: those of this run without an answer.
-        what: the set that is being asked about.
-        began: when this run began, on the monotonic clock.
-    """
-
-    total: int
-    known: int = 0
-    done: int = 0
-    failed: int = 0
-    what: str = ""
-    began: float = field(default_factory=monotonic)
-
-    @property
-    def finished(self) -> int:
-        """Answers that need no more waiting for."""
-        return self.known + self.done
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds that the rest will take at the pace of this run; None before its first answer."""
-        left = self.total - self.finished
-        return (monotonic() - self.began) / self.done * left if self.done else None
-
-
-Watch = Callable[[Pace], Any]
-"""Is told the pace: before each set, and after each answer."""
+"""Clip id and mode."""
 
 
 def collect(
@@ -68,45 +29,46 @@ def collect(
     out: Path,
     watch: Watch | None = None,
     partly: bool = False,
-) -> Pace:
+) -> Tally:
     """Ask about every clip that has no answer yet in some mode.
 
     Args:
-        model: who is asked.
+        model: answers the questions.
         sets: name -> its clips.
         modes: slow, fast or both.
-        out: the folder.
-        watch: told of the progress.
-        partly: ask about a clip with files that cannot be read by those that can, and by its words; its record says so.
+        out: folder of the evaluation.
+        watch: callback called with the progress, before each set and after each answer.
+        partly: ask about a clip with unreadable files by the readable ones and its subtitle; its record says so.
 
     Returns:
-        How far it came.
+        The progress made.
 
     Raises:
-        UserError: asking is pointless, or a file of records is damaged; what has been said is kept.
+        UserError: asking is pointless, or a file of records is damaged; answers so far are kept.
     """
     files = {name: out / name / RECORDS_FILE for name in sets}
     states = {name: _states(file) for name, file in files.items()}
     wanted = {name: [(clip.id, mode.value) for clip in clips for mode in modes] for name, clips in sets.items()}
-    pace = Pace(sum(map(len, wanted.values())))
-    pace.known = sum(states[name].get(key, "") is None for name, keys in wanted.items() for key in keys)
+    known = sum(states[name].get(key, "") is None for name, keys in wanted.items() for key in keys)
+    tally = Tally("", sum(map(len, wanted.values())), known)
+    watch = watch or (lambda tally: None)
     for name, clips in sets.items():
-        pace.what = SETS[name].title
-        _tell(watch, pace)
+        tally.stage = SETS[name].title
+        watch(tally)
         files[name].parent.mkdir(parents=True, exist_ok=True)
         with files[name].open("a", encoding="utf-8") as sink:
             for record in _answers(model, clips, modes, states[name], partly):
                 if record.error is None or record.error != states[name].get((record.id, record.mode)):
                     append_record(sink, record)
                 states[name][record.id, record.mode] = record.error
-                pace.done += 1
-                pace.failed += record.error is not None
-                _tell(watch, pace)
-    return pace
+                tally.done += record.error is None
+                tally.failed += record.error is not None
+                watch(tally)
+    return tally
 
 
 def _states(file: Path) -> dict[Key, str | None]:
-    """Clip and mode -> its error, None for an answer; a half-written last line is cut off."""
+    """Clip id and mode -> error, None for an answer; a half-written last line is cut off."""
     done_keys(file)
     return {(record.id, record.mode): record.error for record in read_records(file)} if file.exists() else {}
 
@@ -118,7 +80,7 @@ def _answers(
     states: Mapping[Key, str | None],
     partly: bool,
 ) -> Iterator[Record]:
-    """Records of what is still to be asked, group by group."""
+    """Records of the remaining clips, batch by batch."""
     before = dict(states)
     by_id = {clip.id: clip for clip in clips}
     for start in range(0, len(clips), model.batch_size):
@@ -143,9 +105,9 @@ def _group_answers(
 
 
 def readable_part(clip: Clip) -> tuple[Clip, list[str]] | None:
-    """A clip without the files that cannot be read, and what these held; None if all can be, or nothing is left.
+    """A clip without its unreadable files, and their channels; None if all are readable, or nothing is left.
 
-    A video's own sound takes the place of a sound file that cannot be read.
+    A video's own audio replaces an unreadable audio file.
     """
     without = []
     if clip.video is not None and not _is_readable(clip.video, wants_picture=clip.audio is not None):
@@ -168,8 +130,3 @@ def _is_readable(path: Path, wants_picture: bool = False) -> bool:
 def _asked_partly(model: ClipModel, clip: Clip, without: list[str], failed: Record) -> Record:
     record = next(iter(model.answer([clip], [ThinkingMode(failed.mode)])))
     return failed if record.error is not None else replace(record, without=without)
-
-
-def _tell(watch: Watch | None, pace: Pace) -> None:
-    if watch:
-        watch(pace)

@@ -1,7 +1,12 @@
-"""Gold of the data sets, from the manifests of `mer-r1 prepare` or from plain JSON.
+"""Data of the sets: find or make their manifests, and read the gold. Media are never opened here.
 
-A manifest says in `meta.dataset` which set it is; gold is in `labels`, or in `meta.sentiment`. A JSON file is named
-after its set and holds name -> gold, as the other `score` commands take it. Media are never opened here.
+Gold comes from the manifests of `mer-r1 prepare` or from plain JSON. A manifest names its set in `meta.dataset`; gold
+is in `labels`, or in `meta.sentiment`. A JSON file is named after its set and holds name -> gold, as for the other
+`score` commands.
+
+A folder of manifests holds `NAME.jsonl` for a set NAME, or a folder with `NAME.jsonl` in it, or the set's folder under
+the release's name (`meld-process`). From the last one the manifest is made and kept there, as `mer-r1 prepare` does. A
+missing set is an error: a mean of fewer sets is not a result of this benchmark.
 """
 
 import math
@@ -27,9 +32,9 @@ class Gold:
     """Gold of one data set.
 
     Attributes:
-        entry: which set.
+        entry: the set.
         values: clip name -> list of labels, label string, or sentiment value; in the order of the file.
-        notes: what a reader of the scores should know about it.
+        notes: remarks for readers of the scores.
     """
 
     entry: BenchmarkSet
@@ -41,13 +46,13 @@ def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
     """Gold from manifests and JSON files, or from folders that hold them under the names of their sets.
 
     Args:
-        paths: files; or folders, in which `NAME.jsonl`, `NAME.json` and `*/NAME.jsonl` are looked for.
+        paths: files, or folders with `NAME.jsonl`, `NAME.json` or `*/NAME.jsonl`.
 
     Returns:
         Canonical name -> gold, in the published order.
 
     Raises:
-        UserError: a file cannot be read, is of no set of this benchmark, has no gold, or a set comes twice.
+        UserError: a file cannot be read, is not of a set of this benchmark, or has no gold; or a set is repeated.
     """
     found: dict[str, Gold] = {}
     sources: dict[str, Path] = {}
@@ -128,7 +133,7 @@ def _value_of(clip: Clip, entry: BenchmarkSet, where: str) -> Any:
 
 
 def _require_gold(value: Any, entry: BenchmarkSet, where: str) -> None:
-    """Stop at gold that is none of this kind of set."""
+    """Refuse gold that does not fit this kind of set."""
     if entry.kind == "sentiment":
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{where}: got {value!r:.40}, expected a number (above 0 is positive)")
@@ -144,18 +149,18 @@ def _require_gold(value: Any, entry: BenchmarkSet, where: str) -> None:
 def find_manifests(
     root: Path, names: Sequence[str], *, allow_pickle: bool = False
 ) -> tuple[dict[str, Path], dict[str, list[str]]]:
-    """The manifests of sets, made where there is only the release's folder.
+    """The manifests of sets, made where only the release's folder exists.
 
     Args:
-        root: holds them all; for a single set, its own folder will do.
+        root: folder of all sets; for a single set, its own folder is accepted, too.
         names: canonical names.
-        allow_pickle: read `.npz` labels that hold pickles, see `corpora.pickles`.
+        allow_pickle: read `.npz` labels that hold pickles, see `data.npz`.
 
     Returns:
-        Name -> manifest; and name -> what was not as it should be, for those that were made.
+        Name -> manifest; and name -> warnings, for manifests made here.
 
     Raises:
-        UserError: no such folder; a set is nowhere or in two places (all that are nowhere are named); a manifest
+        UserError: the folder is missing; a set is missing (all missing sets are named) or in two places; a manifest
             cannot be made.
     """
     if not root.is_dir():
@@ -187,7 +192,7 @@ def scored_clips(manifest: Path, *, allow_absolute: bool = False) -> list[Clip]:
     """The clips of a manifest that are scored.
 
     Args:
-        manifest: of `mer-r1 prepare`.
+        manifest: manifest of `mer-r1 prepare`.
         allow_absolute: whether media paths may be absolute.
 
     Raises:

@@ -1,12 +1,11 @@
-"""Predictions in whatever form they come: our records, JSON lines of other systems, JSON, or the reference's `.npz`.
+"""Read predictions: our records, JSON lines of other systems, JSON, or the reference's `.npz`.
 
 One folder holds the predictions of all sets. For a set NAME it has `NAME.jsonl`, `NAME.json` or `NAME.npz`, or a folder
 `NAME/` (with `labels.jsonl` as `mer-r1 extract` writes it, else `records.jsonl` as `mer-r1 evaluate` writes it, else
-one file a checkpoint), or the reference's `results-NAME/SYSTEM/checkpoint_...-openset.npz`. Where several checkpoints
+one file per checkpoint), or the reference's `results-NAME/SYSTEM/checkpoint_...-openset.npz`. Where several checkpoints
 lie there, each is read: the reference reports the best of them.
 
-A clip whose prediction failed, or whose text nobody has turned into labels yet, has no answer here: it is never taken
-for an empty one.
+A clip whose prediction failed, or whose text has no labels yet, has no answer here: it never counts as an empty one.
 """
 
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from mer_r1.evaluation.labels.extract import label_string, labels_by_rule, senti
 
 SentimentFrom = Literal["saved", "rules"]
 GIVEN = "given"
-"""Mode of predictions that name none: those of other systems."""
+"""Mode of predictions without a mode: those of other systems."""
 MODES = (*(mode.value for mode in ThinkingMode), GIVEN)
 ENDINGS = (".jsonl", ".json", ".npz")
 _OPENSET, _SENTIMENT = "-openset", "-openset-sentiment"
@@ -33,12 +32,12 @@ _NOT_PREDICTIONS = ("summary.json", "run.json", "scores.json")
 
 @dataclass
 class Answers:
-    """What one checkpoint says in one mode about the clips of a set.
+    """Answers of one checkpoint in one mode about the clips of a set.
 
     Attributes:
         values: clip name -> label string, list of labels, or sentiment reply.
         errors: clip name -> why it has no answer.
-        unread: names of answers without a list of words that count as empty (`mer-r1 extract` has such texts read).
+        unread: names of answers without a list of words that count as empty (`mer-r1 extract` reads such texts).
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -51,10 +50,10 @@ class Reading:
     """How predictions are read.
 
     Attributes:
-        sentiment: "saved" takes the sentiments in the files, "rules" makes them from labels by the wheels.
-        taxonomy: further wheels for these rules.
+        sentiment: "saved" takes the sentiments in the files, "rules" derives them from labels by the wheels.
+        taxonomy: further wheels for "rules".
         allow_pickle: whether an `.npz` with pickles may be read.
-        system: name of the folder to take where the reference's layout has several.
+        system: folder to choose where the reference's layout has several.
     """
 
     sentiment: SentimentFrom = "saved"
@@ -64,7 +63,7 @@ class Reading:
 
 
 def read_predictions(folder: Path | str, entry: BenchmarkSet, reading: Reading) -> dict[str, dict[str, Answers]]:
-    """Predictions of one set: checkpoint -> mode -> answers; nothing where the folder has none.
+    """Predictions of one set: checkpoint -> mode -> answers; empty if the folder has none.
 
     Raises:
         UserError: a file cannot be read, or none of its rows has an answer.

@@ -1,8 +1,8 @@
-"""Everything about one folder of predictions: official and audited, slow, fast and their difference, and the mean.
+"""Report of a folder of predictions: official and audited scores, slow, fast, their difference, and the mean.
 
-The official number of a set is that of the checkpoint with the best score on the test set, as the reference reports
-it. The audited number is that of the last checkpoint, which nobody chose by looking at the test set; where there is
-only one, both are of the same predictions.
+The official number of a set is that of the checkpoint with the best score on the test set, as in the reference. The
+audited number is that of the last checkpoint, which is not chosen on the test set; with a single checkpoint both are of
+the same predictions.
 """
 
 import math
@@ -16,12 +16,12 @@ from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import MODES, Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit import Side
 from mer_r1.benchmarks.mer_unibench.scores.official import best_checkpoint, official_score
-from mer_r1.benchmarks.mer_unibench.scores.tally import Array, interval, resampled
+from mer_r1.benchmarks.mer_unibench.scores.tally import resampled
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, nine_way_mean
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval
+from mer_r1.evaluation.intervals import Array, Interval, interval_of
 
 SLOW_MINUS_FAST = "slow - fast"
 
@@ -31,14 +31,14 @@ Checkpoints = Mapping[str, Mapping[str, Answers]]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is scored, and how.
+    """Settings of the scoring.
 
     Attributes:
         taxonomy: wheels and words.
         official: whether to give the official numbers.
         audited: whether to give the audited ones.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
     """
 
     taxonomy: Taxonomy
@@ -53,15 +53,15 @@ def score_benchmark(golds: Mapping[str, Gold], predictions: Mapping[str, Checkpo
 
     Args:
         golds: canonical name -> gold.
-        predictions: canonical name -> predictions; sets without gold or without predictions are named as missing.
-        how: what to compute.
+        predictions: canonical name -> predictions; sets without gold or predictions are listed as missing.
+        how: settings of the scoring.
 
     Returns:
         `sets` (each with `modes`, their `official` and `audited` parts, and the `difference` of slow and fast) and
         `mean` (the same over the nine sets; a mean of fewer is not given).
 
     Raises:
-        UserError: no set has both gold and predictions; or only the official numbers are wanted and one cannot be had.
+        UserError: no set has both gold and predictions; or only official numbers are asked for and one is undefined.
     """
     chosen = [name for name in SETS if name in golds and predictions.get(name)]
     if not chosen:
@@ -114,7 +114,7 @@ def _score_set(gold: Gold, checkpoints: Checkpoints, how: Scoring) -> tuple[dict
 
 
 def _official(gold: Gold, runs: Mapping[str, Answers], how: Scoring) -> dict[str, Any]:
-    """The reference's number and the checkpoint that it chooses; `error` where the reference stops."""
+    """The reference's number and chosen checkpoint; `error` where the reference stops."""
     scores = {}
     try:
         for name, answers in runs.items():
@@ -133,11 +133,11 @@ def _difference(slow: Side, fast: Side, seed: Sequence[int], resamples: int) -> 
     both = slow.answered & fast.answered
     tallies = [side.tally.only(both) for side in (slow, fast)]
     samples = np.subtract(*(resampled(tally, seed, resamples) for tally in tallies))
-    return interval(tallies[0].value() - tallies[1].value(), samples, int(both.sum())), samples
+    return interval_of(tallies[0].value() - tallies[1].value(), samples, int(both.sum())), samples
 
 
 def _means(sets: Mapping[str, Any], samples: Mapping[str, Mapping[str, Array]], how: Scoring) -> dict[str, Any]:
-    """The nine-way mean of each mode and of the difference; `without` names the sets that keep it from being had."""
+    """The nine-way mean of each mode and of the difference; `without` lists the sets without a number."""
     found: dict[str, Any] = {}
     for mode in (*MODES, SLOW_MINUS_FAST):
         if not any(mode in entry["modes"] or mode in entry["differences"] for entry in sets.values()):
@@ -149,7 +149,7 @@ def _means(sets: Mapping[str, Any], samples: Mapping[str, Mapping[str, Array]], 
         if how.audited:
             mean, without = _mean_of_nine(sets, mode, "audited")
             drawn = [samples[name][mode] for name in NINE if name not in without]
-            score = interval(mean, np.mean(drawn, axis=0) if drawn else np.array([]), len(drawn))
+            score = interval_of(mean, np.mean(drawn, axis=0) if drawn else np.array([]), len(drawn))
             found[mode]["audited"] = {**score, "without": without}
     return found
 

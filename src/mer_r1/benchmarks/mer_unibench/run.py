@@ -1,14 +1,14 @@
 """The whole evaluation in one folder: ask the model about every clip, read labels out of its answers, score.
 
-    run.json               what decides the answers (model, decoding ...); the folder takes no others
-    NAME/records.jsonl     what the model said about each clip of a set, slow and fast
+    run.json               settings that decide the answers (model, decoding ...); the folder accepts no others
+    NAME/records.jsonl     predictions for the clips of a set, slow and fast
     NAME/labels.jsonl      the same with labels, and with sentiments for the sentiment sets
-    replies.sqlite         replies of servers and of the language model that reads labels: nothing is asked twice
+    replies.sqlite         cache of replies of servers and of the language model that reads labels
     scores.json, scores.md the report and its table
 
-Every answer is on disk as soon as it is there. A run that was killed goes on with the same command, and its result is
-that of a run in one go. Nothing is scored that nobody said: a clip without an answer, and an answer that nothing could
-read, is counted with its reason.
+Every answer is on disk as soon as it is made. Rerunning the same command resumes an interrupted run, with the result of
+an uninterrupted one. A clip without an answer, or with an answer that nothing can read, is not scored but counted with
+its reason.
 """
 
 import json
@@ -17,35 +17,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.mer_unibench.ask import RECORDS_FILE
 from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers
 from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
 from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.benchmarks.mer_unibench.tables import render, score_tables
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.labels.files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
 from mer_r1.evaluation.llm.chat import OnReply, TextModel
-from mer_r1.evaluation.records import read_records, without_nan
+from mer_r1.evaluation.records import RECORDS_FILE, read_records, without_nan
 
 RUN_FILE, LABELS_FILE, REPLIES_FILE = "run.json", "labels.jsonl", "replies.sqlite"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
 CHECKPOINT = "labels"
-"""What the report calls the one checkpoint, after the file that its labels are in."""
+"""Name of the only checkpoint in the report, after the file of its labels."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How labels, and sentiments, are read out of answers.
+    """How labels and sentiments are read from answers.
 
     Attributes:
-        taxonomy: wheels that tell whether a word is known.
-        model: reads what no rule can; None leaves that without labels, and counted.
-        sentiment: "llm" asks `model`, "rules" goes by the wheels.
-        checked: whether unusable replies of `model` are refused; the reference takes every reply.
+        taxonomy: wheels with the known words.
+        model: reads answers that no rule can; None leaves them without labels, and counted.
+        sentiment: "llm" asks `model`, "rules" uses the wheels.
+        checked: whether unusable replies of `model` are refused; the reference accepts every reply.
     """
 
     taxonomy: Taxonomy
@@ -54,21 +54,20 @@ class Reader:
     checked: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what could only fail after hours."""
+        """Refuse settings that would fail only after hours."""
         if self.sentiment == "llm" and self.model is None:
             raise UserError("sentiment by llm: no language model was given; name one, or take the wheels (rules)")
 
 
 def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
-    """Note in a folder what decides the answers in it, or make sure that it is the same as before.
+    """Write the settings that decide the answers into a folder, or check them against those in it.
 
     Raises:
-        UserError: the folder holds answers that were made otherwise.
+        UserError: the folder holds answers made with other settings.
     """
     file = out / RUN_FILE
     if not file.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        _write(file, _json(dict(settings)))
+        write_atomically(file, _json(dict(settings)))
         return
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -99,18 +98,18 @@ def read_labels(
     """Labels of a set's answers, and sentiments where the set asks for them, written to `labels.jsonl`.
 
     Args:
-        name: of the set.
+        name: name of the set.
         clips: its clips.
-        modes: which answers.
-        out: the folder.
-        reader: how they are read.
-        on_reply: told each reply of the language model.
+        modes: modes of the answers.
+        out: folder of the evaluation.
+        reader: how labels are read.
+        on_reply: callback called for each reply of the language model.
 
     Returns:
         Mode -> rows, in the clips' order; a row without labels, or without its sentiment, has an `error`.
 
     Raises:
-        UserError: as `chat.TextModel.complete` does; replies so far are kept.
+        UserError: see `chat.TextModel.complete`; replies so far are kept.
     """
     records = {(record.id, record.mode): record for record in read_records(out / name / RECORDS_FILE)}
     rows: list[Row] = [records[clip.id, mode.value].to_dict() for mode in modes for clip in clips]
@@ -135,16 +134,15 @@ def score(
     Args:
         golds: name -> gold.
         rows: name -> mode -> rows of `read_labels`.
-        out: the folder.
+        out: folder of the evaluation.
         how: see `report.Scoring`.
-        model: name for the table.
-        sentiment: where sentiments came from; noted in the report.
+        model: the model's name in the table.
+        sentiment: source of the sentiments; noted in the report.
         published: whether the table has the published rows, too.
 
     Returns:
-        The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: of each set and mode how many
-        labels came from where, how many clips have none (`labels.files.summarise`), and `partly`: clip -> the files
-        that it was asked without.
+        The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: per set and mode the counts
+        of `labels.files.summarise`, and `partly`: clip -> the files that it was asked without.
     """
     report = score_benchmark(
         golds,
@@ -154,13 +152,15 @@ def score(
     report["model"] = model
     report["sentiment"] = sentiment
     report["answers"] = {name: {mode: _summary(r) for mode, r in modes.items()} for name, modes in rows.items()}
-    _write(out / SCORES_FILE, _json(without_nan(report)))
-    _write(out / TABLE_FILE, "\n".join(render(table, "markdown") for table in score_tables(report, model, published)))
+    write_atomically(out / SCORES_FILE, _json(without_nan(report)))
+    write_atomically(
+        out / TABLE_FILE, "\n".join(render(table, "markdown") for table in score_tables(report, model, published))
+    )
     return report
 
 
 def answers_of(name: str, rows: Sequence[Row]) -> Answers:
-    """Rows of `read_labels` in the form that scoring takes: what has an error has no answer."""
+    """Rows of `read_labels` in the form for scoring; a row with an error has no answer."""
     key = "sentiment" if SETS[name].kind == "sentiment" else "openset"
     return Answers(
         {row["id"]: row[key] for row in rows if row["error"] is None},
@@ -169,7 +169,7 @@ def answers_of(name: str, rows: Sequence[Row]) -> Answers:
 
 
 def gaps(report: Mapping[str, Any]) -> int:
-    """How many clips have no answer, over all sets and modes: no completion, no labels, or no sentiment."""
+    """Number of clips without an answer over all sets and modes: no completion, labels, or sentiment."""
     counts = [entry for modes in report["answers"].values() for entry in modes.values()]
     return sum(int(entry["errors"]) + int(entry["without_completion"]) for entry in counts)
 
@@ -180,10 +180,3 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -1,8 +1,8 @@
 """The nine data sets of MER-UniBench in the published order, and OV-MERD, which is scored alike but not among the nine.
 
-Three kinds of gold, three headline numbers: one emotion word a clip (hit rate over five wheels), a sentiment value
+Three kinds of gold, three headline numbers: one emotion word per clip (hit rate over five wheels), a sentiment value
 (weighted F1 of positive against the rest), and free emotion words (F over five wheels). The benchmark's number is the
-plain mean of the nine headline numbers; how many clips a set has plays no role (AffectGPT release; its paper,
+plain mean of the nine headline numbers; the number of clips in a set plays no role (AffectGPT release; its paper,
 arXiv 2501.16566).
 """
 
@@ -17,19 +17,19 @@ from mer_r1.errors import UserError
 Kind = Literal["discrete", "sentiment", "open-set"]
 
 HEADLINES: dict[Kind, str] = {"discrete": "hit rate", "sentiment": "weighted F1", "open-set": "mean F"}
-"""Kind -> what its main number is."""
+"""Kind -> its main number."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """One data set as it is scored.
+    """One data set.
 
     Attributes:
         name: the canonical name, as manifests carry it in `meta.dataset`.
         title: the name in tables.
-        kind: what its gold is.
-        clips: how many clips its test part has.
-        reference: the name in the reference's code and folders.
+        kind: kind of its gold.
+        clips: number of test clips.
+        reference: name in the reference's code and folders.
     """
 
     name: str
@@ -70,7 +70,7 @@ def named(name: str) -> BenchmarkSet:
     """The set of that name: canonical, in tables, or the reference's; case and punctuation do not matter.
 
     Raises:
-        UserError: no such set.
+        UserError: the set is unknown.
 
     >>> named("OV-MERD+").name, named("IEMOCAPFour").name, named("CMU-MOSI").name
     ('ovmerdplus', 'iemocap', 'cmumosi')
@@ -86,7 +86,7 @@ def nine_way_mean(scores: Mapping[str, float]) -> float:
     """The plain mean of the nine main numbers, by canonical name; NaN if one of them is NaN.
 
     Raises:
-        UserError: a set is missing: there is no mean of eight.
+        UserError: a set is missing.
     """
     missing = [SETS[name].title for name in NINE if name not in scores]
     if missing:

@@ -1,4 +1,4 @@
-"""The report as tables to paste: LaTeX, Markdown or CSV, sets in the published order, published rows above ours.
+"""The report as LaTeX, Markdown or CSV tables: sets in the published order, published rows above ours.
 
 Numbers are percent with two decimals, as the benchmark prints them; a cell without a number is a dash (empty in CSV).
 Published figures are data (`published.json`, each block with its source).
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
 from mer_r1.benchmarks.mer_unibench.sets import NINE, OVMERD, SETS
+from mer_r1.evaluation.intervals import number_text
 
 Form = Literal["latex", "markdown", "csv"]
 MEAN = "mean"
@@ -35,7 +36,7 @@ class Row:
 
     Attributes:
         model: its name.
-        modalities: what the model is given, some of A, V, T.
+        modalities: inputs of the model, some of A, V, T.
         values: column -> percent.
         bounds: column -> the ends of its 95 % interval, percent.
         signed: whether the values are differences.
@@ -68,11 +69,11 @@ class ScoreTable:
 
 
 def score_tables(report: Mapping[str, Any], name: str = "", published: bool = False) -> list[ScoreTable]:
-    """The tables that a report gives: the nine sets with their mean, and OV-MERD by metric, each where it was scored.
+    """The tables of a report: the nine sets with their mean, and OV-MERD by metric, each if it was scored.
 
     Args:
-        report: of `report.score_benchmark`.
-        name: of the model, before each row's mode.
+        report: result of `report.score_benchmark`.
+        name: the model's name, before each row's mode.
         published: whether the published rows come first.
     """
     tables = []
@@ -93,7 +94,7 @@ def render(table: ScoreTable, form: Form) -> str:
 
 
 def _published(*keys: str) -> tuple[list[list[Row]], list[str]]:
-    """Blocks of published rows, one for each choice of modalities, and where they are from."""
+    """Blocks of published rows, one per choice of modalities, and their sources."""
     text = resources.files("mer_r1.benchmarks.mer_unibench").joinpath("published.json").read_text(encoding="utf-8")
     data = json.loads(text)
     blocks, notes = [], []
@@ -155,7 +156,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _percent(value: float, signed: bool) -> str:
-    return format(value, "+.2f" if signed else ".2f").replace("-", "−")
+    return number_text(value, 2, signed).replace("-", "−")
 
 
 def _markdown(table: ScoreTable) -> str:

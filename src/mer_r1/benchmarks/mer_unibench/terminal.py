@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS
+from mer_r1.evaluation.intervals import interval_text, known_mean, number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,7 +42,7 @@ def scores_table(report: Mapping[str, Any]) -> "Table":
 
 
 def hidden_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
-    """What the official numbers do not show: one table for sets of words, one for sets of sentiments."""
+    """What the official numbers hide: one table for sets of words, one for sets of sentiments."""
     words = _table("What the numbers hide about words", WORD_HEADS)
     replies = _table("What the numbers hide about sentiments", REPLY_HEADS)
     words.caption = (
@@ -68,7 +69,7 @@ def hidden_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
 
 
 def remarks(report: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader of the numbers should know, one line each."""
+    """Remarks on the numbers, one line each."""
     sets = report["sets"]
     if report["wheels"] != "official":
         yield "scored on the built-in wheels: not comparable with published numbers (--wheels names the official ones)"
@@ -151,14 +152,14 @@ def _word_remarks(entry: Mapping[str, Any]) -> Iterator[str]:
 def _word_cells(audited: Mapping[str, Any]) -> list[str]:
     coverage, categories = audited["coverage"].values(), audited["categories"]
     unified = [_percent(audited["unified"][name]["mean"], digits=1) for name in ("precision", "recall", "f1")]
-    spread = f"{_plain(categories['predicted'])}/{_plain(categories['gold'])}"
-    known = [_percent(_mean([entry[side] for entry in coverage]), digits=0) for side in ("gold", "predicted")]
+    spread = f"{number_text(categories['predicted'], 1)}/{number_text(categories['gold'], 1)}"
+    known = [_percent(known_mean([entry[side] for entry in coverage]), digits=0) for side in ("gold", "predicted")]
     skipped = [entry["n"] / audited["n"] if audited["n"] else None for entry in audited["skipped"].values()]
     return [
         *unified,
         spread,
         _percent(audited["everything"]["score"], digits=1),
-        _percent(_mean(skipped), digits=0),
+        _percent(known_mean(skipped), digits=0),
         "/".join(known),
     ]
 
@@ -169,11 +170,6 @@ def _reply_cells(audited: Mapping[str, Any]) -> list[str]:
     neutral = audited["n_gold_neutral"] / audited["n"] if audited["n"] else None
     always = f"+{_percent(constant['positive'], digits=0)} −{_percent(constant['negative'], digits=0)}"
     return [*map(_percent, (neutral, silent, audited["forgiving"], audited["accuracy_three"])), always]
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _table(title: str, heads: tuple[str, ...]) -> "Table":
@@ -193,18 +189,9 @@ def _text(value: str) -> Any:
     return Text(value)  # names may look like markup
 
 
-def _percent(value: float | None, signed: bool = False, digits: int = 2) -> str:
-    if value is None or value != value:
-        return "–"
-    return format(100 * value, f"{'+' if signed else ''}.{digits}f")
+def _percent(value: float | None, digits: int = 2) -> str:
+    return number_text(value, digits, scale=100)
 
 
 def _interval(figure: Mapping[str, Any], signed: bool = False) -> str:
-    mean = _percent(figure["mean"], signed)
-    if figure["low"] is None or mean == "–":
-        return mean
-    return f"{mean} [{_percent(figure['low'], signed)}, {_percent(figure['high'], signed)}]"
-
-
-def _plain(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
+    return interval_text(figure, 2, signed, scale=100)

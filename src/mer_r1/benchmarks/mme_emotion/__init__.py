@@ -4,8 +4,7 @@ A model watches a clip and answers a question. A second model cuts the answer in
 against what can be seen and heard, and the last step, the prediction, against the gold label. Recognition is the last
 rating, reasoning the mean of those before it, and CoT lies between the two.
 
-`tasks` says what differs between the tasks, `judged` reads judged files, `scores` is the official arithmetic, `audit`
-says what that arithmetic leaves out, `labels` recognises without a judge, `prompts` holds our wording, `pictures` and
-`clues` are what a judge sees and hears, `ledger` keeps what was paid for, `stages` extracts and judges, `run` does it
-all, `tables` shows it.
+`tasks` holds the differences between the tasks and `judged` reads judged files. `judging` extracts steps and rates them
+(prompts, frames, audio clues). `scores` is the official arithmetic, an audit of what it leaves out, slow against fast,
+agreement of judges, and recognition without a judge. `run` is the whole evaluation, `terminal` its tables.
 """

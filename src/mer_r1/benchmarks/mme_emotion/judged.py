@@ -1,8 +1,8 @@
-"""Judged items from disk: the reference's files or our own records, one shape for all that scores them.
+"""Read judged items: the reference's files or our own records, in one form for scoring.
 
-The reference keeps one JSON array a task, named after it (`ER-Lab.json`), with `video_id`, `ground_truth`,
-`model_response`, `step` and `score`, the judge's raw reply or null. Our records hold the same fields and say which
-task, which way of thinking, which judge and which repetition they belong to.
+The reference keeps one JSON array per task, named after it (`ER-Lab.json`), with `video_id`, `ground_truth`,
+`model_response`, `step` and `score`, the judge's raw reply or null. Our records hold the same fields and name
+their task, mode, judge and repetition.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 JUDGED_FILE = "judged.jsonl"
 GIVEN = "given"
-"""Mode of answers whose way of thinking is not known: those from elsewhere."""
+"""Mode of answers from elsewhere, whose mode is unknown."""
 MODES = ("slow", "fast", GIVEN)
 
 
@@ -29,14 +29,14 @@ class Judged:
 
     Attributes:
         task: name of its task.
-        id: of its clip; "#3" for the third item of a file without ids.
+        id: id of its clip; "#3" for the third item of a file without ids.
         gold: gold label, usually a text.
-        score: the judge's raw reply, null on failure; may be anything.
+        score: raw reply of the judge, null on failure; may be anything.
         step: the extracted steps; None if the file does not hold them.
         mode: "slow", "fast" or "given".
-        judge: which judge; "" if the file does not say.
-        repeat: which repetition, from 0.
-        error: why there is no reply; None if there is one or the file does not say.
+        judge: name of the judge; "" if unknown.
+        repeat: repetition, from 0.
+        error: why there is no reply; None if there is one or the reason is unknown.
     """
 
     task: str
@@ -58,7 +58,7 @@ def read_judged(paths: Sequence[Path]) -> list[Judged]:
             `slow` and `fast`.
 
     Raises:
-        UserError: naming the file: it cannot be read, names no task, or a task comes from two files.
+        UserError: a file cannot be read or names no task, or a task comes from two files.
     """
     found: list[Judged] = []
     source: dict[tuple[str, str], Path] = {}
@@ -77,11 +77,11 @@ def read_judged(paths: Sequence[Path]) -> list[Judged]:
 
 
 def first_judgements(items: Iterable[Judged], judge: str | None = None) -> list[Judged]:
-    """The items that are scored: of one judge's repetitions the first.
+    """The items that are scored: the first repetition of one judge.
 
     Args:
-        items: by one judge or several.
-        judge: which one; the first one met if None.
+        items: items of one or more judges.
+        judge: name of the judge; None takes the first one in the items.
 
     Raises:
         UserError: that judge has judged none of them.
@@ -95,7 +95,7 @@ def first_judgements(items: Iterable[Judged], judge: str | None = None) -> list[
 
 
 def by_mode(items: Iterable[Judged]) -> dict[str, list[Judged]]:
-    """Items of each mode that is there, slow first."""
+    """Items by mode, slow first."""
     groups: dict[str, list[Judged]] = {}
     for item in items:
         groups.setdefault(item.mode, []).append(item)
@@ -106,7 +106,7 @@ def task_files(paths: Sequence[Path]) -> list[Path]:
     """Files among `paths` and in the folders among them: `judged.jsonl`, or those named after tasks.
 
     Raises:
-        UserError: there is no path, or a folder holds no such file.
+        UserError: no path is given, or a folder holds no such file.
     """
     if not paths:
         raise UserError("judged files: got none, expected a folder or files named after their tasks")
@@ -134,7 +134,7 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def task_of(path: Path) -> str | None:
-    """The task that a file is named after; None if it is named otherwise."""
+    """The task that a file is named after; None for other names."""
     try:
         return task_named(path.stem).name
     except UserError:

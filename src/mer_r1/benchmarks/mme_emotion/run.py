@@ -1,14 +1,14 @@
-"""The whole evaluation in one folder: predict, extract steps, judge, score; each stage goes on where it stopped.
+"""The whole evaluation in one folder: predict, extract steps, judge, score; each stage can be resumed.
 
-    predictions/records.jsonl   what the model said, slow and fast
-    steps.jsonl                 each answer cut into steps
-    judged.jsonl                each item's ratings, of every judge and repetition
-    replies.sqlite              raw replies of extractor and judge: nothing is asked twice
+    predictions/records.jsonl   predictions of the model, slow and fast
+    steps.jsonl                 steps of each answer
+    judged.jsonl                ratings of each item, by judge and repetition
+    replies.sqlite              cache of the extractor's and judge's raw replies
     reference/MODE/TASK.json    the judged items in the reference's own form
     scores.json                 the report
 
-Every stage reads the files of the one before, so that it can be run by itself. Answers from elsewhere, in the
-reference's own JSON, take the place of predictions.
+Every stage reads the files of the one before, so it can be run on its own. Answers of other systems, in the reference's
+own JSON, can take the place of predictions.
 """
 
 import json
@@ -32,13 +32,15 @@ from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_lab
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.jobs import Asking, estimated, is_valid
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.jobs import estimated, remaining
 from mer_r1.evaluation.llm.ledger import Ledger, Row, read_rows, write_array
-from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 
 if TYPE_CHECKING:
     from mer_r1.model.generation import Sampling
@@ -57,7 +59,7 @@ _EXPORTED: Row = {
     "input_tokens": 0,
     "output_tokens": 0,
 }
-"""Fields of the reference's judged files, with what they hold where nothing was asked."""
+"""Fields of the reference's judged files, with their values where nothing was asked."""
 
 
 def benchmark_clips(manifest: Path, allow_absolute: bool = False) -> list[Clip]:
@@ -87,12 +89,12 @@ def gold_text(clip: Clip) -> str:
 
 
 def clip_name(clip: Clip) -> str:
-    """What the benchmark calls a clip (`video_id`)."""
+    """The benchmark's name of a clip (`video_id`)."""
     return str(clip.meta.get("video_id", clip.id))
 
 
 def question_of(clip: Clip) -> str:
-    """What the evaluated model is asked about a clip."""
+    """The question to the evaluated model about a clip."""
     candidates = clip.meta.get("candidates")
     return model_question(
         task_named(clip.meta.get("task")),
@@ -120,7 +122,7 @@ def predict_answers(
     device: str | None = None,
     progress: Any = None,
 ) -> Path:
-    """First stage: ask the model about every clip that has no record yet; see `predict.evaluate_model`.
+    """First stage: predict every clip without a record; see `predict.evaluate_model`.
 
     Returns:
         The file of records.
@@ -143,19 +145,19 @@ def predict_answers(
 
 
 def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMode]) -> list[Item]:
-    """Every clip in every mode, with the answer that the model gave, or the reason why there is none."""
-    file = out / PREDICTIONS / "records.jsonl"
+    """Every clip in every mode, with the model's answer or the reason why it is missing."""
+    file = out / PREDICTIONS / RECORDS_FILE
     records = {(record.id, record.mode): record for record in read_records(file)}
     return [_item(clip, mode.value, records.get((clip.id, mode.value))) for mode in modes for clip in clips]
 
 
 def clip_items(clips: Sequence[Clip]) -> list[Item]:
-    """Every clip without any answer yet, for stages that need none (audio clues)."""
+    """Every clip without an answer, for stages that need none (audio clues)."""
     return [_item(clip, GIVEN, None) for clip in clips]
 
 
 def assumed_items(clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> list[Item]:
-    """Every clip in every mode, with as many characters as an answer may have: to estimate before anything is asked."""
+    """Every clip in every mode with an answer of typical length, for an estimate before anything is asked."""
     return [
         replace(_item(clip, mode.value, None), response="." * _ANSWER_CHARACTERS) for mode in modes for clip in clips
     ]
@@ -177,19 +179,19 @@ def _item(clip: Clip, mode: str, record: Record | None) -> Item:
 
 
 def answer_text(record: Record) -> str:
-    """What a model answered; of a fast answer the part that the model wrote itself."""
+    """The model's answer; of a fast one the part after the prefilled think block."""
     return record.completion.removeprefix(FAST_PREFILL) if record.mode == "fast" else record.completion
 
 
 def given_items(paths: Sequence[Path], clips: Sequence[Clip]) -> list[Item]:
-    """Answers from elsewhere, in the reference's form: `{video_id, ground_truth, model_response}`, perhaps with `step`.
+    """Answers of other systems in the reference's form: `{video_id, ground_truth, model_response}`, optionally `step`.
 
     Args:
         paths: files named after their tasks, or folders of such files.
-        clips: where the media are; an answer about a clip that is not among them cannot be judged.
+        clips: clips with the media; an answer about another clip cannot be judged.
 
     Raises:
-        UserError: a file names no task, an item has no id, or one comes twice.
+        UserError: a file names no task, or an item has no id or a repeated one.
     """
     known = {(task_named(clip.meta.get("task")).name, clip_name(clip)): clip for clip in clips}
     items: dict[tuple[str, str], Item] = {}
@@ -228,26 +230,24 @@ def _given(row: Row, task: str, known: dict[tuple[str, str], Clip]) -> Item | No
 
 
 def ledgers(out: Path) -> tuple[Ledger, Ledger]:
-    """The rows of step extraction and of judging in a folder."""
+    """Ledgers of step extraction and of judging in a folder."""
     return steps_ledger(out / STEPS_FILE), judged_ledger(out / JUDGED_FILE)
 
 
-def forecast(items: Sequence[Item], out: Path, extractor: Asking, judge: Asking, how: Judging) -> dict[str, Any]:
-    """What the two asking stages will about take from here, before either asks anything; see `asking.estimated`."""
+def forecast(items: Sequence[Item], out: Path, extractor: Client, judge: Client, how: Judging) -> dict[str, Any]:
+    """What step extraction and judging will about take from here, before either asks; see `jobs.estimated`."""
     steps, judged = ledgers(out)
     stages = (
         ("steps", extraction_jobs(items), extractor, steps),
         ("judge", judge_jobs(items, steps, judge.name, how), judge, judged),
     )
-    found = {}
-    for stage, jobs, asking, ledger in stages:
-        left = [job for job in jobs if not is_valid(ledger.rows.get(job.key), job, asking.name)]
-        found[stage] = estimated(left, ledger, asking)
-    return found
+    return {
+        stage: estimated(remaining(jobs, ledger, client.name), ledger, client) for stage, jobs, client, ledger in stages
+    }
 
 
 def export_reference(out: Path, judge: str) -> list[Path]:
-    """Write the judged items as the reference keeps them, one JSON array a task; the first repetition of one judge."""
+    """Write one judge's items, first repetition, in the reference's form: one JSON array per task."""
     _, judged = ledgers(out)
     files: dict[tuple[str, str], list[Row]] = {}
     for row in judged.rows.values():
@@ -265,14 +265,14 @@ def export_reference(out: Path, judge: str) -> list[Path]:
 def write_scores(
     out: Path, clips: Sequence[Clip], alpha: float = ALPHA, seed: int = 0, judge: str | None = None
 ) -> dict[str, Any]:
-    """Last stage: the report of all that is judged, written to `scores.json`; see `compare.score_report`."""
+    """Last stage: the report of all judged items, written to `scores.json`; see `compare.score_report`."""
     report = score_report(read_judged([out / JUDGED_FILE]), expected_ids(clips), alpha, seed, judge)
     _write_json(out / SCORES_FILE, report)
     return report
 
 
 def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, seed: int = 0) -> dict[str, Any]:
-    """Recognition without a judge, by mode, written to `labels.json`; see `labels.label_report`."""
+    """Recognition without a judge, by mode, written to `labels.json`; see `label_match.label_report`."""
     report = {}
     for mode in dict.fromkeys(item.mode for item in items):
         rows = [
@@ -290,5 +290,4 @@ def _gold(item: Item) -> tuple[str, ...]:
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""The eight tasks of MME-Emotion, and the few things in which they differ.
+"""The eight tasks of MME-Emotion and their differences.
 
 All facts follow the public code of the benchmark (FunAudioLLM/MME-Emotion, commit 0c265d8), where every task has
 scripts of its own.
@@ -22,8 +22,8 @@ class Task:
 
     Attributes:
         name: as the benchmark writes it; judged files are named after it.
-        about: what the last step of an answer states: "emotion", "sentiment" or "intent".
-        meaning: one line for people.
+        about: subject of the last step of an answer: "emotion", "sentiment" or "intent".
+        meaning: display name.
         fraction: whether the last step is rated C/K (C of the K gold labels are among the predicted ones) instead of
             0/1 or 1/1.
         has_refusal: whether the worked examples of step extraction hold a refused answer.

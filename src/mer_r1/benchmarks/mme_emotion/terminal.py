@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.evaluation.intervals import interval_text, number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,22 +22,26 @@ _CHECKS = {
 
 
 def official_table(report: Mapping[str, Any]) -> "Table":
-    """The official numbers, a row a task (and mode), then the paired differences where slow and fast are there."""
+    """The official numbers, one row per task (and mode), then the paired differences where slow and fast are there."""
     table = _table("Official scores (percent)", ("count", "Rec", "Rea", "CoT", "avg step"))
     for name, mode, entry in _rows(report):
-        cells = [f"{100 * entry[key]:.1f}" for key in NAMES]
+        cells = [_percent(entry[key]) for key in NAMES]
         table.add_row(_named(name, mode), str(entry["count"]), *cells, f"{entry['avg_step']:.1f}")
     for title, difference in report.get("differences", {}).items():
         table.add_section()
         table.add_row(_named(title, ""), "pairs", "", "", "", "")
         for name, entry in {**difference["tasks"], OVERALL: difference["overall"]}.items():
-            table.add_row(_named(name, ""), str(entry["n"]), *(_gap(entry[key]) for key in NAMES))
+            table.add_row(
+                _named(name, ""),
+                str(entry["n"]),
+                *(interval_text(entry[key], 1, signed=True, scale=100, gap="\n") for key in NAMES),
+            )
         table.caption = "differences: of the same clips, audited (lost items count as 0), with 95 %"
     return table
 
 
 def audited_table(report: Mapping[str, Any]) -> "Table":
-    """The audited numbers with their intervals, and by how much they differ from the official ones."""
+    """The audited numbers with their intervals, and their differences from the official ones."""
     title = "Audited scores: failed, unparsed and missing items count as 0 (percent)"
     table = _table(title, ("n", "lost", "Rec", "Rea", "CoT"))
     for name, mode, entry in _rows(report, "audited"):
@@ -47,27 +52,27 @@ def audited_table(report: Mapping[str, Any]) -> "Table":
 
 
 def category_tables(report: Mapping[str, Any]) -> Iterator["Table"]:
-    """The figures by gold label, of the tasks whose categories the benchmark reports."""
+    """The scores by gold label, for tasks whose categories the benchmark reports."""
     for mode, entry in _modes(report).items():
         for name, task in entry["tasks"].items():
             if TASKS[name].has_categories:
                 table = _table(f"{name} {mode}".strip(), ("count", "Rec", "Rea", "CoT", "avg step"))
                 for label, row in task["categories"].items():
-                    cells = [f"{100 * row[key]:.1f}" for key in NAMES]
+                    cells = [_percent(row[key]) for key in NAMES]
                     table.add_row(_named(label, ""), str(row["count"]), *cells, f"{row['avg_step']:.1f}")
                 yield table
 
 
 def agreement_table(agreement: Mapping[str, Any]) -> "Table":
-    """How far judgements of the same items agree, and the scores each run gives."""
+    """Agreement of judgements of the same items, and the scores of each run."""
     table = _table("Agreement of judgements", ("n", "same Rec", "kappa", "same steps", "Rec", "Rea", "CoT"))
     for name, pair in agreement["pairs"].items():
         shares = [pair["same_recognition"], pair["kappa"], pair["same_step_ratings"]]
-        cells = ["–" if value is None else f"{value:.3f}" for value in shares]
+        cells = [number_text(value) for value in shares]
         table.add_row(_named(name, ""), str(pair["n"]), *cells, "", "", "")
     table.add_section()
     for name, run in agreement["runs"].items():
-        cells = [f"{100 * run[key]:.1f}" for key in NAMES]
+        cells = [_percent(run[key]) for key in NAMES]
         table.add_row(_named(name, ""), str(run["count"]), "", "", "", *cells)
     return table
 
@@ -80,13 +85,13 @@ def label_table(report: Mapping[str, Mapping[str, Any]]) -> "Table":
     )
     for mode, entry in report.items():
         for name, row in {**entry["tasks"], OVERALL: entry["overall"]}.items():
-            cells = [_interval(row[key]["mean"], row[key]) for key in ("recognition", "any_hit")]
+            cells = [interval_text(row[key], 1, scale=100) for key in ("recognition", "any_hit")]
             table.add_row(_named(name, mode), str(row["n"]), str(row["n_unread"]), *cells)
     return table
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
-    """What a reader of the official numbers should know, one line each."""
+    """Notes on the official numbers, one line each."""
     lines = []
     for mode, entry in _modes(report).items():
         checks = entry["audited"]["overall"]["checks"]
@@ -136,19 +141,11 @@ def _named(name: str, mode: str) -> Any:
 
 
 def _change(figure: Mapping[str, Any]) -> str:
-    span = "" if figure["low"] is None else f"\n[{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"
-    return f"{100 * figure['audited']:.1f} {100 * figure['change']:+.1f}{span}"
+    """The audited score, its change from the official one, and its interval on a line of its own."""
+    score, change = _percent(figure["audited"]), number_text(figure["change"], 1, signed=True, scale=100)
+    span = "" if figure["low"] is None else f"\n[{_percent(figure['low'])}, {_percent(figure['high'])}]"
+    return f"{score} {change}{span}"
 
 
-def _interval(mean: float | None, bounds: Mapping[str, Any]) -> str:
-    if mean is None:
-        return "–"
-    span = "" if bounds["low"] is None else f" [{100 * bounds['low']:.1f}, {100 * bounds['high']:.1f}]"
-    return f"{100 * mean:.1f}{span}"
-
-
-def _gap(figure: Mapping[str, Any]) -> str:
-    if figure["mean"] is None:
-        return "–"
-    span = "" if figure["low"] is None else f"\n[{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]"
-    return f"{100 * figure['mean']:+.1f}{span}"
+def _percent(value: float | None) -> str:
+    return number_text(value, 1, scale=100)

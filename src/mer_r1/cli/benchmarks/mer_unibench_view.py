@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.cli.app import console, say
 
 if TYPE_CHECKING:
-    from mer_r1.benchmarks.mer_unibench.ask import Pace, Watch
+    from mer_r1.evaluation.llm.jobs import Tally, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def watching(quiet: bool) -> "Iterator[Watch]":
         task = bar.add_task("asking", total=None)
         last = [monotonic()]
 
-        def watch(pace: "Pace") -> None:
+        def watch(pace: "Tally") -> None:
             bar.update(task, completed=pace.finished, total=pace.total, description=_where(pace))
             if not errors.is_terminal and monotonic() - last[0] >= LOG_SECONDS:
                 last[0] = monotonic()
@@ -59,10 +59,10 @@ def watching(quiet: bool) -> "Iterator[Watch]":
         yield watch
 
 
-def _where(pace: "Pace") -> str:
+def _where(pace: "Tally") -> str:
     failed = f", {pace.failed} failed" if pace.failed else ""
     left = "" if pace.seconds_left is None else f", about {duration(pace.seconds_left)} left"
-    return f"{pace.what}{failed}{left}"
+    return f"{pace.stage}{failed}{left}"
 
 
 def duration(seconds: float) -> str:

@@ -181,7 +181,7 @@ def clues(
     reach = (base_url, key_variable, concurrency, timeout, attempts, first_wait, max_tokens)
     server = Endpoint(*reach, prices=_prices(price_in, price_out))
     with ReplyCache(out.with_suffix(".sqlite")) as cache, watching(server, quiet=as_json) as watch:
-        tally = make_clues(items, server.asking(model, cache, watch), clues_ledger(out))
+        tally = make_clues(items, server.client(model, cache), clues_ledger(out), watch)
     if as_json:
         print_json({"clues": tally.known + tally.done, "failed": tally.failed, "file": str(out)})
     else:
@@ -216,7 +216,7 @@ def _ask(
     from mer_r1.evaluation.llm.cache import ReplyCache
 
     with ReplyCache(out / run.REPLIES_FILE) as cache, watching(servers[1], quiet) as watch:
-        extractor, judge = (server.asking(name, cache, watch) for name, server in zip(names, servers, strict=True))
+        extractor, judge = (server.client(name, cache) for name, server in zip(names, servers, strict=True))
         if estimate:
             found = run.forecast(items, out, extractor, judge, how)
             if quiet:
@@ -226,9 +226,9 @@ def _ask(
             return
         steps, judged = run.ledgers(out)
         if stage in (Stage.ALL, Stage.STEPS):
-            say_result(extract(items, extractor, steps), servers[0], quiet)
+            say_result(extract(items, extractor, steps, watch), servers[0], quiet)
         if stage in (Stage.ALL, Stage.JUDGE):
-            say_result(rate(items, steps, judge, how, judged), servers[1], quiet)
+            say_result(rate(items, steps, judge, how, judged, watch), servers[1], quiet)
             run.export_reference(out, judge.name)
 
 

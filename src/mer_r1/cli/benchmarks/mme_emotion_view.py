@@ -40,7 +40,7 @@ def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
             if not errors.is_terminal and tenth > tenths[tally.stage]:
                 tenths[tally.stage] = tenth
                 done = f"{tally.stage}: {tally.finished} of {tally.total}{_so_far(tally, server)}"
-                logger.info("%s, about %s left", done, _duration(tally.seconds_left))
+                logger.info("%s, about %s left", done, _duration(tally.seconds_left or 0.0))
 
         yield watch
 

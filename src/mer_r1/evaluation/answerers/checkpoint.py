@@ -1,4 +1,4 @@
-"""Clips answered by a checkpoint in this process, with PyTorch."""
+"""Answer clips with a checkpoint in this process, with PyTorch (see `predict`)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,15 +14,15 @@ from mer_r1.evaluation.records import Record
 
 
 class Checkpoint:
-    """A local or hub checkpoint that runs here, loaded when it is first asked.
+    """A local or hub checkpoint; it is loaded with the first question.
 
     Args:
         model: folder or hub name.
-        taxonomy: wheels for the categories and confidences in the records.
-        decoding: how completions are sampled; `repetition_penalty` is not known here.
+        taxonomy: wheels for categories, confidences and scores.
+        decoding: how completions are sampled; `repetition_penalty` is ignored.
         batch_size: clips sampled together.
-        features_dir: keeps the towers' outputs there, for further models with the same towers; None keeps nothing.
-        device: where to run; None is the CPU.
+        features_dir: feature cache, shared by models with the same towers; None keeps no features.
+        device: torch device; None is the CPU.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of a local folder."""
+        """Model, decoding, and the fingerprint of the weights."""
         decoding = asdict(self.decoding)
         return {"engine": "checkpoint", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
 
@@ -61,7 +61,7 @@ class Checkpoint:
         )
 
     def _load(self) -> tuple[Any, ...]:
-        """The model, where its tower outputs come from, and the tokens of the categories."""
+        """The model, the source of its tower outputs, and the category tokens."""
         from mer_r1.model.features import FeatureCache
         from mer_r1.model.omni import load
         from mer_r1.rl.anchors import category_tokens

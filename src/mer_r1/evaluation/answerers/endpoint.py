@@ -1,13 +1,13 @@
-"""A model behind an OpenAI-compatible endpoint as a `ClipModel`: pictures, sound and the question as parts of one turn.
+"""Answer clips with a model behind an OpenAI-compatible endpoint: video, audio and question as parts of one turn.
 
-Servers differ in what they take. The file itself goes as `video_url` and the sound, which servers do not read out of a
-video by themselves, as a part of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). Where a server
-knows no videos, frames go as `image_url`, sampled as for our own models. All of it is sent inside the request, as data
-URLs: the server needs no access to our files, and we none to its.
+Servers differ in what they accept. The file itself is sent as `video_url`; its audio, which servers do not extract from
+a video, as a part of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). For a server without video
+input, frames are sent as `image_url`, sampled as for our own models. Everything is sent inside the request as data
+URLs, so the server needs no access to our files.
 
-Slow thinking is the model's answer to our question. Fast thinking starts the answer for it with an empty think block.
-That needs a server that goes on with an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server
-that starts a new turn instead would answer slowly under the name of fast, so this is tried out first.
+Slow thinking is the model's answer to our question. Fast thinking prefills an empty think block. That needs a server
+that continues an unfinished assistant turn (`continue_final_message`: vLLM, SGLang). A server that starts a new turn
+would answer slowly under the name of fast, so the first fast questions check this.
 """
 
 import mimetypes
@@ -24,17 +24,16 @@ from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
-from mer_r1.evaluation.answerers.base import answered, stamp_of, unanswered
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
-from mer_r1.evaluation.records import Record
+from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
 ANSWER_VERSION = "answer-1"
 MAX_VIDEO_BYTES = 100 * 1024 * 1024
 JPEG_QUALITY = 95
 _PROBES = 3
 _NEEDS = (
-    "fast thinking needs a server that goes on with an unfinished assistant turn (continue_final_message, as vLLM and "
+    "fast thinking needs a server that continues an unfinished assistant turn (continue_final_message, as vLLM and "
     "SGLang do); --think slow works without"
 )
 _RESTART = re.compile(r"<think|^\s*<answer>", re.IGNORECASE)
@@ -42,13 +41,13 @@ _RESTART = re.compile(r"<think|^\s*<answer>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Sending:
-    """How a clip's picture and sound are sent.
+    """How a clip's video and audio are sent.
 
     Attributes:
-        video: "video_url" sends the file, "frames" sends pictures, "none" nothing.
+        video: "video_url" sends the file, "frames" sends images, "none" nothing.
         audio: "audio_url" or "input_audio" sends a WAV (mono, 16 kHz, 16 bit), "none" nothing.
-        num_frames: pictures a clip, evenly over its length.
-        max_seconds: sound and frames beyond are cut.
+        num_frames: frames per clip, evenly over its length.
+        max_seconds: audio and frames beyond are cut.
     """
 
     video: Literal["video_url", "frames", "none"] = "video_url"
@@ -58,12 +57,12 @@ class Sending:
 
 
 class ServedModel:
-    """A model that a server runs.
+    """A model behind a server.
 
     Args:
-        client: asks it, and keeps its replies.
-        taxonomy: wheels for the categories in the records.
-        sending: what is sent of a clip.
+        client: sends the requests and keeps the replies.
+        taxonomy: wheels for categories and scores.
+        sending: what is sent of a clip, and how.
         batch_size: clips that are prepared, and held in memory, at a time.
     """
 
@@ -83,7 +82,7 @@ class ServedModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and what is sent. Where the server is does not decide its answers."""
+        """Model, decoding, and what is sent; the server's address does not decide the answers."""
         return {
             "engine": "endpoint",
             "model": self.name,
@@ -93,7 +92,7 @@ class ServedModel:
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; a clip without a reply gets a record with the reason."""
-        stamp = stamp_of(self.name, self.client.decoding)
+        source = provenance(self.name, self.client.decoding.seed, versions("mer-r1"))
         with ThreadPoolExecutor(min(8, len(clips))) as pool:
             found = list(pool.map(self._parts_or_error, clips))
         for mode in modes:
@@ -103,9 +102,9 @@ class ServedModel:
             replies = iter(self.client.complete(asked, ANSWER_VERSION))
             for clip, parts in zip(clips, found, strict=True):
                 if isinstance(parts, str):
-                    yield unanswered(clip, mode, parts, stamp)
+                    yield record_of_error(clip, mode, parts, source)
                 else:
-                    yield self._record(clip, mode, next(replies), stamp)
+                    yield self._record(clip, mode, next(replies), source)
 
     def _parts_or_error(self, clip: Clip) -> list[dict[str, Any]] | str:
         try:
@@ -113,7 +112,7 @@ class ServedModel:
         except UserError as error:
             return str(error)
 
-    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, stamp: dict[str, Any]) -> Record:
+    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, source: dict[str, Any]) -> Record:
         problem = reply.error
         if mode is ThinkingMode.FAST:
             if reply.text is None and str(problem).startswith("4"):
@@ -121,30 +120,30 @@ class ServedModel:
             elif reply.text is not None and _RESTART.search(reply.text):
                 problem = f"the server began a new answer {reply.text!r:.60}; {_NEEDS}"
         if reply.text is None or problem is not None:
-            return unanswered(clip, mode, f"{clip.id}: {problem}", stamp)
-        measured = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
-        return answered(clip, mode, prefill(mode) + reply.text, self.taxonomy, stamp, **measured)
+            return record_of_error(clip, mode, f"{clip.id}: {problem}", source)
+        measured: dict[str, Any] = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
+        return record_of_answer(clip, mode, prefill(mode) + reply.text, self.taxonomy, source, **measured)
 
     def _require_continuation(self, prompts: Sequence[ChatPrompt]) -> None:
         """Stop if the server begins a new turn for each of these prompts.
 
-        Asked outside the cache: a wrong reply that is kept would outlive the server that gave it.
+        Asks outside the cache: a wrong reply kept there would outlive the server that gave it.
         """
         if self._continues:
             return
         replies = replace(self.client, cache=None).complete(prompts, ANSWER_VERSION)
         texts = [reply.text for reply in replies if reply.text is not None]
         if texts and all(_RESTART.search(text) for text in texts):
-            raise UserError(f"{self.name} began a new answer {texts[0]!r:.60} in place of going on: {_NEEDS}")
+            raise UserError(f"{self.name} began a new answer {texts[0]!r:.60} instead of continuing: {_NEEDS}")
         self._continues = True
 
 
 def clip_parts(clip: Clip, sending: Sending) -> list[dict[str, Any]]:
-    """Picture, sound and question of a clip as parts of a user's turn.
+    """Video, audio and question of a clip as parts of a user's turn.
 
     Args:
-        clip: what is asked about; a channel that it lacks has no part.
-        sending: in which form.
+        clip: the clip; a missing channel has no part.
+        sending: how they are sent.
 
     Raises:
         UserError: naming the clip: a file cannot be read, or is too large to be sent whole.

@@ -1,4 +1,4 @@
-"""Clips answered by vLLM: the engine behind the interface that checkpoints and endpoints have."""
+"""Answer clips with a vLLM engine in this process, through the same interface as checkpoints and endpoints."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -7,20 +7,19 @@ from typing import Any
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.answerers.base import answered, fingerprint, stamp_of, unanswered
+from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.llm.chat import Decoding
-from mer_r1.evaluation.records import Record
-from mer_r1.rl.vllm.engine import Requests, start
+from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
 
 class EngineModel:
-    """A checkpoint that vLLM runs here, started when it is first asked.
+    """A checkpoint that runs in vLLM; the engine starts with the first question.
 
     Args:
         model: folder or hub name.
-        taxonomy: wheels for the categories in the records.
+        taxonomy: wheels for categories and scores.
         decoding: how completions are sampled.
-        batch_size: clips whose frames are held in memory, and handed to the engine, at a time.
+        batch_size: clips whose frames are held in memory, and passed to the engine, at a time.
     """
 
     def __init__(self, model: str, taxonomy: Taxonomy, decoding: Decoding, batch_size: int = 64) -> None:
@@ -32,7 +31,7 @@ class EngineModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of a local folder."""
+        """Model, decoding, and the fingerprint of the weights."""
         decoding = asdict(self.decoding)
         return {"engine": "vllm", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
 
@@ -43,7 +42,7 @@ class EngineModel:
             UserError: vLLM is not installed.
         """
         engine, parameters, requests, version = self._start()
-        stamp = stamp_of(self.name, self.decoding, vllm=version)
+        source = provenance(self.name, self.decoding.seed, versions("mer-r1") | {"vllm": version})
         found = [requests.of(clip) for clip in clips]
         for mode in modes:
             asked = [
@@ -54,13 +53,15 @@ class EngineModel:
             outputs = iter(engine.generate(asked, parameters, use_tqdm=False) if asked else ())
             for clip, request in zip(clips, found, strict=True):
                 if isinstance(request, str):
-                    yield unanswered(clip, mode, request, stamp)
+                    yield record_of_error(clip, mode, request, source)
                     continue
                 said = next(outputs).outputs[0]
                 tokens = len(said.token_ids)
-                yield answered(clip, mode, prefill(mode) + said.text, self.taxonomy, stamp, tokens=tokens)
+                yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, tokens=tokens)
 
     def _start(self) -> tuple[Any, ...]:
+        from mer_r1.rl.vllm.engine import Requests, start
+
         if self._started is None:
             how = self.decoding
             vllm, engine = start(self.name, seed=how.seed or 0)

@@ -1,13 +1,13 @@
-"""From what a model said to labels: by rule where it answered in form, else by asking a language model.
+"""Extract labels from completions: by rule where there is an `<answer>` list, else by asking a language model.
 
-MER-UniBench has a language model read every answer and name the emotions in it, and another reply of it turn these
-into a sentiment. An answer in `<answer>` needs no reader: its words are the labels. For any other text this module
-asks in our own words, with every rule of the benchmark's instruction, and cleans the reply exactly as the reference
-does (AffectGPT release).
+MER-UniBench has a language model read every answer and name the emotions in it, and turn these into a sentiment with
+another request. The words of an `<answer>` are labels already and need no reader. For any other text this module asks
+in our own words, with every rule of the benchmark's instruction, and cleans the reply exactly as the reference does
+(AffectGPT release).
 
-A language model may reply with prose, in another language, or not at all. The reference scores whatever came. Here a
-reply that is no list of English words is sent back once with the reason; if the second is no better, the item has an
-error and no labels, so that it cannot be scored by accident. `checked=False` takes every reply as the reference does.
+A language model may reply with prose, in another language, or not at all. The reference scores any reply. Here a reply
+that is not a list of English words is sent back once with the reason; if the second is no better, the item has an error
+and no labels, so that it cannot be scored by accident. `checked=False` accepts every reply, as the reference does.
 """
 
 import re
@@ -61,15 +61,15 @@ _TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Extracted:
-    """What was read from one text: its labels, or its sentiment.
+    """Labels or sentiment extracted from one text.
 
     Attributes:
-        value: The label string such as "[happy, sad]", or the sentiment; None where `error` says why there is none.
-        source: "answer": by rule from the answer; "llm": from a reply; "rules": by the wheels; "empty": the text was
-            blank, so that there was nothing to read.
-        reply: The language model's reply as it came; None if none was asked for or none came.
-        error: Why there is no value; None if there is one.
-        doubt: What makes the value doubtful although it is taken; None if nothing does.
+        value: the label string such as "[happy, sad]", or the sentiment; None where `error` says why there is none.
+        source: "answer": by rule from the answer; "llm": from a reply; "rules": by the wheels; "empty": the text is
+            blank.
+        reply: raw reply of the language model; None without one.
+        error: why there is no value; None if there is one.
+        doubt: why the accepted value is doubtful; None if it is not.
     """
 
     value: str | None
@@ -96,8 +96,8 @@ def label_string(labels: Sequence[str]) -> str:
 def labels_by_rule(completion: str) -> Extracted | None:
     """The words of the `<answer>`; None where a language model must read the text.
 
-    That is where there is no answer tag, or what it holds is no list of words but sentences (some label has more than
-    `MAX_LABEL_WORDS` words). An empty answer gives no labels, and so does an empty completion.
+    That is a text without answer tags, or with sentences in them (a label of more than `MAX_LABEL_WORDS` words). An
+    empty answer gives no labels, and so does an empty completion.
     """
     if not _TAGS.sub("", completion).strip():
         return Extracted("[]", "answer" if _ANSWER_TAG.search(completion) else "empty")
@@ -116,17 +116,17 @@ def extract_labels(
     checked: bool = True,
     on_reply: OnReply | None = None,
 ) -> list[Extracted]:
-    """The labels of each completion: by rule, else by asking `model`.
+    """Labels of each completion: by rule, else by asking `model`.
 
     Args:
-        completions: Raw texts.
-        model: Reads what no rule can; None leaves such texts with an error.
-        taxonomy: Wheels that tell whether a reply holds any known word; None does without that check.
-        checked: Whether replies that are no list of English words are sent back and then refused.
-        on_reply: Told each first reply; its index counts the texts that were asked about.
+        completions: raw texts.
+        model: reads texts that no rule can; None leaves them with an error.
+        taxonomy: wheels with the known words, to mark replies without any; None skips that check.
+        checked: whether replies that are not a list of English words are sent back and then refused.
+        on_reply: callback called for each first reply; its index counts the texts that were asked about.
 
     Raises:
-        UserError: As `TextModel.complete` does.
+        UserError: as `TextModel.complete` does.
     """
     found = [labels_by_rule(completion) for completion in completions]
     texts = [_TAGS.sub(" ", text).strip() for text, rule in zip(completions, found, strict=True) if rule is None]
@@ -143,17 +143,17 @@ def extract_labels(
 def extract_sentiments(
     label_strings: Sequence[str], model: TextModel, checked: bool = True, on_reply: OnReply | None = None
 ) -> list[Extracted]:
-    """The sentiment of each label string, by asking `model`.
+    """Sentiment of each label string, by asking `model`.
 
     Args:
-        label_strings: Such as "[happy, sad]".
-        model: Decides.
-        checked: Whether a reply must be one of the three words, in any case and with any punctuation around it; the
-            reference takes every reply, and counts what is not exactly one of the three as neutral.
-        on_reply: Told each first reply.
+        label_strings: label strings such as "[happy, sad]".
+        model: language model.
+        checked: whether a reply must be one of the three words, in any case and with any punctuation around it; the
+            reference accepts every reply, and counts anything but the three words as neutral.
+        on_reply: callback called for each first reply.
 
     Raises:
-        UserError: As `TextModel.complete` does.
+        UserError: as `TextModel.complete` does.
     """
     asked = [ChatPrompt.user(f"{SENTIMENT_INSTRUCTION}{words}\nSentiment:") for words in label_strings]
     judge = read_sentiment if checked else read_as_reference
@@ -161,14 +161,13 @@ def extract_sentiments(
 
 
 def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None = None) -> list[Extracted]:
-    """The sentiment of each label string by the wheels (`sentiment.sentiment_of`).
+    """Sentiment of each label string by the wheels (`sentiment.sentiment_of`).
 
-    Words of which none stands on any wheel give an error, because nothing is known about them then; where only some
-    do not, the value is doubtful.
+    Labels without any word on a wheel give an error; where only some words are missing, the value is doubtful.
 
     Args:
-        label_strings: Such as "[happy, sad]".
-        taxonomy: Wheels to ask where the built-in ones do not know a word.
+        label_strings: label strings such as "[happy, sad]".
+        taxonomy: wheels for words that the built-in ones do not know.
     """
     found = []
     for text in label_strings:
@@ -194,7 +193,7 @@ def _ask(
     checked: bool,
     on_reply: OnReply | None,
 ) -> list[Extracted]:
-    """Ask all; where checked, send back what is wrong or doubtful, once."""
+    """Ask all prompts; if checked, send wrong or doubtful replies back once."""
     replies = model.complete(prompts, version, on_reply)
     verdicts = [_verdict(reply, read) for reply in replies]
     places = [i for i, reply in enumerate(replies) if checked and reply.text is not None and verdicts[i][1] is not None]
@@ -202,7 +201,7 @@ def _ask(
         back = [prompts[i].again(str(replies[i].text), _correction(version, str(verdicts[i][1]))) for i in places]
         for place, reply in zip(places, model.complete(back, version), strict=True):
             verdict = _verdict(reply, read)
-            if verdict[0] is not None:  # else the first stays: a doubtful value is better than none
+            if verdict[0] is not None:  # else keep the first: a doubtful value is better than none
                 replies[place], verdicts[place] = reply, verdict
     return [_extracted(reply, verdict) for reply, verdict in zip(replies, verdicts, strict=True)]
 

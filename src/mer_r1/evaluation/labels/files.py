@@ -1,20 +1,18 @@
-"""Prediction files in, the same files with labels out: the rows that label extraction works on.
+"""Read prediction files, add labels to their rows, write them.
 
-A prediction file holds, for each clip, the raw text that some model wrote: JSON lines as `mer-r1 evaluate` saves them,
-JSON lines of other systems, or one JSON object name -> text. Extraction adds to every row what it found and where it
-found it. A row for which nothing was found gets an `error`; no row is ever dropped, and none gets labels that nobody
-gave.
+A prediction file holds the raw text that a model wrote about each clip: JSON lines as `mer-r1 evaluate` saves them,
+JSON lines of other systems, or one JSON object name -> text. Extraction adds labels and their source to every row. A
+row without labels gets an `error`; no row is ever dropped, and no label is made up.
 """
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mer_r1.data.jsonl import object_of, read_lines, read_object
+from mer_r1.data.jsonl import object_of, read_lines, read_object, write_atomically
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
@@ -23,7 +21,7 @@ from mer_r1.evaluation.llm.chat import OnReply, TextModel
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-"""A prediction: `id`, `completion` (None where there is none), perhaps `mode`, `error` and anything else."""
+"""A prediction: `id`, `completion` (or None), optionally `mode`, `error` and any other fields."""
 
 SentimentBy = Literal["llm", "rules"]
 _ID_FIELDS = ("id", "name")
@@ -35,16 +33,16 @@ _REFERENCE_ENTRY = "name2reason"
 def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
     """Predictions of a file: JSON lines, `.json` (an object name -> text), or the reference's `.npz`.
 
-    A line is an object with `id` or `name`, and `completion` or `text`; its other fields are kept. Where an id comes
-    twice in one mode, the last row counts, in the first one's place. A last line that was only half written is dropped
-    with a warning. Of an `.npz`, the entry `name2reason` is read (AffectGPT release).
+    A line is an object with `id` or `name`, and `completion` or `text`; its other fields are kept. Of several
+    rows of one id and mode the last one counts, in the first one's place. A half-written last line is dropped with a
+    warning. Of an `.npz`, the entry `name2reason` is read (AffectGPT release).
 
     Args:
-        path: The file.
-        allow_pickle: Whether an `.npz`, which holds pickles, may be read; see `corpora.pickles`.
+        path: the file.
+        allow_pickle: whether an `.npz`, which holds pickles, may be read; see `data.npz`.
 
     Raises:
-        UserError: The file cannot be read, or a row is none of these; with the line's number.
+        UserError: the file cannot be read, or a row is invalid; names the line.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz":
@@ -70,14 +68,14 @@ def label_rows(
     checked: bool = True,
     on_reply: OnReply | None = None,
 ) -> list[Row]:
-    """The rows with `labels`, `openset`, `label_source`, `label_reply`, `label_doubt` and `label_model`.
+    """Rows with the fields `labels`, `openset`, `label_source`, `label_reply`, `label_doubt` and `label_model` added.
 
     Args:
-        rows: Predictions; those with an `error` stay as they are, unless it is one of an earlier extraction.
-        model: Reads texts without a list of words in an answer.
-        taxonomy: Wheels that tell whether a word is known.
-        checked: Whether unusable replies are refused; see `extract.extract_labels`.
-        on_reply: Told each first reply.
+        rows: predictions; those with an `error` stay as they are, unless it is of an earlier extraction.
+        model: reads texts without a list of words in an answer; None leaves them without labels.
+        taxonomy: wheels that tell whether a word is known.
+        checked: whether unusable replies are refused; see `extract.extract_labels`.
+        on_reply: callback called for each first reply.
 
     Returns:
         New rows in the same order. Where no labels were found, `labels` and `openset` are None and `error` says why.
@@ -97,15 +95,15 @@ def sentiment_rows(
     checked: bool = True,
     on_reply: OnReply | None = None,
 ) -> list[Row]:
-    """The rows of `label_rows` with `sentiment`, `sentiment_source`, `sentiment_reply`, `sentiment_doubt`.
+    """Rows of `label_rows` with `sentiment`, `sentiment_source`, `sentiment_reply` and `sentiment_doubt` added.
 
     Args:
-        rows: With `openset`; those with an `error` stay as they are.
-        by: "llm" asks `model`, "rules" goes by the wheels.
-        model: Needed for "llm".
-        taxonomy: Further wheels for "rules".
-        checked: Whether unusable replies are refused; see `extract.extract_sentiments`.
-        on_reply: Told each first reply.
+        rows: rows with `openset`; those with an `error` stay as they are.
+        by: "llm" asks `model`, "rules" uses the wheels.
+        model: language model; needed for "llm".
+        taxonomy: further wheels for "rules".
+        checked: whether unusable replies are refused; see `extract.extract_sentiments`.
+        on_reply: callback called for each first reply.
 
     Raises:
         UserError: "llm" without a model, or as `TextModel.complete` does.
@@ -124,8 +122,7 @@ def sentiment_rows(
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
     """Counts of rows: `rows`, `labels` and `sentiments` by source, `doubtful`, `errors`, `without_completion`.
 
-    `errors` are rows whose labels or sentiment could not be had; rows that had an error before are
-    `without_completion`.
+    `errors` counts rows without labels or sentiment, `without_completion` rows that had an error before.
     """
     counts: dict[str, Any] = {"rows": 0, "labels": Counter(), "sentiments": Counter()}
     counts |= dict.fromkeys(("doubtful", "errors", "without_completion"), 0)
@@ -143,13 +140,13 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", "sentiment"]) -> None:
-    """Write rows in one go: JSON lines, or with the ending `.json` an object name -> `field` for `mer-r1 score`.
+    """Write rows atomically: JSON lines, or with the ending `.json` an object name -> `field` for `mer-r1 score`.
 
     In the object, rows with an error are left out: the score then fails for a missing prediction instead of counting
     an empty one.
 
     Raises:
-        UserError: The object would hold a clip twice (both modes), or the file cannot be written.
+        UserError: the object would hold a clip twice (in both modes), or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -159,17 +156,14 @@ def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", 
         text = json.dumps({row["id"]: row[field] for row in rows if row.get("error") is None}, indent=1) + "\n"
     else:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _without_earlier_labels(row: Row) -> Row:
-    """The row without what an earlier extraction added to it, so that a failed one is tried again."""
+    """The row without the fields of an earlier extraction, so that a failed one is retried."""
     kept = {name: value for name, value in row.items() if not name.startswith(("label_", "sentiment", "openset"))}
     if str(row.get("error")).startswith(_OUR_ERRORS):
         kept["error"] = None

@@ -1,8 +1,8 @@
-"""What a language model replied about emotions, as labels or as a sentiment; and what is wrong with the reply.
+"""Read a language model's reply as labels or as a sentiment, and say what is wrong with it.
 
 Replies are cleaned exactly as the reference of MER-UniBench cleans them (AffectGPT release), oddities included. The
-reference then scores whatever is left. `read_labels` and `read_sentiment` also say when that is no list of English
-words or no sentiment, so that rubbish can be told from an answer.
+reference then scores the result, valid or not. `read_labels` and `read_sentiment` also report a reply that is not a
+list of English words, or not a sentiment.
 """
 
 import re
@@ -22,7 +22,7 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 _ORNAMENT = " \t.`*"
 
 Verdict = tuple[str | None, str | None]
-"""The value that a reply holds, or None; and what is wrong or doubtful about it, or None."""
+"""The value in a reply, or None; and what is wrong or doubtful about it, or None."""
 
 
 def clean_reply(reply: str) -> str:
@@ -45,8 +45,8 @@ def read_labels(reply: str, taxonomy: Taxonomy | None = None) -> Verdict:
     """The label string in a reply, and what is wrong or doubtful about it.
 
     Args:
-        reply: As it came. Full stops, back quotes and asterisks around the list are not minded.
-        taxonomy: Its forms tell whether any label is a known word; with none that is, the string is doubtful.
+        reply: raw reply; full stops, back quotes and asterisks around the list are ignored.
+        taxonomy: wheels with the known words; without any known word the string is doubtful.
 
     >>> read_labels("Output: [happy, sad].")
     ('[happy, sad]', None)
@@ -66,11 +66,11 @@ def read_labels(reply: str, taxonomy: Taxonomy | None = None) -> Verdict:
 
 
 def doubt_about(labels: Sequence[str], taxonomy: Taxonomy | None) -> str | None:
-    """What is doubtful about labels: that there are some and no wheel knows any of them. None if nothing is.
+    """What is doubtful about labels: that no wheel knows any of them. None if nothing is, or there are no labels.
 
     Args:
-        labels: Emotion words; "neutral", which is on no wheel, counts as known.
-        taxonomy: Whose forms are the known words; None: nothing is doubtful.
+        labels: emotion words; "neutral", which is not on any wheel, counts as known.
+        taxonomy: wheels with the known words; None accepts all words.
     """
     if taxonomy is None or not labels or any(label.lower() in taxonomy.forms for label in labels):
         return None
@@ -88,12 +88,12 @@ def read_sentiment(reply: str) -> Verdict:
 
 
 def read_as_reference(reply: str) -> Verdict:
-    """Whatever came, cleaned; in doubt where `read_labels` and `read_sentiment` would both refuse it."""
+    """Any reply, cleaned; doubtful where `read_labels` and `read_sentiment` would both refuse it."""
     text = clean_reply(reply)
     if text == "[":  # the reference stops with an index error when it parses this
         return None, "a lone '[' cannot be parsed"
-    sound = read_labels(reply)[0] == text or text in SENTIMENTS
-    return text, None if sound else "it is not in the form that was asked for"
+    valid = read_labels(reply)[0] == text or text in SENTIMENTS
+    return text, None if valid else "it is not in the form that was asked for"
 
 
 def list_parse_row(value: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def llm_reply_row(value: Any) -> dict[str, Any]:
     """A reply and its cleaned form, in the keys of the reference values.
 
     Raises:
-        UserError: The reply is no text.
+        UserError: the reply is not a text.
     """
     if not isinstance(value, str):
         raise UserError(f"expected a reply as a text, got {value!r:.80}")

@@ -1,26 +1,25 @@
-"""What a language model was asked and what it replied, kept in one SQLite file so that nothing is asked twice.
+"""Cache of prompts and replies in one SQLite file, so that nothing is asked twice.
 
-A reply depends on the model, on every word and picture of the prompt, on how it was decoded, and on the version of the
-instruction. All of that, and nothing else, is the key (`reply_key`). Which server sent the reply is not part of it, and
-neither is any credential: keys of services are no argument of anything in this module. Frames and sounds enter the key
-and the file as hashes only.
+A reply depends on the model, on every word and image of the prompt, on its decoding, and on the version of the
+instruction. All of that, and nothing else, is the key (`reply_key`). The server is not part of it, and neither is any
+credential: no function of this module takes one. Images and audio enter the key and the file as hashes only.
 
-Each reply is committed the moment it arrives: a run that is killed goes on from there. Failures are not kept, they
-are tried again.
+Each reply is committed the moment it arrives: an interrupted run resumes there. Failures are not
+kept; they are retried.
 """
 
 import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Reply
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
 
 LAYOUT = 1
 """Number of the table's layout, kept in the file as SQLite's `user_version`."""
@@ -34,7 +33,7 @@ create table if not exists replies (
 
 
 def reply_key(model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> str:
-    """The hash (64 hexadecimal digits) of everything that a reply depends on.
+    """Hash (64 hexadecimal digits) of everything that a reply depends on.
 
     >>> asked = ChatPrompt.user("[joyful]")
     >>> reply_key("m", asked, Decoding(), "1") == reply_key("m", asked, Decoding(), "2")
@@ -73,16 +72,16 @@ def without_media(value: Any) -> Any:
 
 
 class ReplyCache:
-    """Replies in an SQLite file. Several processes may use one file at a time."""
+    """Replies in an SQLite file; several processes may share it."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file, or make it.
+        """Open the file, or create it.
 
         Args:
-            path: The file; ":memory:" for one that is forgotten.
+            path: the file; ":memory:" for a temporary one.
 
         Raises:
-            UserError: It cannot be opened, is no such file, or was written by a later version.
+            UserError: it cannot be opened, is another kind of file, or was written by a later version.
         """
         self.path = path
         try:
@@ -100,7 +99,7 @@ class ReplyCache:
             raise UserError(f"cache {path}: cannot be used as a file of replies: {error}") from error
 
     def get(self, key: str) -> Reply | None:
-        """The reply kept under `key` (see `reply_key`), marked as cached; None if there is none."""
+        """The reply under `key` (see `reply_key`), marked as cached; None if there is none."""
         columns = "text, finish_reason, structured, prompt_tokens, completion_tokens, seconds"
         row = self._database.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
         if row is None:
@@ -111,10 +110,10 @@ class ReplyCache:
         )
 
     def put(self, key: str, reply: Reply, model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> None:
-        """Keep a reply, committed at once. One that is kept under the key already stays.
+        """Keep a reply, committed at once; an existing one under the key stays.
 
         Raises:
-            ValueError: The reply has no text: failures are not kept.
+            ValueError: the reply has no text: failures are not kept.
         """
         if reply.text is None:
             raise ValueError(f"only replies with a text are kept, got the error {reply.error!r}")
@@ -132,7 +131,7 @@ class ReplyCache:
         return True  # an empty cache is still a cache
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Every kept reply with its model, version, parameters and messages, oldest first, for people to read."""
+        """Every kept reply with its model, version, parameters and messages, oldest first, for inspection."""
         cursor = self._database.execute("select * from replies order by created, key")
         names = [column[0] for column in cursor.description]
         for row in cursor:
@@ -149,6 +148,72 @@ class ReplyCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Replies:
+    """The replies to a list of prompts: from the cache, then as they arrive. Equal prompts share one reply.
+
+    Attributes:
+        cached: replies that were in the cache, one per different prompt.
+        missing: keys of the other prompts, for `prompt` and `arrived`.
+        n_cached: prompts with a cached reply, equal ones counted each.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[ChatPrompt],
+        cache: ReplyCache,
+        model: str,
+        decoding: Decoding,
+        version: str,
+        on_reply: OnReply | None = None,
+    ) -> None:
+        """Look the prompts up.
+
+        Args:
+            prompts: prompts to ask.
+            cache: keeps the replies.
+            model: the model's name.
+            decoding: how replies are decoded.
+            version: version of the instruction.
+            on_reply: callback called for each reply as it arrives.
+        """
+        self._prompts, self._cache, self._on_reply = prompts, cache, on_reply
+        self._asked = (model, decoding, version)
+        self._replies: dict[int, Reply] = {}
+        self._places: dict[str, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            self._places.setdefault(reply_key(model, prompt, decoding, version), []).append(index)
+        self.cached: list[Reply] = []
+        self.missing: list[str] = []
+        for key in self._places:
+            if (known := cache.get(key)) is None:
+                self.missing.append(key)
+            else:
+                self.cached.append(known)
+                self._deliver(key, known)
+        self.n_cached = len(prompts) - sum(len(self._places[key]) for key in self.missing)
+
+    def prompt(self, key: str) -> ChatPrompt:
+        """The prompt with that key."""
+        return self._prompts[self._places[key][0]]
+
+    def arrived(self, key: str, reply: Reply) -> None:
+        """Keep a reply in the cache unless it is an error, and pass it on."""
+        model, decoding, version = self._asked
+        if reply.text is not None:
+            self._cache.put(key, reply, model, self.prompt(key), decoding, version)
+        self._deliver(key, reply)
+
+    def in_order(self) -> list[Reply]:
+        """All replies, in the prompts' order."""
+        return [self._replies[index] for index in range(len(self._prompts))]
+
+    def _deliver(self, key: str, reply: Reply) -> None:
+        for index in self._places[key]:
+            self._replies[index] = reply
+            if self._on_reply:
+                self._on_reply(index, reply)
 
 
 def _canonical(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""What a language model is asked, what it replies, and what that costs: plain values shared by everything that asks.
+"""Prompts, replies, decoding and costs of language models: plain values shared by all callers.
 
-A prompt is a list of turns in the form of chat completions, which every server and every chat template understands. A
-reply is a text or the reason why there is none: nothing that was asked ever disappears. Whatever turns prompts into
-replies is a `TextModel`: an endpoint (`llm.client.Client`) or a local checkpoint (`llm.local.LocalModel`).
+A prompt is a list of turns in the form of chat completions, which every server and every chat template accepts. A reply
+is a text or the reason why there is none, so no prompt is ever lost. A `TextModel` turns prompts into replies: a server
+(`llm.client.Client`) or a local checkpoint (`llm.local.LocalModel`).
 """
 
 import base64
@@ -18,39 +18,41 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """What a model is asked, once.
+    """One question to a model.
 
     Attributes:
-        messages: The turns. A user's turn may hold parts: text, `image_url` (data URL), `input_audio` (base64).
+        messages: the turns. A user's turn may hold parts: text, `image_url` (data URL), `input_audio` (base64).
         schema: JSON schema of the reply, for servers with structured output; None for free text.
         repeat: 0 for the first reply; 1, 2 ... ask the same again for further, separately kept replies.
+        attempts: requests until it counts as failed; not part of the cache's key.
     """
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any] | None = None
     repeat: int = 0
+    attempts: int = 6
 
     @classmethod
     def user(cls, text: str) -> "ChatPrompt":
-        """A prompt of a single user turn of text; what is no valid Unicode in it becomes a question mark."""
+        """A prompt of a single user turn of text; invalid Unicode in it becomes a question mark."""
         return cls(({"role": "user", "content": sound_text(text)},))
 
     def again(self, reply: str, correction: str) -> "ChatPrompt":
         """The same conversation with the model's reply and a correction appended."""
         turns = ({"role": "assistant", "content": sound_text(reply)}, {"role": "user", "content": correction})
-        return ChatPrompt((*self.messages, *turns), self.schema, self.repeat)
+        return replace(self, messages=(*self.messages, *turns))
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a reply is decoded. The defaults are deterministic as far as the server keeps its promise.
+    """How a reply is decoded; None leaves a parameter to the server. The defaults are deterministic if the server is.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
-        seed: Of the sampling; None leaves it to the server, then two runs differ.
-        max_tokens: Longest reply, in tokens.
-        top_p: Nucleus of the sampling, in (0, 1]; None for the server's default.
-        repetition_penalty: A parameter of vLLM and transformers, not of OpenAI; None leaves it out.
+        temperature: 0 takes the most likely token.
+        seed: random seed for sampling; None leaves it to the server, then two runs differ.
+        max_tokens: longest reply, in tokens.
+        top_p: probability mass of nucleus sampling, in (0, 1]; None for the server's default.
+        repetition_penalty: a parameter of vLLM and transformers, not of OpenAI; None leaves it out.
     """
 
     temperature: float = 0.0
@@ -60,7 +62,7 @@ class Decoding:
     repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that no server takes; numbers that are equal get one form, because they are part of a key."""
+        """Refuse values that no server accepts; equal numbers get one form, because they are part of a key."""
         if not 0 <= self.temperature <= 2:
             raise UserError(f"temperature: expected a number within 0 and 2, got {self.temperature!r}")
         if self.max_tokens < 1:
@@ -78,17 +80,17 @@ REFERENCE_SAMPLING = Decoding(temperature=0.7, seed=None, max_tokens=512, top_p=
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, or why nothing did.
+    """A reply, or why there is none.
 
     Attributes:
-        text: The reply; None where `error` says why there is none.
-        error: One line; None where there is a reply.
+        text: the reply; None where `error` says why there is none.
+        error: one line; None where there is a reply.
         finish_reason: "stop", "length" for a reply cut off at `max_tokens`, or the server's own word.
-        structured: Whether the server was held to the prompt's schema.
-        prompt_tokens: Tokens read, as the server counts them; 0 if it does not say.
-        completion_tokens: Tokens written.
-        seconds: Wall time of the last attempt.
-        cached: Whether it was known already, so that nothing was asked.
+        structured: whether the server was held to the prompt's schema.
+        prompt_tokens: tokens read, as the server counts them; 0 if it does not say.
+        completion_tokens: tokens written.
+        seconds: wall time of the last attempt.
+        cached: whether it came from the cache, so that nothing was asked.
     """
 
     text: str | None
@@ -107,7 +109,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Prices:
-    """What a service charges, in its currency per million tokens read (`prompt`) and written (`completion`)."""
+    """Prices of a service, in its currency per million tokens read (`prompt`) and written (`completion`)."""
 
     prompt: float
     completion: float
@@ -115,17 +117,17 @@ class Prices:
 
 @dataclass
 class Usage:
-    """What a client has asked for so far.
+    """Counts of everything a client has asked so far.
 
     Attributes:
-        asked: Prompts that got a reply from the server.
-        cached: Prompts whose reply was known already.
-        failed: Prompts that stayed without a reply.
-        requests: HTTP requests, repeated ones included.
-        prompt_tokens: Tokens read by the server, unusable replies included.
-        completion_tokens: Tokens written by it, likewise.
-        cached_prompt_tokens: Tokens that the cached replies once took; they cost nothing now.
-        cached_completion_tokens: Likewise, written.
+        asked: prompts that got a reply from the server.
+        cached: prompts whose reply was in the cache.
+        failed: prompts that stayed without a reply.
+        requests: HTTP requests, retries included.
+        prompt_tokens: tokens read by the server, unusable replies included.
+        completion_tokens: tokens written by it, likewise.
+        cached_prompt_tokens: tokens that the cached replies once took; they cost nothing now.
+        cached_completion_tokens: likewise, written.
     """
 
     asked: int = 0
@@ -138,7 +140,7 @@ class Usage:
     cached_completion_tokens: int = 0
 
     def cost(self, prices: Prices) -> float:
-        """What the new replies cost, in the currency of `prices`.
+        """Cost of the new replies, in the currency of `prices`.
 
         >>> Usage(prompt_tokens=2_000_000, completion_tokens=500_000).cost(Prices(0.5, 2.0))
         2.0
@@ -147,34 +149,34 @@ class Usage:
 
 
 class OnReply(Protocol):
-    """Is told each reply as soon as it is there: the prompt's place in the list, and the reply."""
+    """Callback called for each reply as it arrives, with the prompt's index and the reply."""
 
     def __call__(self, index: int, reply: Reply, /) -> None:
-        """Take note of the reply to prompt `index`."""
+        """Process the reply to prompt `index`."""
 
 
 class TextModel(Protocol):
-    """What answers prompts with text: an endpoint (`client.Client`) or a local checkpoint (`local.LocalModel`)."""
+    """Answers prompts with text: a server (`client.Client`) or a local checkpoint (`local.LocalModel`)."""
 
     @property
     def name(self) -> str:
-        """How records name the model."""
+        """The model's name in records."""
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
-        """One reply a prompt, in the prompts' order; a prompt without a reply gets one with its `error`.
+        """One reply per prompt, in the prompts' order; a prompt without a reply gets one with its `error`.
 
         Args:
-            prompts: What to ask; equal prompts are asked once.
-            version: Of the instruction, e.g. "labels-1"; part of the cache's key.
-            on_reply: Told each reply when it arrives, in any order.
+            prompts: prompts to ask; equal ones are asked once.
+            version: version of the instruction, e.g. "labels-1"; part of the cache's key.
+            on_reply: callback called for each reply as it arrives, in any order.
 
         Raises:
-            UserError: Asking further is pointless. What has arrived is kept in the cache.
+            UserError: asking further is pointless. What has arrived is kept in the cache.
         """
 
 
 def sound_text(text: str) -> str:
-    r"""The text with lone surrogates, which no file and no server takes, replaced by question marks.
+    r"""The text with question marks for lone surrogates, which no file and no server accepts.
 
     >>> sound_text("caf\u00e9 \ud800")
     'café ?'
@@ -183,10 +185,10 @@ def sound_text(text: str) -> str:
 
 
 def image_part(jpeg: bytes) -> dict[str, Any]:
-    """A picture as part of a chat message (OpenAI's form)."""
+    """An image as part of a chat message (OpenAI's form)."""
     return {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}}
 
 
 def sound_part(wav: bytes) -> dict[str, Any]:
-    """A sound as part of a chat message (OpenAI's form)."""
+    """Audio as part of a chat message (OpenAI's form)."""
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav).decode(), "format": "wav"}}

@@ -1,10 +1,12 @@
-"""Asking language models over the network: one client for label extraction and for judging.
+"""Client for language models behind a server, used for label extraction and for judging.
 
-Any server that speaks OpenAI's chat completions will do (OpenAI, vLLM, SGLang, llama.cpp, Ollama ...). Servers are
-slow, refuse, limit rates, break off and return rubbish. Therefore: few requests at a time; what may pass is tried
-again, later and later, and never before the server's own Retry-After; what cannot pass (no such model, no permission)
-stops the run with one clear line; what concerns one prompt only becomes that prompt's error. Whatever has arrived is
-in the cache (`llm.cache`) by then, so that the next run goes on from there and asks nothing twice.
+Any server with OpenAI's chat completions works (OpenAI, vLLM, SGLang, llama.cpp, Ollama ...). Servers are slow, refuse,
+limit rates, break off and send invalid output. The client keeps few requests in flight. A failure that may pass is
+retried with growing waits, never before the server's own Retry-After, which holds for all requests. A failure that no
+request can pass (no such model, no permission) stops the run with one clear line. A failure of one prompt becomes that
+prompt's error. Whatever has arrived is in the cache (`llm.cache`), so a rerun resumes there and asks nothing twice.
+
+The retries of the `openai` package are off: they wait per request, and count neither requests nor tokens.
 
 The service's key is read from the environment when something is asked, and goes into the request and nowhere else. A
 server that echoes it finds it blanked out.
@@ -13,17 +15,16 @@ server that echoes it finds it blanked out.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.cache import ReplyCache, reply_key
-from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply, Usage, sound_text
-from mer_r1.evaluation.llm.responses import Kind, Retries, Trouble, backoff, read_reply, trouble_of
+from mer_r1.evaluation.llm.cache import Replies, ReplyCache, reply_key
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Prices, Reply, Usage, sound_text
+from mer_r1.evaluation.llm.responses import Kind, RequestError, Retries, backoff, classify_error, read_reply
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,16 @@ class Client:
     """A model behind an OpenAI-compatible endpoint.
 
     Attributes:
-        model: The model's name at the server.
-        base_url: Address of the API, usually ending in /v1.
-        decoding: How replies are decoded.
-        cache: Where replies are kept; None keeps them for the client's lifetime only.
-        concurrency: Requests that may be under way at once.
-        timeout: Seconds for one whole reply.
-        retries: How often and how long to try again.
-        key_variable: Environment variable with the service's key. Servers other than OpenAI's may go without.
-        usage: Counts of everything asked so far.
+        model: the model's name at the server.
+        base_url: address of the API, usually ending in /v1.
+        decoding: how replies are decoded.
+        cache: keeps the replies; None keeps them for the client's lifetime only.
+        concurrency: requests in flight at once.
+        timeout: seconds for one whole reply.
+        retries: retry policy.
+        key_variable: environment variable with the service's key; servers other than OpenAI's may go without.
+        prices: prices of tokens; None if unknown.
+        usage: counts of everything asked so far.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Client:
     timeout: float = 120.0
     retries: Retries = field(default_factory=Retries)
     key_variable: str = DEFAULT_KEY_VARIABLE
+    prices: Prices | None = None
     usage: Usage = field(default_factory=Usage)
     _plain_only: bool = field(default=False, init=False, repr=False)
     _tokens_name: str = field(default="max_tokens", init=False, repr=False)
@@ -68,7 +71,7 @@ class Client:
             raise UserError(f"base URL: give no credentials in it; the key is read from {self.key_variable}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"base URL: expected an address such as http://localhost:8000/v1, got {self.base_url!r}")
-        if self.concurrency < 1 or self.retries.attempts < 1:
+        if self.concurrency < 1 or (self.retries.attempts or 1) < 1:
             raise UserError("concurrency and attempts: expected at least 1")
         if self.cache is None:
             self.cache = ReplyCache(":memory:")
@@ -79,86 +82,61 @@ class Client:
         return self.model
 
     def missing(self, prompts: Iterable[ChatPrompt], version: str) -> int:
-        """How many different replies are not in the cache yet: what a run will have to ask (and pay) for."""
+        """How many different replies are not in the cache yet: what a run has to ask (and pay) for."""
         assert self.cache is not None
         keys = {reply_key(self.model, prompt, self.decoding, version) for prompt in prompts}
         return sum(self.cache.get(key) is None for key in keys)
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
-        """One reply a prompt, in order; see `chat.TextModel`. Inside an event loop, await `acomplete` instead."""
+        """One reply per prompt, in order; see `chat.TextModel`. Inside an event loop, await `acomplete` instead."""
         return asyncio.run(self.acomplete(prompts, version, on_reply))
 
     async def acomplete(
         self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None
     ) -> list[Reply]:
-        """One reply a prompt, in the prompts' order: from the cache, else from the server.
+        """One reply per prompt, in the prompts' order: from the cache, else from the server.
 
         Args:
-            prompts: What to ask; equal ones are asked once.
-            version: Of the instruction; part of the cache's key.
-            on_reply: Told each reply when it is there.
+            prompts: prompts to ask; equal ones are asked once.
+            version: version of the instruction; part of the cache's key.
+            on_reply: callback called for each reply as it arrives.
 
         Raises:
-            UserError: The server refuses us or the model (401, 402, 403, 404), a parameter, or everything in a row; or
-                the key is missing. Requests under way are still waited for, and what has arrived is in the cache.
+            UserError: the server refuses the key or the model (401, 402, 403, 404), a parameter, or many prompts in a
+                row; or the key is missing. Requests in flight are still waited for, and what has arrived is in the
+                cache.
         """
         assert self.cache is not None
-        places: dict[str, list[int]] = {}
-        replies: dict[int, Reply] = {}
-
-        def deliver(key: str, reply: Reply) -> None:
-            for index in places[key]:
-                replies[index] = reply
-                if on_reply:
-                    on_reply(index, reply)
-
-        for index, prompt in enumerate(prompts):
-            places.setdefault(reply_key(self.model, prompt, self.decoding, version), []).append(index)
-        open_keys = []
-        for key, indices in places.items():
-            known = self.cache.get(key)
-            if known is None:
-                open_keys.append(key)
-                continue
-            self.usage.cached += len(indices)
-            self.usage.cached_prompt_tokens += known.prompt_tokens
-            self.usage.cached_completion_tokens += known.completion_tokens
-            deliver(key, known)
-        if open_keys:
-            run = _Run(self, _read_key(self.key_variable, self.base_url))
-            async with aclosing(run.replies((key, prompts[places[key][0]]) for key in open_keys)) as arriving:
-                async for key, reply in arriving:
-                    if reply.text is not None:
-                        self.cache.put(key, reply, self.model, prompts[places[key][0]], self.decoding, version)
-                    deliver(key, reply)
-        return [replies[index] for index in range(len(prompts))]
+        replies = Replies(prompts, self.cache, self.model, self.decoding, version, on_reply)
+        self.usage.cached += replies.n_cached
+        self.usage.cached_prompt_tokens += sum(reply.prompt_tokens for reply in replies.cached)
+        self.usage.cached_completion_tokens += sum(reply.completion_tokens for reply in replies.cached)
+        if replies.missing:
+            await _Run(self, _read_key(self.key_variable, self.base_url)).complete(replies)
+        return replies.in_order()
 
 
 class _Run:
-    """One call of `acomplete`: its connection, its workers, and what they must tell each other."""
+    """One call of `acomplete`: its connection, its workers, and the state that they share."""
 
     def __init__(self, client: Client, key: str) -> None:
         self.client = client
         self.key = key
         self.stop: UserError | None = None
         self.stopping = asyncio.Event()
-        self.not_before = 0.0  # on the monotonic clock: the server asked everyone to wait
+        self.not_before = 0.0  # on the monotonic clock: the server asked all requests to wait
         self.failed_in_a_row = 0
 
-    async def replies(self, prompts: Iterator[tuple[str, ChatPrompt]]) -> AsyncGenerator[tuple[str, Reply], None]:
-        """Yields (key, reply) as they arrive; raises what stopped the run after the requests under way have ended."""
+    async def complete(self, replies: Replies) -> None:
+        """Ask for the missing replies; raises what stopped the run after the requests in flight have ended."""
         from openai import AsyncOpenAI
 
-        arrived: asyncio.Queue[tuple[str, Reply] | None] = asyncio.Queue()
         logging.getLogger("httpcore2").setLevel(logging.INFO)  # its trace shows whole headers, echoes of the key too
-        base_url, timeout = self.client.base_url, self.client.timeout
+        base_url, timeout, keys = self.client.base_url, self.client.timeout, iter(replies.missing)
         async with AsyncOpenAI(api_key=self.key or "none", base_url=base_url, timeout=timeout, max_retries=0) as remote:
             self.create = remote.chat.completions.with_raw_response.create
-            workers = [asyncio.create_task(self._work(prompts, arrived)) for _ in range(self.client.concurrency)]
+            workers = [asyncio.create_task(self._work(keys, replies)) for _ in range(self.client.concurrency)]
             try:
-                for _ in workers:
-                    while (entry := await arrived.get()) is not None:
-                        yield entry
                 await asyncio.gather(*workers)
             finally:
                 for worker in workers:
@@ -167,80 +145,72 @@ class _Run:
         if self.stop is not None:
             raise self.stop
 
-    async def _work(self, prompts: Iterator[tuple[str, ChatPrompt]], arrived: asyncio.Queue[Any]) -> None:
-        try:
-            for key, prompt in prompts:
-                reply = await self._ask(prompt)
-                if reply is not None:
-                    arrived.put_nowait((key, reply))
-                if self.stop is not None:
-                    return
-        finally:
-            arrived.put_nowait(None)
+    async def _work(self, keys: Iterator[str], replies: Replies) -> None:
+        while self.stop is None and (key := next(keys, None)) is not None:
+            reply = await self._ask(replies.prompt(key))
+            if reply is not None:
+                replies.arrived(key, reply)
 
     async def _ask(self, prompt: ChatPrompt) -> Reply | None:
-        """The reply, or an error's; None where the run was stopped before either."""
+        """The reply, or one with its error; None where the run was stopped before either."""
         usage, retries = self.client.usage, self.client.retries
-        trouble = None
-        for attempt in range(retries.attempts):
+        attempts = retries.attempts or prompt.attempts
+        for attempt in range(1, attempts + 1):
             await self._sleep_until(self.not_before)
             if self.stop is not None:
                 return None
-            reply, trouble = await self._attempt(prompt)
-            if reply is not None:
+            found = await self._attempt(prompt)
+            if isinstance(found, Reply):
                 usage.asked += 1
                 self.failed_in_a_row = 0
-                return reply
-            assert trouble is not None
-            if trouble.kind is Kind.STOP:
-                self._halt(trouble.message)
+                return found
+            error = found
+            if error.kind is Kind.STOP:
+                self._halt(error.message)
                 return None
-            if trouble.kind is Kind.PROMPT:
+            if error.kind is Kind.PROMPT:
                 break
-            if attempt + 1 < retries.attempts:
-                logger.debug("attempt %d of %d: %s", attempt + 1, retries.attempts, trouble.message)
-                await self._wait(attempt, trouble)
-        assert trouble is not None
+            if attempt < attempts:
+                logger.debug("attempt %d of %d: %s", attempt, attempts, error.message)
+                await self._wait(attempt - 1, error)
         usage.failed += 1
         self.failed_in_a_row += 1
         if self.failed_in_a_row >= retries.give_up_after:
-            self._halt(f"{self.failed_in_a_row} prompts in a row got no reply; the last: {trouble.message}")
-        tried = "" if trouble.kind is Kind.PROMPT else f" (after {retries.attempts} attempts)"
-        return Reply(None, trouble.message + tried)
+            self._halt(f"{self.failed_in_a_row} prompts in a row got no reply; the last: {error.message}")
+        tried = "" if error.kind is Kind.PROMPT else f" (after {attempts} attempts)"
+        return Reply(None, error.message + tried)
 
-    async def _attempt(self, prompt: ChatPrompt) -> tuple[Reply | None, Trouble | None]:
+    async def _attempt(self, prompt: ChatPrompt) -> Reply | RequestError:
         """One request; a second at once where the server does not know structured output or `max_tokens`."""
-        structured = prompt.schema is not None and not self.client._plain_only
-        reply, trouble = await self._request(prompt, structured)
-        if trouble is not None and trouble.wants_completion_tokens and self.client._tokens_name == "max_tokens":
-            self.client._tokens_name = "max_completion_tokens"
-            reply, trouble = await self._request(prompt, structured)
-        if trouble is not None and structured and trouble.status in _SHAPE_REFUSED:
-            plain, plain_trouble = await self._request(prompt, structured=False)
-            if plain is not None:
-                if not self.client._plain_only:
-                    logger.warning("%s knows no structured output: asking in words", self.client.base_url)
-                self.client._plain_only = True
-            return plain, plain_trouble
-        return reply, trouble
+        client = self.client
+        structured = prompt.schema is not None and not client._plain_only
+        found = await self._request(prompt, structured)
+        if isinstance(found, RequestError) and found.wants_completion_tokens and client._tokens_name == "max_tokens":
+            client._tokens_name = "max_completion_tokens"
+            found = await self._request(prompt, structured)
+        if structured and isinstance(found, RequestError) and found.status in _SHAPE_REFUSED:
+            found = await self._request(prompt, structured=False)
+            if isinstance(found, Reply):
+                if not client._plain_only:
+                    logger.warning(
+                        "%s does not support structured output: falling back to a text instruction", client.base_url
+                    )
+                client._plain_only = True
+        return found
 
-    async def _request(self, prompt: ChatPrompt, structured: bool) -> tuple[Reply | None, Trouble | None]:
+    async def _request(self, prompt: ChatPrompt, structured: bool) -> Reply | RequestError:
         from openai import APIError
 
-        usage, begin = self.client.usage, monotonic()
-        usage.requests += 1
+        client, begin = self.client, monotonic()
+        client.usage.requests += 1
         try:
-            raw = await asyncio.wait_for(self.create(**self._body(prompt, structured)), self.client.timeout)
+            raw = await asyncio.wait_for(self.create(**self._body(prompt, structured)), client.timeout)
         except (APIError, TimeoutError) as error:
-            found = trouble_of(error, self.client.model, self.client.base_url, self.client.key_variable, self._hide)
-            return None, found
-        result, prompt_tokens, completion_tokens = read_reply(self._hide(raw.text), monotonic() - begin, structured)
-        usage.prompt_tokens += prompt_tokens
-        usage.completion_tokens += completion_tokens
-        if isinstance(result, Trouble):
-            return None, result
-        assert result.text is not None
-        return result.with_text(self._hide(sound_text(result.text))), None
+            return classify_error(error, client.model, client.base_url, client.key_variable, self._hide)
+        found, prompt_tokens, completion_tokens = read_reply(self._hide(raw.text), monotonic() - begin, structured)
+        client.usage.prompt_tokens += prompt_tokens
+        client.usage.completion_tokens += completion_tokens
+        return found if isinstance(found, RequestError) else found.with_text(self._hide(sound_text(str(found.text))))
 
     def _body(self, prompt: ChatPrompt, structured: bool) -> dict[str, Any]:
         decoding = self.client.decoding
@@ -249,7 +219,7 @@ class _Run:
         body[self.client._tokens_name] = decoding.max_tokens
         if decoding.repetition_penalty is not None:
             body["extra_body"] = {"repetition_penalty": decoding.repetition_penalty}
-        if prompt.messages[-1]["role"] == "assistant":  # a turn to go on with, in the words of vLLM and SGLang
+        if prompt.messages[-1]["role"] == "assistant":  # a turn to continue, in the words of vLLM and SGLang
             body.setdefault("extra_body", {}).update(continue_final_message=True, add_generation_prompt=False)
         if structured:
             body["response_format"] = {
@@ -258,14 +228,14 @@ class _Run:
             }
         return body
 
-    async def _wait(self, attempt: int, trouble: Trouble) -> None:
+    async def _wait(self, attempt: int, error: RequestError) -> None:
         retries = self.client.retries
-        if trouble.retry_after is None:
+        if error.retry_after is None:
             await self._sleep_until(monotonic() + backoff(attempt, retries.first_wait, retries.longest_wait))
-        elif trouble.retry_after > retries.longest_asked:
-            self._halt(f"{trouble.message}; it asks to wait {trouble.retry_after:.0f} s: run again then")
-        else:  # everyone waits: the limit is the account's, not the prompt's
-            self.not_before = max(self.not_before, monotonic() + trouble.retry_after)
+        elif error.retry_after > retries.longest_asked:
+            self._halt(f"{error.message}; it asks to wait {error.retry_after:.0f} s: run again then")
+        else:  # all requests wait: the limit is the account's, not the prompt's
+            self.not_before = max(self.not_before, monotonic() + error.retry_after)
 
     async def _sleep_until(self, moment: float) -> None:
         """Sleep until this moment of the monotonic clock, or until the run is stopped."""

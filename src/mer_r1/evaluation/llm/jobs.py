@@ -1,13 +1,12 @@
-"""Working through a list of questions to a language model: what is left, what it will cost, and each reply kept.
+"""Work through a list of jobs for a language model: what is left, what it will cost, and one row per reply.
 
-A question that has a valid row already is left alone. A row is valid if it ended without an error and was asked in
-exactly these words of this model, so that a changed answer, gold label, audio clue or rule is asked again and nothing
-else is. The rest is asked in batches (ten pictures an item would not fit into memory for a whole benchmark), and every
-reply becomes a row on disk the moment it arrives.
+A job is one question. It is skipped if its ledger holds a valid row: one without an error, for exactly these words and
+this model. So a changed answer, gold label, audio clue or rule is asked again, and nothing else. The remaining jobs are
+asked in batches (ten images per job would not fit into memory for a whole benchmark), and every reply becomes a row on
+disk as soon as it arrives.
 """
 
 import hashlib
-import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
@@ -15,21 +14,19 @@ from typing import Any
 
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
-from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Prices, Reply, TextModel, Usage
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Prices, Reply, Usage
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.ledger import Ledger, Row
 from mer_r1.evaluation.llm.responses import Retries
 
-logger = logging.getLogger(__name__)
-
 BATCH = 64
-"""Questions that are prepared, and held in memory, at a time."""
+"""Jobs that are prepared, and held in memory, at a time."""
 CHARACTERS_PER_TOKEN = 4.0
 TOKENS_PER_IMAGE = 765
-"""What a picture of some megapixels costs at OpenAI's high detail: 85 + 4 tiles of 170. Other servers differ."""
+"""Tokens of an image of some megapixels at OpenAI's high detail: 85 + 4 tiles of 170. Other servers differ."""
 TOKENS_PER_REPLY = 120
 ASSUMED_SECONDS = 5.0
-"""Seconds a reply, assumed until this stage has measured some."""
+"""Seconds per reply, assumed until some have been measured."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,11 @@ class Job:
     """One question to a language model.
 
     Attributes:
-        key: what makes it one item of its stage; the ledger's key of `row`.
-        row: what its row says beside the reply.
-        text: its words; pictures and sounds are not part of them.
-        build: makes the prompt, with its pictures; raises `UserError` where that cannot be done.
-        images: how many pictures go along, at most.
-        tries: requests until it counts as failed.
+        key: the ledger's key of `row`.
+        row: fields of its row besides the reply.
+        text: its words, without images and sounds.
+        build: makes the prompt, with its images and sounds; raises `UserError` where that cannot be done.
+        images: number of images in the prompt, at most.
     """
 
     key: Hashable
@@ -50,24 +46,23 @@ class Job:
     text: str
     build: Callable[[], ChatPrompt]
     images: int = 0
-    tries: int = 6
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """How to reach an OpenAI-compatible server, and how patiently.
+    """An OpenAI-compatible server and how it is asked.
 
     Attributes:
-        base_url: usually ends in /v1.
+        base_url: address of the API, usually ending in /v1.
         key_variable: environment variable with the service's key; read when something is asked, kept nowhere.
-        concurrency: requests at a time.
+        concurrency: requests in flight at once.
         timeout: seconds for one whole reply.
-        attempts: requests until a question counts as failed; None takes each task's own number.
-        first_wait: seconds before the second attempt; the reference waits 2.
+        attempts: requests until a job counts as failed; None takes each prompt's own number.
+        first_wait: seconds before the second attempt; the reference of MME-Emotion waits 2.
         max_tokens: longest reply.
-        temperature: of the replies; the reference takes 0.
-        seed: of the replies; None leaves it to the server, so that repetitions can differ.
-        prices: of tokens; None where they are not known.
+        temperature: sampling temperature of the replies; 0 takes the most likely token.
+        seed: random seed for sampling; None leaves it to the server, so that repetitions can differ.
+        prices: prices of tokens; None if unknown.
     """
 
     base_url: str
@@ -81,43 +76,36 @@ class Endpoint:
     seed: int | None = 0
     prices: Prices | None = None
 
-    def asking(self, name: str, cache: ReplyCache, watch: "Watch | None" = None) -> "Asking":
-        """Ask the model `name` here, with replies kept in `cache`."""
-        decoding = Decoding(self.temperature, self.seed, self.max_tokens)
-        usage = Usage()
-
-        def model(tries: int) -> Client:
-            retries = Retries(self.attempts or tries, self.first_wait, longest_wait=30.0)
-            return Client(
-                name,
-                self.base_url,
-                decoding,
-                cache,
-                self.concurrency,
-                self.timeout,
-                retries,
-                self.key_variable,
-                usage,
-            )
-
-        return Asking(name, model, self.prices, self.concurrency, watch, usage=usage)
+    def client(self, model: str, cache: ReplyCache) -> Client:
+        """A client that asks a model here and keeps its replies in `cache`."""
+        return Client(
+            model,
+            self.base_url,
+            Decoding(self.temperature, self.seed, self.max_tokens),
+            cache,
+            self.concurrency,
+            self.timeout,
+            Retries(self.attempts, self.first_wait, longest_wait=30.0),
+            self.key_variable,
+            self.prices,
+        )
 
 
 @dataclass
 class Tally:
-    """How far a stage is, and what it has used.
+    """Progress of one stage of work, and what it has used.
 
     Attributes:
         stage: its name.
-        total: its questions.
-        known: those that had a valid row before.
-        done: answered in this run, replies from the cache included.
-        failed: without a reply in this run.
+        total: all its items.
+        known: items that had a valid row or record before this run.
+        done: items answered in this run, from the cache or not.
+        failed: items without an answer in this run.
         cached: those of `done` that came from the cache and cost nothing.
-        input_tokens: paid for in this run, as the server counts them, unusable replies included.
+        input_tokens: tokens paid for in this run, as the server counts them, unusable replies included.
         output_tokens: likewise.
-        estimate: expected tokens, cost and time of the questions that were left; see `estimated`.
-        began: when this run of it began, on the monotonic clock.
+        estimate: expected tokens, cost and seconds of the remaining items, see `estimated`; empty if unknown.
+        began: start of this run on the monotonic clock.
     """
 
     stage: str
@@ -133,121 +121,92 @@ class Tally:
 
     @property
     def finished(self) -> int:
-        """Questions that need no more waiting for."""
+        """Items that need no more waiting for."""
         return self.known + self.done + self.failed
 
     @property
-    def seconds_left(self) -> float:
-        """Seconds that the rest will take at the pace of this run so far."""
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest takes at the pace of this run; before its first item the estimate, None without."""
         here = self.done + self.failed
-        left = self.total - self.finished
-        return (monotonic() - self.began) / here * left if here else float(self.estimate.get("seconds", 0.0))
-
-    def count(self, reply: Reply) -> None:
-        """Take note of a reply."""
-        self.failed += reply.text is None
-        self.done += reply.text is not None
-        self.cached += reply.cached
+        if not here:
+            return self.estimate.get("seconds")
+        return (monotonic() - self.began) / here * (self.total - self.finished)
 
 
 Watch = Callable[[Tally], Any]
-"""Is told how far a stage is: once before it asks anything, then after each reply."""
+"""Callback called with the progress: once before anything is asked, then after each item."""
 
 
-@dataclass(frozen=True)
-class Asking:
-    """Who is asked, and how the work is shown.
-
-    Attributes:
-        name: the model's name.
-        model: gives the model, for questions that may be tried so many times.
-        prices: of tokens; None where they are not known.
-        concurrency: requests at a time, for the estimate of time.
-        watch: told of the progress.
-        batch: questions prepared at a time.
-        usage: what the model's client counts, unusable replies included.
-    """
-
-    name: str
-    model: Callable[[int], TextModel]
-    prices: Prices | None = None
-    concurrency: int = 8
-    watch: Watch | None = None
-    batch: int = BATCH
-    usage: Usage = field(default_factory=Usage)
-
-
-def asked_as(text: str) -> str:
-    """Short hash of a question's words, kept in its row."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_valid(row: Row | None, job: Job, model: str) -> bool:
-    """Whether a row answers this question: no error, the same words, the same model, the same item."""
-    if row is None or row.get("error") is not None:
-        return False
-    same = all(row.get(name) == value for name, value in job.row.items() if value is not None)
-    return same and row.get("asked") == asked_as(job.text) and row.get("model") == model
-
-
-def work(
-    stage: str, jobs: Sequence[Job], asking: Asking, version: str, ledger: Ledger, read: Callable[[Reply], Row]
+def run(
+    stage: str,
+    jobs: Sequence[Job],
+    client: Client,
+    version: str,
+    ledger: Ledger,
+    read: Callable[[Reply], Row],
+    watch: Watch | None = None,
 ) -> Tally:
-    """Ask everything that has no valid row yet, and write a row for each.
+    """Ask every job without a valid row, and write a row for each.
 
     Args:
-        stage: name of the stage, for people.
-        jobs: all its questions.
-        asking: who is asked.
-        version: of the instruction; part of the cache's key.
-        ledger: where the rows go.
-        read: what a row says of its reply.
+        stage: display name of the stage.
+        jobs: all its jobs.
+        client: asks the model.
+        version: version of the instruction; part of the cache's key.
+        ledger: holds the rows.
+        read: gives the fields of a row that depend on the reply.
+        watch: callback called with the progress.
 
     Raises:
         UserError: asking further is pointless (see `chat.TextModel.complete`); rows written so far stay.
     """
-    left = [job for job in jobs if not is_valid(ledger.rows.get(job.key), job, asking.name)]
-    tally = Tally(stage, total=len(jobs), known=len(jobs) - len(left))
-    tally.estimate = estimated(left, ledger, asking)
-    _tell(asking, tally)
-    before = replace(asking.usage)
+    left = remaining(jobs, ledger, client.name)
+    tally = Tally(stage, total=len(jobs), known=len(jobs) - len(left), estimate=estimated(left, ledger, client))
+    before = replace(client.usage)
 
     def note() -> None:
-        tally.input_tokens = asking.usage.prompt_tokens - before.prompt_tokens
-        tally.output_tokens = asking.usage.completion_tokens - before.completion_tokens
-        _tell(asking, tally)
+        tally.input_tokens = client.usage.prompt_tokens - before.prompt_tokens
+        tally.output_tokens = client.usage.completion_tokens - before.completion_tokens
+        if watch:
+            watch(tally)
 
-    for batch in _batches(left, asking.batch):
-        prepared = list(_prepared(batch, asking.name, ledger, tally))
+    def ask(batch: Sequence[Job]) -> None:
+        prepared = list(_prepared(batch, client.name, ledger, tally))
 
-        def take(index: int, reply: Reply, prepared: list[tuple[Job, ChatPrompt]] = prepared) -> None:
-            job, _ = prepared[index]
-            ledger.add(_row(job, asking.name, reply) | read(reply))
-            tally.count(reply)
+        def keep(index: int, reply: Reply) -> None:
+            ledger.add(_row(prepared[index][0], client.name, reply) | read(reply))
+            tally.failed += reply.text is None
+            tally.done += reply.text is not None
+            tally.cached += reply.cached
             note()
 
-        asking.model(batch[0].tries).complete([prompt for _, prompt in prepared], version, take)
+        client.complete([prompt for _, prompt in prepared], version, keep)
         note()
+
+    note()
+    for start in range(0, len(left), BATCH):
+        ask(left[start : start + BATCH])
     return tally
 
 
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    for tries in sorted({job.tries for job in jobs}):
-        same = [job for job in jobs if job.tries == tries]
-        yield from (same[start : start + size] for start in range(0, len(same), size))
+def remaining(jobs: Sequence[Job], ledger: Ledger, model: str) -> list[Job]:
+    """The jobs without a valid row: without an error, for the same words, the same model and the same item."""
+    return [job for job in jobs if not _is_valid(ledger.rows.get(job.key), job, model)]
 
 
-def _tell(asking: Asking, tally: Tally) -> None:
-    if asking.watch:
-        asking.watch(tally)
+def _is_valid(row: Row | None, job: Job, model: str) -> bool:
+    if row is None or row.get("error") is not None:
+        return False
+    expected = {name: value for name, value in job.row.items() if value is not None} | _stamp(job, model)
+    return all(row.get(name) == value for name, value in expected.items())
 
 
-def estimated(left: Sequence[Job], ledger: Ledger, asking: Asking) -> dict[str, Any]:
-    """What the questions that are left will about take.
+def estimated(left: Sequence[Job], ledger: Ledger, client: Client) -> dict[str, Any]:
+    """What the remaining jobs will about take.
 
     Returns:
         `questions`, `input_tokens`, `output_tokens`, `cost` (None without prices) and `seconds`. Tokens are guessed
-        from characters and pictures; where the ledger has rows of this stage, their mean counts, as for the time.
+        from characters and images; where the ledger has rows of this stage, their mean is used, as for the time.
     """
     rows = [row for row in ledger.rows.values() if row.get("input_tokens") and not row.get("cached")]
     guessed = sum(len(job.text) / CHARACTERS_PER_TOKEN + job.images * TOKENS_PER_IMAGE for job in left)
@@ -258,24 +217,25 @@ def estimated(left: Sequence[Job], ledger: Ledger, asking: Asking) -> dict[str, 
         "questions": len(left),
         "input_tokens": round(inputs),
         "output_tokens": round(outputs),
-        "cost": cost(asking.prices, round(inputs), round(outputs)),
-        "seconds": each * len(left) / max(asking.concurrency, 1),
+        "cost": cost(client.prices, round(inputs), round(outputs)),
+        "seconds": each * len(left) / max(client.concurrency, 1),
     }
 
 
 def cost(prices: Prices | None, input_tokens: int, output_tokens: int) -> float | None:
-    """What so many tokens cost; None where the prices are not known."""
+    """Cost of so many tokens; None where the prices are unknown."""
     return Usage(prompt_tokens=input_tokens, completion_tokens=output_tokens).cost(prices) if prices else None
 
 
 def _prepared(jobs: Sequence[Job], model: str, ledger: Ledger, tally: Tally) -> Iterator[tuple[Job, ChatPrompt]]:
+    """Jobs with their prompts; one whose prompt cannot be built gets a row with the reason."""
     for job in jobs:
         try:
             yield job, job.build()
         except UserError as error:
             tally.failed += 1
             before = ledger.rows.get(job.key)
-            if before is None or before.get("error") != str(error):  # said once is enough
+            if before is None or before.get("error") != str(error):  # a repeated run adds no second row
                 ledger.add(job.row | _stamp(job, model) | {"error": str(error)})
 
 
@@ -291,7 +251,7 @@ def _row(job: Job, model: str, reply: Reply) -> Row:
 
 
 def _stamp(job: Job, model: str) -> Row:
-    return {"model": model, "asked": asked_as(job.text)}
+    return {"model": model, "asked": hashlib.sha256(job.text.encode()).hexdigest()[:16]}
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

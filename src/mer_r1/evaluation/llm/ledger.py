@@ -1,18 +1,17 @@
-"""Rows on disk that were paid for: written one by one, never lost, never bought twice.
+"""Ledger of paid replies: one row per item, written as it arrives, never lost and never paid twice.
 
-A stage appends one JSON line an item as soon as its answer is there. It may be killed at any moment, so a file is read
-with that in mind: a last line that was only half written is dropped with a warning, and where an item comes twice the
-last row counts. The same reader takes the reference's own files, which are JSON arrays.
+A stage appends one JSON line per item as soon as its reply has arrived, and may be killed at any moment. So a
+half-written last line is dropped with a warning, and of several rows of one item the last one counts. The same reader
+accepts the reference's own files, which are JSON arrays.
 """
 
 import json
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.jsonl import object_of, read_lines, repair_end
+from mer_r1.data.jsonl import object_of, read_lines, repair_end, write_atomically
 from mer_r1.errors import UserError
 
 Row = dict[str, Any]
@@ -22,7 +21,7 @@ def read_rows(path: Path | str) -> list[Row]:
     """Objects of a JSON array (`.json`) or of JSON lines (anything else), in the file's order.
 
     Raises:
-        UserError: The file cannot be read, is neither, or holds something else than objects.
+        UserError: the file cannot be read, is neither, or holds anything but objects.
     """
     path = Path(path)
     try:
@@ -48,15 +47,12 @@ def _array(path: Path, content: bytes) -> list[Row]:
 
 
 def write_array(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON array, whole or not at all: the form of the reference's own files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Write a JSON array atomically: the form of the reference's own files."""
+    write_atomically(path, json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n")
 
 
 class Ledger:
-    """The rows of one stage, by key, with the file they are appended to.
+    """The rows of one stage by key, and the file they are appended to.
 
     Attributes:
         path: JSON lines.
@@ -64,14 +60,14 @@ class Ledger:
     """
 
     def __init__(self, path: Path, key: Callable[[Row], Hashable]) -> None:
-        """Read what is there; a half-written last line is cut off, so that the next row gets a line of its own.
+        """Read the existing rows; a half-written last line is cut off, so that the next row starts on a new line.
 
         Args:
-            path: may be missing.
-            key: what makes an item of this stage one item.
+            path: the file; it may be missing.
+            key: gives the key of a row; rows with equal keys are of one item.
 
         Raises:
-            UserError: a line is no row of this stage.
+            UserError: a line is not a row of this stage.
         """
         self.path, self._key = path, key
         self.rows: dict[Hashable, Row] = {}
@@ -85,7 +81,7 @@ class Ledger:
                     raise UserError(f"{path} row {number}: no row of this stage, it lacks {error}") from error
 
     def add(self, row: Row) -> None:
-        """Append a row in one go and keep it; safe from several threads."""
+        """Append a row and keep it; safe from several threads."""
         line = json.dumps(row, ensure_ascii=False) + "\n"
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A checkpoint on this machine instead of a server: any causal language model that transformers can load.
+"""A local checkpoint instead of a server: any causal language model that transformers can load.
 
-It answers the same prompts through the same cache as the client for servers (`llm.client.Client`), so that either can
-read labels. Text only: frames and sounds need a server.
+It answers the same prompts through the same cache as the client for servers (`llm.client.Client`), so either can
+extract labels. Text only: images and audio need a server.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.cache import ReplyCache, reply_key
+from mer_r1.evaluation.llm.cache import Replies, ReplyCache
 from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
 
 
@@ -29,14 +29,14 @@ class LocalModel:
         """Load the model and its tokenizer.
 
         Args:
-            folder: Checkpoint folder or hub name.
-            decoding: How replies are decoded; greedy by default. Sampled replies depend on the batch size too.
-            cache: Where replies are kept; None keeps them for this object's lifetime only.
-            batch_size: Prompts decoded together; the reference takes 8.
-            device: "cuda", "cpu" ...; the best there is by default.
+            folder: checkpoint folder or hub name.
+            decoding: how replies are decoded; greedy by default. Sampled replies depend on the batch size too.
+            cache: keeps the replies; None keeps them for this object's lifetime only.
+            batch_size: prompts decoded together; the reference takes 8.
+            device: torch device; None takes a GPU if there is one.
 
         Raises:
-            UserError: It cannot be loaded.
+            UserError: it cannot be loaded.
         """
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,38 +56,19 @@ class LocalModel:
         self.name = f"{Path(folder).name}@{_fingerprint(folder, self.model)}"
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
-        """One reply a prompt, in order; see `chat.TextModel`.
+        """One reply per prompt, in order; see `chat.TextModel`.
 
         Raises:
-            UserError: A prompt holds more than text.
+            UserError: a prompt holds more than text.
         """
-        places: dict[str, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            places.setdefault(reply_key(self.name, prompt, self.decoding, version), []).append(index)
-        texts = {key: self._text(prompts[indices[0]]) for key, indices in places.items()}
-        replies: dict[int, Reply] = {}
-
-        def deliver(key: str, reply: Reply) -> None:
-            for index in places[key]:
-                replies[index] = reply
-                if on_reply:
-                    on_reply(index, reply)
-
-        missing = []
-        for key in places:
-            known = self.cache.get(key)
-            if known is None:
-                missing.append(key)
-            else:
-                deliver(key, known)
-        missing.sort(key=lambda key: len(texts[key]))  # texts of like length are padded least
-        for start in range(0, len(missing), self.batch_size):
-            batch = missing[start : start + self.batch_size]
+        replies = Replies(prompts, self.cache, self.name, self.decoding, version, on_reply)
+        texts = {key: self._text(replies.prompt(key)) for key in replies.missing}
+        keys = sorted(texts, key=lambda key: len(texts[key]))  # texts of similar length need the least padding
+        for start in range(0, len(keys), self.batch_size):
+            batch = keys[start : start + self.batch_size]
             for key, reply in zip(batch, self._generate([texts[key] for key in batch]), strict=True):
-                if reply.text is not None:
-                    self.cache.put(key, reply, self.name, prompts[places[key][0]], self.decoding, version)
-                deliver(key, reply)
-        return [replies[index] for index in range(len(prompts))]
+                replies.arrived(key, reply)
+        return replies.in_order()
 
     def _text(self, prompt: ChatPrompt) -> str:
         if not all(isinstance(message["content"], str) for message in prompt.messages):
@@ -116,7 +97,7 @@ class LocalModel:
         return [self._reply(row, int(count), seconds) for row, count in zip(written, counts, strict=True)]
 
     def _reply(self, row: Any, prompt_tokens: int, seconds: float) -> Reply:
-        """The reply in one row of new token ids, padded behind its end."""
+        """The reply in one row of new token ids, padded at the end."""
         ends = self.model.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
         ids = row.tolist()
@@ -129,7 +110,7 @@ class LocalModel:
 
 
 def generation_settings(decoding: Decoding) -> dict[str, Any]:
-    """Arguments of transformers' `generate`; what the checkpoint's own generation settings say is overruled.
+    """Arguments of transformers' `generate`; the checkpoint's own generation settings are overridden.
 
     >>> generation_settings(Decoding(temperature=0.7, max_tokens=9, top_p=0.8))["top_k"]
     0
@@ -137,13 +118,13 @@ def generation_settings(decoding: Decoding) -> dict[str, Any]:
     settings = {"max_new_tokens": decoding.max_tokens, "repetition_penalty": decoding.repetition_penalty or 1.0}
     if decoding.temperature == 0:
         return settings | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    # top_k = 0 switches off the 50 that transformers takes by itself and servers do not.
+    # top_k = 0 turns off the 50 that transformers takes by default and servers do not.
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p or 1.0, "top_k": 0}
     return settings | sampled
 
 
 def _fingerprint(folder: str | Path, model: Any) -> str:
-    """What tells the checkpoint from another of the same name: the hub's commit, or sizes and times of its files."""
+    """Tells checkpoints of the same name apart: the hub's commit, or sizes and times of the files."""
     if not Path(folder).is_dir():
         return str(getattr(model.config, "_commit_hash", None))[:12]
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())

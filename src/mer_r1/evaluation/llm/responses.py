@@ -1,8 +1,8 @@
-"""Reading what a chat server sent: a reply, or one of the many ways of not giving one.
+"""Reading a chat server's responses: a reply, or one of many errors.
 
-Troubles come in three kinds. AGAIN: the next attempt may succeed (too many requests, a server's fault, a broken
-connection, rubbish). PROMPT: this prompt will never succeed, others may (too long, filtered, refused). STOP: nothing
-will (wrong key, no such model). The client decides what to do; this module only tells them apart.
+Errors come in three kinds. AGAIN: the next attempt may succeed (too many requests, a server's fault, a broken
+connection, invalid output). PROMPT: this prompt will never succeed, others may (too long, filtered, refused). STOP: no
+request will (wrong key, no such model). The client acts on the kind; this module only tells them apart.
 """
 
 import json
@@ -33,17 +33,17 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Retries:
-    """How stubborn the client is.
+    """Retry policy.
 
     Attributes:
-        attempts: Requests for one prompt before it counts as failed.
-        first_wait: Seconds before the second attempt; each further wait is twice as long, with jitter.
-        longest_wait: Seconds that no such wait exceeds.
-        longest_asked: Longest Retry-After that is waited for, in seconds; a server that asks for more stops the run.
-        give_up_after: Failed prompts in a row after which the run stops.
+        attempts: requests for one prompt until it counts as failed; None takes the prompt's own number.
+        first_wait: seconds before the second attempt; each further wait is twice as long, with jitter.
+        longest_wait: upper limit of these waits, in seconds.
+        longest_asked: longest Retry-After that is waited for, in seconds; a server that asks for more stops the run.
+        give_up_after: failed prompts in a row after which the run stops.
     """
 
-    attempts: int = 6
+    attempts: int | None = None
     first_wait: float = 1.0
     longest_wait: float = 60.0
     longest_asked: float = 600.0
@@ -51,15 +51,15 @@ class Retries:
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """Why a request gave no reply.
+class RequestError:
+    """Why a request gave no reply: a value, never raised.
 
     Attributes:
-        kind: What follows from it.
-        message: One line for people, with what the server said.
-        status: HTTP status; None where there was none.
-        retry_after: Seconds that the server asks to wait; None if it does not.
-        wants_completion_tokens: Whether the server only objects to the old name of `max_completion_tokens`.
+        kind: which requests it concerns, see `Kind`.
+        message: one line with the server's own words.
+        status: HTTP status; None without one.
+        retry_after: seconds that the server asks to wait; None if it does not.
+        wants_completion_tokens: whether the server only objects to the old name of `max_completion_tokens`.
     """
 
     kind: Kind
@@ -69,76 +69,78 @@ class Trouble:
     wants_completion_tokens: bool = False
 
 
-def read_reply(text: str, seconds: float, structured: bool) -> tuple[Reply | Trouble, int, int]:
+def read_reply(text: str, seconds: float, structured: bool) -> tuple[Reply | RequestError, int, int]:
     """The reply in the body of a successful response, or what is wrong with it.
 
     Args:
-        text: The body.
-        seconds: How long it took; goes into the reply.
-        structured: Whether a schema was asked for; goes into the reply.
+        text: the body.
+        seconds: wall time of the request; goes into the reply.
+        structured: whether a schema was asked for; goes into the reply.
 
     Returns:
-        The reply (its text is not blank) or the trouble; tokens read; tokens written.
+        The reply (its text is not blank) or the error; tokens read; tokens written.
     """
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        return Trouble(Kind.AGAIN, f"the server sent no JSON but {_short(text)}"), 0, 0
+        return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(text)}"), 0, 0
     read, written = _tokens(body)
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        return Trouble(Kind.AGAIN, f"the server sent no choice but {_short(text)}"), read, written
+        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(text)}"), read, written
     finish_reason = str(choice.get("finish_reason") or "stop")
     words = _content(message.get("content"))
     if words.strip():
         return Reply(words, None, finish_reason, structured, read, written, seconds), read, written
     if message.get("refusal"):
-        return Trouble(Kind.PROMPT, f"the model refuses: {_short(str(message['refusal']))}"), read, written
+        return RequestError(Kind.PROMPT, f"the model refuses: {_short(str(message['refusal']))}"), read, written
     if finish_reason in ("length", "content_filter"):
-        return Trouble(Kind.PROMPT, f"an empty reply, ended by {finish_reason!r}"), read, written
-    return Trouble(Kind.AGAIN, "an empty reply"), read, written
+        return RequestError(Kind.PROMPT, f"an empty reply, ended by {finish_reason!r}"), read, written
+    return RequestError(Kind.AGAIN, "an empty reply"), read, written
 
 
-def trouble_of(error: Exception, model: str, base_url: str, key_variable: str, hide: Callable[[str], str]) -> Trouble:
+def classify_error(
+    error: Exception, model: str, base_url: str, key_variable: str, hide: Callable[[str], str]
+) -> RequestError:
     """What an exception of the `openai` package, or a time-out, means for this request and the others.
 
     Args:
-        error: The exception.
-        model: Asked for; named in the message where the server does not find it.
-        base_url: Of the server, likewise.
-        key_variable: Environment variable of the key, named where the key is not accepted.
-        hide: Blanks out secrets in a text, before it is shortened.
+        error: the exception.
+        model: the model's name, for the message that it is not found.
+        base_url: the server's address, likewise.
+        key_variable: environment variable of the key, for the message that it is not accepted.
+        hide: blanks out secrets in a text before it is shortened.
     """
     import openai
 
     if isinstance(error, TimeoutError | openai.APITimeoutError):
-        return Trouble(Kind.AGAIN, "no reply in time")
+        return RequestError(Kind.AGAIN, "no reply in time")
     if not isinstance(error, openai.APIStatusError):
         cause = error.__cause__ or error
-        return Trouble(Kind.AGAIN, f"the connection failed: {type(cause).__name__} {_short(hide(str(cause)))}")
+        return RequestError(Kind.AGAIN, f"the connection failed: {type(cause).__name__} {_short(hide(str(cause)))}")
     status, said = error.status_code, _said(error, hide)
     if status in _STOP_STATUS:
-        return Trouble(Kind.STOP, f"{status}, {_STOP_STATUS[status]} (key from {key_variable}): {said}", status)
+        return RequestError(Kind.STOP, f"{status}, {_STOP_STATUS[status]} (key from {key_variable}): {said}", status)
     if status in (404, 405):
-        return Trouble(Kind.STOP, f"{status}, no model {model!r} or no API at {base_url}: {said}", status)
+        return RequestError(Kind.STOP, f"{status}, no model {model!r} or no API at {base_url}: {said}", status)
     if error.code == _NO_CREDIT or error.type == _NO_CREDIT:
-        return Trouble(Kind.STOP, f"{status}, the account's quota is used up: {said}", status)
+        return RequestError(Kind.STOP, f"{status}, the account's quota is used up: {said}", status)
     if status in _AGAIN_STATUS or status >= 500:
-        return Trouble(Kind.AGAIN, f"{status}: {said}", status, retry_after(error.response.headers))
+        return RequestError(Kind.AGAIN, f"{status}: {said}", status, retry_after(error.response.headers))
     if error.param in _OUR_PARAMETERS:
-        return Trouble(Kind.STOP, f"{status}, the server does not take our {error.param}: {said}", status)
+        return RequestError(Kind.STOP, f"{status}, the server does not take our {error.param}: {said}", status)
     renamed = error.param == "max_tokens" or "max_completion_tokens" in said
-    return Trouble(Kind.PROMPT, f"{status}: {said}", status, wants_completion_tokens=renamed)
+    return RequestError(Kind.PROMPT, f"{status}: {said}", status, wants_completion_tokens=renamed)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Seconds to wait by a response's `retry-after-ms` or `retry-after` (seconds or a date); None without a sound one.
+    """Seconds to wait by a response's `retry-after-ms` or `retry-after` (seconds or a date); None without a valid one.
 
     Args:
-        headers: Of the response; names in lower case, or a mapping that ignores case.
-        now: The present moment, with a time zone; the clock's by default.
+        headers: headers of the response; names in lower case, or a mapping that ignores case.
+        now: present time with its time zone; None reads the clock.
 
     >>> retry_after({"retry-after": "2.5"})
     2.5
@@ -187,7 +189,7 @@ def _content(content: Any) -> str:
 
 
 def _said(error: Any, hide: Callable[[str], str]) -> str:
-    """The server's own words about an error."""
+    """The server's own message about an error."""
     body = error.body
     if isinstance(body, dict):
         inner = body.get("message") or body.get("detail") or body.get("error") or body

@@ -1,7 +1,7 @@
-"""Training logs become learning curves: related values share a panel, and no logged value is lost.
+"""Learning curves from training logs: related values share a panel, and no logged value is lost.
 
-A log is JSON lines as TRL writes them: a step and any number of named values. `PANELS` says which names belong
-together. What no panel claims gets one of its own, further down the page.
+A log is JSON lines as TRL writes them: a step and any number of named values. `PANELS` groups the names. A value
+without a group gets a panel of its own, further down the page.
 """
 
 import re
@@ -37,7 +37,7 @@ PANELS: tuple[tuple[str, str, str], ...] = (
     ("Entropy", "of the next token, in nats", r"entropy"),
     ("KL", "to the reference policy", r"kl"),
     ("Clipped", "share of tokens with a clipped ratio", r"clip_ratio/(?:low_mean|high_mean|region_mean)"),
-    ("Time", "seconds a step", r"(?:seconds|time)/(\w+)"),
+    ("Time", "seconds per step", r"(?:seconds|time)/(\w+)"),
     ("Gradient norm", "before clipping", r"grad_norm"),
     ("Learning rate", "of the optimiser", r"learning_rate"),
 )
@@ -58,9 +58,9 @@ class Panel:
     """One drawing with what belongs to it.
 
     Attributes:
-        title: What is shown.
-        meaning: One more phrase about it; "" if the title says all.
-        drawing: The SVG.
+        title: what the panel shows.
+        meaning: a phrase that explains the title; "" if none is needed.
+        drawing: the SVG.
         legend: (name, style class) of each line; empty for a single line.
     """
 
@@ -71,10 +71,10 @@ class Panel:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Log lines that have a step; a half-written last line is dropped, as a killed run leaves one.
+    """Log lines with a step; a half-written last line is dropped, as a killed run leaves one.
 
     Raises:
-        UserError: The file cannot be read, another line is no JSON object, or no line has a step.
+        UserError: the file cannot be read, another line is not a JSON object, or no line has a step.
     """
     rows = [row for row in read_lines(path, object_of) if _is_number(row.get("step"))]
     if not rows:
@@ -83,10 +83,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Panel]]:
-    """The curves of a log: those that tell how training went, and everything else that was logged.
+    """The panels of a log: the known groups, and all other logged values.
 
     Args:
-        rows: Log lines, each with "step".
+        rows: log lines, each with "step".
 
     Returns:
         Main panels in the order of `PANELS`, then the others in alphabetical order, at most `MAX_OTHER_PANELS`.

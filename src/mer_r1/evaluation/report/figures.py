@@ -1,8 +1,7 @@
-"""Pictures of results, drawn as SVG text that lives inside the page.
+"""Charts of results, as SVG text inside the page.
 
-The drawings carry no colours or fonts of their own, only class names: the page's style sheet decides, so one drawing
-serves light and dark. Lines of slow thinking are solid and those of fast thinking dashed, so that they differ in more
-than colour.
+The charts carry no colours or fonts, only class names: the page's style sheet decides, so one chart serves light and
+dark mode. Lines of slow thinking are solid and those of fast thinking dashed, so that they differ in more than colour.
 """
 
 import math
@@ -43,12 +42,7 @@ def precision_recall(results: Sequence[Result]) -> Markup:
     parts = [axes(frame, "Recall", "Precision"), *_iso_f1(frame)]
     arrows: list[tuple[Point, Point]] = []
     for mode in dict.fromkeys(result.mode for result in known):
-        track = [result for result in known if result.mode == mode]
-        spots = [_spot(frame, result) for result in track]
-        parts += [_arrow(start, end, mode) for start, end in pairwise(spots)]
-        arrows += pairwise(spots)
-        parts += [_cross(frame, result) for result in track]
-        parts += [marker(*spot, mode) for spot in spots]
+        arrows += _draw_mode(frame, [result for result in known if result.mode == mode], parts)
     parts += _point_labels(frame, known, arrows)
     text = "; ".join(
         f"{r.stage} {r.mode}: precision {r.precision['mean']:.3f}, recall {r.recall['mean']:.3f}" for r in known
@@ -56,24 +50,30 @@ def precision_recall(results: Sequence[Result]) -> Markup:
     return svg(width, height, parts, f"Precision over recall. {text}", "chart")
 
 
+def _draw_mode(frame: Frame, track: Sequence[Result], parts: list[Markup]) -> list[tuple[Point, Point]]:
+    """Add the arrows, bars and markers of one mode to `parts`; returns the ends of the arrows."""
+    mode = track[0].mode
+    spots = [_spot(frame, result) for result in track]
+    arrows = list(pairwise(spots))
+    parts += [_arrow(start, end, mode) for start, end in arrows]
+    parts += [_cross(frame, result) for result in track]
+    parts += [marker(*spot, mode) for spot in spots]
+    return arrows
+
+
 def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str, str]) -> Markup:
     """One small learning-curve panel: faint raw values and their running mean over about a sixth of the points.
 
     Args:
-        series: Name -> (step, value) points; values that are not finite are left out.
-        title: What the panel shows, for readers who cannot see it.
-        styles: Name -> class of the line.
+        series: name -> (step, value) points; values that are not finite are left out.
+        title: what the panel shows, for screen readers.
+        styles: name -> class of the line.
     """
-    cleaned = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
-    cleaned = {name: sorted(points) for name, points in cleaned.items() if points}
+    finite = {name: sorted(point for point in points if math.isfinite(point[1])) for name, points in series.items()}
+    cleaned = {name: points for name, points in finite.items() if points}
     if not cleaned:
         return Markup("")
-    values = [value for points in cleaned.values() for _, value in points]
-    steps = [step for points in cleaned.values() for step, _ in points]
-    low, high = min(values), max(values)
-    pad = 0.06 * (high - low) or 0.06 * abs(high) or 0.5
-    x_range = (min(steps), max(steps)) if max(steps) > min(steps) else (min(steps) - 1, max(steps) + 1)
-    frame = Frame(46, 8, 262, 116, x_range, (low - pad, high + pad))
+    frame = _panel_frame([point for points in cleaned.values() for point in points])
     parts = [axes(frame, "", "", x_count=4, y_count=3)]
     ends = []
     for name, points in cleaned.items():
@@ -86,6 +86,15 @@ def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str
             parts.append(tag("circle", cx=spots[0][0], cy=spots[0][1], r=3, cls=f"spot {styles[name]}"))
         ends.append(f"{name} from {smooth[0]:.3g} to {smooth[-1]:.3g}")
     return svg(320, 148, parts, f"{title}: {'; '.join(ends)}", "chart")
+
+
+def _panel_frame(points: Sequence[Point]) -> Frame:
+    """The frame of a learning-curve panel that holds all (step, value) points, with a little room."""
+    steps, values = zip(*points, strict=True)
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low) or 0.06 * abs(high) or 0.5
+    x_range = (min(steps), max(steps)) if max(steps) > min(steps) else (min(steps) - 1, max(steps) + 1)
+    return Frame(46, 8, 262, 116, x_range, (low - pad, high + pad))
 
 
 def dots(rows: Sequence[tuple[str, Mapping[str, Interval]]], title: str) -> Markup:
@@ -114,11 +123,11 @@ def interval_bar(interval: Interval, low: float, high: float, style: str, zero: 
     """A mean with its interval as a strip for a table cell; `zero` draws the line of no difference.
 
     Args:
-        interval: What to draw; nothing is drawn without a mean.
-        low: Left end of the scale shared by the table's rows.
-        high: Right end.
-        style: Class of bar and marker, "slow", "fast" or "both".
-        zero: Whether to draw the line at 0.
+        interval: mean and interval; nothing is drawn without a mean.
+        low: left end of the scale shared by the table's rows.
+        high: right end.
+        style: class of bar and marker, "slow", "fast" or "both".
+        zero: whether to draw the line at 0.
     """
     if interval["mean"] is None:
         return Markup("")
@@ -148,7 +157,7 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
 
 
 def _is_steady(values: Sequence[float]) -> bool:
-    """Whether values go nearly straight from one level to another, such as a learning rate: nothing to smooth."""
+    """Whether values move nearly straight from one level to another, as a learning rate does: nothing to smooth."""
     way = sum(abs(later - earlier) for earlier, later in pairwise(values))
     return way <= 1.2 * (max(values) - min(values))
 

@@ -1,7 +1,7 @@
-"""From a run folder to one HTML file that can be mailed, archived, and opened without a network.
+"""Write a run folder as one HTML file that can be mailed, archived, and opened without a network.
 
-`run.json` names the parts. Each is read by itself, and a part that is missing or broken becomes a sentence in the place
-where it would have stood: half a run still has a readable page.
+`run.json` names the parts. Each is read on its own, and a missing or broken part becomes a sentence in its place: half
+a run still has a readable page.
 """
 
 import json
@@ -19,7 +19,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval
+from mer_r1.evaluation.intervals import DASH, Interval, number_text
 from mer_r1.evaluation.records import SCORE_NAMES
 from mer_r1.evaluation.report import figures, showcase
 from mer_r1.evaluation.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
@@ -42,14 +42,14 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     """Write the page about a run.
 
     Args:
-        run_dir: Folder with `run.json` and what it names; every part may be missing.
-        out: File to write; `report.html` in the run folder if None.
+        run_dir: folder with `run.json` and what it names; every part may be missing.
+        out: file to write; `report.html` in the run folder if None.
 
     Returns:
         The page.
 
     Raises:
-        UserError: `run_dir` is no folder, or the page cannot be written.
+        UserError: `run_dir` is not a folder, or the page cannot be written.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -74,7 +74,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
 
 
 def contents(run_dir: Path) -> dict[str, Any]:
-    """Everything the template shows, read from a run folder."""
+    """All values of the template, read from a run folder."""
     run, problem = read_run(run_dir)
     taxonomy, wheels_problem = wheels_of(run)
     stages = read_stages(run_dir, run, taxonomy)
@@ -106,7 +106,7 @@ def contents(run_dir: Path) -> dict[str, Any]:
 
 
 def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
-    """What changed from each stage to the next in each mode, then slow minus fast at every stage, all paired."""
+    """Paired differences: each stage minus the one before in each mode, then slow minus fast at every stage."""
     rows = []
     for before, after in pairwise(stages):
         for mode in _MODES:
@@ -120,20 +120,18 @@ def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A number with a true minus sign, or a dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return format(value, f"{'+' if signed else ''}.{digits}f").replace("-", "−")
+    """A number with a true minus sign; a dash for None, NaN and infinity."""
+    return number_text(value, digits, signed).replace("-", "−")
 
 
 def clock(seconds: float | None) -> str:
-    """A length of time as people write it.
+    """A duration for display.
 
     >>> clock(3725)
     '1 h 2 min'
     """
     if seconds is None or not math.isfinite(seconds):
-        return "–"
+        return DASH
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -141,7 +139,7 @@ def clock(seconds: float | None) -> str:
 
 
 def _senses(run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage]) -> tuple[list[Compared], list[str]]:
-    """What it costs to exchange a channel: the last stage's scores minus those with the channel exchanged."""
+    """Cost of an exchanged channel: the last stage's scores minus those with the channel exchanged."""
     conditions = run.get("conditions")
     if not isinstance(conditions, dict) or not conditions:
         return [], ["No condition is named in run.json, so the use of the senses was not measured."]

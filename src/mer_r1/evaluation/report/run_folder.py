@@ -1,4 +1,4 @@
-"""What a run folder holds, as far as it can be read: every part by itself, and a sentence for what is not there."""
+"""Read a run folder part by part; a missing or broken part gives a sentence instead."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ RUN_FILE = "run.json"
 
 @dataclass
 class Stage:
-    """One stage of the run: its records and log as far as they could be read; problems say what is not there."""
+    """One stage of the run: its records and log as far as they are readable, and the problems with them."""
 
     title: str
     records: list[Record] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Stage:
 
 
 def read_run(run_dir: Path) -> tuple[dict[str, Any], str]:
-    """The content of `run.json`, and what is wrong with it ("" for nothing)."""
+    """The content of `run.json`, and the problem with it ("" for none)."""
     path = run_dir / RUN_FILE
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def read_run(run_dir: Path) -> tuple[dict[str, Any], str]:
 
 
 def wheels_of(run: Mapping[str, Any]) -> tuple[Taxonomy, str]:
-    """The wheels that judge single words and confidences: of the folder "wheels", or the built-in ones, and why."""
+    """The wheels for words and confidences: those in the folder "wheels", else the built-in ones and why."""
     wheels = run.get("wheels")
     if not isinstance(wheels, str):
         return load(None), ""
@@ -63,7 +63,7 @@ def seed_of(run: Mapping[str, Any]) -> int:
 
 
 def read_stages(run_dir: Path, run: Mapping[str, Any], taxonomy: Taxonomy) -> list[Stage]:
-    """Every stage that `run.json` names, in order."""
+    """The stages of `run.json`, in order."""
     entries = run.get("stages")
     found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     return [_read_stage(run_dir, entry, run, taxonomy) for entry in found]
@@ -99,7 +99,7 @@ def read_part(run_dir: Path, name: object, what: str) -> tuple[list[Record], str
 
 
 def _relative(error: UserError, run_dir: Path) -> str:
-    """An error without the place where the run folder happens to lie: the page may be passed on."""
+    """An error without the path of the run folder, since the page may be shared."""
     return str(error).replace(f"{run_dir}/", "").rstrip(".")
 
 
@@ -107,8 +107,8 @@ def read_clips(run_dir: Path, run: Mapping[str, Any]) -> tuple[dict[str, Clip], 
     """Clips of the manifest by id, or why there are none."""
     name = run.get("manifest")
     if not isinstance(name, str) or not name:
-        return {}, "No manifest is named in run.json: the clips are shown without picture, sound and subtitle."
+        return {}, "No manifest is named in run.json: the clips are shown without video, audio and subtitle."
     try:
         return {clip.id: clip for clip in read_manifest(run_dir / name)}, ""
     except UserError as error:
-        return {}, f"The clips are shown without picture, sound and subtitle: {_relative(error, run_dir)}."
+        return {}, f"The clips are shown without video, audio and subtitle: {_relative(error, run_dir)}."

@@ -1,7 +1,6 @@
-"""The clips on the page: where slow thinking was most and least right, with everything needed to judge for oneself.
+"""The clips on the page: where slow thinking scores best and worst, with all that is needed to judge the answers.
 
-The choice is not hand-picked: the highest and the lowest F1 of slow thinking at the last stage, equal ones in the
-order of their ids.
+The choice is not hand-picked: the highest and the lowest F1 of slow thinking at the last stage, ties by id.
 """
 
 import math
@@ -25,7 +24,7 @@ _LIMITS = MediaLimits(max_frames=FRAMES, max_side=224, max_seconds=15.0)
 
 @dataclass(frozen=True)
 class Chip:
-    """An answered word and how the gold words' categories judge it: "hit", "part", "miss" or "unknown"."""
+    """An answered word and its verdict by the gold words' categories: "hit", "part", "miss" or "unknown"."""
 
     word: str
     verdict: str
@@ -34,7 +33,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered in one mode."""
+    """An answer in one mode."""
 
     mode: str
     chips: list[Chip]
@@ -44,20 +43,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Card:
-    """One clip on the page; what is not there is None or empty, and `notes` say why.
+    """One clip on the page; missing parts are None or empty, and `notes` say why.
 
     Attributes:
-        id: The clip.
-        f1: Of slow thinking at the last stage.
-        subtitle: What is said.
-        description: What a generated scene was meant to show.
-        gold: Annotated words.
+        id: the clip.
+        f1: F1 of slow thinking at the last stage.
+        subtitle: what is said in the clip.
+        description: intended content of a generated scene.
+        gold: annotated words.
         answers: (stage title, answers) of every stage that has any, slow before fast.
-        reasoning: Of slow thinking at the last stage.
-        completion: The same, raw.
-        frames: (data URI, seconds) of up to `FRAMES` pictures.
-        sound: Data URI of the sound.
-        notes: What is missing or was left out.
+        reasoning: reasoning of slow thinking at the last stage.
+        completion: its raw completion.
+        frames: (data URI, seconds) of up to `FRAMES` frames.
+        sound: data URI of the audio.
+        notes: missing or omitted parts.
     """
 
     id: str
@@ -84,26 +83,20 @@ def pick(records: Iterable[Record], count: int = 4) -> tuple[list[Record], list[
 
 
 def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: Clip | None, taxonomy: Taxonomy) -> Card:
-    """Everything the page shows of one clip.
+    """The card of one clip.
 
     Args:
-        record: Slow thinking at the last stage.
+        record: record of slow thinking at the last stage.
         stages: (title, records) of every stage.
-        clip: Row of the manifest; None if there is none.
-        taxonomy: Judges the words one by one.
+        clip: row of the manifest; None if it is missing.
+        taxonomy: wheels that judge the words.
     """
     answers = []
     for title, records in stages:
         found = sorted((other for other in records if other.id == record.id), key=lambda r: r.mode, reverse=True)
         said = [Answer(r.mode, judge(r.labels, record.gold or [], taxonomy), r.scores, r.error) for r in found]
         answers += [(title, said)] if said else []
-    notes = [] if clip else ["The clip is not in the manifest: no picture, sound or subtitle."]
-    media = Media()
-    try:
-        media = read_media(clip.video, clip.audio, _LIMITS) if clip else media
-        notes += media.notes
-    except UserError as error:
-        notes.append(f"No picture or sound: {_without_folder(str(error), clip)}")
+    media, notes = _media_of(clip)
     description: Any = (clip.meta if clip else {}).get("description")
     return Card(
         id=record.id,
@@ -118,6 +111,17 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
         sound=data_url("audio/wav", wav(media.waveform, media.sampling_rate)) if media.waveform is not None else None,
         notes=notes,
     )
+
+
+def _media_of(clip: Clip | None) -> tuple[Media, list[str]]:
+    """Frames and audio of a clip, and what is missing of them."""
+    if clip is None:
+        return Media(), ["The clip is not in the manifest: no video, audio or subtitle."]
+    try:
+        media = read_media(clip.video, clip.audio, _LIMITS)
+    except UserError as error:
+        return Media(), [f"No video or audio: {_without_folder(str(error), clip)}"]
+    return media, list(media.notes)
 
 
 def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> list[Chip]:
@@ -137,7 +141,7 @@ def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> lis
 
 
 def _without_folder(text: str, clip: Clip | None) -> str:
-    """A message that names a clip's files without the folder they happen to lie in: the page may be passed on."""
+    """A message without the folder of the clip's files, since the page may be shared."""
     for path in (clip.video, clip.audio) if clip else ():
         text = text.replace(str(path), path.name) if path else text
     return text

@@ -1,7 +1,11 @@
-"""The few pieces that every drawing is made of: elements, axes, markers and round numbers.
+"""SVG elements of the page's charts: axes, markers, round tick numbers.
+
+The page draws its own SVG, although the study's figures use matplotlib: it must be one file without scripts, and its
+charts take colours and fonts from the style sheet, so one drawing follows light and dark mode, which an image or an SVG
+of matplotlib cannot. Reports also work in the base install, without matplotlib.
 
 Slow thinking is always a filled circle, fast thinking a diamond, so that colour is never the only difference. Text and
-attribute values are escaped here, whoever wrote them.
+attribute values are escaped here.
 """
 
 import math
@@ -43,7 +47,7 @@ def marker(x: float, y: float, style: str) -> Markup:
 
 
 def svg(width: float, height: float, parts: Sequence[Markup], spoken: str, style: str) -> Markup:
-    """A drawing of `width` by `height` pixels; `spoken` describes it, and without it screen readers pass it by."""
+    """A drawing of `width` by `height` pixels; `spoken` describes it to screen readers, which skip it if empty."""
     said = {"role": "img", "aria_label": spoken} if spoken else {"aria_hidden": "true"}
     box = f"0 0 {width:g} {height:g}"
     return tag("svg", Markup("").join(parts), viewBox=box, width=width, height=height, cls=style, **said)
@@ -64,7 +68,7 @@ def path(points: Sequence[Point], style: str) -> Markup:
 
 
 def axes(frame: Frame, x_name: str, y_name: str, x_count: int = 6, y_count: int = 6) -> Markup:
-    """Grid, ticks and names of a frame; about so many ticks on each axis, none on the upright one where 0."""
+    """Grid, ticks and names of a frame; about so many ticks on each axis; 0 leaves the y axis without."""
     bottom, right = frame.top + frame.height, frame.left + frame.width
     parts = []
     for tick in ticks(*frame.y, y_count) if y_count else []:

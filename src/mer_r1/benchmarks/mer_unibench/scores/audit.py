@@ -1,7 +1,12 @@
-"""The audited number of one set of answers, and everything that the official one hides.
+"""The audited score of one set of answers, and what the official one hides.
 
-Clips without an answer stop the official scoring. Here they are left out, counted with the reasons, and the score with
-all of them wrong stands beside. The rest is about the answers that are there: see `words` and `sentiments`.
+Clips without an answer stop the official scoring. Here they are left out and counted with their reasons, and the score
+with all of them wrong is given, too. The other checks concern the existing answers: words in `audit_words`, sentiments
+in `audit_replies`.
+
+The reference asks only "positive or not". A reply of "neutral", and any reply other than the three words, is therefore
+a vote for negative; clips whose gold is exactly 0 are left out. Both are counted here, replies are also read with case
+and punctuation forgiven, and constant replies are scored as baselines.
 """
 
 from collections import Counter
@@ -16,10 +21,11 @@ from numpy.typing import NDArray
 from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words
-from mer_r1.benchmarks.mer_unibench.scores.tally import Array, Tally, interval, sentiment_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, sentiment_tally
 from mer_r1.emotions.metrics import SENTIMENTS
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
+from mer_r1.evaluation.intervals import Array, interval_of
 from mer_r1.evaluation.labels.replies import read_sentiment
 
 NAMES_SHOWN = 3
@@ -27,11 +33,11 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Side:
-    """One checkpoint's answers of one mode beside the gold: slow thinking, or fast, or another system.
+    """One checkpoint's answers of one mode, and the gold of the set.
 
     Attributes:
-        gold: of the set.
-        answers: what was said.
+        gold: gold of the set.
+        answers: the answers.
         taxonomy: wheels and words.
     """
 
@@ -41,7 +47,7 @@ class Side:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """Clip name -> list of labels or sentiment reply, of the gold's clips that have one that can be read."""
+        """Clip name -> list of labels or sentiment reply, of the gold's clips with a readable one."""
         found: dict[str, Any] = {}
         for name in self.gold.values:
             value = self.answers.values.get(name)
@@ -55,18 +61,18 @@ class Side:
 
     @cached_property
     def rows(self) -> list[str]:
-        """Names of the tally's rows: all clips; of a sentiment set those whose gold is not 0."""
+        """Names of the tally's rows: all clips, in a sentiment set those with gold other than 0."""
         values = self.gold.values
         return [name for name in values if values[name] != 0] if self._of_sentiments else list(values)
 
     @cached_property
     def answered(self) -> NDArray[np.bool_]:
-        """Which of the rows have an answer, (N,)."""
+        """Whether each row has an answer, (N,)."""
         return np.array([name in self.values for name in self.rows], dtype=bool)
 
     @cached_property
     def tally(self) -> Tally:
-        """Of all rows; one without an answer is wrong."""
+        """The tally of all rows; one without an answer is wrong."""
         if not self._of_sentiments:
             return self._placed(self.rows).tally
         gold = [self.gold.values[name] for name in self.rows]
@@ -88,13 +94,13 @@ class Side:
         kept = self.tally.only(self.answered)
         names = [name for name in self.gold.values if name in self.values]
         missing = [name for name in self.gold.values if name not in self.values]
-        wrong = interval(self.tally.value(), np.array([]), len(self.rows))["mean"]
+        wrong = interval_of(self.tally.value(), np.array([]), len(self.rows))["mean"]
         if self._of_sentiments:
             body = audit_replies([self.gold.values[name] for name in names], [self.values[name] for name in names])
         else:
             body = audit_words(self._placed(names), seed, resamples)
         return {
-            "score": interval(kept.value(), samples, int(self.answered.sum())),
+            "score": interval_of(kept.value(), samples, int(self.answered.sum())),
             "score_missing_wrong": wrong,
             "n": len(names),
             "n_missing": len(missing),
@@ -115,7 +121,7 @@ class Side:
         return PlacedClips.place(self.gold.entry.kind, golds, predicted, self.taxonomy)
 
     def _reason(self, name: str) -> str:
-        """Why a clip has no answer, without what is particular to this clip."""
+        """Why a clip has no answer, without details of this clip."""
         error = self.answers.errors.get(name)
         if error is None:
             return "its label string cannot be read" if name in self.answers.values else "not in the predictions"
@@ -129,23 +135,23 @@ REPLIES_NAMED = 10
 
 
 def reply_tally(gold: Sequence[float], replies: Sequence[object]) -> Tally:
-    """The tally of the clips whose gold is not 0, by the reference's exact match."""
+    """The tally of the clips with gold other than 0, by the reference's exact match."""
     pairs = [(value > 0, reply == "positive") for value, reply in zip(gold, replies, strict=True) if value != 0]
     return sentiment_tally([g for g, _ in pairs], [p for _, p in pairs])
 
 
 def audit_replies(gold: Sequence[float], replies: Sequence[object]) -> dict[str, Any]:
-    """Everything that the weighted F1 of a sentiment set does not show.
+    """What the weighted F1 of a sentiment set hides.
 
     Args:
         gold: sentiment values of the clips that have a prediction.
         replies: their replies.
 
     Returns:
-        `guards` (what stands in place of an error), `n_gold_neutral` (not scored), `as_negative` (replies that count as
-        negative without saying so, by reply), `forgiving` (weighted F1 with case and punctuation of replies forgiven),
-        `accuracy_three` (positive, negative, neutral over all clips, forgiving) and `constant` (weighted F1 of always
-        the same reply).
+        `guards` (replaced errors), `n_gold_neutral` (not scored), `as_negative` (other replies that count as negative,
+        by reply), `forgiving` (weighted F1 with case and punctuation of replies forgiven),
+        `accuracy_three` (positive, negative, neutral over all clips, forgiving) and `constant` (weighted F1 of a
+        constant reply).
     """
     read = [_read(reply) for reply in replies]
     signs = {1: "positive", -1: "negative", 0: "neutral"}

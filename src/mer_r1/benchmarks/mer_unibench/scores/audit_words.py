@@ -1,12 +1,12 @@
-"""What the official number hides about words: who is skipped, what the wheels cannot place, what lands elsewhere.
+"""What the official number hides about words: skipped clips, unknown words, words in foreign sectors.
 
-A hit rate looks at one thing: whether the gold category is among the predicted ones. Here the same clips are looked at
-from all sides: how many categories a prediction spreads over, its precision, recall and F1, how many words each wheel
-knows at all, which gold words make a clip drop out, and what an answer would score that names every emotion at once.
+A hit rate measures one thing: whether the gold category is among the predicted ones. This module adds the number of
+categories per prediction, precision, recall and F1, the share of words that each wheel knows, the gold words that make
+a clip drop out, and the score of an answer that names every emotion.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,18 +16,18 @@ from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
 from mer_r1.emotions.official_wheels import normalise
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.intervals import bootstrap
+from mer_r1.evaluation.intervals import bootstrap, known_mean
 
 WORDS_NAMED = 10
-"""How many words a list of examples holds; their total is given beside it."""
+"""Length of a list of example words; their total is given, too."""
 
 
 @dataclass(frozen=True)
 class PlacedClips:
-    """Clips whose words stand on the wheels (ring 1).
+    """Clips with their words placed on the wheels (ring 1).
 
     Attributes:
-        kind: of the data set.
+        kind: kind of the data set.
         gold: the gold words of each clip.
         predicted: its predicted words.
         gold_sets: per wheel the gold categories of each clip.
@@ -46,12 +46,12 @@ class PlacedClips:
     def place(
         cls, kind: Kind, gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], taxonomy: Taxonomy
     ) -> "PlacedClips":
-        """Look every word up."""
+        """Place every word on the wheels."""
         return cls(kind, gold, predicted, _sets(gold, taxonomy), _sets(predicted, taxonomy), taxonomy)
 
     @cached_property
     def tally(self) -> Tally:
-        """What the headline number is made of."""
+        """Per-clip counts of the headline number."""
         return word_tally(self.kind, self.gold_sets, self.predicted_sets)
 
     def unified(self) -> list[SetScores | None]:
@@ -67,15 +67,15 @@ class PlacedClips:
 
 
 def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]:
-    """Everything that the headline number of a discrete or open-set data set does not show.
+    """What the headline number of a discrete or open-set data set hides.
 
     Args:
-        clips: the clips that have a prediction.
-        seed: of the bootstrap.
-        resamples: of the bootstrap.
+        clips: clips with a prediction.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
 
     Returns:
-        `guards` (what stands in place of NaN), `n_without_labels`, `unified` (precision, recall, F1), `labels` and
+        `guards` (replaced NaN), `n_without_labels`, `unified` (precision, recall, F1), `labels` and
         `categories` (their mean numbers), `skipped`, `coverage`, `everything` (the baseline that names every gold word
         of the set at once) and `strays`.
     """
@@ -90,7 +90,7 @@ def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]
         "guards": _guards(clips),
         "n_without_labels": sum(not words for words in clips.predicted),
         "unified": {**intervals, "n_scored": counts.n_scored, "n_skipped": counts.n_skipped},
-        "labels": {"predicted": _mean(map(len, clips.predicted)), "gold": _mean(map(len, clips.gold))},
+        "labels": {"predicted": known_mean(map(len, clips.predicted)), "gold": known_mean(map(len, clips.gold))},
         "categories": _categories(clips),
         "skipped": _skipped(clips),
         "coverage": _coverage(clips),
@@ -102,8 +102,8 @@ def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]
 def stray_labels(taxonomy: Taxonomy, wheel: int, level: int = 1) -> dict[str, tuple[str, str | None]]:
     """Labels of a wheel that the look-up does not put into their own sector there.
 
-    The official rule takes the alphabetically first of a word's candidate labels, whatever it means: "fear" becomes
-    happy on one of the official wheels.
+    The official rule takes the alphabetically first of a word's candidate labels, regardless of its meaning: "fear"
+    becomes happy on one of the official wheels.
 
     Args:
         taxonomy: wheels and words.
@@ -122,11 +122,6 @@ def _sets(clips: Sequence[Sequence[str]], taxonomy: Taxonomy) -> list[list[froze
     return [[taxonomy.categories(words, wheel) for words in clips] for wheel in taxonomy.wheels]
 
 
-def _mean(values: Iterable[Any]) -> float | None:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else None
-
-
 def _guards(clips: PlacedClips) -> list[str]:
     """Where the official number is NaN, and what stands in its place."""
     found = []
@@ -139,15 +134,15 @@ def _guards(clips: PlacedClips) -> list[str]:
 
 
 def _categories(clips: PlacedClips) -> dict[str, Any]:
-    """Mean number of categories a scored clip, predicted and gold, over the wheels: over-prediction shows here."""
+    """Mean number of categories per scored clip, predicted and gold, over the wheels: over-prediction shows here."""
     per_wheel: dict[str, dict[str, float | None]] = {}
     for index, (gold, predicted) in enumerate(zip(clips.gold_sets, clips.predicted_sets, strict=True), start=1):
         scored = [(len(g), len(p)) for g, p in zip(gold, predicted, strict=True) if g]
-        per_wheel[f"wheel{index}"] = {"predicted": _mean(p for _, p in scored), "gold": _mean(g for g, _ in scored)}
-    means = {
-        side: _mean(entry[side] for entry in per_wheel.values() if entry[side] is not None)
-        for side in ("predicted", "gold")
-    }
+        per_wheel[f"wheel{index}"] = {
+            "predicted": known_mean(p for _, p in scored),
+            "gold": known_mean(g for g, _ in scored),
+        }
+    means = {side: known_mean(entry[side] for entry in per_wheel.values()) for side in ("predicted", "gold")}
     return {**means, **per_wheel}
 
 
@@ -169,7 +164,7 @@ def _coverage(clips: PlacedClips) -> dict[str, Any]:
     for index in range(len(clips.taxonomy.wheels)):
         placed = clips.taxonomy.placed(index)
         found[f"wheel{index + 1}"] = {
-            side: _mean(normalise(word) in placed for words in clip_words for word in words)
+            side: known_mean(normalise(word) in placed for words in clip_words for word in words)
             for side, clip_words in (("gold", clips.gold), ("predicted", clips.predicted))
         }
     return found

@@ -3,7 +3,7 @@
 Per set, one main number and two more beside it. A wheel on which no gold word stands gives NaN, and so do precision and
 recall that are both 0; one NaN makes the mean NaN. A clip without a prediction stops the scoring. Neutral and
 unreadable sentiments count as negative. Of several checkpoints the one with the best main number *on the test set* is
-reported, set by set. All of this follows the AffectGPT release; `audited` shows next to it what it hides.
+reported, set by set. All of this follows the AffectGPT release; `scores.audit` shows what it hides.
 """
 
 import math
@@ -17,7 +17,7 @@ from mer_r1.errors import UserError
 
 
 class OfficialScore(TypedDict):
-    """What the reference reports of one set and checkpoint, each in [0, 1] or NaN, and the report behind it.
+    """What the reference reports of one set and checkpoint, each in [0, 1] or NaN, and its details in `report`.
 
     Discrete sets: hit rate, then two zeros (the reference puts them in place of what it computed). Sentiment: weighted
     F1, accuracy, 0. Open-set: mean F, mean precision, mean recall over the wheels on ring 1.
@@ -35,7 +35,7 @@ def official_score(
     """The reference's score of one set.
 
     Args:
-        kind: of the set.
+        kind: kind of the set.
         gold: clip name -> label string, list of labels, or sentiment value.
         predicted: clip name -> label string, list of labels, or sentiment reply; further names are ignored.
         taxonomy: wheels and words; the official tables give the reference's numbers.

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import set_scores
-from mer_r1.evaluation.intervals import Interval
+from mer_r1.evaluation.intervals import Array, draws
 
-Array = NDArray[np.float64]
 Sets = Sequence[frozenset[str]]
-_CHUNK = 4_000_000  # drawn clips held at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Tally:
     """Per-clip counts of one set of predictions.
 
     Attributes:
-        rows: (N, K), one row a clip.
+        rows: (N, K), one row per clip.
         formula: (..., K) sums over clips -> (...) values in [0, 1], NaN where nothing can be scored.
     """
 
@@ -47,12 +45,12 @@ class Tally:
 
 
 def word_tally(kind: Kind, gold: Sequence[Sets], predicted: Sequence[Sets]) -> Tally:
-    """The tally of a discrete or an open-set data set (sections 5 and 6 of the specification's scores).
+    """The tally of a discrete or an open-set data set .
 
     Args:
         kind: "discrete": hit rate; "open-set": mean F.
-        gold: For each wheel the gold categories of each clip.
-        predicted: Likewise.
+        gold: for each wheel the gold categories of each clip.
+        predicted: likewise.
 
     Returns:
         Per wheel: scored (1 where the wheel places a gold word, else 0), then hits, or precision and recall.
@@ -85,33 +83,19 @@ def resampled(tally: Tally, seed: Sequence[int], resamples: int) -> Array:
     Tallies of equally many clips draw the same clips with the same seed, which makes differences paired.
 
     Args:
-        tally: the clips.
-        seed: of the draws.
-        resamples: how many.
+        tally: per-clip counts.
+        seed: random seed.
+        resamples: number of draws.
     """
     n = len(tally.rows)
     if n == 0:
         return np.full(resamples, np.nan)
-    generator = np.random.default_rng(list(seed))
-    height = max(1, _CHUNK // n)
     values = []
-    for start in range(0, resamples, height):
-        count = min(height, resamples - start)
-        drawn = generator.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=n * count).reshape(count, n)
+    for drawn in draws(n, seed, resamples):
+        cells = drawn + n * np.arange(len(drawn))[:, None]
+        counts = np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape)
         values.append(tally.formula(counts @ tally.rows))
     return np.concatenate(values)
-
-
-def interval(value: float, samples: Array, n: int) -> Interval:
-    """A value over `n` clips with the middle 95 % of its samples; None where it is NaN, no interval for one clip."""
-    if np.isnan(value):
-        return {"mean": None, "low": None, "high": None, "n": n}
-    known = samples[~np.isnan(samples)]
-    if n < 2 or not len(known):
-        return {"mean": value, "low": None, "high": None, "n": n}
-    low, high = np.quantile(known, (0.025, 0.975))
-    return {"mean": value, "low": float(low), "high": float(high), "n": n}
 
 
 def _divided(top: Array, bottom: Array) -> Array:

@@ -1,1 +1,1 @@
-"""What the judge is shown and asked, stage by stage."""
+"""Extract steps and rate them with a judge model: prompts, frames, audio clues."""

@@ -1,8 +1,8 @@
-"""Audio clues: what can be heard in a clip, in words, for judges that do not hear.
+"""Audio clues: descriptions of a clip's audio in words, for judges without audio input.
 
-The benchmark gives its judge a text about the sound of each clip; those texts are not published with its code. Here
-they come from a file in the reference's form, a JSON array of `{"video_id": ..., "audio_clue": ...}`, or are made by a
-model that hears (`mer-r1 clues`).
+The benchmark gives its judge a text about the audio of each clip; those texts are not published with its code. Here
+they come from a file in the reference's form, a JSON array of `{"video_id": ..., "audio_clue": ...}`, or from an
+audio-capable model (`mer-r1 clues`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.ledger import read_rows
 
 Clues = Mapping[tuple[str, str], str]
-"""(Task, clip id) -> clue; task "" for a clue of a clip by that id in whatever task."""
+"""(Task, clip id) -> clue; task "" for a clue that holds in any task."""
 
 
 def read_clues(paths: Sequence[Path]) -> dict[tuple[str, str], str]:
-    """Audio clues of all files; of an id that comes twice the last clue counts, as in the reference.
+    """Audio clues of all files; of several clues of one id the last one counts, as in the reference.
 
     Args:
-        paths: JSON arrays in the reference's form, or JSON lines as `mer-r1 clues` writes them (rows without a clue,
-            whose clip could not be heard, are left out). The clues of a file that is named after a task are for it.
+        paths: JSON arrays in the reference's form, or JSON lines as `mer-r1 clues` writes them (rows without a clue
+            are left out). The clues of a file that is named after a task are for that task.
 
     Raises:
-        UserError: naming the place: a file cannot be read, or an item has no id or no text.
+        UserError: a file cannot be read, or an item has no id or no text; names the place.
     """
     clues: dict[tuple[str, str], str] = {}
     for path in paths:
@@ -42,5 +42,5 @@ def read_clues(paths: Sequence[Path]) -> dict[tuple[str, str], str]:
 
 
 def find_clue(clues: Clues, task: str, name: str) -> str | None:
-    """The clue of a clip: the task's own, else the one for any task; None if there is none."""
+    """The clue of a clip: the task's own, else the one for any task, else None."""
     return clues.get((task, name), clues.get(("", name)))

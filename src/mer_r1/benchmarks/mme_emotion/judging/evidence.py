@@ -1,8 +1,8 @@
-"""What a judge sees and hears: the first frames of a video as JPEG, and its sound as WAV.
+"""Evidence for the judge: the first frames of a video as JPEG, and its audio as WAV.
 
 The reference takes every k-th frame from the first one on, k being the frame rate rounded down, and keeps ten: about
-one frame a second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files opened
-as safely as everywhere else (`container`).
+one frame per second of the first ten seconds. It reads with OpenCV; here PyAV decodes the same frames, from files
+opened as safely as everywhere else (`container`).
 """
 
 import itertools
@@ -23,17 +23,16 @@ _MAX_SECONDS = 60.0
 
 
 def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None = None) -> list[bytes]:
-    """Frames 0, k, 2k, ... of a video as JPEG files, k = its frame rate rounded down (specification, section 4).
+    """Frames 0, k, 2k, ... of a video as JPEG files, k = its frame rate rounded down.
 
     Args:
         video: a local file.
-        max_frames: how many are kept.
-        max_side: longest side in pixels, larger frames are scaled down; None sends them as they are, as the reference
-            does.
+        max_frames: number of frames, at most.
+        max_side: longest side in pixels; larger frames are scaled down. None keeps the size, as the reference does.
 
     Raises:
-        UserError: naming the file: it cannot be read, has no picture, no frame that decodes, or less than one frame a
-            second (the reference divides by zero there and gives no score).
+        UserError: the file cannot be read, has no video, no decodable frame, or less than one frame per second (the
+            reference divides by zero there and gives no score).
     """
     limits = MediaLimits()
     with open_container(video, limits.max_pixels) as container:
@@ -43,7 +42,7 @@ def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None
         stream = streams[0]
         every = int(stream.average_rate or stream.guessed_rate or 0)
         if every < 1:
-            raise UserError(f"{float(stream.average_rate or 0):.3g} frames a second, expected at least 1")
+            raise UserError(f"{float(stream.average_rate or 0):.3g} frames per second, expected at least 1")
         stream.codec_context.options = {"max_pixels": decoder_bound(limits.max_pixels)}
         chosen = itertools.islice(_decoded(container, stream), 0, (max_frames - 1) * every + 1, every)
         frames = [_jpeg(frame, limits.max_pixels, max_side) for frame in chosen]
@@ -59,7 +58,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
             yield next(frames)
         except StopIteration:
             return
-        except DECODING_ERRORS:  # what came before the damage is used
+        except DECODING_ERRORS:  # the frames before the damage are used
             return
 
 
@@ -72,15 +71,15 @@ def _jpeg(frame: Any, max_pixels: int, max_side: int | None) -> bytes:
 
 
 def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MAX_SECONDS) -> bytes:
-    """The sound of a clip as a WAV file: mono, 16 kHz, 16 bit.
+    """The audio of a clip as a WAV file: mono, 16 kHz, 16 bit.
 
     Args:
-        video: file with the picture and, unless `audio` is given, the sound.
-        audio: file with the sound.
-        max_seconds: only so many seconds are taken.
+        video: file with the video and, unless `audio` is given, the audio.
+        audio: file with the audio.
+        max_seconds: longest audio in seconds; the rest is cut.
 
     Raises:
-        UserError: naming the file: it cannot be read, or has no sound.
+        UserError: the file cannot be read, or has no audio.
     """
     path = audio or video
     media = read_media(None, path, MediaLimits(max_seconds=max_seconds))

@@ -1,4 +1,4 @@
-"""What the extractor, the judge and the maker of audio clues are asked: our words, the benchmark's rules.
+"""Prompts for step extraction, judging and audio clues: our words, the benchmark's rules.
 
 The rules are those of the reference (FunAudioLLM/MME-Emotion, commit 0c265d8), one by one; the sentences and examples
 are ours. One rule cannot be kept as it is: for FG-SA the reference tells the judge that intensity must be exact, and
@@ -60,7 +60,7 @@ _CONTRADICTION = ("positive", "strong positive", "1/1")
 
 
 def extraction_prompt(task: Task, answer: str) -> str:
-    """The request to cut an answer into steps (specification, section 3).
+    """The request to cut an answer into steps.
 
     Args:
         task: says what the answer is about and which examples are shown.
@@ -104,15 +104,15 @@ def judge_prompt(
     audio: bool = False,
     contradictory: bool = False,
 ) -> str:
-    """The request to rate the steps of one answer (specification, section 4); the frames go beside it.
+    """The request to rate the steps of one answer; the frames are sent with it.
 
     Args:
         task: which task.
         gold: the gold label(s), as text.
         step: the extracted steps.
-        clue: what can be heard, in words; None if there is no such text.
-        structured: allow JSON (`ratings_schema`) where the server is held to it.
-        audio: whether the sound itself goes along.
+        clue: description of the audio; None without one.
+        structured: allow JSON (`ratings_schema`) where the server enforces it.
+        audio: whether the audio itself is sent.
         contradictory: FG-SA with the reference's two contradicting examples.
     """
     parts = [
@@ -216,7 +216,7 @@ def clue_prompt() -> str:
 def model_question(
     task: Task, subtitle: str = "", question: str | None = None, candidates: Sequence[str] | None = None
 ) -> str:
-    """What the evaluated model is asked: the benchmark's question, and the form in which this project answers.
+    """The question to the evaluated model: the benchmark's question, then the answer format of this project.
 
     Args:
         task: says what is asked for where the data bring no question.

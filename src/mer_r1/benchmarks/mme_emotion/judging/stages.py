@@ -1,7 +1,7 @@
-"""Two of the four stages: answers become steps, and steps become ratings; and the making of audio clues.
+"""The stages that ask language models: extract steps, rate them, and describe audio.
 
 Failures follow the reference: an answer whose extraction failed is judged with the text `Error: ...` for steps, and an
-item that cannot be judged has the score null. Both are tried again in the next run.
+item that cannot be judged has the score null. Both are retried in the next run.
 """
 
 import json
@@ -18,7 +18,8 @@ from mer_r1.benchmarks.mme_emotion.scores.audit import ERROR_STEP
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
-from mer_r1.evaluation.llm.jobs import Asking, Job, Tally, work
+from mer_r1.evaluation.llm.client import Client
+from mer_r1.evaluation.llm.jobs import Job, Tally, Watch, run
 from mer_r1.evaluation.llm.ledger import Ledger, Row
 
 STEPS_VERSION, JUDGE_VERSION, CLUES_VERSION = "mme-steps-1", "mme-judge-1", "mme-clues-1"
@@ -33,15 +34,15 @@ class Item:
 
     Attributes:
         task: name of its task.
-        id: of its clip, as `video_id` in the reference's files.
+        id: id of its clip, as `video_id` in the reference's files.
         mode: "slow", "fast" or "given".
         gold: gold label or labels, as text.
-        response: the model's answer; None if there is none.
-        problem: why there is no answer.
-        step: steps that came with the answer, so that none are extracted.
-        video: file with the picture.
-        audio: file with the sound, where it is not the video's own.
-        candidates: labels that the question offered.
+        response: the model's answer; None if it is missing.
+        problem: why it is missing.
+        step: steps given with the answer, so that none are extracted.
+        video: file with the video.
+        audio: file with the audio, if it is not the video's own.
+        candidates: labels offered by the question.
     """
 
     task: str
@@ -57,7 +58,7 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What makes it one item."""
+        """Identity of the item."""
         return (self.mode, self.task, self.id)
 
 
@@ -66,13 +67,13 @@ class Judging:
     """How items are judged.
 
     Attributes:
-        clues: what can be heard in each clip, in words (see `clues`); None judges without. Where there are clues, an
-            item without one is not judged, as in the reference.
-        audio: send the sound itself along.
-        repeat: how often each item is judged.
-        structured: ask for JSON where the server can be held to it.
+        clues: descriptions of each clip's audio (see `audio_clues`); None judges without. With clues, an item without
+            one is not judged, as in the reference.
+        audio: send the audio itself, too.
+        repeat: number of judgements per item.
+        structured: ask for JSON where the server supports a schema.
         contradictory: FG-SA with the reference's two contradicting examples.
-        max_side: longest side of the pictures in pixels; None sends them as they are.
+        max_side: longest side of the frames in pixels; None keeps their size.
     """
 
     clues: Clues | None = None
@@ -84,27 +85,27 @@ class Judging:
 
 
 def steps_ledger(path: Path) -> Ledger:
-    """The rows of step extraction."""
+    """Ledger of step extraction."""
     return Ledger(path, lambda row: (row["mode"], row["task"], row["video_id"]))
 
 
 def judged_ledger(path: Path) -> Ledger:
-    """The rows of judging; several judges and repetitions may stand in one file."""
+    """Ledger of judging; one file may hold several judges and repetitions."""
     return Ledger(path, lambda row: (row["mode"], row["task"], row["video_id"], row["judge"], row["repeat"]))
 
 
 def clues_ledger(path: Path) -> Ledger:
-    """The rows of audio clues."""
+    """Ledger of audio clues."""
     return Ledger(path, lambda row: (row["task"], row["video_id"]))
 
 
-def extract(items: Sequence[Item], asking: Asking, ledger: Ledger) -> Tally:
-    """Cut the answers into steps; items without an answer, or with steps of their own, are left out."""
-    return work("steps", extraction_jobs(items), asking, STEPS_VERSION, ledger, _read_steps)
+def extract(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
+    """Cut the answers into steps, except of items without an answer or with given steps."""
+    return run("steps", extraction_jobs(items), client, STEPS_VERSION, ledger, _read_steps, watch)
 
 
 def extraction_jobs(items: Sequence[Item]) -> list[Job]:
-    """The questions of step extraction."""
+    """Jobs of step extraction."""
     return [_extraction(item) for item in items if item.response is not None and item.step is None]
 
 
@@ -118,20 +119,24 @@ def _extraction(item: Item) -> Job:
         {"role": "system", "content": prompts.EXTRACTOR_SYSTEM},
         {"role": "user", "content": text},
     )
-    return Job(item.key, _base(item), text, lambda: ChatPrompt(messages), tries=TASKS[item.task].extractor_tries)
+    prompt = ChatPrompt(messages, attempts=TASKS[item.task].extractor_tries)
+    return Job(item.key, _base(item), text, lambda: prompt)
 
 
-def judge(items: Sequence[Item], steps: Ledger, asking: Asking, how: Judging, ledger: Ledger) -> Tally:
+def judge(
+    items: Sequence[Item], steps: Ledger, client: Client, how: Judging, ledger: Ledger, watch: Watch | None = None
+) -> Tally:
     """Rate the steps of every item, `how.repeat` times.
 
-    An item that cannot be judged (no answer, no steps yet, no audio clue among the clues, no picture) gets a row with
-    the score null and the reason.
+    An item that cannot be judged (no answer, no steps yet, no audio clue, no frames) gets a row with the score null and
+    the reason.
     """
-    return work("judge", judge_jobs(items, steps, asking.name, how), asking, JUDGE_VERSION, ledger, _read_score)
+    jobs = judge_jobs(items, steps, client.name, how)
+    return run("judge", jobs, client, JUDGE_VERSION, ledger, _read_score, watch)
 
 
 def judge_jobs(items: Sequence[Item], steps: Ledger, judge_name: str, how: Judging) -> list[Job]:
-    """The questions of judging, the repetitions of an item next to each other."""
+    """Jobs of judging; the repetitions of an item follow each other."""
     jobs = []
     for item in items:
         parts = _Parts(item, how)
@@ -141,7 +146,7 @@ def judge_jobs(items: Sequence[Item], steps: Ledger, judge_name: str, how: Judgi
 
 
 def _step_of(item: Item, steps: Ledger, how: Judging) -> tuple[str, str | None]:
-    """The steps to rate, and why they cannot be rated; the answer stands for steps that are still to be extracted."""
+    """The steps to rate, and why they cannot be rated; the answer stands in for steps not extracted yet."""
     if item.response is None and item.step is None:
         return "", f"no answer: {item.problem or 'it is not there'}"
     if item.step is not None:
@@ -175,14 +180,14 @@ def _judgement(
             raise UserError(problem)
         content = [{"type": "text", "text": text}, *parts.made()]
         messages = ({"role": "system", "content": prompts.JUDGE_SYSTEM}, {"role": "user", "content": content})
-        return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat)
+        return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat, task.judge_tries)
 
     row = _base(item) | {"step": step, "score": None, "reply": None, "judge": judge_name, "repeat": repeat}
-    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES, task.judge_tries)
+    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES)
 
 
 class _Parts:
-    """Pictures and sound of one item, made once for its repetitions and let go after the last."""
+    """Frames and audio of one item, made once for its repetitions and freed after the last."""
 
     def __init__(self, item: Item, how: Judging) -> None:
         self._item, self._how = item, how
@@ -226,13 +231,17 @@ def score_text(text: str) -> str:
     return prompts.score_form(ratings)
 
 
-def make_clues(items: Sequence[Item], asking: Asking, ledger: Ledger) -> Tally:
-    """Have a model that hears describe the sound of each clip, once whatever its modes.
+def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
+    """Have an audio-capable model describe the audio of each clip, once for all modes.
 
-    The ledger gets rows with `task`, `video_id` and `audio_clue`, null where there is no sound or no reply.
+    The ledger gets rows with `task`, `video_id` and `audio_clue`, null without audio or without a reply.
     """
     jobs = {(item.task, item.id): _clue(item) for item in items}
-    return work("clues", list(jobs.values()), asking, CLUES_VERSION, ledger, lambda reply: {"audio_clue": reply.text})
+    return run("clues", list(jobs.values()), client, CLUES_VERSION, ledger, _read_clue, watch)
+
+
+def _read_clue(reply: Reply) -> Row:
+    return {"audio_clue": reply.text}
 
 
 def _clue(item: Item) -> Job:

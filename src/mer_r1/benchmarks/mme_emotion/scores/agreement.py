@@ -1,8 +1,8 @@
-"""Would another judge, or the same one again, have said the same? And would the scores have changed?
+"""Agreement of judges, or of repeated judgements, and its effect on the scores.
 
-The same steps are rated several times: by one judge repeatedly, or by two. Recognition is compared item by item (share
-of equal ratings, and Cohen's kappa, which takes off the agreement of chance), reasoning by the ratings of the steps
-before the last, where both gave equally many. How much it matters is said by each run's official scores.
+The same steps are rated several times, by one judge repeatedly or by two. Recognition is compared item by item (share
+of equal ratings, and Cohen's kappa, which subtracts the agreement of chance), reasoning by the ratings of the steps
+before the last, where both runs have equally many. The effect shows in each run's official scores.
 """
 
 from collections import Counter
@@ -29,11 +29,11 @@ def runs_of(items: Sequence[Judged]) -> dict[str, list[Judged]]:
 
 
 def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA) -> dict[str, Any]:
-    """How far judgements of the same items agree, and what that does to the scores.
+    """Agreement of judgements of the same items, and the scores of each run.
 
     Args:
-        runs: Name -> items judged in that run, at least two.
-        alpha: Weight of recognition in CoT.
+        runs: name -> items judged in that run, at least two.
+        alpha: weight of recognition in CoT.
 
     Returns:
         `pairs` -> "A | B" -> `n` (items both rated), `n_one_only` (rated in one run only), `same_recognition`
@@ -43,7 +43,7 @@ def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA)
         `high`, `mean`, `deviation` over the runs.
 
     Raises:
-        UserError: Fewer than two runs, or no item that two runs share.
+        UserError: fewer than two runs, or no item that two runs share.
     """
     if len(runs) < 2:
         raise UserError(f"agreement: got {len(runs)} run of judgements, expected at least two")
@@ -61,7 +61,7 @@ def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA)
 def cohen_kappa(left: Sequence[Hashable], right: Sequence[Hashable]) -> float | None:
     """Agreement beyond chance of two raters (Cohen 1960): (p - e) / (1 - e), at most 1; None where e is 1.
 
-    p is the share of equal pairs, e what the two raters' frequencies would give by chance.
+    p is the share of equal pairs, e the share that the two raters' frequencies give by chance.
 
     >>> cohen_kappa([1, 1, 0, 0], [1, 0, 0, 0])
     0.5
@@ -74,7 +74,7 @@ def cohen_kappa(left: Sequence[Hashable], right: Sequence[Hashable]) -> float | 
 
 
 def _ratings(items: Sequence[Judged]) -> dict[tuple[str, str, str], list[float]]:
-    # An id that comes twice in a file: its occurrences are kept apart by their number.
+    # Several items of one id in a file are kept apart by their number.
     found: dict[tuple[str, str, str], list[float]] = {}
     times: Counter[tuple[str, str]] = Counter()
     for item in items:

@@ -1,10 +1,10 @@
-"""What the official numbers leave out, and how far that moves them.
+"""Audit of the official numbers: what they leave out, and its effect.
 
 The official arithmetic drops every item that failed, that the judge answered in another form, or that never reached the
-judge: each of these raises a score. Here such items count as zero, and the change is shown beside every figure, with a
-95 % bootstrap interval over the items. Ratings are also checked against the steps they belong to: the reference does
-not notice when a judge rates more or fewer steps than there are, when it skips a rating of a form it does not expect
-(so that the rating of another step becomes the recognition), or when a rating exceeds 1.
+judge; each of these raises a score. Here such items count as zero, and every score comes with the change and a 95 %
+bootstrap interval over the items. Ratings are also checked against their steps: the reference does not notice when a
+judge rates more or fewer steps than there are, when a rating in another form is skipped (so that the rating of another
+step becomes the recognition), or when a rating exceeds 1.
 """
 
 import re
@@ -28,7 +28,7 @@ from mer_r1.evaluation.intervals import bootstrap
 NAMES = ("recognition", "reasoning", "cot")
 SHOWN_IDS = 5
 ERROR_STEP = "Error: "
-"""How the reference begins the step text of an item whose extraction failed; it is judged like any other."""
+"""Prefix of the step text of a failed extraction in the reference; it is judged like any other."""
 
 _STEP = re.compile(r"\bstep\s*(\d+)\s*[:.)]", re.IGNORECASE)
 _ZERO = ItemScores(0.0, 0.0, 0)
@@ -37,18 +37,18 @@ Report = dict[str, Any]
 
 
 class Values(NamedTuple):
-    """Scores of the items of one pool: those that are there (None: not readable), and how many are missing."""
+    """Scores of the items of one pool (None: not readable), and the number of missing items."""
 
     items: list[ItemScores | None]
     missing: int
 
 
 def official_report(items: Sequence[Judged], alpha: float = ALPHA) -> Report:
-    """The reference's numbers (`mme_emotion.md`, sections 5 to 7).
+    """The reference's numbers.
 
     Args:
-        items: Judged once each, from `first_judgements`.
-        alpha: Weight of recognition in CoT, in [0, 1].
+        items: items judged once each, from `first_judgements`.
+        alpha: weight of recognition in CoT, in [0, 1].
 
     Returns:
         `alpha`; `tasks` -> TASK -> `count`, `sum_recognition`, `sum_reasoning`, `sum_steps`, `recognition`,
@@ -74,20 +74,20 @@ def audited_report(
     seed: int = 0,
     resamples: int = 2000,
 ) -> Report:
-    """The same figures with every item in the denominator, and what the official ones hide.
+    """The same scores with every item in the denominator, and checks of the ratings.
 
     Args:
-        items: As in `official_report`.
-        expected: Task -> ids that should have been judged; None if that is not known, so that none can be missing.
-        alpha: Weight of recognition in CoT.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        items: see `official_report`.
+        expected: task -> ids that should be judged; None if unknown, so that none count as missing.
+        alpha: weight of recognition in CoT.
+        seed: random seed of the bootstrap.
+        resamples: bootstrap resamples.
 
     Returns:
         `tasks` -> TASK and `overall`, each with `n` (items in the denominator), `n_scored`, `n_failed` (no reply),
         `n_unparsed` (a reply that cannot be read), `n_missing`, and for `recognition`, `reasoning` and `cot`
-        `official`, `audited`, `change` and the interval `low`, `high` of the audited figure; `checks` as in `checked`.
-        Where `expected` names a task without any judged item, all its items are missing.
+        `official`, `audited`, `change` and the interval `low`, `high` of the audited score; `checks` as in `checked`.
+        All items of an expected task without judged items are missing.
     """
     require_alpha(alpha)
     wanted = {name: frozenset(ids) for name, ids in (expected or {}).items()}
@@ -106,7 +106,7 @@ def audited_report(
 
 
 def checked(items: Iterable[Judged]) -> Report:
-    """How ratings and steps fit together: counts, and the first ids of each kind.
+    """Checks of ratings against steps: counts, and the first ids of each kind.
 
     Returns:
         `n_steps_known`: items with ratings whose steps can be counted; `fewer_ratings` and `more_ratings` than steps
@@ -119,11 +119,12 @@ def checked(items: Iterable[Judged]) -> Report:
     for item in items:
         ratings = parse_ratings(item.score, TASKS[item.task].fraction) or []
         everything = parse_ratings(item.score, fraction=True) or []
-        steps = count_steps(item.step)
-        known += bool(steps and ratings)
+        steps = count_steps(item.step) if ratings else None
+        surplus = len(ratings) - steps if steps else 0
+        known += steps is not None
         kinds = {
-            "fewer_ratings": bool(steps and ratings) and len(ratings) < (steps or 0),
-            "more_ratings": bool(steps and ratings) and len(ratings) > (steps or 0),
+            "fewer_ratings": surplus < 0,
+            "more_ratings": surplus > 0,
             "skipped_ratings": len(ratings) < len(everything),
             "above_one": any(rating > 1 for rating in ratings),
             "failed_extractions": (item.step or "").startswith(ERROR_STEP),
@@ -138,7 +139,7 @@ def checked(items: Iterable[Judged]) -> Report:
 
 
 def count_steps(step: str | None) -> int | None:
-    """How many steps an extracted text has: its distinct step numbers; None if it has none, or is an error message.
+    """Number of distinct step numbers in an extracted text; None if it has none, or is an error message.
 
     >>> count_steps("<step>Step 1: He frowns. Step 2: The emotion is anger.</step>")
     2
@@ -149,7 +150,7 @@ def count_steps(step: str | None) -> int | None:
 
 
 def item_values(item: Judged, alpha: float = ALPHA) -> dict[str, float]:
-    """Recognition, reasoning and CoT of one item in audited mode: 0 where it cannot be read."""
+    """Audited recognition, reasoning and CoT of one item: 0 where it cannot be read."""
     scores = score_field(item.score, TASKS[item.task].fraction) or _ZERO
     return {"recognition": scores.recognition, "reasoning": scores.reasoning, "cot": scores.cot(alpha)}
 

@@ -1,7 +1,7 @@
-"""One report from judged items: the official numbers, what they hide, and slow against fast on the same clips.
+"""Report of judged items: official numbers, their audit, and slow against fast on the same clips.
 
-Hard clips are hard for both ways of thinking, so the two are compared by their difference on each clip, in audited
-mode: an item without a readable rating counts as zero on its side and stays in the pair.
+Hard clips are hard for both modes, so the two are compared by their difference on each clip, audited: an item without
+a readable rating counts as zero on its side and stays in the pair.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,14 +24,14 @@ def score_report(
     seed: int = 0,
     judge: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that judged items say.
+    """The whole report of judged items.
 
     Args:
-        items: From `read_judged`; may hold both ways of thinking, repetitions and several judges.
-        expected: Task -> ids that should have been judged, if known.
-        alpha: Weight of recognition in CoT.
-        seed: Of the bootstrap.
-        judge: Whose judgements are scored; the first one's if None.
+        items: items of `read_judged`; may hold both modes, repetitions and several judges.
+        expected: task -> ids that should be judged, if known.
+        alpha: weight of recognition in CoT.
+        seed: random seed of the bootstrap.
+        judge: judge whose ratings are scored; None takes the first one.
 
     Returns:
         For items of one mode its `official_report` with `mode`, `judge`, `audited` (see `audited_report`) and, where
@@ -70,7 +70,7 @@ def _mode_report(
 def paired_report(
     left: Sequence[Judged], right: Sequence[Judged], alpha: float = ALPHA, seed: int = 0
 ) -> dict[str, Any]:
-    """Differences left minus right on the clips that both sides have, with 95 % bootstrap intervals.
+    """Differences left minus right on the clips of both sides, with 95 % bootstrap intervals.
 
     Returns:
         `tasks` -> TASK and `overall`, each with `n` pairs and, for `recognition`, `reasoning` and `cot`, `mean`, `low`

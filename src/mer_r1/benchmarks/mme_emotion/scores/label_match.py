@@ -2,12 +2,11 @@
 
 This is NOT the benchmark's score. No model reads anything: the words inside `<answer>` are compared with the candidate
 labels of the item's question, by spelling first, then by base word and wheel label ("thrilled" is "excitement"), then
-by the sectors of the emotion wheels; the closest candidate is what the answer states. Reasoning cannot be had this way.
+by the sectors of the emotion wheels; the closest candidate is what the answer states. Reasoning cannot be scored so.
 
-A task with one gold label asks for one emotion, so the first word that means anything decides (`recognition`),
-whatever follows it; whether any word would have hit is shown beside it (`any_hit`), since a judge may be that lenient.
-Tasks with several gold labels are counted as the judge is told to: C of the K gold labels named, extra words being
-free.
+A task with one gold label asks for one emotion, so the first known word decides (`recognition`). `any_hit` also accepts
+the later words, since a judge may be that lenient. Tasks with several gold labels follow the judge's rule: C of the K
+gold labels named, extra words are free.
 """
 
 import re
@@ -21,7 +20,7 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluation.intervals import bootstrap
 
 SHORT_ANSWER_WORDS = 6
-"""An answer without tags is read as its own label if it has at most so many words; a longer one is prose."""
+"""Most words of an answer without tags that is read as a label; a longer one is prose."""
 
 _SAME_SPELLING, _SAME_BASE, _SAME_LABEL = 3.0, 2.0, 1.5
 _MOST_WHEELS = 0.5
@@ -42,11 +41,11 @@ class LabelItem:
 
     Attributes:
         task: name of its task.
-        id: of its clip.
+        id: id of its clip.
         mode: "slow", "fast" or "given".
         response: the model's answer, with or without tags.
         gold: gold labels, at least one.
-        candidates: labels that the question offered; None if it offered none.
+        candidates: labels offered by the question; None without any.
     """
 
     task: str
@@ -68,7 +67,7 @@ def gold_labels(gold: Any) -> tuple[str, ...]:
 
 
 def stated_words(response: str) -> tuple[str, ...]:
-    """The labels an answer states: those inside its tags, or a short answer without tags as a whole."""
+    """Labels of an answer: those inside its tags, or a short answer without tags as a whole."""
     words = parse(response).labels
     if words or "<" in response or len(response.split()) > SHORT_ANSWER_WORDS:
         return words
@@ -76,12 +75,11 @@ def stated_words(response: str) -> tuple[str, ...]:
 
 
 def match(item: LabelItem, taxonomy: Taxonomy) -> tuple[float, float, bool]:
-    """What one answer is worth.
+    """Score of one answer.
 
     Returns:
-        Recognition in [0, 1]: for tasks with one gold label whether the first word with a meaning is right, else the
-        share of gold labels that some word names; then whether any word hits (0 or 1); then whether any word could be
-        understood at all.
+        Recognition in [0, 1]: for tasks with one gold label whether the first known word is right, else the share of
+        gold labels that some word names; then whether any word hits (0 or 1); then whether any word is known.
     """
     task = TASKS[item.task]
     stated = [found for word in stated_words(item.response) if (found := _meant(word, item, task, taxonomy))]
@@ -97,8 +95,8 @@ def label_report(items: Iterable[LabelItem], taxonomy: Taxonomy, seed: int = 0) 
     """Label-match recognition of each task and of all items.
 
     Returns:
-        `method`, which says what this is; `tasks` -> TASK and `overall`, each with `n`, `n_unread` (no word of the
-        answer could be understood: counted as 0), `recognition` and `any_hit`, each with `mean`, `low`, `high`.
+        `method`, a description; `tasks` -> TASK and `overall`, each with `n`, `n_unread` (answers without a known
+        word: counted as 0), `recognition` and `any_hit`, each with `mean`, `low`, `high`.
     """
     values: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in TASKS}
     for item in items:
@@ -123,17 +121,16 @@ def _entry(rows: Sequence[tuple[float, float, bool]], seed: int) -> dict[str, An
 def _meant(word: str, item: LabelItem, task: Task, taxonomy: Taxonomy) -> set[str]:
     """The label(s) a word stands for: the closest candidates, or, without candidates, every gold label close enough."""
     text = _plain(word, task)
-    if task.about == "sentiment":  # the exact polarity and intensity, as the judge is told
+    if task.about == "sentiment":  # the exact polarity and intensity, as in the judge's rule
         return {text} if text else set()
     labels = [_plain(label, task) for label in (item.candidates or item.gold)]
     near = {label: _closeness(text, label, taxonomy if task.about == "emotion" else None) for label in labels}
     best = max(near.values(), default=0.0)
-    if best <= _MOST_WHEELS:
-        # A word may mean something that is no gold label; with candidates it means none of the labels offered.
-        return set() if item.candidates or taxonomy.base(text) is None else {text}
     if item.candidates:
-        closest = {label for label, value in near.items() if value == best}
-        return closest if len(closest) == 1 else set()  # between two candidates it states neither
+        closest = {label for label, value in near.items() if value == best > _MOST_WHEELS}
+        return closest if len(closest) == 1 else set()  # a word as close to two candidates states neither
+    if best <= _MOST_WHEELS:  # a word with a meaning that is no gold label
+        return set() if taxonomy.base(text) is None else {text}
     return {label for label, value in near.items() if value > _MOST_WHEELS}
 
 

@@ -7,8 +7,8 @@ the items whose text could be read; CoT mixes the two means. The overall score p
 Everything here follows the reference (FunAudioLLM/MME-Emotion, commit 0c265d8) in every oddity: only the first tag pair
 counts and only within one line; six tasks see no rating but `: d/1` with one blank, so that `1/2` is skipped and the
 rating before it becomes the recognition; numbers above 1 are accepted; and an item that cannot be read leaves the
-denominator, so that failures do not lower a score. What that hides is said by
-`mer_r1.benchmarks.mme_emotion.scores.audit`.
+denominator, so that failures do not lower a score. `scores.audit` shows what that
+hides.
 """
 
 import math
@@ -58,7 +58,7 @@ def parse_ratings(field: object, fraction: bool) -> list[float] | None:
     """The ratings in a `score` field, in order.
 
     Args:
-        field: What the judged file holds: a text, null, or anything else, which is read as Python prints it.
+        field: value in the judged file: a text, null, or anything else, which is read as Python prints it.
         fraction: True reads every `a/b` (0 where b is 0), False reads `d/1` of one digit after exactly one blank.
 
     Returns:
@@ -97,7 +97,7 @@ def item_scores(ratings: Sequence[float] | None) -> ItemScores | None:
 
 
 def score_field(field: object, fraction: bool) -> ItemScores | None:
-    """`item_scores` of `parse_ratings`: what one judged item is worth, None if it cannot be read."""
+    """Scores of one judged item; None if it cannot be read."""
     return item_scores(parse_ratings(field, fraction))
 
 
@@ -105,8 +105,8 @@ def totals(items: Iterable[ItemScores | None], alpha: float = ALPHA) -> Totals:
     """Sums and means over the items that could be read; all 0 without any.
 
     Args:
-        items: Scores in file order; None is left out.
-        alpha: Weight of recognition in CoT, in [0, 1].
+        items: scores in file order; None is left out.
+        alpha: weight of recognition in CoT, in [0, 1].
 
     Raises:
         UserError: `alpha` lies outside [0, 1].
@@ -128,9 +128,9 @@ def category_totals(
     """`totals` of each gold label, by name; labels that the task spells in two ways are merged (ER-Wild).
 
     Args:
-        rows: Gold label and scores of each item. Categories without a readable item are left out.
-        task: Says which spellings belong together.
-        alpha: As in `totals`.
+        rows: gold label and scores of each item. Categories without a readable item are left out.
+        task: the task, with the spellings that are merged.
+        alpha: see `totals`.
     """
     groups: dict[str, list[ItemScores]] = {}
     for gold, scores in rows:
@@ -149,7 +149,7 @@ def require_alpha(alpha: float) -> None:
     """Refuse a weight outside [0, 1].
 
     Raises:
-        UserError: It lies outside, or is no number.
+        UserError: it lies outside, or is not a number.
     """
     if not 0 <= alpha <= 1 or math.isnan(alpha):
         raise UserError(f"alpha: got {alpha}, expected a weight from 0 to 1")

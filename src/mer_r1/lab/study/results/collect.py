@@ -14,8 +14,8 @@ from typing import Any
 
 from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
-from mer_r1.evaluation.records import Record, read_records
-from mer_r1.evaluation.summary import RECORDS_FILE, summarise
+from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
+from mer_r1.evaluation.summary import summarise
 from mer_r1.lab.study.runs.jobs import Job, content_hash
 from mer_r1.lab.study.runs.schedule import DONE_FILE
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS

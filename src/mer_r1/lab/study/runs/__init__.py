@@ -1,0 +1,1 @@
+"""Which runs a study takes, and how they are scheduled, side by side and resumable."""
