@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-SMALL = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "save_total_limit=1"]
+SMALL = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "save_total_limit=1"]
 SMALL += ["per_device_train_batch_size=8", "num_generations=4", "max_completion_length=64", "logging_steps=10"]
 SMALL += ["seed=0", "learning_rate=2e-5", "format_weight=0.5", "distinct_words=true"]
 EVERY = 10

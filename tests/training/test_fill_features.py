@@ -137,7 +137,7 @@ def test_a_process_that_dies_is_told(clips, tmp_path):
         def get(self, timeout):
             raise fill.Empty
 
-    with pytest.raises(UserError, match=r"process 0 of 2 ended with -9.*start again"):
+    with pytest.raises(UserError, match=r"process 0 of 2 ended with -9.*run the command again"):
         fill._listen(Silent(), [Dead(), Dead()], None)
 
 

@@ -21,7 +21,7 @@ from mer_r1.training.shapes import SHAPES, from_config, shape_of
 
 SEVEN, THREE = SHAPES["Qwen/Qwen2.5-Omni-7B"], SHAPES["Qwen/Qwen2.5-Omni-3B"]
 ENGINE = Job("rl", rows=1000, shared=False, calibration=False)
-"""The setting of ENGINE.md: 1,500 prompt tokens, 4 rollouts of 300, full fine-tuning, checkpointing, a reference."""
+"""Setting of the known figures: 1,500 prompt tokens, 4 rollouts of 300, full training, checkpointing, a reference."""
 
 
 def count(module):
@@ -109,7 +109,7 @@ def test_the_towers_cost_what_is_counted(omni, tmp_path):
     assert shape.audio.forward(mels) == pytest.approx(heard, rel=0.05)
 
 
-# --- ENGINE.md's figures ----------------------------------------------------------------------------------------------
+# --- known figures ----------------------------------------------------------------------------------------------------
 
 
 def test_the_known_step_of_the_7b():

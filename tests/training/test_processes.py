@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
-from mer_r1.training import stage as train
+from mer_r1.training import stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import SFTRecipe
+from mer_r1.training.sft_stage import run_sft
 
 GROUP = 4
 ALIKE = {"rtol": 0, "atol": 2e-6}
 HANGS = 240
 """Seconds after which a launch counts as hanging; a quiet machine needs twenty."""
 COMMON = [
-    *("use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"),
+    *("use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "logging_steps=1"),
     *("optim=sgd", "lr_scheduler_type=constant", "learning_rate=0.05", "max_grad_norm=0", "ddp_timeout=60"),
 ]
 RL = [f"num_generations={GROUP}", "max_completion_length=16", "max_steps=3", "seed=5"]
@@ -57,7 +58,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 def launch(jobs, folder, launcher=ACCELERATE):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    source = str(Path(train.__file__).resolve().parents[2])
+    source = str(Path(stage.__file__).resolve().parents[2])
     return subprocess.run(
         [sys.executable, "-m", *launcher, two_processes.__file__, str(folder / "jobs.json")],
         env={**os.environ, "PYTHONPATH": source},
@@ -180,4 +181,4 @@ def test_towers_are_not_trained_with_their_weights_shared_out(corpus, taught_fol
     recipe = read_recipe(SFTRecipe, None, [*COMMON, *paths, "train_towers=true"])
     monkeypatch.setenv(*variable.split("="))
     with pytest.raises(UserError, match="train_towers=true needs whole weights"):
-        train.run_sft(recipe)
+        run_sft(recipe)
