@@ -1,13 +1,19 @@
 """Recipes: every setting from a file or the command line, and one clear line for everything that cannot be right."""
 
 import dataclasses
+import json
+import os
 import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from mer_r1.cli import app
 from mer_r1.errors import UserError
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.method import Method
@@ -354,6 +360,44 @@ def test_the_other_fields_are_the_hosts_with_its_descriptions(kind):
     assert found.keys().isdisjoint(ours)
     assert found["max_steps"].default == "-1"
     assert found["max_steps"].help.startswith("Overrides `num_train_epochs`")
+
+
+def test_the_help_explains_every_field_without_torch_or_trl():
+    """In a process of its own: help must be light."""
+    code = "import sys\nfrom mer_r1.cli import main\n"
+    code += "try: main()\nfinally: print(sorted({'torch', 'trl'} & sys.modules.keys()))"
+    for stage in OURS:
+        command = [sys.executable, "-c", code, stage, "--help"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("[]\n")
+        for field in recipe_fields(stage):
+            assert re.search(rf"{field.name} +{re.escape(field.help[:40])}", done.stdout), field.name
+            assert f"─ {field.group} ─" in done.stdout
+    assert re.search(r"alpha +Weight of the calibration terms.*\[float, default 0\.1\]", rl_help())
+
+
+def rl_help(*words):
+    return CliRunner().invoke(app, ["rl", *(words or ["--help"])], terminal_width=200, env={"COLUMNS": "200"}).output
+
+
+def test_the_hosts_fields_are_listed_on_request():
+    assert "gradient_accumulation_steps" not in rl_help()
+    assert re.search(r"(?s)gradient_accumulation_steps +Number of .{,400}int, default 1\]", rl_help("--help-all"))
+
+
+def test_the_shipped_recipes_are_listed_with_stages_and_first_line():
+    said = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).output)
+    assert [row["name"] for row in said] == list(shipped_recipes())
+    assert said[0] == {
+        "name": "qwen2.5-omni-rl",
+        "stages": ["rl"],
+        "about": "RL of Qwen2.5-Omni with MER-R1, from the model of the cold start; uses only the labels of the clips.",
+    }
+    table = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "200"}).output
+    assert all(row["about"][:30] in table for row in said)
 
 
 # --- defaults ---------------------------------------------------------------------------------------------------------

@@ -27,11 +27,12 @@ class RecipeCommand(TyperCommand):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        lines = ["**Fields of the recipe**:"]
-        for field in recipe_fields(str(self.name)):
-            default = f", default {field.default}" if field.default else ""
-            lines.append(f"* `{field.name}` ({field.group}; {field.type}{default}): {field.help}")
-        self.epilog = "\n".join([lines[0], "", *lines[1:]])  # for docs/cli.md
+        fields = recipe_fields(str(self.name))
+        lines = ["Fields of the recipe:"]
+        for group in dict.fromkeys(field.group for field in fields):
+            lines += ["", f"**{group}**:", ""]
+            lines += [f"* `{one.name}` ({one.kind}): {one.help}" for one in fields if one.group == group]
+        self.epilog = "\n".join(lines)  # for docs/cli.md
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the options, then the recipe's fields by group; with --help-all TRL's too."""
@@ -51,8 +52,7 @@ def _panel(group: str, fields: list[RecipeField]) -> Panel:
     table.add_column(no_wrap=True, style="bold cyan")
     table.add_column(ratio=1)
     for field in fields:
-        default = f", default {field.default}" if field.default else ""
-        table.add_row(Text(field.name), Text(field.help).append(f" [{field.type}{default}]", style="yellow"))
+        table.add_row(Text(field.name), Text(field.help).append(f" [{field.kind}]", style="yellow"))
     return Panel(table, title=group, title_align="left", border_style="dim")
 
 

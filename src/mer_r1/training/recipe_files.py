@@ -190,19 +190,23 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
     if value is None or any(_fits(value, option) for option in options):
         return value
     for option in options:
-        if option in (float, int) and isinstance(value, str | int) and not isinstance(value, bool):
-            try:
-                number = option(value)
-            except ValueError:
-                continue
-            if _fits(number, option):
-                return number
-        if option is bool and str(value).lower() in SWITCHES:
-            return SWITCHES[str(value).lower()]
-        if option is str and isinstance(value, int | float):
-            return str(value)
+        converted = _converted(value, option)
+        if converted is not None:
+            return converted
     names = ", ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
     raise UserError(f"{key} must be {names}, got {value!r}")
+
+
+def _converted(value: Any, option: Any) -> Any:
+    if option in (float, int) and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            number = option(value)
+        except ValueError:
+            return None
+        return number if _fits(number, option) else None
+    if option is bool:
+        return SWITCHES.get(str(value).lower())
+    return str(value) if option is str and isinstance(value, int | float) else None
 
 
 def _fits(value: Any, option: Any) -> bool:

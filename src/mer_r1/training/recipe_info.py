@@ -50,6 +50,11 @@ class RecipeField:
     help: str
     group: str
 
+    @property
+    def kind(self) -> str:
+        """Type and default, if it has one."""
+        return f"{self.type}, default {self.default}" if self.default else self.type
+
 
 def recipe_file(given: Path | str) -> Path:
     """The recipe file that a path or the name of a shipped recipe stands for.

@@ -80,8 +80,8 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
 
     def __post_init__(self) -> None:
         """Keep TRL from tokenising the rows: they hold clips."""
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         super().__post_init__()
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}  # type: ignore[has-type]
 
 
 @dataclass
