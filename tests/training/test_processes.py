@@ -143,7 +143,7 @@ def test_a_group_may_lie_in_two_processes(both):
     assert advantages.shape == (3, GROUP)
 
 
-def test_clips_without_sound_or_picture_hold_up_nobody(both):
+def test_clips_without_audio_or_video_block_no_process(both):
     """Three steps saw all six clips, two at a time: the silent and the unseen one beside one that has both, or so."""
     assert [len(lines(both.two / name, ["loss"])) for name in ("towers", "first")] == [4, 2]
     entries = [set(load_file(path)) for path in (both.two / "features").glob("inputs-*/*.safetensors")]
@@ -162,7 +162,7 @@ def test_a_run_whose_process_was_killed_ends_and_resumes_to_the_same_weights(bot
     features = f"features_dir={both.two / 'features'}"
     killed = long_run(corpus, taught_folder, tmp_path / "run", features, killed=[1, 3])
     done = launch([killed], tmp_path)
-    assert done.returncode != 0, "the other process must not go on alone, nor wait for ever"
+    assert done.returncode != 0, "the other process must neither continue alone nor wait forever"
     assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr
     assert not (tmp_path / "run" / "model").exists()
     again = long_run(corpus, taught_folder, tmp_path / "run", features, "resume_from_checkpoint=true")
@@ -176,7 +176,7 @@ def test_a_run_whose_process_was_killed_ends_and_resumes_to_the_same_weights(bot
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=3"])
 def test_towers_are_not_trained_with_their_weights_shared_out(corpus, taught_folder, tmp_path, monkeypatch, variable):
-    """Whoever has a silent clip would not call the tower that the others wait for."""
+    """A process with a silent clip would not call the tower that the others wait for."""
     paths = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", f"features_dir={tmp_path}"]
     recipe = read_recipe(SFTRecipe, None, [*COMMON, *paths, "train_towers=true"])
     monkeypatch.setenv(*variable.split("="))

@@ -139,9 +139,9 @@ SMALL += ["logging_steps=1", "gradient_accumulation_steps=1"]
     ids=["sft", "rl"],
 )
 def test_two_steps_of_every_stage(kind, file, run, sizes, more, corpus, taught_folder, tmp_path):
-    told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}"]
-    told += [f"features_dir={tmp_path / 'features'}", *SMALL, *sizes, *more]
-    folder = run(read_recipe(kind, file, told))
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}"]
+    settings += [f"features_dir={tmp_path / 'features'}", *SMALL, *sizes, *more]
+    folder = run(read_recipe(kind, file, settings))
     log = (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8")
     assert '"step": 2' in log
     saved = load(folder)
@@ -157,9 +157,9 @@ def test_trained_weights_are_kept_in_full_precision(corpus, taught_folder, tmp_p
         seen.extend({(value.dtype, value.requires_grad) for value in trainer.model.parameters()})
 
     monkeypatch.setattr(sft_stage, "train_and_save", look)
-    told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL]
-    told += [f"features_dir={tmp_path / 'features'}"]
-    run_sft(read_recipe(SFTRecipe, SFT, told))
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL]
+    settings += [f"features_dir={tmp_path / 'features'}"]
+    run_sft(read_recipe(SFTRecipe, SFT, settings))
     assert {str(dtype) for dtype, trained in seen if trained} == {"torch.float32"}
 
 
@@ -177,8 +177,8 @@ def test_trained_weights_are_kept_in_full_precision(corpus, taught_folder, tmp_p
 def test_rl_that_would_hang_or_lose_its_adapter_is_refused(
     plugin, stage, more, complaint, corpus, taught_folder, tmp_path, monkeypatch
 ):
-    told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL, *more]
-    recipe = read_recipe(RLRecipe, RL, told)
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL, *more]
+    recipe = read_recipe(RLRecipe, RL, settings)
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     if stage:
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)

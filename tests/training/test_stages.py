@@ -88,7 +88,7 @@ def moved(before, after):
 @pytest.fixture(scope="module")
 def stages(corpus, tmp_path_factory):
     """All three stages, each on the model of the one before."""
-    out, told, encoded = tmp_path_factory.mktemp("stages"), [], []
+    out, done, encoded = tmp_path_factory.mktemp("stages"), [], []
     original = features.encode_media
 
     def encode(model, media):
@@ -97,10 +97,10 @@ def stages(corpus, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "encode_media", encode)
-        base = run_build(recipe(BuildRecipe, corpus, out / "base"), told.append)
-        sft = run_sft(recipe(SFTRecipe, corpus, out / "sft", f"model={base}"), told.append)
-        rl = run_rl(recipe(RLRecipe, corpus, out / "rl", f"model={sft}"), told.append)
-    return SimpleNamespace(out=out, base=base, sft=sft, rl=rl, told=told, encoded=sum(encoded))
+        base = run_build(recipe(BuildRecipe, corpus, out / "base"), done.append)
+        sft = run_sft(recipe(SFTRecipe, corpus, out / "sft", f"model={base}"), done.append)
+        rl = run_rl(recipe(RLRecipe, corpus, out / "rl", f"model={sft}"), done.append)
+    return SimpleNamespace(out=out, base=base, sft=sft, rl=rl, done=done, encoded=sum(encoded))
 
 
 def test_every_stage_leaves_a_model_that_loads(stages):
@@ -124,8 +124,8 @@ def test_every_stage_has_its_log(stages):
     assert "rewards/recall_reward/mean" in logged[0]
 
 
-def test_progress_is_told_of(stages):
-    assert sum(stages.told) >= 3 * 6
+def test_progress_is_reported(stages):
+    assert sum(stages.done) >= 3 * 6
 
 
 def test_each_clip_passed_the_towers_once_in_all_stages_together(stages):

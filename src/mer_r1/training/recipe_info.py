@@ -6,7 +6,6 @@ TRL.
 
 import ast
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,15 +33,7 @@ OURS = {
 
 @dataclass(frozen=True)
 class RecipeField:
-    """A field of a recipe as help shows it.
-
-    Attributes:
-        name: its key in a recipe.
-        type: its type as in the source, without None.
-        default: its default as written in YAML; empty for None.
-        help: what it is, one or two sentences.
-        group: heading that it stands under.
-    """
+    """A field of a recipe as help shows it: type without None, default as in YAML (none if empty), group as heading."""
 
     name: str
     type: str
@@ -62,17 +53,11 @@ def recipe_file(given: Path | str) -> Path:
     Raises:
         UserError: if there is no such file.
     """
-    path = Path(given)
-    if path.is_file():
-        return path
     shipped = shipped_recipes()
-    if path.name != str(given) or path.suffix in (".yaml", ".yml"):
-        raise UserError(f"no recipe at {path}: expected a YAML file or a name ({', '.join(shipped)})")
-    if path.name not in shipped:
-        near = difflib.get_close_matches(path.name, shipped, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(shipped)} or a YAML file"
-        raise UserError(f"no recipe named {path.name}: {hint}")
-    return shipped[path.name]
+    path = Path(given) if Path(given).is_file() else shipped.get(str(given))
+    if path is None:
+        raise UserError(f"no recipe at {given}: expected a YAML file or one of {', '.join(shipped)}")
+    return path
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -111,7 +96,7 @@ def host_fields(kind: Any, stage: str) -> list[RecipeField]:
     return [
         RecipeField(
             item.name,
-            _plain(item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))),
+            _plain(getattr(item.type, "__name__", str(item.type))),
             _as_yaml(item.default) if item.default is not dataclasses.MISSING else "",
             _sentence(item.metadata.get("help", "")),
             "TRL and transformers",
@@ -136,13 +121,13 @@ def _declared(file: str, name: str, group: str) -> list[RecipeField]:
             item.target.id,
             _plain(ast.unparse(item.annotation)),
             _as_yaml(ast.literal_eval(item.value)),
-            helps.get(item.target.id, ""),
+            helps[item.target.id],
             group,
         )
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
-        and item.target.id.islower()
+        and item.target.id in helps
         and item.value
     ]
 

@@ -32,6 +32,7 @@ from mer_r1.training.stage import (
     weights_are_sharded,
 )
 
+Rows = list[dict[str, Any]]
 NO_CLIP = -1
 """Clip index of a row without a clip."""
 
@@ -50,7 +51,7 @@ def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Call
     return supervise(recipe, omni, clips, examples(clips, omni, recipe.targets), progress, callbacks)
 
 
-def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, Any]]:
+def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> Rows:
     """Rows of a supervised stage: clip index, question, and the text to learn.
 
     Raises:
@@ -93,9 +94,7 @@ class SFTData:
         rows: rows for the trainer; with shared prefixes one per clip, holding all rows of that clip.
     """
 
-    def __init__(
-        self, omni: Omni, clips: list[Clip], rows: list[dict[str, Any]], cache: FeatureCache, shared_prefixes: bool
-    ) -> None:
+    def __init__(self, omni: Omni, clips: list[Clip], rows: Rows, cache: FeatureCache, shared_prefixes: bool) -> None:
         self.omni, self.shared_prefixes = omni, shared_prefixes
         media_of = lru_cache(maxsize=4096)(lambda index: cache.get(clips[index]))
 
@@ -106,7 +105,7 @@ class SFTData:
         self._prompt_of = prompt_of
         self.rows = self._grouped(rows) if shared_prefixes else rows
 
-    def _grouped(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _grouped(self, rows: Rows) -> Rows:
         texts = self.omni.tokenizer([row["asked"] + row["target"] for row in rows])["input_ids"]
         shared = len(self._prompt_of(0, "").input_ids)
         return [{"rows": group} for group in group_rows(rows, [len(ids) for ids in texts], shared, NO_CLIP)]
@@ -116,7 +115,7 @@ class SFTData:
         target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
         return self._prompt_of(row["clip_index"], row["asked"]), target
 
-    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, rows: Rows) -> dict[str, Any]:
         """The batch of some rows: padded, or packed with shared prefixes."""
         padding = self.omni.tokenizer.pad_token_id
         if self.shared_prefixes:
@@ -130,7 +129,7 @@ def supervise(
     recipe: SFTRecipe,
     omni: Omni,
     clips: list[Clip],
-    rows: list[dict[str, Any]],
+    rows: Rows,
     progress: Progress | None = None,
     callbacks: Callbacks = (),
     optimizer: torch.optim.Optimizer | None = None,
@@ -166,10 +165,10 @@ def _train(
     recipe: SFTRecipe,
     omni: Omni,
     clips: list[Clip],
-    rows: list[dict[str, Any]],
-    progress: Progress | None,
+    rows: Rows,
+    progress: Any,
     callbacks: Callbacks,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Any = None,
 ) -> Path:
     omni.freeze_towers(not recipe.train_towers)
     cache = build_cache(recipe, omni, clips, progress)
@@ -193,12 +192,7 @@ def _train_language_model(omni: Omni, trained: bool) -> None:
 
 
 def _towers_first(
-    recipe: SFTRecipe,
-    omni: Omni,
-    clips: list[Clip],
-    rows: list[dict[str, Any]],
-    progress: Progress | None,
-    callbacks: Callbacks,
+    recipe: SFTRecipe, omni: Omni, clips: list[Clip], rows: Rows, progress: Any, callbacks: Callbacks
 ) -> Omni:
     # A stage of its own, with its own checkpoints and model; a resumed run that is past it starts from that model.
     stage = copy(recipe)
