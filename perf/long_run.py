@@ -1,11 +1,11 @@
-r"""A long run of RL: does memory stay flat, and does a killed and resumed run end where an uninterrupted one does?
+r"""A long run of RL: does memory stay flat, and does a killed and resumed run end like an uninterrupted one?
 
 Run: python perf/long_run.py --out runs/long \
        --model runs/demo/sft/model --manifest runs/demo/scenes/manifest.jsonl
 
-Two runs of the same settings go side by side, a thread each. One is killed (SIGKILL) once it has passed `--kill-at`
-steps and goes on from its last checkpoint. At the end their weights and log lines are compared bit by bit. Memory is
-the process's anonymous memory (what it allocated; mapped feature files are not counted), every ten steps. Linux only.
+Two runs with the same settings run side by side, one thread each. One is killed (SIGKILL) after `--kill-at` steps and
+resumes from its last checkpoint. At the end their weights and log lines are compared bit by bit. Memory is the
+process's anonymous memory (what it allocated, without mapped feature files), every ten steps. Linux only.
 """
 
 import argparse
@@ -18,12 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-SMALL = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "save_total_limit=1"]
+SMALL = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "save_total_limit=1"]
 SMALL += ["per_device_train_batch_size=8", "num_generations=4", "max_completion_length=64", "logging_steps=10"]
 SMALL += ["seed=0", "learning_rate=2e-5", "format_weight=0.5", "distinct_words=true"]
 EVERY = 10
 TIMES = ("seconds/", "train_runtime", "train_samples_per_second", "train_steps_per_second", "step_time", "num_tokens")
-"""Log entries that tell the clock, which no two runs share."""
+"""Log entries that contain times, which differ between runs."""
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def start(args: argparse.Namespace, name: str) -> "subprocess.Popen[bytes]":
 
 
 def train(args: argparse.Namespace) -> None:
-    """One run, or the rest of it, with its memory written down."""
+    """One run, or the rest of it, with a log of its memory."""
     from transformers import TrainerCallback
 
     from mer_r1.training.recipe_files import read_recipe

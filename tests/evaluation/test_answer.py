@@ -159,7 +159,7 @@ def test_a_method_refuses_a_policy_of_the_other_form(taught, corpus, tmp_path: P
 def test_baselines_train_in_the_same_trainer(taught, corpus, tmp_path: Path, name: str):
     taught.save(tmp_path / "model")
     settings = [f"manifest={corpus}", f"model={tmp_path / 'model'}", f"output_dir={tmp_path / 'rl'}", f"method={name}"]
-    settings += ["use_cpu=true", "bf16=false", "report_to=none", "decode_workers=0", "logging_steps=1", "max_steps=1"]
+    settings += ["use_cpu=true", "bf16=false", "report_to=none", "workers=0", "logging_steps=1", "max_steps=1"]
     settings += ["per_device_train_batch_size=8", "num_generations=4", "max_completion_length=24", "save_strategy=no"]
     settings += ["disable_tqdm=true", f"features_dir={tmp_path / 'features'}"]
     run_rl(read_recipe(RLRecipe, None, settings))
@@ -169,7 +169,7 @@ def test_baselines_train_in_the_same_trainer(taught, corpus, tmp_path: Path, nam
 
 def test_answering_twice_from_the_cold_start_to_records(taught, corpus, tmp_path: Path):
     taught.save(tmp_path / "model")
-    shared = [f"manifest={corpus}", "use_cpu=true", "bf16=false", "report_to=none", "decode_workers=0", "max_steps=1"]
+    shared = [f"manifest={corpus}", "use_cpu=true", "bf16=false", "report_to=none", "workers=0", "max_steps=1"]
     shared += ["logging_steps=1", "save_strategy=no", "disable_tqdm=true", f"features_dir={tmp_path / 'features'}"]
     sft = [f"model={tmp_path / 'model'}", f"output_dir={tmp_path / 'sft'}", "targets=twice"]
     run_sft(read_recipe(SFTRecipe, None, [*shared, *sft, "per_device_train_batch_size=2"]))

@@ -20,11 +20,12 @@ from transformers import TrainerCallback
 
 from mer_r1.rl import rollout
 from mer_r1.rl.trainer import MERR1Trainer
-from mer_r1.training import stage as train
+from mer_r1.training import rl_stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import RLRecipe, SFTRecipe
+from mer_r1.training.sft_stage import run_sft
 
-STAGES = {"sft": (SFTRecipe, "run_sft"), "rl": (RLRecipe, "run_rl")}
+STAGES = {"sft": (SFTRecipe, run_sft), "rl": (RLRecipe, rl_stage.run_rl)}
 
 
 class Recording(MERR1Trainer):
@@ -75,16 +76,16 @@ class Killed(TrainerCallback):
 
 def run(jobs):
     torch.set_num_threads(1)
-    original = train.MERR1Trainer
+    original = rl_stage.MERR1Trainer
     try:
         for job in jobs:
-            train.MERR1Trainer = type("Recording", (Recording,), {"seeded": job.get("seeded", False)})
-            kind, name = STAGES[job["stage"]]
+            rl_stage.MERR1Trainer = type("Recording", (Recording,), {"seeded": job.get("seeded", False)})
+            kind, stage = STAGES[job["stage"]]
             recipe = read_recipe(kind, None, job["settings"])
             Path(recipe.output_dir).mkdir(parents=True, exist_ok=True)
-            getattr(train, name)(recipe, callbacks=[Killed(*job["killed"])] if "killed" in job else [])
+            stage(recipe, callbacks=[Killed(*job["killed"])] if "killed" in job else [])
     finally:
-        train.MERR1Trainer = original
+        rl_stage.MERR1Trainer = original
 
 
 if __name__ == "__main__":

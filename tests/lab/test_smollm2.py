@@ -35,7 +35,7 @@ TEXTS = ["The capital of France is", "Anger and joy: 2 + 37 = 39\n\n", "<|im_sta
 SMALL = TinyConfig(
     frame_size=56, patch_size=14, merge_size=2, vision_size=32, vision_layers=1, audio_size=32, audio_layers=1
 )
-ON_A_CPU = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"]
+ON_A_CPU = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "logging_steps=1"]
 ON_A_CPU += ["per_device_train_batch_size=1", "clips=0:2", "save_strategy=no", "warmup_steps=0"]
 needs_weights = pytest.mark.skipif(
     find_spec(module.PACKAGE) is None or find_spec("gguf") is None,
@@ -138,8 +138,8 @@ def test_the_base_stage_begins_with_what_its_towers_learned(original, corpus, tm
     few = {name: getattr(SMALL, name) for name in ("frame_size", "vision_size", "vision_layers", "audio_layers")}
     small = [
         *ON_A_CPU,
-        "eyes_stills=0",
-        "ears_sounds=0",
+        "vision_images=0",
+        "audio_clips=0",
         "max_steps=1",
         "towers_first_steps=1",
         f"tiny={json.dumps(few)}",

@@ -11,11 +11,11 @@ from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import AbsentTower, absent, drop_towers, restore_towers, whole_state, without_towers
 from mer_r1.model.features import FeatureCache, tower_fingerprint
 from mer_r1.model.omni import load
-from mer_r1.training import stage as train
+from mer_r1.training import rl_stage, sft_stage, stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import RLRecipe, SFTRecipe
 
-COMMON = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"]
+COMMON = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "logging_steps=1"]
 COMMON += ["save_strategy=no", "max_steps=2", "learning_rate=1e-3"]
 STAGES = {
     SFTRecipe: ["per_device_train_batch_size=3"],
@@ -128,7 +128,9 @@ def test_an_absent_tower_without_a_checkpoint_says_so(whole):
         whole_state(lost)
 
 
-@pytest.mark.parametrize(("kind", "run"), [(SFTRecipe, train.run_sft), (RLRecipe, train.run_rl)], ids=["sft", "rl"])
+@pytest.mark.parametrize(
+    ("kind", "run"), [(SFTRecipe, sft_stage.run_sft), (RLRecipe, rl_stage.run_rl)], ids=["sft", "rl"]
+)
 def test_training_without_towers_is_the_same_and_saves_whole(kind, run, corpus, taught_folder, tmp_path, monkeypatch):
     def go(name, *more):
         told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / name}"]
@@ -136,18 +138,19 @@ def test_training_without_towers_is_the_same_and_saves_whole(kind, run, corpus, 
         return [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
     seen = []
-    original = train._run
+    original = stage.train_and_save
 
     def spy(trainer, recipe, omni):
         models = [omni.model, *([trainer.ref_model] if getattr(trainer, "ref_model", None) else [])]
         seen.append([len(absent(trainer.accelerator.unwrap_model(model))) for model in models])
         return original(trainer, recipe, omni)
 
-    monkeypatch.setattr(train, "_run", spy)
+    for module in (sft_stage, rl_stage):
+        monkeypatch.setattr(module, "train_and_save", spy)
     first = go("first")  # the towers come for the features, and leave
     second = go("second")  # they never come
-    monkeypatch.setattr(train, "drop_towers", lambda *_: None)
-    monkeypatch.setattr(train, "load", lambda *args, towers, **kwargs: load(*args, **kwargs))
+    monkeypatch.setattr(stage, "drop_towers", lambda *_: None)
+    monkeypatch.setattr(stage, "load", lambda *args, towers, **kwargs: load(*args, **kwargs))
     third = go("third")
     models = 1 if kind is SFTRecipe else 2
     assert seen == [[2] * models, [2] * models, [0] * models]

@@ -22,7 +22,7 @@ from mer_r1.model.shared_prefix.packing import pack
 from mer_r1.model.tiny import tiny
 from mer_r1.model.tower_outputs import embed, encode_media, media_embedded, placeholder_ids
 from mer_r1.rl.rollout import rollout
-from mer_r1.training import stage as train
+from mer_r1.training import rl_stage, stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import run_rl
@@ -227,7 +227,7 @@ def test_packed_rows_and_checkpointing_give_the_gradients_of_plain_rows(qwen3):
 
 
 def recipe(kind, manifest, model, out, *more):
-    common = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0"]
+    common = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0"]
     common += ["logging_steps=1", "save_strategy=no", "learning_rate=1e-3", f"features_dir={out / 'features'}"]
     return read_recipe(kind, None, [*common, f"manifest={manifest}", f"model={model}", f"output_dir={out}", *more])
 
@@ -263,7 +263,7 @@ def test_merged_adapters_compute_what_they_did_apart(checkpoint):
     prompt = prompt_of(omni, raw(omni))
     base = omni.model.eval()
     before, _ = our_logits(omni, [prompt], [[301, 302]])
-    adapted = get_peft_model(base, train._lora(RLRecipe(output_dir="out", use_cpu=True, bf16=False, lora_rank=2)))
+    adapted = get_peft_model(base, stage.lora_config(RLRecipe(output_dir="out", use_cpu=True, bf16=False, lora_rank=2)))
     generator = torch.Generator().manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
@@ -275,6 +275,6 @@ def test_merged_adapters_compute_what_they_did_apart(checkpoint):
 
 
 def test_the_engine_does_not_know_it(checkpoint, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "required", lambda what: None)  # as if vLLM were here
+    monkeypatch.setattr(rl_stage, "required", lambda what: None)  # as if vLLM were here
     with pytest.raises(UserError, match=r"rollouts=vllm.*Qwen3-Omni"):
         run_rl(recipe(RLRecipe, corpus, checkpoint, tmp_path, "rollouts=vllm"))

@@ -219,7 +219,7 @@ def test_the_base_stage_trains_on_packed_rows(omni, tmp_path) -> None:
     settings = {"use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
     recipe = SFTRecipe(
         output_dir=str(tmp_path / "run"), manifest=str(write_corpus(tmp_path)), model=str(model), targets="base",
-        shared_prefixes=True, per_device_train_batch_size=3, num_train_epochs=1, logging_steps=1, decode_workers=0,
+        shared_prefixes=True, per_device_train_batch_size=3, num_train_epochs=1, logging_steps=1, workers=0,
         **settings,
     )  # fmt: skip
     run_sft(recipe)

@@ -33,7 +33,7 @@ def run(vllm, corpus, taught_folder):
 
 def test_engines_that_agree_say_so(run):
     """With sound and picture, without sound, without picture, and with sound in a file of its own."""
-    done = run("--clips", "4", "--json")
+    done = run("--num-clips", "4", "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["agree"]
@@ -50,14 +50,14 @@ def test_engines_that_agree_say_so(run):
 
 
 def test_the_table_says_it_in_words(run):
-    done = run("--clips", "2")
+    done = run("--num-clips", "2")
     assert done.exit_code == 0
-    assert "vLLM sees what training sees." in done.stdout
+    assert "vLLM and training agree." in done.stdout
     assert done.stdout.count("same") == 4
 
 
 def test_an_id_expanded_twice_is_told_by_its_count(run):
-    done = run("--clips", "1", "--json", faults=["expanded twice"])
+    done = run("--num-clips", "1", "--json", faults=["expanded twice"])
     assert done.exit_code == 1
     (row,) = json.loads(done.stdout)["clips"]
     assert row["ids"] == (
@@ -66,11 +66,11 @@ def test_an_id_expanded_twice_is_told_by_its_count(run):
     )
     assert row["mean"] is row["positions"] is None, "nothing else can be compared"
     assert not row["agrees"]
-    assert "differ" in run("--clips", "1", faults=["expanded twice"]).stdout
+    assert "differ" in run("--num-clips", "1", faults=["expanded twice"]).stdout
 
 
 def test_a_lost_frame_rate_is_told_by_the_positions(run):
-    done = run("--clips", "3", "--json", faults=["frame rate"])
+    done = run("--num-clips", "3", "--json", faults=["frame rate"])
     assert done.exit_code == 1
     seen, silent, heard = json.loads(done.stdout)["clips"]
     assert seen["ids"] is None
@@ -81,7 +81,7 @@ def test_a_lost_frame_rate_is_told_by_the_positions(run):
 
 
 def test_weights_that_were_not_taken_over_are_told_by_the_log_probabilities(run):
-    done = run("--clips", "1", "--json", faults=["language model"])
+    done = run("--num-clips", "1", "--json", faults=["language model"])
     assert done.exit_code == 1
     (row,) = json.loads(done.stdout)["clips"]
     assert row["ids"] is row["positions"] is None
@@ -89,7 +89,7 @@ def test_weights_that_were_not_taken_over_are_told_by_the_log_probabilities(run)
 
 
 def test_the_tolerance_is_the_users(run):
-    lost = run("--clips", "1", "--json", "--tolerance", "100", faults=["language model"])
+    lost = run("--num-clips", "1", "--json", "--tolerance", "100", faults=["language model"])
     assert lost.exit_code == 0
     assert json.loads(lost.stdout)["tolerance"] == 100
 
@@ -106,7 +106,7 @@ def test_positions_that_nobody_made_are_not_called_the_same(run, monkeypatch):
                 self.model.get_mrope_input_positions = watched
 
     monkeypatch.setattr(fake_vllm.LLM, "_read", read)
-    done = run("--clips", "1")
+    done = run("--num-clips", "1")
     assert done.exit_code == 0
     assert "not seen" in done.stdout
 

@@ -316,7 +316,7 @@ def test_names_that_no_thinker_has_are_refused():
 
 def rl(corpus, folder, out, *changes):
     words = [
-        "use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1",
+        "use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "logging_steps=1",
         "save_strategy=no", "max_steps=2", "per_device_train_batch_size=8", "num_generations=4", "learning_rate=1e-3",
         "max_completion_length=24", f"manifest={corpus}", f"model={folder}", f"output_dir={out}",
         f"features_dir={out.parent / 'features'}", *changes,

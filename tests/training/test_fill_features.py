@@ -47,10 +47,10 @@ def test_shares_are_disjoint_and_together_whole(taught_folder, clips, tmp_path):
 
 
 def test_processes_make_what_one_makes(taught_folder, clips, tmp_path):
-    told = []
+    done = []
     assert fill.fill(str(taught_folder), tmp_path / "one", clips, 1, workers=0) == []
-    assert fill.fill(str(taught_folder), tmp_path / "two", clips, 2, workers=0, progress=told.append) == []
-    assert sum(told) == len(clips)
+    assert fill.fill(str(taught_folder), tmp_path / "two", clips, 2, workers=0, progress=done.append) == []
+    assert sum(done) == len(clips)
     one, two = (FeatureCache(load(taught_folder), tmp_path / name) for name in ("one", "two"))
     for clip in clips:
         for name, value in one.get(clip).items():
@@ -58,24 +58,24 @@ def test_processes_make_what_one_makes(taught_folder, clips, tmp_path):
     assert two.tower_passes == 0
 
 
-def test_the_size_is_foretold(bare, taught_folder, clips, tmp_path):
+def test_the_size_is_estimated(bare, taught_folder, clips, tmp_path):
     cache = FeatureCache(bare, tmp_path)
-    told = estimate(cache, clips)
-    assert (told.clips, told.missing, told.sampled) == (8, 8, 8)
+    expected = estimate(cache, clips)
+    assert (expected.clips, expected.missing, expected.sampled) == (8, 8, 8)
     assert len(absent(bare.model)) == 2, "no tower is needed to tell"
     fill_share(str(taught_folder), tmp_path, clips, 0, 1, workers=0)
     kept = [cache.get(clip) for clip in clips]
     vectors = [sum(len(entry[channel]) for channel in ("video", "audio") if channel in entry) for entry in kept]
-    assert told.tokens == pytest.approx(sum(vectors) / 8)
-    assert sum(path.stat().st_size for path in entries(tmp_path)) <= told.size
+    assert expected.tokens == pytest.approx(sum(vectors) / 8)
+    assert sum(path.stat().st_size for path in entries(tmp_path)) <= expected.size
     assert estimate(cache, clips).missing == 0
 
 
-def test_a_full_disk_is_told_before(bare, clips, tmp_path):
-    told = estimate(FeatureCache(bare, tmp_path), clips)
-    require_room(told)
+def test_a_full_disk_is_refused_beforehand(bare, clips, tmp_path):
+    expected = estimate(FeatureCache(bare, tmp_path), clips)
+    require_room(expected)
     with pytest.raises(UserError, match=r"need about 0\.00 GB and 0\.00 GB are free"):
-        require_room(replace(told, free=told.size))
+        require_room(replace(expected, free=expected.size))
 
 
 def test_broken_clips_are_listed_and_cost_no_other(taught_folder, clips, tmp_path):
@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on(taught_folder, clips, tmp_path):
     assert {path: after[path] for path in before} == before
 
 
-def test_a_process_that_dies_is_told(clips, tmp_path):
+def test_a_process_that_dies_is_reported(clips, tmp_path):
     with pytest.raises(UserError, match="no model at"):
         fill.fill(str(tmp_path / "nowhere"), tmp_path, clips, 2, workers=0)
 
@@ -137,7 +137,7 @@ def test_a_process_that_dies_is_told(clips, tmp_path):
         def get(self, timeout):
             raise fill.Empty
 
-    with pytest.raises(UserError, match=r"process 0 of 2 ended with -9.*start again"):
+    with pytest.raises(UserError, match=r"process 0 of 2 ended with -9.*run the command again"):
         fill._listen(Silent(), [Dead(), Dead()], None)
 
 

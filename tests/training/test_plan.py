@@ -20,8 +20,8 @@ from mer_r1.training.plan import GPUS, Job
 from mer_r1.training.shapes import SHAPES, from_config, shape_of
 
 SEVEN, THREE = SHAPES["Qwen/Qwen2.5-Omni-7B"], SHAPES["Qwen/Qwen2.5-Omni-3B"]
-ENGINE = Job("rl", rows=1000, shared=False, calibration=False)
-"""The setting of ENGINE.md: 1,500 prompt tokens, 4 rollouts of 300, full fine-tuning, checkpointing, a reference."""
+KNOWN = Job("rl", rows=1000, shared=False, calibration=False)
+"""Setting of the known figures: 1,500 prompt tokens, 4 rollouts of 300, full training, checkpointing, a reference."""
 
 
 def count(module):
@@ -109,12 +109,12 @@ def test_the_towers_cost_what_is_counted(omni, tmp_path):
     assert shape.audio.forward(mels) == pytest.approx(heard, rel=0.05)
 
 
-# --- ENGINE.md's figures ----------------------------------------------------------------------------------------------
+# --- known figures ----------------------------------------------------------------------------------------------------
 
 
 def test_the_known_step_of_the_7b():
     """Prefill 20, sampling 16.5, step 521 TFLOP. Ours scores logits in every pass too: 6 x 1.3 TFLOP, 1.2 % in all."""
-    flops = plan.step_flops(SEVEN, replace(ENGINE, gpus=1, micro=4))
+    flops = plan.step_flops(SEVEN, replace(KNOWN, gpus=1, micro=4))
     head = 2 * 1200 * SEVEN.text.hidden * SEVEN.text.vocabulary
     assert SEVEN.text.layers * SEVEN.text.layer_parameters == pytest.approx(6.53e9, rel=1e-3)
     assert flops["prefill"] == pytest.approx(20e12, rel=0.01)
@@ -124,15 +124,15 @@ def test_the_known_step_of_the_7b():
 
 
 def test_the_known_cost_of_the_fast_confidence():
-    shares = list(plan.calibration_ways(SEVEN, ENGINE).values())
+    shares = list(plan.calibration_ways(SEVEN, KNOWN).values())
     assert shares == pytest.approx([0.199, 0.050, 0.039, 0.0006], rel=0.06)
 
 
 def test_the_known_step_with_shared_prefixes():
     """188 TFLOP is sampling and training; the reference pass, which the 521 include, comes on top."""
-    flops = plan.step_flops(SEVEN, replace(ENGINE, shared=True))
+    flops = plan.step_flops(SEVEN, replace(KNOWN, shared=True))
     assert flops["total"] - flops["reference"] == pytest.approx(188e12, rel=0.01)
-    plain = plan.step_flops(SEVEN, ENGINE)
+    plain = plan.step_flops(SEVEN, KNOWN)
     assert plain["training"] / flops["training"] == pytest.approx(2.6, rel=0.01)
     assert plain["total"] / flops["total"] == pytest.approx(2.33, rel=0.01)
 

@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
-from mer_r1.training import stage as train
+from mer_r1.training import stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import SFTRecipe
+from mer_r1.training.sft_stage import run_sft
 
 GROUP = 4
 ALIKE = {"rtol": 0, "atol": 2e-6}
 HANGS = 240
 """Seconds after which a launch counts as hanging; a quiet machine needs twenty."""
 COMMON = [
-    *("use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "decode_workers=0", "logging_steps=1"),
+    *("use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "logging_steps=1"),
     *("optim=sgd", "lr_scheduler_type=constant", "learning_rate=0.05", "max_grad_norm=0", "ddp_timeout=60"),
 ]
 RL = [f"num_generations={GROUP}", "max_completion_length=16", "max_steps=3", "seed=5"]
@@ -57,7 +58,7 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 def launch(jobs, folder, launcher=ACCELERATE):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    source = str(Path(train.__file__).resolve().parents[2])
+    source = str(Path(stage.__file__).resolve().parents[2])
     return subprocess.run(
         [sys.executable, "-m", *launcher, two_processes.__file__, str(folder / "jobs.json")],
         env={**os.environ, "PYTHONPATH": source},
@@ -142,7 +143,7 @@ def test_a_group_may_lie_in_two_processes(both):
     assert advantages.shape == (3, GROUP)
 
 
-def test_clips_without_sound_or_picture_hold_up_nobody(both):
+def test_clips_without_audio_or_video_block_no_process(both):
     """Three steps saw all six clips, two at a time: the silent and the unseen one beside one that has both, or so."""
     assert [len(lines(both.two / name, ["loss"])) for name in ("towers", "first")] == [4, 2]
     entries = [set(load_file(path)) for path in (both.two / "features").glob("inputs-*/*.safetensors")]
@@ -161,7 +162,7 @@ def test_a_run_whose_process_was_killed_ends_and_resumes_to_the_same_weights(bot
     features = f"features_dir={both.two / 'features'}"
     killed = long_run(corpus, taught_folder, tmp_path / "run", features, killed=[1, 3])
     done = launch([killed], tmp_path)
-    assert done.returncode != 0, "the other process must not go on alone, nor wait for ever"
+    assert done.returncode != 0, "the other process must neither continue alone nor wait forever"
     assert "SIGKILL" in done.stderr or "Signal 9" in done.stderr
     assert not (tmp_path / "run" / "model").exists()
     again = long_run(corpus, taught_folder, tmp_path / "run", features, "resume_from_checkpoint=true")
@@ -175,9 +176,9 @@ def test_a_run_whose_process_was_killed_ends_and_resumes_to_the_same_weights(bot
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=3"])
 def test_towers_are_not_trained_with_their_weights_shared_out(corpus, taught_folder, tmp_path, monkeypatch, variable):
-    """Whoever has a silent clip would not call the tower that the others wait for."""
+    """A process with a silent clip would not call the tower that the others wait for."""
     paths = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", f"features_dir={tmp_path}"]
     recipe = read_recipe(SFTRecipe, None, [*COMMON, *paths, "train_towers=true"])
     monkeypatch.setenv(*variable.split("="))
     with pytest.raises(UserError, match="train_towers=true needs whole weights"):
-        train.run_sft(recipe)
+        run_sft(recipe)

@@ -1,17 +1,32 @@
 """Recipes: every setting from a file or the command line, and one clear line for everything that cannot be right."""
 
 import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from mer_r1.cli import app
 from mer_r1.errors import UserError
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.method import Method
 from mer_r1.training import recipe_files as config
-from mer_r1.training.recipe_files import SECTIONS, read_recipe, shipped_recipe
+from mer_r1.training.recipe_files import RENAMED, SECTIONS, read_recipe
+from mer_r1.training.recipe_info import (
+    OURS,
+    host_fields,
+    recipe_fields,
+    recipe_file,
+    recipe_stages,
+    shipped_recipes,
+)
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 
 KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
@@ -260,8 +275,8 @@ def test_every_recipe_can_be_read(path, kind):
 
 
 def test_the_tiny_recipe_has_every_stage_and_no_clip_twice():
-    assert stages(shipped_recipe("tiny")) == list(KINDS)
-    build, sft, rl = (read(kind, file=shipped_recipe("tiny")) for kind in KINDS)
+    assert stages(recipe_file("tiny")) == list(KINDS)
+    build, sft, rl = (read(kind, file=recipe_file("tiny")) for kind in KINDS)
     ends = [tuple(recipe.clips.split(":")) for recipe in (build, sft, rl)]
     assert ends[0][1] == ends[1][0]
     assert ends[1][1] == ends[2][0]
@@ -277,8 +292,108 @@ def test_recipes_name_no_data_and_no_folder():
 
 
 def test_a_recipe_that_does_not_come_with_the_package():
-    with pytest.raises(UserError, match="no recipe named huge"):
-        shipped_recipe("huge")
+    with pytest.raises(UserError, match=r"no recipe at huge: expected a YAML file or one of qwen2\.5.*, tiny"):
+        recipe_file("huge")
+
+
+def test_a_recipe_is_found_by_its_name_and_a_file_of_that_name_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipe_file("qwen2.5-omni-rl") == shipped_recipes()["qwen2.5-omni-rl"]
+    assert read(RLRecipe, file="qwen2.5-omni-rl").clips == "5000:"
+    write(tmp_path / "tiny", "seed: 7")
+    assert read(SFTRecipe, file="tiny").seed == 7
+
+
+def test_the_stages_of_the_shipped_recipes():
+    found = {name: recipe_stages(file) for name, file in shipped_recipes().items()}
+    every = ["build", "sft", "rl"]
+    assert found == {"qwen2.5-omni-rl": ["rl"], "qwen2.5-omni-sft": ["sft"], "smollm2": every, "tiny": every}
+
+
+# --- old names --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_name_still_works_with_a_note(old, tmp_path, caplog):
+    file = write(tmp_path / "r.yaml", f"{old}: 3")
+    assert getattr(read(BuildRecipe, file=file), RENAMED[old]) == 3
+    assert caplog.messages == [f"{old} is now {RENAMED[old]}; the old name goes with the next release"]
+    assert getattr(read(BuildRecipe, f"--{old}", "4", file=file), RENAMED[old]) == 4
+
+
+def test_an_old_name_of_another_stage_is_unknown():
+    assert "'remarks'" in refused(SFTRecipe, "remarks=3")
+
+
+# --- what help says about the fields ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_listed_fields_are_those_of_our_dataclasses_with_their_defaults(kind):
+    """Read from the sources, they must be what Python makes of them."""
+    listed = {field.name: field for field in recipe_fields(SECTIONS[kind])}
+    hints, defaults = typing.get_type_hints(kind), {item.name: item.default for item in dataclasses.fields(kind)}
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("mer_r1.")]
+    assert listed.keys() == {name for base in ours for name in base.__annotations__ if name != "ALLOWED"}
+    for name, field in listed.items():
+        assert config._from_text(name, field.default, hints[name]) == defaults[name], name
+        assert re.fullmatch(r"\S.{15,}\.", field.help), f"{name} has no description"
+        assert field.group in OURS[SECTIONS[kind]]
+
+
+def test_a_default_that_two_classes_give_is_that_of_the_recipe():
+    targets = {
+        stage: field.default for stage in ("sft", "build") for field in recipe_fields(stage) if field.name == "targets"
+    }
+    assert targets == {"sft": "slow", "build": "base"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_other_fields_are_the_hosts_with_its_descriptions(kind):
+    found = {field.name: field for field in host_fields(kind, SECTIONS[kind])}
+    ours = {field.name for field in recipe_fields(SECTIONS[kind])}
+    assert found.keys() | ours == {item.name for item in dataclasses.fields(kind) if item.init}
+    assert found.keys().isdisjoint(ours)
+    assert found["max_steps"].default == "-1"
+    assert found["max_steps"].help.startswith("Overrides `num_train_epochs`")
+
+
+def test_the_help_explains_every_field_without_torch_or_trl():
+    """In a process of its own: help must be light."""
+    code = "import sys\nfrom mer_r1.cli import main\n"
+    code += "try: main()\nfinally: print(sorted({'torch', 'trl'} & sys.modules.keys()))"
+    for stage in OURS:
+        command = [sys.executable, "-c", code, stage, "--help"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("[]\n")
+        for field in recipe_fields(stage):
+            assert re.search(rf"{field.name} +{re.escape(field.help[:40])}", done.stdout), field.name
+            assert f"─ {field.group} ─" in done.stdout
+    assert re.search(r"alpha +Weight of the calibration terms.*\[float, default 0\.1\]", rl_help())
+
+
+def rl_help(*words):
+    return CliRunner().invoke(app, ["rl", *(words or ["--help"])], terminal_width=200, env={"COLUMNS": "200"}).output
+
+
+def test_the_hosts_fields_are_listed_on_request():
+    assert "gradient_accumulation_steps" not in rl_help()
+    assert re.search(r"(?s)gradient_accumulation_steps +Number of .{,400}int, default 1\]", rl_help("--help-all"))
+
+
+def test_the_shipped_recipes_are_listed_with_stages_and_first_line():
+    said = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).output)
+    assert [row["name"] for row in said] == list(shipped_recipes())
+    assert said[0] == {
+        "name": "qwen2.5-omni-rl",
+        "stages": ["rl"],
+        "about": "RL of Qwen2.5-Omni with MER-R1, from the model of the cold start; uses only the labels of the clips.",
+    }
+    table = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "200"}).output
+    assert all(row["about"][:30] in table for row in said)
 
 
 # --- defaults ---------------------------------------------------------------------------------------------------------
@@ -300,7 +415,7 @@ def test_the_methods_fields_of_the_recipe_are_those_of_the_method():
 
 
 def test_stated_defaults_of_the_method():
-    """METHOD.md: SFT 2 epochs at 2e-5; RL 1 epoch at 2e-6, G = 4, beta 0.04, epsilon 0.2, completions up to 1024."""
+    """docs/paper_map.md, training: epochs, learning rates, G, beta, epsilon, longest completion."""
     sft, rl = read(SFTRecipe), read(RLRecipe)
     assert (sft.num_train_epochs, sft.learning_rate) == (2, 2e-5)
     assert (rl.num_train_epochs, rl.learning_rate, rl.num_generations) == (1, 2e-6, 4)

@@ -11,9 +11,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 
 from mer_r1.errors import UserError
 from mer_r1.model.omni import load
-from mer_r1.training import stage as train
+from mer_r1.training import sft_stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
+from mer_r1.training.rl_stage import run_rl
+from mer_r1.training.sft_stage import run_sft
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SFT, RL = RECIPES / "qwen2.5-omni-sft.yaml", RECIPES / "qwen2.5-omni-rl.yaml"
@@ -44,7 +46,7 @@ def test_recipes_are_read(kind, file):
 
 
 def test_the_values_of_the_paper():
-    """METHOD.md's table: epochs, learning rates, G, beta, epsilon, lengths, clipping of gradients."""
+    """docs/paper_map.md, training: epochs, learning rates, G, beta, epsilon, lengths, clipping of gradients."""
     sft, rl = read_recipe(SFTRecipe, SFT, [*HERE, "output_dir=o"]), read_recipe(RLRecipe, RL, [*HERE, "output_dir=o"])
     assert (sft.num_train_epochs, sft.learning_rate, sft.clips) == (2, 2e-5, "0:5000")
     assert (rl.num_train_epochs, rl.learning_rate, rl.clips) == (1, 2e-6, "5000:")
@@ -123,7 +125,7 @@ def test_launch_lines_in_launch_configurations_name_themselves():
 
 # --- they run ---------------------------------------------------------------------------------------------------------
 
-SMALL = [*HERE, "clips=", "max_steps=2", "report_to=none", "disable_tqdm=true", "save_strategy=no", "decode_workers=0"]
+SMALL = [*HERE, "clips=", "max_steps=2", "report_to=none", "disable_tqdm=true", "save_strategy=no", "workers=0"]
 SMALL += ["logging_steps=1", "gradient_accumulation_steps=1"]
 
 
@@ -131,15 +133,15 @@ SMALL += ["logging_steps=1", "gradient_accumulation_steps=1"]
 @pytest.mark.parametrize(
     ("kind", "file", "run", "sizes"),
     [
-        (SFTRecipe, SFT, train.run_sft, []),
-        (RLRecipe, RL, train.run_rl, ["max_completion_length=12"]),
+        (SFTRecipe, SFT, run_sft, []),
+        (RLRecipe, RL, run_rl, ["max_completion_length=12"]),
     ],
     ids=["sft", "rl"],
 )
 def test_two_steps_of_every_stage(kind, file, run, sizes, more, corpus, taught_folder, tmp_path):
-    told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}"]
-    told += [f"features_dir={tmp_path / 'features'}", *SMALL, *sizes, *more]
-    folder = run(read_recipe(kind, file, told))
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}"]
+    settings += [f"features_dir={tmp_path / 'features'}", *SMALL, *sizes, *more]
+    folder = run(read_recipe(kind, file, settings))
     log = (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8")
     assert '"step": 2' in log
     saved = load(folder)
@@ -154,10 +156,10 @@ def test_trained_weights_are_kept_in_full_precision(corpus, taught_folder, tmp_p
     def look(trainer, *_):
         seen.extend({(value.dtype, value.requires_grad) for value in trainer.model.parameters()})
 
-    monkeypatch.setattr(train, "_run", look)
-    told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL]
-    told += [f"features_dir={tmp_path / 'features'}"]
-    train.run_sft(read_recipe(SFTRecipe, SFT, told))
+    monkeypatch.setattr(sft_stage, "train_and_save", look)
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL]
+    settings += [f"features_dir={tmp_path / 'features'}"]
+    run_sft(read_recipe(SFTRecipe, SFT, settings))
     assert {str(dtype) for dtype, trained in seen if trained} == {"torch.float32"}
 
 
@@ -175,10 +177,10 @@ def test_trained_weights_are_kept_in_full_precision(corpus, taught_folder, tmp_p
 def test_rl_that_would_hang_or_lose_its_adapter_is_refused(
     plugin, stage, more, complaint, corpus, taught_folder, tmp_path, monkeypatch
 ):
-    told = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL, *more]
-    recipe = read_recipe(RLRecipe, RL, told)
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path}", *SMALL, *more]
+    recipe = read_recipe(RLRecipe, RL, settings)
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin}", "true")
     if stage:
         monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     with pytest.raises(UserError, match=complaint):
-        train.run_rl(recipe)
+        run_rl(recipe)

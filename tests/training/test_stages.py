@@ -22,30 +22,30 @@ from mer_r1.lab.tiny import build
 from mer_r1.lab.tiny.build import run_build
 from mer_r1.model import features
 from mer_r1.model.omni import Settings, load
-from mer_r1.training import stage as train
+from mer_r1.training import stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
-from mer_r1.training.rl_stage import run_rl
+from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import examples, run_sft
-from mer_r1.training.stage import select_clips
+from mer_r1.training.stage import checkpoint_to_resume, select_clips
 
 EVERYWHERE = [
     "use_cpu=true",
     "bf16=false",
     "report_to=none",
     "disable_tqdm=true",
-    "decode_workers=0",
+    "workers=0",
     "logging_steps=1",
 ]
 TINY = "{vocab_size: 400, hidden_size: 64, num_layers: 1, intermediate_size: 64, frame_size: 48, merge_size: 2, "
 TINY += "patch_size: 12, vision_size: 32, vision_layers: 1, audio_size: 32, audio_layers: 1}"
 SETTINGS = {
     BuildRecipe: [
-        "eyes_stills=0",
-        "ears_sounds=4",
-        "ears_steps=2",
-        "remarks=8",
-        "reading_steps=2",
+        "vision_images=0",
+        "audio_clips=4",
+        "audio_steps=2",
+        "caption_examples=8",
+        "text_steps=2",
         f"tiny={TINY}",
         "max_steps=3",
         "per_device_train_batch_size=4",
@@ -88,7 +88,7 @@ def moved(before, after):
 @pytest.fixture(scope="module")
 def stages(corpus, tmp_path_factory):
     """All three stages, each on the model of the one before."""
-    out, told, encoded = tmp_path_factory.mktemp("stages"), [], []
+    out, done, encoded = tmp_path_factory.mktemp("stages"), [], []
     original = features.encode_media
 
     def encode(model, media):
@@ -97,10 +97,10 @@ def stages(corpus, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "encode_media", encode)
-        base = run_build(recipe(BuildRecipe, corpus, out / "base"), told.append)
-        sft = run_sft(recipe(SFTRecipe, corpus, out / "sft", f"model={base}"), told.append)
-        rl = run_rl(recipe(RLRecipe, corpus, out / "rl", f"model={sft}"), told.append)
-    return SimpleNamespace(out=out, base=base, sft=sft, rl=rl, told=told, encoded=sum(encoded))
+        base = run_build(recipe(BuildRecipe, corpus, out / "base"), done.append)
+        sft = run_sft(recipe(SFTRecipe, corpus, out / "sft", f"model={base}"), done.append)
+        rl = run_rl(recipe(RLRecipe, corpus, out / "rl", f"model={sft}"), done.append)
+    return SimpleNamespace(out=out, base=base, sft=sft, rl=rl, done=done, encoded=sum(encoded))
 
 
 def test_every_stage_leaves_a_model_that_loads(stages):
@@ -124,8 +124,8 @@ def test_every_stage_has_its_log(stages):
     assert "rewards/recall_reward/mean" in logged[0]
 
 
-def test_progress_is_told_of(stages):
-    assert sum(stages.told) >= 3 * 6
+def test_progress_is_reported(stages):
+    assert sum(stages.done) >= 3 * 6
 
 
 def test_each_clip_passed_the_towers_once_in_all_stages_together(stages):
@@ -174,7 +174,7 @@ def killed(whole, tmp_path):
 
 
 def test_the_state_is_what_a_checkpoint_writes_last(whole):
-    """What `_checkpoint` relies on to tell a whole checkpoint from one that a kill cut short."""
+    """What `checkpoint_to_resume` relies on to tell a whole checkpoint from one that a kill cut short."""
     folder = whole[0] / "checkpoint-2"
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "training_args.bin"}
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "mer_r1.json"} <= written.keys()
@@ -210,7 +210,7 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_resumed(whole, corpus
 
 def test_which_checkpoint_a_run_goes_on_from(tmp_path):
     def choose(asked):
-        return train._checkpoint(SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=asked))
+        return checkpoint_to_resume(SimpleNamespace(output_dir=str(tmp_path), resume_from_checkpoint=asked))
 
     assert choose(None) is None
     assert choose("true") is None, "nothing there yet: it starts from the beginning"
@@ -220,7 +220,7 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path):
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert choose("true") == str(tmp_path / "checkpoint-10"), "by number, not by name; the incomplete one is skipped"
     assert choose(str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")
-    with pytest.raises(UserError, match=r"no whole checkpoint at .*checkpoint-200"):
+    with pytest.raises(UserError, match=r"no complete checkpoint at .*checkpoint-200"):
         choose(str(tmp_path / "checkpoint-200"))
 
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_is_not_there(stages, corpus, tmp_path):
 
 def test_a_build_that_was_killed_does_not_train_its_towers_again(stages, corpus, tmp_path, monkeypatch):
     shutil.copytree(stages.out / "base" / "towers", tmp_path / "towers")
-    monkeypatch.setattr(build, "_made", lambda *_: pytest.fail("eyes and ears were trained before"))
+    monkeypatch.setattr(build, "_initialised", lambda *_: pytest.fail("eyes and ears were trained before"))
     run_build(recipe(BuildRecipe, corpus, tmp_path, "max_steps=1", "resume_from_checkpoint=true"))
 
 
@@ -343,7 +343,7 @@ def test_gold_that_earns_no_full_reward_is_refused_with_the_count(corpus, tmp_pa
 
 def test_gold_with_one_word_that_no_wheel_knows_still_counts():
     clips = [Clip(str(index), labels=(word, "zzqx")) for index, word in enumerate(WORDS)]
-    train._check_gold(clips, builtin())
+    check_gold(clips, builtin())
 
 
 def test_rl_keeps_the_towers_frozen(corpus, tmp_path):
@@ -367,9 +367,9 @@ def test_rl_runs_through_accelerate(taught_folder, corpus, tmp_path):
     words = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}", *SETTINGS[RLRecipe]]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
     command = [*launch, "-m", "mer_r1.cli", "rl", "--config", str(tmp_path / "r.yaml"), *words, *SIGNAL]
-    source = str(Path(train.__file__).resolve().parents[2])
+    source = str(Path(stage.__file__).resolve().parents[2])
     done = subprocess.run(
-        [*command, "--decode_workers", "0", "save_strategy=no", "logging_steps=1"],
+        [*command, "--workers", "0", "save_strategy=no", "logging_steps=1"],
         env={**os.environ, "PYTHONPATH": source, "COLUMNS": "300"},
         capture_output=True,
         text=True,

@@ -5,8 +5,6 @@ from mer_r1.cli import data as data
 from mer_r1.cli import prepare as prepare
 from mer_r1.cli import training as training
 from mer_r1.cli import plan as plan
-from mer_r1.cli import features as features
-from mer_r1.cli import parity as parity
 from mer_r1.cli import predict as predict
 from mer_r1.cli import auto as auto
 from mer_r1.cli import score as score

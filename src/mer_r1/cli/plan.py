@@ -1,6 +1,5 @@
-"""`mer-r1 plan`: what a run will cost, before it starts."""
+"""`mer-r1 plan`: what a run will cost."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,34 +13,40 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command(context_settings=PASS_ON)
 def plan(
     context: typer.Context,
-    config: Annotated[Path, typer.Option(help="Recipe (YAML); any field as key=value.")],
-    stage: Annotated[str | None, typer.Option(help="sft or rl; read off the recipe if not given.")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    config: Annotated[str, typer.Option(help="Recipe: a YAML file, or the name of a shipped one (mer-r1 recipes).")],
+    stage: Annotated[
+        str | None, typer.Option(help="sft or rl, for a recipe with both; taken from the recipe if not given.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="h100, h200, a100, a100-40, l40s or rtx4090.")] = "h100",
     sharding: Annotated[
-        str, typer.Option(help="none, zero3 or fsdp2; auto: zero3 if there is more to split.")
+        str, typer.Option(help="none, zero3, fsdp2, or auto: zero3 for full training on several GPUs.")
     ] = "auto",
-    rows: Annotated[int | None, typer.Option(min=1, help="Clips; counted in the manifest if not given.")] = None,
+    num_clips: Annotated[
+        int | None, typer.Option(min=1, help="Number of clips; counted in the manifest if not given.")
+    ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Mean tokens of a prompt, media included.")] = 1500,
     completion: Annotated[int, typer.Option(min=1, help="Mean tokens of a completion.")] = 300,
     seconds: Annotated[float, typer.Option(min=0, help="Mean length of a clip.")] = 5.0,
     video_tokens: Annotated[int, typer.Option(min=0, help="Mean tokens of a clip's frames.")] = 1200,
-    cached: Annotated[bool, typer.Option(help="All features are made before; the towers are not in memory.")] = True,
+    cached: Annotated[bool, typer.Option(help="All features are cached and the towers not in memory.")] = True,
     shape: Annotated[str | None, typer.Option(help="Sizes of this model instead of the recipe's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute FLOPs, memory per GPU and time of a run, and what will not fit. Loads nothing."""
+    """Compute FLOPs, memory per GPU and time of a run, and whether it fits. Loads no weights.
+
+    Set fields of the recipe as key=value.
+    """
     from mer_r1.training.plan import GPUS, as_dict
     from mer_r1.training.shapes import shape_of
 
     if gpu not in GPUS:
         raise UserError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
     recipe, kind = _recipe(config, stage, context.args)
-    # A model that the cold start has yet to make is of the recipe's family: the 7B, if nothing else is said.
     model = shape_of(shape or recipe.model or "")
     sizes = {"prompt": prompt, "completion": completion, "mel_frames": seconds * model.mels_per_second}
     patches = {"patches": video_tokens * model.vision.merge**2}
-    job = _job(recipe, kind, gpus, sharding, rows, cached, sizes | patches)
+    job = _job(recipe, kind, gpus, sharding, num_clips, cached, sizes | patches)
     costs = as_dict(model, job, GPUS[gpu])
     if as_json:
         print_json(costs)
@@ -49,22 +54,22 @@ def plan(
         _show(costs, gpu)
 
 
-def _recipe(config: Path, stage: str | None, overrides: list[str]) -> tuple[Any, str]:
+def _recipe(config: str, stage: str | None, overrides: list[str]) -> tuple[Any, str]:
     from mer_r1.training.recipe_files import read_recipe
     from mer_r1.training.recipes import RLRecipe, SFTRecipe
 
-    told = [*overrides, "use_cpu=true", "bf16=false"]  # this machine need not be the one that is planned for
+    settings = [*overrides, "use_cpu=true", "bf16=false"]  # this machine need not be the planned one
     if not any(word.lstrip("-").startswith("output_dir") for word in overrides):
-        told.append("output_dir=planned")
+        settings.append("output_dir=planned")
     if stage not in (None, "sft", "rl"):
         raise UserError(f"stage must be sft or rl, got {stage!r}")
     if stage != "rl":
         try:
-            return read_recipe(SFTRecipe, config, told), "sft"
+            return read_recipe(SFTRecipe, config, settings), "sft"
         except UserError:
             if stage == "sft":
                 raise
-    return read_recipe(RLRecipe, config, told), "rl"
+    return read_recipe(RLRecipe, config, settings), "rl"
 
 
 def _job(

@@ -58,12 +58,12 @@ QUICK = DemoSize(
     build=(
         "clips=0:400",
         "max_steps=100",
-        "eyes_stills=1500",
-        "eyes_steps=100",
-        "ears_sounds=1000",
-        "ears_steps=150",
-        "remarks=4000",
-        "reading_steps=80",
+        "vision_images=1500",
+        "vision_steps=100",
+        "audio_clips=1000",
+        "audio_steps=150",
+        "caption_examples=4000",
+        "text_steps=80",
     ),
     sft=("clips=400:540", "num_train_epochs=4", "learning_rate=7e-4"),
     rl=("clips=540:", "max_steps=12"),
@@ -138,9 +138,10 @@ def _write_scenes(folder: Path, size: DemoSize, seed: int, console: Console) -> 
 def _train(command: list[str], settings: list[str], folder: Path, console: Console) -> None:
     # What a user would start, in one process a core: matrices this small gain nothing from a second thread.
     from mer_r1.training import recipe_files as config
+    from mer_r1.training.recipe_info import shipped_recipes
 
     kind = {"build": config.BuildRecipe, "sft": config.SFTRecipe, "rl": config.RLRecipe}[command[0]]
-    tiny = config.shipped_recipe("tiny")
+    tiny = shipped_recipes()["tiny"]
     recipe: Any = config.read_recipe(kind, tiny, settings)
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

@@ -1,9 +1,9 @@
-"""Filling the feature cache ahead of training: many processes, any number of GPUs, on and on after a kill.
+"""Filling the feature cache ahead of training: any number of processes and GPUs, resumable after a kill.
 
-Every process takes each n-th clip, decodes it, sends it through the towers, and writes an entry that is whole or
-absent. Nothing is agreed upon between processes, so they may be started together here, or by `torchrun` on several
-machines that share a disk (each then knows its share from RANK and WORLD_SIZE). Who is started again does what is
-missing. How much it will be is said first, from a sample of the clips, and compared with the free disk.
+Process r of n takes the clips r, r + n, ..., decodes them, runs the towers and writes each entry atomically. The
+processes do not communicate, so they may be started here, or by `torchrun` on several machines that share a disk (each
+then knows its share from RANK and WORLD_SIZE). A restarted run computes the missing entries only. The size is estimated
+beforehand, from a sample of the clips, and compared with the free disk space.
 """
 
 import logging
@@ -27,11 +27,11 @@ from mer_r1.model.prompts import media_tensors, num_tokens
 logger = logging.getLogger(__name__)
 
 SAMPLE = 16
-"""Clips that the estimate decodes."""
+"""Clips that the estimate decodes, at most."""
 ENTRY_OVERHEAD = 4096
 """Bytes of an entry beside its vectors: header, grids, the file system's block (estimate)."""
 STALE_SECONDS = 3600.0
-"""A half-written entry of this age was left behind by a kill."""
+"""A half-written entry of this age is the leftover of a kill."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Estimate:
     """What filling will take.
 
     Attributes:
-        clips: asked for, broken ones included.
-        missing: entries to make.
-        tokens: mean vectors of a clip in the sample.
+        clips: number of clips, broken ones included.
+        missing: number of entries to compute.
+        tokens: mean vectors per clip in the sample.
         sampled: clips in the sample.
-        size: bytes that the missing entries will have.
-        free: bytes that the disk has.
-        broken: a message for each clip whose file is not there or empty.
+        size: bytes of the missing entries.
+        free: free bytes of the disk.
+        broken: a message for each clip whose file is missing or empty.
     """
 
     clips: int
@@ -58,11 +58,11 @@ class Estimate:
 
 
 def estimate(cache: FeatureCache, clips: Sequence[Clip]) -> Estimate:
-    """Count what is missing, and how large it will be, from clips decoded evenly over the missing ones.
+    """Count the missing entries and estimate their size from a sample, spread evenly over the missing clips.
 
     Args:
-        cache: the one to be filled; its model may be without towers.
-        clips: to be cached.
+        cache: the cache to fill; its model needs no towers.
+        clips: the clips to cache.
     """
     broken: list[str] = []
     missing = list(cache.missing(clips, broken).values())
@@ -71,7 +71,7 @@ def estimate(cache: FeatureCache, clips: Sequence[Clip]) -> Estimate:
         try:
             media = read_media(clip.video, clip.audio, cache.omni.settings.limits())
         except UserError:
-            continue  # filling will say so
+            continue  # reported when the cache is filled
         counts.append(sum(num_tokens(cache.omni, media_tensors(cache.omni, media)).values()))
     tokens = sum(counts) / len(counts) if counts else 0.0
     text = cache.omni.model.config.get_text_config()
@@ -80,28 +80,28 @@ def estimate(cache: FeatureCache, clips: Sequence[Clip]) -> Estimate:
     return Estimate(len(clips), len(missing), tokens, len(counts), int(len(missing) * each), free, broken)
 
 
-def require_room(told: Estimate) -> None:
-    """Refuse to start what the disk cannot hold.
+def require_room(expected: Estimate) -> None:
+    """Refuse to start if the disk is too small.
 
     Raises:
-        UserError: if less than the estimate and a tenth more is free.
+        UserError: if less than 1.1 times the estimated size is free.
     """
-    if told.size * 1.1 > told.free:
+    if expected.size * 1.1 > expected.free:
         raise UserError(
-            f"the features need about {told.size / 1e9:.2f} GB and {told.free / 1e9:.2f} GB are free: "
+            f"the features need about {expected.size / 1e9:.2f} GB and {expected.free / 1e9:.2f} GB are free: "
             "give a folder on a larger disk (--features-dir)"
         )
 
 
 def torchrun_rank() -> tuple[int, int] | None:
-    """This process's rank and the number of processes, where `torchrun` started it; else None."""
+    """Rank of this process and number of processes if `torchrun` started it, else None."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def device_of(rank: int) -> str:
-    """The GPU of a process, in turn; the CPU where there is none."""
+    """The device of a process: the GPUs in turn, or the CPU."""
     import torch
 
     local = int(os.environ.get("LOCAL_RANK", rank))
@@ -117,10 +117,10 @@ def fill_share(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> tuple[int, list[str]]:
-    """One process's share: every `world`-th clip from `rank` on.
+    """Fill one process's share: every `world`-th clip, starting at `rank`.
 
     Returns:
-        Entries made, and a message for each clip that cannot be read.
+        The number of entries computed, and a message for each clip that cannot be read.
     """
     cache = FeatureCache(load(model, device=device_of(rank), towers=False), folder)
     _forget_half_written(cache.folder)
@@ -137,25 +137,25 @@ def fill(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Make every missing entry, in several processes started here.
+    """Compute every missing entry, in several processes started here.
 
     Args:
         model: checkpoint whose towers are used.
-        folder: of the cache, as `FeatureCache` takes it.
-        clips: to be cached.
-        processes: each with a copy of the towers, over the GPUs in turn.
+        folder: folder of the `FeatureCache`.
+        clips: the clips to cache.
+        processes: number of processes, each with a copy of the towers, on the GPUs in turn.
         workers: decoding processes of each.
-        progress: told how many more are done.
+        progress: callback called with the number of clips just done.
 
     Returns:
-        A message for each clip that cannot be read, in the order of the clips' shares.
+        A message for each clip that cannot be read, share by share.
 
     Raises:
-        UserError: if a process ended otherwise than well; entries made stay.
+        UserError: if a process failed; its finished entries stay.
     """
     if processes == 1:
         return fill_share(model, folder, clips, 0, 1, workers, progress)[1]
-    # A forked process cannot use CUDA; where there is none, forking saves loading every library again.
+    # A forked process cannot use CUDA; on the CPU, forking saves loading every library again.
     context: Any = multiprocessing.get_context("spawn" if "cuda" in device_of(0) else "fork")
     queue: Any = context.Queue()
     started = [
@@ -184,24 +184,24 @@ def _work(queue: Any, model: str, folder: Path, clips: list[Clip], rank: int, wo
 
 
 def _listen(queue: Any, started: list[Any], progress: Progress | None) -> list[str]:
-    # Numbers are clips done, tuples are the last words of a process.
+    # A number counts clips done; a tuple is the last message of a process.
     ended: dict[int, list[str]] = {}
     while len(ended) < len(started):
         try:
-            said = queue.get(timeout=1.0)
+            received = queue.get(timeout=1.0)
         except Empty:
             for rank, process in enumerate(started):
                 if rank not in ended and process.exitcode not in (None, 0):
                     raise UserError(
-                        f"process {rank} of {len(started)} ended with {process.exitcode}; what was made stays: "
-                        "start again to go on"
+                        f"process {rank} of {len(started)} ended with {process.exitcode}; finished entries stay: "
+                        "run the command again to resume"
                     ) from None
             continue
-        if isinstance(said, int):
+        if isinstance(received, int):
             if progress:
-                progress(said)
+                progress(received)
             continue
-        rank, problem, broken = said
+        rank, problem, broken = received
         if problem:
             raise UserError(problem)
         ended[rank] = broken
@@ -214,4 +214,4 @@ def _forget_half_written(folder: Path) -> None:
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
         except FileNotFoundError:
-            continue  # another process was faster
+            continue  # another process removed it

@@ -1,11 +1,11 @@
-"""What a run will cost, before it starts: FLOPs, memory per GPU, time, and what will not fit.
+"""What a run will cost: FLOPs, memory per GPU, time, and whether it fits.
 
 Pure arithmetic over a model's shape (`shapes`), the lengths of prompts and completions, and a few settings. FLOPs are
 counted; memory is counted where tensors are known (weights, gradients, optimizer, KV cache, saved activations) and
 estimated where kernels decide (working memory of a layer); time rests on the assumptions in `Gpu` and `Job`, which are
-orders of magnitude, not measurements: a plan is for choosing a setting, a short run for knowing.
+orders of magnitude, not measurements: a plan helps to choose settings, a short run measures them.
 
-Source of the arithmetic: ENGINE.md, "what the extra confidence has to cost"; of the GPUs: NVIDIA's data sheets (dense
+Sources: docs/paper_map.md, training, for what is computed once per prompt; NVIDIA's data sheets for the GPUs (dense
 bf16). Units: FLOPs, bytes, seconds; shapes are named as in `packing` (P prompt and T completion tokens, G rollouts).
 """
 
@@ -18,9 +18,9 @@ GB = 1e9
 ADAM_BYTES = 8
 """Two moments in float32, per trained weight."""
 CUDA_BYTES = 2.5 * GB
-"""Estimate of what a process takes beside its tensors: context, kernels, communication buffers."""
+"""Memory of a process beside its tensors: context, kernels, communication buffers (estimate)."""
 MARGIN = 0.92
-"""Share of a GPU's memory that can be used before fragmentation ends the run (estimate)."""
+"""Share of a GPU's memory that is usable despite fragmentation (estimate)."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,29 @@ class Job:
 
     Attributes:
         stage: "sft" or "rl".
-        rows: of the training data (clips).
-        epochs: over them; may be a fraction.
-        prompt, completion, text: mean tokens of a prompt, of a completion, of the prompt's words alone.
-        patches, steps: of a clip's frames; steps in time.
-        mel_frames: of its sound.
+        rows: clips of the training data.
+        epochs: passes over them; may be a fraction.
+        prompt: mean tokens of a prompt, media included.
+        completion: mean tokens of a completion.
+        patches: patches of a clip's frames.
+        steps: time steps of a clip's frames.
+        mel_frames: mel frames of a clip's audio.
         group: rollouts per prompt (1 in SFT).
-        micro: rows in one forward and backward of one GPU (rollouts in RL).
+        micro: rows in one forward and backward pass of one GPU (rollouts in RL).
         accumulation: such passes per optimizer step.
-        gpus: how many.
-        sharding: "none" (every GPU holds all), "zero3" or "fsdp2".
-        lora_rank: 0 trains the language model in full.
-        checkpointing: activations are computed again in the backward pass.
-        reference: a KL reference is scored.
-        calibration: fast confidences are computed.
-        shared: prompts are computed once for their rollouts in training.
-        features: towers have run before and are not in memory.
-        fast: tokens of a rollout's answer that run for its fast confidence.
-        engine: "hf" or "vllm" samples.
-        engine_share: of the GPU's memory that a colocated vLLM takes.
+        gpus: number of GPUs.
+        sharding: "none" (every GPU holds all weights), "zero3" or "fsdp2".
+        lora_rank: rank of LoRA; 0 trains the language model in full.
+        checkpointing: whether activations are recomputed in the backward pass.
+        reference: whether a KL reference is scored.
+        calibration: whether fast confidences are computed.
+        shared: whether a prompt is computed once for its rollouts in training.
+        features: whether all tower features are cached and the towers not in memory.
+        fast: tokens of a rollout's answer that are scored for its fast confidence.
+        engine: engine that samples, "hf" or "vllm".
+        engine_share: share of the GPU's memory that a colocated vLLM takes.
         utilisation: share of the GPU's FLOP/s that training reaches (assumption).
-        layer_seconds: what a layer of one decoding step takes at least in plain PyTorch (assumption).
+        layer_seconds: least seconds per layer of a decoding step in plain PyTorch (assumption).
     """
 
     stage: str
@@ -103,16 +105,14 @@ class Job:
 
     @property
     def optimizer_steps(self) -> float:
-        """Of the whole run."""
+        """Optimizer steps of the whole run."""
         return self.rows * self.epochs / self.prompts_per_step
 
 
 def step_flops(shape: Shape, job: Job) -> dict[str, float]:
     """FLOPs of one optimizer step by part, over all GPUs; "total" is their sum.
 
-    Args:
-        shape: of the model.
-        job: "towers" counts passes within training only, so 0 with cached features.
+    "towers" counts passes within training only: 0 with cached features.
     """
     text, prompts = shape.text, job.prompts_per_step
     rollouts = prompts * job.group
@@ -150,7 +150,7 @@ def scored_once(shape: Shape, job: Job) -> float:
 
 
 def calibration_ways(shape: Shape, job: Job) -> dict[str, float]:
-    """The fast confidence's share of a step without it, for four ways of computing it (ENGINE.md's table)."""
+    """The fast confidence's share of a step without it, for four ways of computing it."""
     base = step_flops(shape, replace(job, calibration=False))["total"] / job.prompts_per_step
     again, clip = shape.text.forward(job.prompt + job.fast), clip_flops(shape, job)
     extra = {
@@ -163,7 +163,7 @@ def calibration_ways(shape: Shape, job: Job) -> dict[str, float]:
 
 
 def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
-    """Bytes on one GPU at the worst moment, by part; "total" is what must fit.
+    """Peak bytes on one GPU by part; "total" is what must fit.
 
     Sampling and training do not peak together: the larger of the KV cache and of the activations with logits counts.
     """
@@ -171,7 +171,7 @@ def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
     shards = 1 if job.sharding == "none" else job.gpus
     trained = text.lora_parameters(job.lora_rank) if job.lora_rank else text.parameters
     parts = {"weights": 4.0 * trained / shards + (2.0 * text.parameters if job.lora_rank else 0.0)}
-    if not job.lora_rank:  # bf16 copies that the forward works with: all of them, or of the layers at hand
+    if not job.lora_rank:  # bf16 copies for the forward pass: of all weights, or of the gathered layers
         live = text.parameters if shards == 1 else 3 * text.layer_parameters + text.vocabulary * text.hidden
         parts["bf16 copies"] = 2.0 * live
     parts["gradients"] = 4.0 * trained / shards
@@ -188,7 +188,7 @@ def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
 
 
 def kv_cache(shape: Shape, job: Job) -> float:
-    """Bytes of keys and values while all rollouts of a GPU's step are sampled, each with its copy of the prompt."""
+    """Bytes of keys and values while a GPU samples all rollouts of a step, each with its copy of the prompt."""
     rollouts = job.micro * job.accumulation
     return 2.0 * shape.text.cached_numbers * rollouts * (job.prompt + job.completion)
 
@@ -204,9 +204,9 @@ def micro_tokens(job: Job) -> float:
 def activations(shape: Shape, job: Job) -> float:
     """Bytes kept for the backward pass: with checkpointing each layer's input and the inside of one layer (estimate).
 
-    Inside a layer, in bf16: the input, two norms' outputs and their float32 inner, queries, keys, values, what
-    attention and its projection give, and four times the feed-forward's width. Attention itself keeps
-    no scores (sdpa, flash).
+    Inside a layer, in bf16: the input, two norms' outputs and their float32 inner values, queries, keys, values, the
+    outputs of attention and of its projection, and four times the feed-forward's width. Attention keeps no scores
+    (sdpa, flash).
     """
     text, tokens = shape.text, micro_tokens(job)
     keys = text.kv_heads * text.head_size
@@ -216,15 +216,15 @@ def activations(shape: Shape, job: Job) -> float:
 
 
 def logits(shape: Shape, job: Job) -> float:
-    """Bytes of the logits that exist at once: TRL's fused head goes through them in chunks of 256 tokens (estimate)."""
+    """Bytes of the logits that exist at once: TRL's fused head computes them in chunks of 256 tokens (estimate)."""
     return 3 * 4.0 * 256 * shape.text.vocabulary
 
 
 def step_seconds(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
-    """Seconds of one optimizer step by part, on GPUs that share the work evenly; communication is not counted.
+    """Seconds of one optimizer step by part, with the work split evenly over the GPUs and without communication.
 
-    Decoding is bound by memory and, in plain PyTorch, by starting kernels: a step takes the larger of reading weights
-    and caches at 60 % of the bandwidth and `layer_seconds` per layer (a quarter of that in vLLM).
+    Decoding is bound by memory bandwidth and, in plain PyTorch, by kernel launches: a step takes the larger of reading
+    weights and caches at 60 % of the bandwidth and `layer_seconds` per layer (a quarter of that in vLLM).
     """
     flops = step_flops(shape, job)
     rate = job.gpus * gpu.flops * job.utilisation
@@ -239,25 +239,25 @@ def step_seconds(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
 
 
 def feature_seconds(shape: Shape, job: Job, gpu: Gpu) -> float:
-    """Seconds to fill the feature cache once, if decoding keeps up."""
+    """Seconds to fill the feature cache once, if decoding is not the bottleneck."""
     return job.rows * clip_flops(shape, job) / (job.gpus * gpu.flops * job.utilisation)
 
 
 def feature_bytes(shape: Shape, job: Job, bytes_per_number: int = 2) -> float:
-    """Size of the feature cache: a vector for every merged patch and every four mel frames."""
+    """Bytes of the feature cache: one vector per merged patch and per four mel frames."""
     vectors = job.patches / shape.vision.merge**2 + job.mel_frames / 4
     return job.rows * vectors * shape.text.hidden * bytes_per_number
 
 
 def fits(shape: Shape, job: Job, gpu: Gpu) -> bool:
-    """Whether the worst moment stays within `MARGIN` of the GPU's memory."""
+    """Whether the peak stays within `MARGIN` of the GPU's memory."""
     return memory(shape, job, gpu)["total"] <= MARGIN * gpu.memory
 
 
 def remedies(shape: Shape, job: Job, gpu: Gpu) -> list[str]:
-    """Changes that would each make the run fit by itself, or with those that the text names; gentlest first."""
+    """Changes that make the run fit, each sufficient as worded; the mildest first."""
     found = [text for text, changed in _changes(job) if fits(shape, changed, gpu)]
-    return found or ["nothing here helps: take a smaller model or GPUs with more memory"]
+    return found or ["no setting makes it fit: use a smaller model or GPUs with more memory"]
 
 
 def _changes(job: Job) -> Iterator[tuple[str, Job]]:

@@ -1,14 +1,16 @@
-"""Recipes: one YAML file a stage, every field of which can be set on the command line.
+"""Recipe files in YAML, and the command-line settings that override them.
 
-A recipe is TRL's own configuration (`SFTConfig`, `GRPOConfig`, and so `TrainingArguments`) with the few fields that
-this project adds. Paths have no default. Defaults that differ from TRL's say why.
+`trl.TrlParser` cannot replace this: it has no key=value and no sections, reads YAML 1.1 (`no` is False, 1:30 is 90,
+2e-6 is a text) and answers a misspelt key with the usage of some 200 options instead of the nearest name.
 """
 
 import dataclasses
 import difflib
+import logging
 import re
 import types
 import typing
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +18,14 @@ import yaml
 
 from mer_r1.errors import UserError
 from mer_r1.model.tiny import TinyConfig
+from mer_r1.training.recipe_info import recipe_file
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
+
+logger = logging.getLogger(__name__)
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML with the scalars of its version 1.2, where `no` is a word, 1:30 no number of minutes and 2e-6 a number."""
+    """YAML with the scalars of version 1.2: `no` and 1:30 are texts, 2e-6 is a number."""
 
 
 _Yaml.yaml_implicit_resolvers = {
@@ -47,19 +52,16 @@ ENGINES = {
 }
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
 SECTIONS = {SFTRecipe: "sft", BuildRecipe: "build", RLRecipe: "rl"}
-
-
-def shipped_recipe(name: str) -> Path:
-    """Path of a recipe that comes with the package.
-
-    Raises:
-        UserError: if there is none of that name.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "recipes", package.parents[1] / "recipes"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise UserError(f"no recipe named {name} comes with this installation")
+RENAMED = {
+    "decode_workers": "workers",
+    "eyes_stills": "vision_images",
+    "eyes_steps": "vision_steps",
+    "ears_sounds": "audio_clips",
+    "ears_steps": "audio_steps",
+    "remarks": "caption_examples",
+    "reading_steps": "text_steps",
+}
+"""Old name of a field -> its name now. Goes with the next release."""
 
 
 def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str]) -> Recipe:
@@ -69,22 +71,25 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
 
     Args:
         kind: the recipe's dataclass.
-        file: YAML, or None for defaults only.
+        file: YAML file, the name of a shipped recipe, or None for defaults only.
         overrides: "key=value", or "--key", "value" in turn ("--key=value" and a bare "--flag" work too).
 
     Raises:
         UserError: for an unknown key (naming the nearest), a missing file or a value of the wrong type.
     """
     hints = {item.name: typing.get_type_hints(kind)[item.name] for item in dataclasses.fields(kind) if item.init}
-    values = _read_file(kind, Path(file)) if file is not None else {}
-    values.update({key: _from_text(key, text, hints.get(key)) for key, text in _parse_overrides(overrides)})
+    values = _read_file(kind, recipe_file(file)) if file is not None else {}
+    values = {_current_name(key, hints): value for key, value in values.items()}
+    for key, text in _parse_overrides(overrides):
+        key = _current_name(key, hints)
+        values[key] = _from_text(key, text, hints.get(key))
     for key, value in values.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             raise UserError(f"unknown key {key!r} in the recipe{f': did you mean {near[0]!r}?' if near else ''}")
         values[key] = _coerce(key, value, hints[key])
     if not values.get("output_dir"):
-        raise UserError("the recipe has no output_dir: say where the checkpoints go (output_dir=DIR)")
+        raise UserError("the recipe has no output_dir: give the folder of the checkpoints (output_dir=DIR)")
     try:
         recipe = kind(**values)
     except (ValueError, TypeError) as error:
@@ -94,15 +99,15 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
 
 
 def _check(recipe: SFTRecipe | RLRecipe) -> None:
-    # What would otherwise come to light after the clips are decoded.
+    # Before the clips are decoded.
     if recipe.router_aux_loss_coef:
-        raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no statistics of the router")
+        raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no router statistics")
     if isinstance(recipe, RLRecipe):
         for name, allowed in ENGINES.items():
             if getattr(recipe, name) not in allowed:
                 raise UserError(f"{name} must be {' or '.join(allowed)}, got {getattr(recipe, name)!r}")
         if recipe.use_vllm:
-            raise UserError("use_vllm=true starts TRL's engine, which takes images only: say rollouts=vllm")
+            raise UserError("use_vllm=true starts TRL's engine, which takes images only: use rollouts=vllm")
     elif recipe.targets not in TARGETS:
         raise UserError(f"targets must be {', '.join(TARGETS)}; got {recipe.targets!r}")
     if isinstance(recipe, BuildRecipe) and recipe.text not in TEXTS:
@@ -118,13 +123,19 @@ def _check(recipe: SFTRecipe | RLRecipe) -> None:
             raise UserError(f"tiny: {error}") from error
 
 
+def _current_name(key: str, known: Container[str]) -> str:
+    name = RENAMED.get(key, key)
+    if key in known or name not in known:
+        return key
+    logger.warning("%s is now %s; the old name goes with the next release", key, name)
+    return name
+
+
 def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"no recipe at {path}: expected a YAML file")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected key: value lines, got {type(content).__name__}")
@@ -132,7 +143,7 @@ def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
     if not sections:
         return content
     if outside := [str(key) for key in content if key not in sections]:
-        raise UserError(f"{path}: {outside[0]!r} stands outside the sections; put it under common")
+        raise UserError(f"{path}: {outside[0]!r} is outside the sections; put it under common")
     if SECTIONS[kind] not in content:
         raise UserError(f"{path} has no section {SECTIONS[kind]}: it holds {', '.join(content)}")
     values: dict[str, Any] = {}
@@ -160,7 +171,7 @@ def _parse_overrides(overrides: list[str]) -> list[tuple[str, str]]:
 
 
 def _from_text(key: str, text: str, hint: Any) -> Any:
-    # A text is taken as it stands: YAML would make a mapping of the slice 700:
+    # A text stays as written: YAML would make a mapping of the slice 700:
     if set(_options(hint)) <= {str, type(None)}:
         return None if text in ("", "null", "~") else text
     try:
@@ -174,28 +185,32 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:
-    # A whole number may stand for a fraction, and a number for a text; the recipe's own types decide.
+    # The field's type decides: an integer may stand for a float, a number for a text.
     options = _options(hint)
     if value is None or any(_fits(value, option) for option in options):
         return value
     for option in options:
-        if option in (float, int) and isinstance(value, str | int) and not isinstance(value, bool):
-            try:
-                number = option(value)
-            except ValueError:
-                continue
-            if _fits(number, option):
-                return number
-        if option is bool and str(value).lower() in SWITCHES:
-            return SWITCHES[str(value).lower()]
-        if option is str and isinstance(value, int | float):
-            return str(value)
+        converted = _converted(value, option)
+        if converted is not None:
+            return converted
     names = ", ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
     raise UserError(f"{key} must be {names}, got {value!r}")
 
 
+def _converted(value: Any, option: Any) -> Any:
+    if option in (float, int) and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            number = option(value)
+        except ValueError:
+            return None
+        return number if _fits(number, option) else None
+    if option is bool:
+        return SWITCHES.get(str(value).lower())
+    return str(value) if option is str and isinstance(value, int | float) else None
+
+
 def _fits(value: Any, option: Any) -> bool:
-    if option in (int, float) and (isinstance(value, bool) or value != value):  # a truth value; not a number
+    if option in (int, float) and (isinstance(value, bool) or value != value):  # NaN
         return False
     origin = typing.get_origin(option) or option
     return option is Any or (isinstance(origin, type) and isinstance(value, origin))

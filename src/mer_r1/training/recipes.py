@@ -1,4 +1,8 @@
-"""Recipes of the stages: TRL's configurations with the few fields that this project adds."""
+"""Recipes: the host's configurations (TRL's `SFTConfig` and `GRPOConfig`) with the fields that this project adds.
+
+The `Attributes` below are the only description of these fields: `mer-r1 sft|rl|build --help` reads them from here.
+Paths have no default. Defaults that differ from TRL's say why.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +14,17 @@ from mer_r1.rl.method import Method
 
 @dataclass
 class DataFields:
-    """What every stage needs to know about its model and data.
+    """Model and data of every stage.
 
     Attributes:
         model: checkpoint to start from, a folder or a hub name.
-        manifest: the JSONL manifest of the clips.
-        split: the rows of the manifest with this split; "all" takes every row.
-        clips: of those, a slice such as "0:400".
-        features_dir: where decoded inputs and tower features are kept; beside the manifest if not given.
-        train_towers: train the vision and audio towers too (else they are frozen and their outputs cached).
-        decode_workers: processes that decode clips.
-        lora_rank: 0 trains the language model in full, above it LoRA of that rank on the language model only.
+        manifest: JSONL manifest of the clips.
+        split: rows of the manifest to train on; "all" takes every row.
+        clips: slice of those rows, such as "0:400".
+        features_dir: folder of decoded inputs and tower features; features/ beside the manifest if not given.
+        train_towers: train the vision and audio towers too; otherwise they are frozen and their outputs cached.
+        workers: processes that decode clips.
+        lora_rank: rank of LoRA on the language model; 0 trains the language model in full.
     """
 
     model: str | None = None
@@ -29,35 +33,43 @@ class DataFields:
     clips: str | None = None
     features_dir: str | None = None
     train_towers: bool = False
-    decode_workers: int = 2
+    workers: int = 2
     lora_rank: int = 0
 
 
 @dataclass
-class _Host:
-    """Settings of the host trainers that this project changes."""
+class HostFields:
+    """Fields of the host's trainers with other defaults than TRL's.
 
-    # Our columns (clip index, kind, target) are no arguments of the model's forward.
+    Attributes:
+        report_to: where TRL sends its logs; log.jsonl is always written.
+        logging_steps: steps between two log lines.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more computation.
+            Off because tiny batches gain nothing; the recipes of large models turn it on.
+        remove_unused_columns: must stay false, since the clip index is no argument of the model's forward.
+        router_aux_loss_coef: must stay 0: for a mixture of experts (Qwen3-Omni) TRL would add the balancing loss.
+    """
+
     remove_unused_columns: bool = False
     report_to: str | list[str] | None = "tensorboard"
     logging_steps: float = 5
-    # Tiny batches of short sequences gain nothing from it; the recipes of large models turn it on.
     gradient_checkpointing: bool = False
-    # Of a mixture of experts (Qwen3-Omni) the loss is the method's alone; TRL would add the balancing loss by itself.
     router_aux_loss_coef: float | None = 0.0
 
 
 @dataclass
-class SFTRecipe(_Host, DataFields, SFTConfig):
-    """`mer-r1 sft`: the cold start on slow-format reasoning (METHOD.md: 2 epochs, 2e-5).
+class SFTRecipe(HostFields, DataFields, SFTConfig):
+    """`mer-r1 sft`: cold start on slow-format reasoning (docs/paper_map.md, training: 2 epochs, 2e-5).
 
     Attributes:
-        targets: what is learned. "slow": reasoning and careful answer; "twice": answer, reasoning, answer
-            (`two_answers`); "base": the tiny model's base stage, a description and a broad direct answer in turn.
-        shared_prefixes: rows of one clip become one, which computes what their prompts have in common once
-            (`packing`): the same gradients, sooner. The batch size then counts clips, not rows.
-        towers_first_steps: steps in which the towers and their projections learn alone, the language model frozen,
-            before the stage itself begins; for towers made new around a language model that is pretrained.
+        targets: what is learned: "slow" (reasoning, then the careful answer), "twice" (answer, reasoning, answer) or
+            "base" (the tiny model's base stage: a description, a remark and a broad direct answer).
+        shared_prefixes: compute what the prompts of a clip's rows have in common once: the same gradients, faster.
+            The batch size then counts clips, not rows.
+        towers_first_steps: steps in which the towers and their projections train alone, with the language model frozen,
+            before the stage itself; for freshly initialised towers around a pretrained language model.
+        learning_rate: peak learning rate.
+        num_train_epochs: passes over the clips.
     """
 
     targets: str = "slow"
@@ -66,63 +78,82 @@ class SFTRecipe(_Host, DataFields, SFTConfig):
     learning_rate: float = 2e-5
     num_train_epochs: float = 2
 
+    def __post_init__(self) -> None:
+        """Keep TRL from tokenising the rows: they hold clips."""
+        super().__post_init__()
+        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}  # type: ignore[has-type]
+
 
 @dataclass
 class BuildRecipe(SFTRecipe):
-    """`mer-r1 build --tiny`: make the tiny policy and take it through its base stage.
+    """`mer-r1 build`: initialise the tiny policy and train its base stage.
 
     Attributes:
-        text: the language model: "tiny", made new, or "smollm2", pretrained (`smollm2`).
-        tiny: sizes, fields of `tiny.TinyConfig`; with "smollm2" those of the towers count.
-        eyes_stills: generated stills that the vision tower learns to see from (`pretrain`); 0 skips it.
-        eyes_steps: steps of 64 stills.
-        ears_sounds: generated sounds that the audio tower learns to hear from; 0 skips it.
-        ears_steps: steps of 32 sounds.
-        towers_learning_rate: peak learning rate of both.
-        remarks: scenes that are told instead of shown, to read of (`scenes.remarks`).
-        muon_learning_rate: of the language model's matrices in the base stage (`muon`); 0 leaves all to `optim`.
-        reading_steps: steps of 32 remarks in which the language model reads before it meets clips; 0 skips it.
+        text: language model: "tiny" (freshly initialised) or "smollm2" (pretrained).
+        tiny: sizes as a mapping, fields of `model.tiny.TinyConfig`; with "smollm2" only those of the towers count.
+        vision_images: generated images that pretrain the vision tower; 0 skips it.
+        vision_steps: steps of 64 images.
+        audio_clips: generated audio clips that pretrain the audio tower; 0 skips it.
+        audio_steps: steps of 32 audio clips.
+        towers_learning_rate: peak learning rate of the vision tower; the audio tower's is three times that.
+        caption_examples: scenes described in words that pretrain the language model.
+        text_steps: steps of 32 captions, before the language model sees clips; 0 skips them.
+        muon_learning_rate: learning rate of Muon for the language model's matrices; 0 leaves them to `optim`.
     """
 
     targets: str = "base"
     text: str = "tiny"
-    eyes_stills: int = 16000
-    eyes_steps: int = 1000
-    ears_sounds: int = 4000
-    ears_steps: int = 600
+    vision_images: int = 16000
+    vision_steps: int = 1000
+    audio_clips: int = 4000
+    audio_steps: int = 600
     towers_learning_rate: float = 1e-3
-    remarks: int = 12000
-    reading_steps: int = 500
+    caption_examples: int = 12000
+    text_steps: int = 500
     muon_learning_rate: float = 0.02
     tiny: dict[str, Any] | None = None
 
 
 @dataclass
-class RLRecipe(_Host, DataFields, Method, GRPOConfig):
-    """`mer-r1 rl`: MER-R1 and the methods it is compared with (METHOD.md: 1 epoch, 2e-6, G = 4, beta 0.04).
+class SamplingFields:
+    """Sampling of rollouts in RL.
 
-    The choices of the method are those of `method.Method`, which it inherits.
+    Attributes:
+        num_generations: rollouts per prompt, the group size G.
+        max_completion_length: longest completion in tokens.
+        rollouts: engine that samples: "hf" (this policy, in PyTorch) or "vllm" (TRL's fields `vllm_*` configure it).
+        vllm_confidences: model that scores vLLM's answers: "engine", "policy" or "auto" (the cheaper).
+        vllm_importance_sampling_mode: correction of the engine's rounding; truncated, not masked, so that one token
+            does not cost the whole rollout.
+    """
+
+    num_generations: int | None = 4
+    max_completion_length: int | None = 1024
+    rollouts: str = "hf"
+    vllm_confidences: str = "auto"
+    vllm_importance_sampling_mode: str = "token_truncate"
+
+
+@dataclass
+class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
+    """`mer-r1 rl`: MER-R1 and its baselines (docs/paper_map.md, training: 1 epoch, 2e-6, G = 4, beta 0.04).
 
     Attributes:
         wheels: folder of the official emotion wheels; the built-in wheels if not given.
-        shared_prefixes: in training a prompt is computed once for the rollouts that a batch has of it (`packing`).
-        rollouts: what samples, "hf" (this policy) or "vllm" (`vllm.rollouts`; TRL's fields `vllm_*` say how).
-        vllm_confidences: what scores vLLM's answers: "engine", "policy", or "auto" for the cheaper.
+        shared_prefixes: compute a prompt once for its rollouts in a batch: the same gradients, faster.
+        learning_rate: peak learning rate.
+        num_train_epochs: passes over the clips.
+        beta: weight of the KL divergence from the starting policy.
+        epsilon: clipping range of the importance ratio.
+        loss_type: average of the loss; "grpo" takes per-sequence means, TRL's "dapo" weighs every token the same.
     """
 
-    shared_prefixes: bool = True
-    rollouts: str = "hf"
-    vllm_confidences: str = "auto"
-    # Truncated, not masked: one token that the engine's kernels round away must not cost the whole rollout.
-    vllm_importance_sampling_mode: str = "token_truncate"
     wheels: str | None = None
+    shared_prefixes: bool = True
     learning_rate: float = 2e-6
     num_train_epochs: float = 1
-    num_generations: int | None = 4
     beta: float = 0.04
     epsilon: float = 0.2
-    max_completion_length: int | None = 1024
-    # Per-sequence means as in GRPO; TRL's default (dapo) weighs every token of the batch the same.
     loss_type: str = "grpo"
 
     def __post_init__(self) -> None:

@@ -1,6 +1,5 @@
 """The RL stage: from a recipe to a trained policy, with labels as the only supervision."""
 
-import os
 from pathlib import Path
 
 from mer_r1.data.clip import Clip
@@ -19,42 +18,36 @@ from mer_r1.training.recipes import RLRecipe
 from mer_r1.training.stage import (
     Callbacks,
     LogFile,
-    _cache,
-    _launched_with,
-    _lora,
-    _policy,
-    _run,
+    build_cache,
+    load_policy,
+    lora_config,
     prompts,
     select_clips,
+    train_and_save,
+    weights_are_sharded,
 )
 
 
 def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Reinforcement learning from labels only; returns the folder of the model.
 
+    Args:
+        recipe: settings of the stage.
+        progress: callback called with the number of clips decoded and encoded.
+        callbacks: callbacks of the trainer.
+
     Raises:
-        UserError: for rows without gold labels, or whose gold answer would not earn full reward.
+        UserError: for rows without gold labels or whose gold answer would not earn full reward, and for settings that
+            do not go together.
     """
     clips = select_clips(recipe)
     taxonomy = wheels.load(recipe.wheels)
-    _check_gold(clips, taxonomy)
-    if recipe.rollouts == "vllm":
-        required("rollouts=vllm")  # said now, not after the clips are decoded
-    if recipe.train_towers:
-        raise UserError("train_towers=true: RL keeps the towers frozen, so that each clip is encoded once")
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") if _launched_with("DEEPSPEED") else None
-    if recipe.rollouts == "hf" and (stage == "3" or _launched_with("FSDP")):
-        raise UserError(
-            "rollouts=hf decodes until each GPU's own last token, and GPUs that share weights would wait for each "
-            "other forever: say rollouts=vllm, or launch with --zero_stage 2, or with "
-            "recipes/accelerate/one.yaml --multi_gpu"
-        )
-    omni = _policy(recipe)
-    _check_form(recipe, omni)
-    if recipe.rollouts == "vllm" and not (family := family_of(omni.model)).engine:
-        raise UserError(f"rollouts=vllm: weights of {family.name} are not handed on to vLLM yet; say rollouts=hf")
+    check_gold(clips, taxonomy)
+    _check_launch(recipe)
+    omni = load_policy(recipe)
+    _check_model(recipe, omni)
     omni.freeze_towers()
-    cache = _cache(recipe, omni, clips, progress)
+    cache = build_cache(recipe, omni, clips, progress)
     rows = [
         {
             "prompt": [{"role": "user", "content": question(clip.subtitle, omni.settings.question)}],
@@ -63,7 +56,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
         }
         for index, clip in enumerate(clips)
     ]
-    with same_towers_as(omni.model):  # the reference too does without towers
+    with same_towers_as(omni.model):  # the KL reference has no towers either
         trainer = MERR1Trainer(
             omni,
             rows,
@@ -71,18 +64,22 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
             recipe,
             taxonomy,
             recipe,
-            peft_config=_lora(recipe),
+            peft_config=lora_config(recipe),
             callbacks=[LogFile(recipe.output_dir), *callbacks],
         )
     if recipe.rollouts == "vllm":
         from mer_r1.rl.vllm.rollouts import use_vllm
 
         use_vllm(trainer, clips, recipe.vllm_confidences)
-    return _run(trainer, recipe, omni)
+    return train_and_save(trainer, recipe, omni)
 
 
-def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
-    # A task validates its own gold: the gold answer must earn full reward, for every row.
+def check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
+    """Refuse clips whose gold answer would not earn full reward.
+
+    Raises:
+        UserError: with their number and the first of them.
+    """
     wrong = [clip.id for clip in clips if not clip.labels or not gold_earns_full_reward(clip.labels, taxonomy)]
     if wrong:
         raise UserError(
@@ -91,10 +88,26 @@ def _check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
         )
 
 
-def _check_form(recipe: RLRecipe, omni: Omni) -> None:
+def _check_launch(recipe: RLRecipe) -> None:
+    # Before the clips are decoded.
+    if recipe.rollouts == "vllm":
+        required("rollouts=vllm")
+    if recipe.train_towers:
+        raise UserError("train_towers=true: RL keeps the towers frozen, so that each clip is encoded once")
+    if recipe.rollouts == "hf" and weights_are_sharded():
+        raise UserError(
+            "rollouts=hf decodes until each GPU's own last token, and GPUs that share weights would wait for each "
+            "other forever: use rollouts=vllm, or launch with --zero_stage 2, or with "
+            "recipes/accelerate/one.yaml --multi_gpu"
+        )
+
+
+def _check_model(recipe: RLRecipe, omni: Omni) -> None:
     wanted = TWICE if recipe.answers_twice else ONCE
     if omni.settings.form != wanted:
         raise UserError(
             f"method={recipe.method} needs a model whose completions have the form {wanted!r}, and {recipe.model} has "
             f"{omni.settings.form!r}: `mer-r1 sft targets=twice` makes the form 'twice', targets=slow the form 'once'"
         )
+    if recipe.rollouts == "vllm" and not (family := family_of(omni.model)).engine:
+        raise UserError(f"rollouts=vllm: weights of {family.name} are not passed to vLLM yet; use rollouts=hf")

@@ -1,7 +1,6 @@
-"""The supervised stages: what is said about each clip, learned from a recipe."""
+"""The supervised stages: what the model learns to say about each clip, from a recipe to a trained model."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
@@ -15,151 +14,195 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.emotions.two_answers import format_twice
 from mer_r1.errors import UserError
-from mer_r1.model.features import Progress
+from mer_r1.model.features import FeatureCache, Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni
 from mer_r1.model.prompts import Prompt, collate, encode_prompt
 from mer_r1.model.shared_prefix.packing import Row, group_rows, pack
 from mer_r1.model.tower_outputs import placeholder_ids
 from mer_r1.training.recipes import SFTRecipe
 from mer_r1.training.sft_trainer import MERSFTTrainer
-from mer_r1.training.stage import Callbacks, LogFile, _cache, _launched_with, _lora, _policy, _run, select_clips
+from mer_r1.training.stage import (
+    Callbacks,
+    LogFile,
+    build_cache,
+    load_policy,
+    lora_config,
+    select_clips,
+    train_and_save,
+    weights_are_sharded,
+)
 
+Rows = list[dict[str, Any]]
 NO_CLIP = -1
-"""The clip index of a row without a clip."""
+"""Clip index of a row without a clip."""
 
 
 def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
-    """Cold start: the model learns the slow format from reasoning texts; returns the folder of the model."""
+    """Cold start: train the slow format on reasoning texts; returns the folder of the model.
+
+    Args:
+        recipe: settings of the stage.
+        progress: callback called with the number of clips decoded and encoded.
+        callbacks: callbacks of the trainer.
+    """
     clips = select_clips(recipe)
-    omni = _policy(recipe)
+    omni = load_policy(recipe)
     omni.settings = replace(omni.settings, form="twice" if recipe.targets == "twice" else "once")
-    return supervise(recipe, omni, clips, progress, callbacks)
+    return supervise(recipe, omni, clips, examples(clips, omni, recipe.targets), progress, callbacks)
 
 
-def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> list[dict[str, Any]]:
-    """Rows for supervised stages: which clip, what is asked, what is to be said.
+def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> Rows:
+    """Rows of a supervised stage: clip index, question, and the text to learn.
 
     Raises:
         UserError: for an unknown kind of target, or a clip without the texts it needs.
     """
+    if targets not in ("slow", "twice", "base"):
+        raise UserError(f"targets must be slow, twice or base, got {targets!r}")
     rows = []
     for index, clip in enumerate(clips):
-        if targets in ("slow", "twice"):
-            labels = clip.meta.get("careful_labels") or clip.labels
-            if not clip.reasoning or not labels:
-                raise UserError(f"clip {clip.id}: SFT needs a reasoning text and labels")
-            target = format_completion(clip.reasoning, labels)
-            if targets == "twice":  # the same words before the reasoning and after it
-                target = format_twice(labels, clip.reasoning, labels)
-            rows.append(
-                {"clip_index": index, "asked": question(clip.subtitle, omni.settings.question), "target": target}
-            )
-        elif targets == "base":
-            missing = sorted({"description", "remark", "broad_labels"} - clip.meta.keys())
-            if missing:
-                raise UserError(f"clip {clip.id}: the base stage needs meta.{missing[0]}")
-            said = {
-                describe_question(clip.subtitle): clip.meta["description"],
-                remark_question(clip.subtitle): clip.meta["remark"],
-                # Behind an empty think, as models that can do both answer directly: what fast thinking triggers.
-                question(clip.subtitle, omni.settings.question): format_completion("", clip.meta["broad_labels"]),
-            }
-            rows += [{"clip_index": index, "asked": asked, "target": target} for asked, target in said.items()]
-        else:
-            raise UserError(f"targets must be slow, twice or base, got {targets!r}")
+        asked = question(clip.subtitle, omni.settings.question)
+        said = _base_texts(clip, asked) if targets == "base" else {asked: _reasoned(clip, targets)}
+        rows += [{"clip_index": index, "asked": asked, "target": target} for asked, target in said.items()]
     return rows
+
+
+def _reasoned(clip: Clip, targets: str) -> str:
+    labels = clip.meta.get("careful_labels") or clip.labels
+    if not clip.reasoning or not labels:
+        raise UserError(f"clip {clip.id}: SFT needs a reasoning text and labels")
+    text = format_completion(clip.reasoning, labels)
+    return format_twice(labels, clip.reasoning, labels) if targets == "twice" else text
+
+
+def _base_texts(clip: Clip, asked: str) -> dict[str, str]:
+    missing = sorted({"description", "remark", "broad_labels"} - clip.meta.keys())
+    if missing:
+        raise UserError(f"clip {clip.id}: the base stage needs meta.{missing[0]}")
+    return {
+        describe_question(clip.subtitle): clip.meta["description"],
+        remark_question(clip.subtitle): clip.meta["remark"],
+        # After an empty think block, as models with both modes answer directly: what fast thinking triggers.
+        asked: format_completion("", clip.meta["broad_labels"]),
+    }
+
+
+class SFTData:
+    """Rows of a supervised stage and the batches they become.
+
+    Attributes:
+        rows: rows for the trainer; with shared prefixes one per clip, holding all rows of that clip.
+    """
+
+    def __init__(self, omni: Omni, clips: list[Clip], rows: Rows, cache: FeatureCache, shared_prefixes: bool) -> None:
+        self.omni, self.shared_prefixes = omni, shared_prefixes
+        media_of = lru_cache(maxsize=4096)(lambda index: cache.get(clips[index]))
+
+        @lru_cache(maxsize=8192)
+        def prompt_of(index: int, asked: str) -> Prompt:
+            return encode_prompt(omni, asked, {} if index == NO_CLIP else media_of(index))
+
+        self._prompt_of = prompt_of
+        self.rows = self._grouped(rows) if shared_prefixes else rows
+
+    def _grouped(self, rows: Rows) -> Rows:
+        texts = self.omni.tokenizer([row["asked"] + row["target"] for row in rows])["input_ids"]
+        shared = len(self._prompt_of(0, "").input_ids)
+        return [{"rows": group} for group in group_rows(rows, [len(ids) for ids in texts], shared, NO_CLIP)]
+
+    def _encoded(self, row: dict[str, Any]) -> Row:
+        tokenizer = self.omni.tokenizer
+        target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
+        return self._prompt_of(row["clip_index"], row["asked"]), target
+
+    def collate(self, rows: Rows) -> dict[str, Any]:
+        """The batch of some rows: padded, or packed with shared prefixes."""
+        padding = self.omni.tokenizer.pad_token_id
+        if self.shared_prefixes:
+            groups = [[self._encoded(row) for row in item["rows"]] for item in rows]
+            return pack(groups, padding, placeholder_ids(self.omni.model))
+        found, targets = zip(*(self._encoded(row) for row in rows), strict=True)
+        return collate(found, targets, padding)
 
 
 def supervise(
     recipe: SFTRecipe,
     omni: Omni,
     clips: list[Clip],
+    rows: Rows,
     progress: Progress | None = None,
     callbacks: Callbacks = (),
-    more_rows: Sequence[dict[str, Any]] = (),
     optimizer: torch.optim.Optimizer | None = None,
-    language: bool = True,
 ) -> Path:
-    """Train a model on what is to be said about clips; returns the folder of the model.
+    """Train a model on rows about clips; returns the folder of the model.
 
     Args:
-        recipe: of the stage.
+        recipe: settings of the stage.
         omni: the model; its towers are frozen unless the recipe trains them.
-        clips: with the texts that the recipe's targets need.
-        progress: told of clips decoded and encoded.
-        callbacks: of the trainer.
-        more_rows: as those of `examples`; `NO_CLIP` as clip index where there is none.
-        optimizer: instead of the recipe's `optim`.
-        language: False freezes the language model.
+        clips: clips that the rows refer to.
+        rows: rows as `examples` makes them; a row without a clip has the index `NO_CLIP`.
+        progress: callback called with the number of clips decoded and encoded.
+        callbacks: callbacks of the trainer.
+        optimizer: optimizer to use instead of the recipe's `optim`.
+
+    Raises:
+        UserError: for settings that do not go together, or as `stage.train_and_save`.
     """
-    if recipe.train_towers and (_launched_with("FSDP") or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"):
+    if (recipe.train_towers or recipe.towers_first_steps) and weights_are_sharded():
         raise UserError(
-            "train_towers=true needs whole weights in each process, since not every batch has sound and picture: "
+            "train_towers=true needs whole weights in each process, since not every batch has audio and video: "
             "launch without FSDP, and with --zero_stage 2 at most"
         )
     if recipe.towers_first_steps:
         if optimizer is not None:  # it holds the weights of a model that this stage replaces
             raise UserError("towers_first_steps and muon_learning_rate do not go together: set one of them to 0")
-        omni = _towers_first(recipe, omni, clips, progress, callbacks, more_rows)
+        omni = _towers_first(recipe, omni, clips, rows, progress, callbacks)
+    _train_language_model(omni, True)
+    return _train(recipe, omni, clips, rows, progress, callbacks, optimizer)
+
+
+def _train(
+    recipe: SFTRecipe,
+    omni: Omni,
+    clips: list[Clip],
+    rows: Rows,
+    progress: Any,
+    callbacks: Callbacks,
+    optimizer: Any = None,
+) -> Path:
     omni.freeze_towers(not recipe.train_towers)
-    for part in (omni.model.model.language_model, omni.model.get_output_embeddings()):
-        part.requires_grad_(language)
-    cache = _cache(recipe, omni, clips, progress)
-    recipe.dataset_kwargs = {**(recipe.dataset_kwargs or {}), "skip_prepare_dataset": True}
-
-    @lru_cache(maxsize=4096)
-    def media_of(index: int) -> dict[str, Any]:
-        return cache.get(clips[index])
-
-    @lru_cache(maxsize=8192)
-    def prompt_of(index: int, asked: str) -> Prompt:
-        return encode_prompt(omni, asked, {} if index == NO_CLIP else media_of(index))
-
-    def ready(row: dict[str, Any]) -> Row:
-        target = [*omni.tokenizer(row["target"])["input_ids"], omni.tokenizer.eos_token_id]
-        return prompt_of(row["clip_index"], row["asked"]), target
-
-    def batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if recipe.shared_prefixes:
-            groups = [[ready(row) for row in item["rows"]] for item in rows]
-            return pack(groups, omni.tokenizer.pad_token_id, placeholder_ids(omni.model))
-        found, targets = zip(*(ready(row) for row in rows), strict=True)
-        return collate(found, targets, omni.tokenizer.pad_token_id)
-
-    rows = [*examples(clips, omni, recipe.targets), *more_rows]
-    if recipe.shared_prefixes:
-        texts = omni.tokenizer([row["asked"] + row["target"] for row in rows])["input_ids"]
-        of_clip = len(prompt_of(0, "").input_ids)
-        rows = [{"rows": group} for group in group_rows(rows, [len(ids) for ids in texts], of_clip, NO_CLIP)]
+    cache = build_cache(recipe, omni, clips, progress)
+    data = SFTData(omni, clips, rows, cache, recipe.shared_prefixes)
     trainer = MERSFTTrainer(
         omni,
         optimizers=(optimizer, None),
         model=omni.model,
         args=recipe,
-        train_dataset=Dataset.from_list(rows),
-        data_collator=batch,
-        peft_config=_lora(recipe),
-        callbacks=[LogFile(recipe.output_dir), *callbacks],
+        train_dataset=Dataset.from_list(data.rows),
+        data_collator=data.collate,
+        peft_config=lora_config(recipe),
+        callbacks=[LogFile(str(recipe.output_dir)), *callbacks],
     )
-    return _run(trainer, recipe, omni)
+    return train_and_save(trainer, recipe, omni)
+
+
+def _train_language_model(omni: Omni, trained: bool) -> None:
+    for part in (omni.model.model.language_model, omni.model.get_output_embeddings()):
+        part.requires_grad_(trained)
 
 
 def _towers_first(
-    recipe: SFTRecipe,
-    omni: Omni,
-    clips: list[Clip],
-    progress: Progress | None,
-    callbacks: Callbacks,
-    more_rows: Sequence[dict[str, Any]],
+    recipe: SFTRecipe, omni: Omni, clips: list[Clip], rows: Rows, progress: Any, callbacks: Callbacks
 ) -> Omni:
-    # A stage of its own, with its own checkpoints and model; a resumed run that is past it begins with that model.
+    # A stage of its own, with its own checkpoints and model; a resumed run that is past it starts from that model.
     stage = copy(recipe)
     stage.output_dir = str(Path(str(recipe.output_dir)) / "towers_first")
     stage.max_steps, stage.towers_first_steps, stage.train_towers = recipe.towers_first_steps, 0, True
     folder = Path(stage.output_dir) / "model"
     if not (folder / SETTINGS_FILE).is_file():
-        supervise(stage, omni, clips, progress, callbacks, more_rows, language=False)
-    with recipe.main_process_first():  # who saved it; the others find it whole
+        _train_language_model(omni, False)
+        _train(stage, omni, clips, rows, progress, callbacks)
+    with recipe.main_process_first():  # it saved the model; the others find it complete
         again = copy(recipe)
         again.model = str(folder)
-        return _policy(again)
+        return load_policy(again)

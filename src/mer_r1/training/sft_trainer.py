@@ -1,4 +1,4 @@
-"""The trainer of supervised stages: TRL's, with clips in the batches, and rows of one clip in one if asked.
+"""The trainer of the supervised stages: TRL's SFTTrainer with media in the batches, and packed rows if asked for.
 
 Shapes: B rows of L tokens, plain (`prompts.collate`) or packed (`packing.pack`).
 """
@@ -15,8 +15,8 @@ from mer_r1.model.tower_outputs import media_embedded
 class MERSFTTrainer(WholeCheckpoints, SFTTrainer):
     """SFTTrainer whose batches carry media beside token ids, and branches if they are packed.
 
-    Of packed batches the loss, the accuracy and the entropy are those of the plain batch; `num_tokens` counts the
-    tokens that were computed, a shared prefix once.
+    Loss, accuracy and entropy of a packed batch equal those of the plain batch; `num_tokens` counts the computed
+    tokens, a shared prefix once.
     """
 
     def __init__(self, omni: Omni, **kwargs: Any) -> None:
@@ -26,7 +26,7 @@ class MERSFTTrainer(WholeCheckpoints, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """SFTTrainer's loss, the media at their placeholders."""
+        """SFTTrainer's loss, with the media embedded at their placeholders."""
         inputs = dict(inputs)
         media, branches = inputs.pop("media"), inputs.pop("branches", None)
         policy = thinker(self.accelerator.unwrap_model(model))

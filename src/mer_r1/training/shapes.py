@@ -1,7 +1,7 @@
-"""Sizes of omni thinkers, and what follows from them by counting: parameters and multiply-adds.
+"""Sizes of omni thinkers, and the parameters and multiply-adds that follow from them.
 
-Nothing is loaded: the shapes of Qwen2.5-Omni are written down here, and those of a local checkpoint are read from its
-config.json. Every count is a sum over the matrices of the published architecture (transformers' Qwen2.5-Omni).
+Loads no weights: the shapes of Qwen2.5-Omni are listed here, those of a local checkpoint are read from its config.json.
+Every count is a sum over the matrices of the published architecture (transformers' Qwen2.5-Omni).
 
 A multiply-add counts as 2 FLOPs. Norms, activations, biases and rotations are left out of the FLOPs (below 1 % at full
 size) but not out of the parameters, which are exact.
@@ -61,12 +61,12 @@ class Text:
         return self.layers * rank * ends
 
     def forward(self, new: float, past: float = 0, scored: float = 0) -> float:
-        """FLOPs of running tokens through it.
+        """FLOPs of a forward pass.
 
         Args:
-            new: tokens that run, each seeing those before it.
-            past: tokens that are seen but run no more (a KV cache, a shared prefix).
-            scored: tokens that the head gives logits for.
+            new: tokens that are computed, each attending to those before it.
+            past: tokens that are attended to but not computed (a KV cache, a shared prefix).
+            scored: tokens that the head computes logits for.
         """
         attention = 2 * self.layers * self.hidden * (past + new / 2)
         return 2 * (new * (self.layers * self.layer_matrices + attention) + scored * self.hidden * self.vocabulary)
@@ -104,7 +104,7 @@ class Vision:
         return self._patch_weights + self.layers * block + merger
 
     def forward(self, patches: float, steps: int) -> float:
-        """FLOPs for a video of so many patches in so many steps of time (`temporal` frames each)."""
+        """FLOPs for a video of that many patches in that many time steps (`temporal` frames each)."""
         block = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
         frame = patches / max(steps, 1)
         window = min(frame, (self.window / self.patch) ** 2)
@@ -134,7 +134,7 @@ class Audio:
         return convolutions + self.layers * block + 2 * size + size * self.out + self.out + 2 * self.out
 
     def forward(self, mel_frames: float) -> float:
-        """FLOPs for a sound of so many mel frames."""
+        """FLOPs for audio of that many mel frames."""
         size, half = self.hidden, mel_frames / 2
         block = 4 * size**2 + 2 * size * self.intermediate
         convolutions = mel_frames * 3 * self.mels * size + half * 3 * size**2
@@ -170,16 +170,16 @@ def _qwen(name: str, text: Text) -> Shape:
 
 # The 7B's text and audio sizes are the defaults of transformers' Qwen2.5-Omni configuration (tested against it), the
 # 3B's text sizes those that Qwen2.5-3B publishes; the vision tower is Qwen2.5-VL's, of 675 M parameters in the
-# technical report (arXiv 2503.20215). Neither checkpoint ties its head. Known from documents, not from the checkpoints.
+# technical report (arXiv 2503.20215). Neither checkpoint ties its head. From documents, not from the checkpoints.
 SHAPES = {
     "Qwen/Qwen2.5-Omni-7B": _qwen("Qwen2.5-Omni-7B", Text(3584, 18944, 28, 28, 4, 152064, tied=False)),
     "Qwen/Qwen2.5-Omni-3B": _qwen("Qwen2.5-Omni-3B", Text(2048, 11008, 36, 16, 2, 151936, tied=False)),
 }
-"""Shapes that are known without a checkpoint, by hub name."""
+"""Shapes known without a checkpoint, by hub name."""
 
 
 def shape_of(model: str) -> Shape:
-    """The shape of a model: of a local folder from its config.json, of a known hub name from `SHAPES`.
+    """The shape of a model: from the config.json of a local folder, or from `SHAPES` by hub name.
 
     Raises:
         UserError: if it is neither, or the configuration lacks a size.
@@ -212,7 +212,7 @@ def from_config(config: dict[str, Any], name: str) -> Shape:
     """The shape in a configuration of Qwen2.5-Omni or its thinker.
 
     Raises:
-        KeyError: if a size is not there.
+        KeyError: if a size is missing.
     """
     config = config.get("thinker_config", config)
     text, vision, audio = config["text_config"], config["vision_config"], config["audio_config"]

@@ -1,7 +1,7 @@
-"""The base stage of the tiny policy: make it, let it see, hear and read, then meet clips. Stands for a pretraining.
+"""The base stage of the tiny policy: initialise it, pretrain its towers and language model, then train on clips.
 
-After it the policy can describe a clip and answer directly, with broad and noisy labels, and knows no reasoning: what
-Qwen2.5-Omni brings along. The towers and the reading come first (`pretrain`), side by side.
+Stands for the pretraining of Qwen2.5-Omni: afterwards the policy can describe a clip and answer directly, with broad
+and noisy labels, but cannot reason. Towers and language model are pretrained side by side first (`pretrain`).
 """
 
 import logging
@@ -26,48 +26,55 @@ from mer_r1.model.features import Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni, load
 from mer_r1.model.tiny import TinyConfig, tiny
 from mer_r1.training.recipes import BuildRecipe
-from mer_r1.training.sft_stage import NO_CLIP, supervise
+from mer_r1.training.sft_stage import NO_CLIP, examples, supervise
 from mer_r1.training.stage import Callbacks, select_clips
 
 logger = logging.getLogger(__name__)
 
-Learned = tuple[dict[str, Any], float]
-"""Weights of a tower, and the last loss."""
+Trained = tuple[dict[str, Any], float]
+"""Weights of a tower, and its last loss."""
 
 
 def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
-    """Make the tiny policy and train its base stage; returns the folder of the model."""
+    """Initialise the tiny policy and train its base stage; returns the folder of the model.
+
+    Args:
+        recipe: settings of the stage.
+        progress: callback called with the number of steps or clips just done.
+        callbacks: callbacks of the trainer.
+    """
     clips = select_clips(recipe)
     set_seed(recipe.seed)
     with recipe.main_process_first():
         omni = _pretrained(recipe, clips, progress)
     omni.freeze_towers(not recipe.train_towers)
-    # Part of what was read comes again, so that it is not forgotten.
-    told = _told(min(recipe.remarks, len(clips)), recipe.seed) if recipe.reading_steps else []
-    return supervise(recipe, omni, clips, progress, callbacks, told, _muon(recipe, omni))
+    rows = examples(clips, omni, recipe.targets)
+    if recipe.text_steps:  # part of the captions again, so that they are not forgotten
+        rows += _caption_rows(min(recipe.caption_examples, len(clips)), recipe.seed)
+    return supervise(recipe, omni, clips, rows, progress, callbacks, _muon(recipe, omni))
 
 
 def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | None) -> Omni:
-    # Kept in a folder of its own, so that a resumed run does not train the towers again.
+    # Saved in a folder of its own, so that a resumed run does not pretrain again.
     folder = Path(str(recipe.output_dir)) / "towers"
     if (folder / SETTINGS_FILE).is_file():
         return load(folder)
-    omni = _made(recipe, clips)
+    omni = _initialised(recipe, clips)
     blank = folder.with_name("untrained")
     omni.save(blank)
-    # Small matrices gain nothing from a second thread: eyes and ears learn in processes beside the reader.
-    lessons = {"visual": _learn_to_see} if recipe.eyes_stills else {}
-    lessons |= {"audio_tower": _learn_to_hear} if recipe.ears_sounds else {}
+    # Small matrices gain nothing from a second thread: the towers train in processes beside the language model.
+    lessons = {"visual": _train_vision} if recipe.vision_images else {}
+    lessons |= {"audio_tower": _train_audio} if recipe.audio_clips else {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        learning = {tower: pool.submit(lesson, blank, recipe) for tower, lesson in lessons.items()}
-        if recipe.reading_steps:
+        running = {tower: pool.submit(lesson, blank, recipe) for tower, lesson in lessons.items()}
+        if recipe.text_steps:
             with _half_the_cores():
-                rows = [(row["asked"], row["target"]) for row in _told(recipe.remarks, recipe.seed)]
+                rows = [(row["asked"], row["target"]) for row in _caption_rows(recipe.caption_examples, recipe.seed)]
                 texts = list(zip(rows[::2], rows[1::2], strict=True))
-                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, recipe.seed, progress)
-            logger.info("reading: cross-entropy %.3f per token", read)
-        for tower, learned in learning.items():
-            weights, loss = learned.result()
+                loss = train_reading(omni, texts, recipe.text_steps, recipe.learning_rate, recipe.seed, progress)
+            logger.info("language model: cross-entropy %.3f per token", loss)
+        for tower, trained in running.items():
+            weights, loss = trained.result()
             module = getattr(omni.model.model, tower)
             module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
             logger.info("%s: loss %.3f", tower, loss)
@@ -75,15 +82,15 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     return omni
 
 
-def _made(recipe: BuildRecipe, clips: list[Clip]) -> Omni:
+def _initialised(recipe: BuildRecipe, clips: list[Clip]) -> Omni:
     if recipe.text == "smollm2":
         return smollm2(replace(TOWERS, **(recipe.tiny or {})), recipe.seed)
     return tiny(_texts(clips), TinyConfig(**(recipe.tiny or {})), recipe.seed)
 
 
-def _told(count: int, seed: int) -> list[dict[str, Any]]:
-    # Rows like those of `examples`, of scenes that are told and not shown.
-    from mer_r1.lab.tiny.remarks import draw_remarks  # the corpus is an extra
+def _caption_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    # Rows as those of `examples`, about scenes described in words instead of shown.
+    from mer_r1.lab.tiny.remarks import draw_remarks  # needs the extra of the scenes
 
     rows = []
     for remark in draw_remarks(count, seed):
@@ -95,18 +102,18 @@ def _told(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _learn_to_see(folder: Path, recipe: BuildRecipe) -> Learned:
+def _train_vision(folder: Path, recipe: BuildRecipe) -> Trained:
     omni, rate = load(folder), recipe.towers_learning_rate
     with _half_the_cores():
-        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, recipe.decode_workers)
+        loss = train_eyes(omni, recipe.vision_images, recipe.vision_steps, rate, recipe.seed, recipe.workers)
     return _weights(omni.model.model.visual), loss
 
 
-def _learn_to_hear(folder: Path, recipe: BuildRecipe) -> Learned:
+def _train_audio(folder: Path, recipe: BuildRecipe) -> Trained:
     omni, rate = load(folder), 3 * recipe.towers_learning_rate
-    workers = 1 if recipe.eyes_stills else recipe.decode_workers
+    workers = 1 if recipe.vision_images else recipe.workers
     with _half_the_cores():
-        loss = train_ears(omni, recipe.ears_sounds, recipe.ears_steps, rate, recipe.seed, workers)
+        loss = train_ears(omni, recipe.audio_clips, recipe.audio_steps, rate, recipe.seed, workers)
     return _weights(omni.model.model.audio_tower), loss
 
 

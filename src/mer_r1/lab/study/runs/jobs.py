@@ -240,7 +240,7 @@ class _Planner:
 
     def _train(self, stage: str, folder: str, model: Path, changed: Mapping[str, str], seed: int) -> tuple[str, ...]:
         fixed = {"manifest": self.scenes, "model": model, "output_dir": self.out / folder, "seed": seed}
-        fixed |= {"disable_tqdm": "true", "resume_from_checkpoint": "true", "decode_workers": 0, "report_to": "none"}
+        fixed |= {"disable_tqdm": "true", "resume_from_checkpoint": "true", "workers": 0, "report_to": "none"}
         settings = (f"{key}={value}" for key, value in {**fixed, **changed}.items())
         return (stage, "--config", str(self.options.recipe), *settings)
 

@@ -93,9 +93,9 @@ def _recipe(out: Path) -> Path:
     # The one that the folder was started with, else the tiny one.
     if (out / RECIPE_FILE).is_file():
         return out / RECIPE_FILE
-    from mer_r1.training.recipe_files import shipped_recipe
+    from mer_r1.training.recipe_info import shipped_recipes
 
-    return shipped_recipe("tiny")
+    return shipped_recipes()["tiny"]
 
 
 def _keep_recipe(out: Path, given: Path | None) -> None:

@@ -1,0 +1,145 @@
+"""Which recipes there are, and the fields of recipes with type, default and description, for help and documentation.
+
+The fields are read from the sources (`recipes.py`, `method.py`) without importing them: help needs neither torch nor
+TRL.
+"""
+
+import ast
+import dataclasses
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mer_r1.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = "training/recipes.py"
+OURS = {
+    "sft": {"Data": ["DataFields"], "Training": ["SFTRecipe", "HostFields"]},
+    "rl": {
+        "Data": ["DataFields"],
+        "Method": ["Method"],
+        "Sampling": ["SamplingFields"],
+        "Training": ["RLRecipe", "HostFields"],
+    },
+    "build": {"Data": ["DataFields"], "Training": ["SFTRecipe", "HostFields"], "Tiny policy": ["BuildRecipe"]},
+}
+"""Stage -> group of fields -> the dataclasses that declare them; where two do, the later one's default counts."""
+
+
+@dataclass(frozen=True)
+class RecipeField:
+    """A field of a recipe as help shows it: type without None, default as in YAML (none if empty), group as heading."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+    group: str
+
+    @property
+    def kind(self) -> str:
+        """Type and default, if it has one."""
+        return f"{self.type}, default {self.default}" if self.default else self.type
+
+
+def recipe_file(given: Path | str) -> Path:
+    """The recipe file that a path or the name of a shipped recipe stands for.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    shipped = shipped_recipes()
+    path = Path(given) if Path(given).is_file() else shipped.get(str(given))
+    if path is None:
+        raise UserError(f"no recipe at {given}: expected a YAML file or one of {', '.join(shipped)}")
+    return path
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folders = (PACKAGE.parents[1] / "recipes", PACKAGE / "recipes")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_stages(file: Path) -> list[str]:
+    """The stages that a recipe file configures, in their order."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return [name for name in ("build", "sft", "rl") if name in content] or ["rl" if "method" in content else "sft"]
+
+
+def recipe_fields(stage: str) -> list[RecipeField]:
+    """Fields that this project adds to a stage's recipe or gives another default, group by group.
+
+    Args:
+        stage: "sft", "rl" or "build".
+
+    >>> next(field.default for field in recipe_fields("rl") if field.name == "alpha")
+    '0.1'
+    """
+    found: dict[str, RecipeField] = {}
+    for group, names in OURS[stage].items():
+        for name in names:
+            for field in _declared("rl/method.py" if name == "Method" else RECIPES, name, group):
+                before = found.get(field.name, field)
+                found[field.name] = dataclasses.replace(before, default=field.default)
+    return list(found.values())
+
+
+def host_fields(kind: Any, stage: str) -> list[RecipeField]:
+    """The fields of a recipe's dataclass that are TRL's and transformers' own, with their descriptions."""
+    ours = {field.name for field in recipe_fields(stage)}
+    return [
+        RecipeField(
+            item.name,
+            _plain(getattr(item.type, "__name__", str(item.type))),
+            _as_yaml(item.default) if item.default is not dataclasses.MISSING else "",
+            _sentence(item.metadata.get("help", "")),
+            "TRL and transformers",
+        )
+        for item in dataclasses.fields(kind)
+        if item.init and item.name not in ours
+    ]
+
+
+@lru_cache
+def _classes(file: str) -> dict[str, ast.ClassDef]:
+    body = ast.parse((PACKAGE / file).read_text(encoding="utf-8")).body
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+
+
+def _declared(file: str, name: str, group: str) -> list[RecipeField]:
+    node = _classes(file)[name]
+    text = (ast.get_docstring(node) or "").partition("Attributes:\n")[2]
+    helps = {key: _sentence(said) for key, said in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)}
+    return [
+        RecipeField(
+            item.target.id,
+            _plain(ast.unparse(item.annotation)),
+            _as_yaml(ast.literal_eval(item.value)),
+            helps[item.target.id],
+            group,
+        )
+        for item in node.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and item.target.id in helps
+        and item.value
+    ]
+
+
+def _plain(annotation: str) -> str:
+    return re.sub(r"\w+\.| \| None|None \| ", "", annotation)
+
+
+def _sentence(text: str) -> str:
+    words = " ".join(text.split())
+    return words[:1].upper() + words[1:]
+
+
+def _as_yaml(value: Any) -> str:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
