@@ -19,17 +19,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mer_r1.cli.options import App
 from mer_r1.errors import UserError
 
-app = typer.Typer(
+app = App(
     help="MER-R1: reasoning that helps multimodal emotion recognition.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-score_app = typer.Typer(help="Score what was predicted; needs no model.", no_args_is_help=True)
-eval_app = typer.Typer(
-    help="Evaluate a model on a public benchmark, from its prompts to its scores.", no_args_is_help=True
-)
+score_app = App(help="Score what was predicted; needs no model.", no_args_is_help=True)
+eval_app = App(help="Evaluate a model on a public benchmark, from its prompts to its scores.", no_args_is_help=True)
 app.add_typer(score_app, name="score")
 app.add_typer(eval_app, name="eval")
 console = Console()

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from mer_r1.cli.app import app, say
+from mer_r1.cli.options import App
 from mer_r1.lab.study.runs.variants import STUDIES
 
-study_app = typer.Typer(
+study_app = App(
     help="The paper's study in miniature: variants, seeds and paired intervals, on generated scenes.",
     no_args_is_help=True,
 )
