@@ -725,7 +725,14 @@ def test_estimate_stages_and_mistakes_on_the_command_line(tmp_path, manifest, co
         mistakes = {
             "give what to evaluate": [*words[:4], *base],
             "expected two numbers": [*words, *base, "--prices", 1],
-            "expected 'mme-emotion'": ["eval", "mme-emotion", "--manifest", manifest.parent / "x.jsonl", *words[4:], *base],
+            "expected 'mme-emotion'": [
+                "eval",
+                "mme-emotion",
+                "--manifest",
+                manifest.parent / "x.jsonl",
+                *words[4:],
+                *base,
+            ],
         }
         write_manifest(manifest.parent / "x.jsonl", [Clip("a", subtitle="Hello.")])
         for problem, wrong in mistakes.items():

@@ -1,17 +1,19 @@
 """The command line: what it prints for machines, what it says when something is wrong, and real files."""
 
 import json
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import typer
 from recordings import muxed, speech, talking
 from rich.cells import cell_len
 
-from mer_r1 import cli
+from mer_r1 import __version__, cli
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import builtin
 
@@ -58,6 +60,37 @@ def test_every_command_has_help(run, words):
     status, out, err = run(*words, "--help")
     assert (status, err) == (0, "")
     assert f"mer-r1 {' '.join(words)}" in out
+    assert run(*words, "-h") == (0, out, "")
+
+
+def test_the_program_alone_prints_its_help_by_panels(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert run("-h") == (0, out, "")
+    titles = re.findall(r"^╭─ ([A-Z][a-z ]+) ─", out, re.MULTILINE)
+    assert [title for title in titles if title != "Commands"] == [
+        *("Options", "Shell completion", "Data", "Train", "Predict", "Score", "Lab", "Help")
+    ]
+
+
+def test_version_and_environment(run):
+    assert run("--version") == (0, f"mer-r1 {__version__}\n", "")
+    status, out, err = run("env")
+    assert (status, err) == (0, "")
+    facts = dict(line.split(": ", 1) for line in out.splitlines())
+    assert facts["mer-r1"].startswith(f"{__version__}, commit ")
+    assert facts["python"] == platform.python_version()
+    for name in ("torch", "transformers", "trl"):
+        assert facts[name] == metadata.version(name)
+    assert facts["vllm"] == "not installed"
+    assert "GPUs: " in facts["cuda"]
+
+
+def test_commands_for_checks_against_the_reference_are_hidden(run):
+    shown = run("score", "--help")[1]
+    for name in ("list-parse", "llm-reply", "benchmark-mean"):
+        assert ("score", name) in list(commands())
+        assert name not in shown
 
 
 def test_all_commands_are_there():
@@ -201,7 +234,10 @@ WRONG = {
     "map: no wheels": (["map", "happy", "--wheels", "HERE/none"], "emotion wheels: no folder"),
     "score: no file": (["score", "openset", "--gold", "HERE/none", "--predictions", "HERE/none"], "cannot read"),
     "score: no JSON": (["score", "hit-rate", "--gold", "HERE/text", "--predictions", "HERE/text"], "is no JSON"),
-    "score: a list": (["score", "sentiment", "--gold", "HERE/list", "--predictions", "HERE/list"], "expected an object"),
+    "score: a list": (
+        ["score", "sentiment", "--gold", "HERE/list", "--predictions", "HERE/list"],
+        "expected an object",
+    ),
     "check: no manifest": (["check", "HERE/none.jsonl"], "none.jsonl"),
     "check: a folder": (["check", "HERE"], "HERE"),
     "check: nothing in it": (["check", "HERE/empty"], "no rows"),

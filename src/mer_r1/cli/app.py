@@ -84,6 +84,9 @@ EXTRAS = {
 }
 """Extra of the package -> modules that it brings."""
 
+TRAINING = ("build", "sft", "rl", "plan", "demo", "study")
+"""Commands that need the extra train."""
+
 TOOLS = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "numpy", "av", "openai", "vllm", "lmms-eval")
 """Packages that `mer-r1 env` names."""
 
@@ -101,7 +104,7 @@ def root(
         typer.echo(context.get_help())
 
 
-@app.command(rich_help_panel="Help")
+@app.command()
 def env() -> None:
     """Print versions and devices, for bug reports."""
     from mer_r1.evaluation.records import commit
@@ -155,6 +158,8 @@ def _missing(module: str) -> str | None:
     name = module.split(".")[0]
     for extra, modules in EXTRAS.items():
         if name in modules:
+            if extra == "predict" and sys.argv[1:2] and sys.argv[1] in TRAINING:
+                extra = "train"  # which includes it
             install = f"install mer-r1 with the extra {extra}, e.g. pip install -e '.[{extra}]' in a checkout"
             return f"this command needs {name}, which is not installed: {install}"
     return None

@@ -14,7 +14,7 @@ MOST_FREQUENT = 8
 """Gold words named in a summary."""
 
 
-@app.command(rich_help_panel="Data")
+@app.command()
 def scenes(
     out: Annotated[Path, typer.Option(help="Output folder: clips/ and manifest.jsonl.")],
     num_clips: Annotated[int, typer.Option(min=1, help="Number of clips over all splits.")] = 4000,
@@ -29,7 +29,7 @@ def scenes(
     console.print_json(json.dumps(summary, default=str))
 
 
-@app.command(rich_help_panel="Data")
+@app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest of the clips (JSONL).")],
     wheels: Wheels = None,
@@ -58,7 +58,7 @@ def _counts(counts: dict[str, int]) -> str:
     return f"problems: {found}" if found else "no problems"
 
 
-@app.command(rich_help_panel="Data")
+@app.command()
 def prepare(
     name: Annotated[str | None, typer.Argument(help="Name of the data set; --list shows all.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data set, or of all data sets.")] = None,

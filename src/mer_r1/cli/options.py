@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mer_r1.evaluation.llm.client import Client
 
 OPENAI_KEY = "OPENAI_API_KEY"
+PANELS = {"data": "Data", "training": "Train", "plan": "Train", "predict": "Predict", "score": "Score"}
+PANELS |= {"mme_emotion": "Score", "study": "Lab", "app": "Help"}
+"""File of a command -> its panel in the help."""
 
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model: cpu (the default), cuda, cuda:1 ...")]
@@ -169,11 +172,12 @@ class App(typer.Typer):
     """A group of commands. Each is a `Command`, and its parameters may be dataclasses of options."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
-        """Register a function as a command."""
-        register = super().command(name, **{"cls": Command, **settings})
+        """Register a function as a command, in the help's panel of its file."""
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            register(ungrouped(function))
+            panel = PANELS.get(function.__module__.rpartition(".")[2])
+            described = {"cls": Command, "rich_help_panel": panel, **settings}
+            super(App, self).command(name, **described)(ungrouped(function))
             return function
 
         return decorate
@@ -187,6 +191,7 @@ _SERVER = {"--data": "--manifest", "--price-in": "--prices", "--price-out": "--p
 RENAMED: dict[str, dict[str, str]] = {
     "scenes": {"--clips": "--num-clips"},
     "parity": {"--clips": "--num-clips"},
+    "plan": {"--rows": "--num-clips"},
     "extract": {"--llm": "--reader", "--base-url": "--reader-url"}
     | {"--sampling": "--reader-sampling", "--replies": "--reader-replies", "--key-variable": "--reader-key-variable"},
     "clues": _SERVER | {"--base-url": "--model-url", "--max-tokens": "--max-new-tokens"},
@@ -221,45 +226,42 @@ class Command(TyperCommand):
         for words, names in RENAMED.items():
             if f" {words} " in f"{ctx.command_path} ":
                 renamed |= {old: new for old, new in names.items() if new in known and old not in known}
-        return super().parse_args(ctx, current_spelling(args, renamed, lambda old, new: _note(ctx, old, new)))
+        spelled, found = current_spelling(args, renamed)
+        for old in found if not ctx.resilient_parsing else ():
+            typer.echo(f"{old} is now {renamed[old]}; the old spelling goes with the next release", err=True)
+        return super().parse_args(ctx, spelled)
 
 
-def current_spelling(
-    args: Sequence[str], renamed: dict[str, str], note: Callable[[str, str], None] = lambda old, new: None
-) -> list[str]:
+def current_spelling(args: Sequence[str], renamed: dict[str, str]) -> tuple[list[str], list[str]]:
     """Replace old spellings of options, and old values, by those of now.
 
     Args:
         args: the words after the command.
         renamed: old spelling -> spelling now. Every such option takes a value.
-        note: callback called for each old spelling.
+
+    Returns:
+        The words as they are spelled now, and the old spellings found, each once.
 
     >>> current_spelling(["--llm", "m", "--llm-sampling=ours", "--out", "o"], RENAMED["eval mer-unibench"])
-    ['--reader', 'm', '--reader-sampling', 'greedy', '--out', 'o']
+    (['--reader', 'm', '--reader-sampling', 'greedy', '--out', 'o'], ['--llm', '--llm-sampling'])
     >>> current_spelling(["--price-in", "2", "--price-out", "8"], RENAMED["clues"])
-    ['--prices', '2,8']
+    (['--prices', '2,8'], ['--price-in', '--price-out'])
     """
     words, left = [], list(args)
-    prices: dict[str, str] = {}
+    found: dict[str, str] = {}  # old spelling -> its last value
     while left:
         word = left.pop(0)
         if word == "--":
-            words += [word, *left]
+            left.insert(0, word)
             break
         old, equals, value = word.partition("=")
         if old not in renamed:
             words.append(word)
             continue
-        note(old, renamed[old])
         given = [value] if equals else [left.pop(0)] if left else []
-        if old.startswith("--price-"):
-            prices[old] = given[0] if given else ""
-        else:
+        found[old] = given[0] if given else ""
+        if not old.startswith("--price-"):
             words += [renamed[old], *(RENAMED_VALUES.get(old, {}).get(one, one) for one in given)]
-    pair = [prices.get("--price-in", ""), prices.get("--price-out", "")]
-    return ["--prices", ",".join(pair), *words] if prices else words
-
-
-def _note(context: Any, old: str, new: str) -> None:
-    if not context.resilient_parsing:
-        typer.echo(f"{old} is now {new}; the old spelling goes with the next release", err=True)
+    if any(old.startswith("--price-") for old in found):
+        words += ["--prices", f"{found.get('--price-in', '')},{found.get('--price-out', '')}"]
+    return [*words, *left], list(found)

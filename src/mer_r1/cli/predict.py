@@ -19,7 +19,7 @@ Threshold = Annotated[
 ]
 
 
-@app.command(rich_help_panel="Predict")
+@app.command()
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
@@ -70,7 +70,7 @@ def predict(
     raise typer.Exit(1 if broken else 0)
 
 
-@app.command(rich_help_panel="Predict")
+@app.command()
 def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
@@ -123,7 +123,7 @@ def evaluate(
         console.print(build_table(summary))
 
 
-@app.command(rich_help_panel="Predict")
+@app.command()
 def threshold(
     model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
     manifest: Labelled,
@@ -170,7 +170,7 @@ def threshold(
     say(f"saved in {kept}")
 
 
-@app.command(rich_help_panel="Predict")
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Run folder with run.json.")],
     out: Annotated[Path | None, typer.Option(help="Page to write; report.html in the run folder by default.")] = None,

@@ -36,7 +36,7 @@ class OneMode(StrEnum):
     FAST = "fast"
 
 
-@app.command("map", rich_help_panel="Score")
+@app.command("map")
 def map_words(
     words: Annotated[list[str], typer.Argument(help="Emotion words.")], wheels: Wheels = None, as_json: AsJson = False
 ) -> None:
@@ -62,7 +62,7 @@ def map_words(
     say("Each wheel: sector / label; - if the word is not on it.")
 
 
-@app.command(rich_help_panel="Score")
+@app.command()
 def extract(
     predictions: Annotated[
         Path, typer.Option(help="JSON lines (id, completion), JSON: name -> text, or the reference's .npz.")

@@ -21,7 +21,7 @@ study_app = App(
 app.add_typer(study_app, name="study", rich_help_panel="Lab")
 
 
-@app.command(rich_help_panel="Lab")
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; rerun to resume.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="Fewer clips and steps: 5 minutes, weaker results.")] = False,

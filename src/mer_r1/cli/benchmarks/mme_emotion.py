@@ -196,7 +196,7 @@ def eval_mme(
         show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
 
 
-@app.command(rich_help_panel="Score")
+@app.command()
 def clues(
     manifest: Manifest,
     out: Annotated[Path, typer.Option(help="JSON lines to write; rerun to resume.")],
