@@ -113,7 +113,7 @@ def _run(name: str, plan: Plan) -> None:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    run_jobs(jobs, out, plan.workers or _cores(), told=say)
+    run_jobs(jobs, out, plan.workers or _cores(), say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")
 
