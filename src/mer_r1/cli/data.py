@@ -62,24 +62,16 @@ def _counts(counts: dict[str, int]) -> str:
 def prepare(
     name: Annotated[str | None, typer.Argument(help="Name of the data set; --list shows all.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the data set, or of all data sets.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Manifest to write; NAME.jsonl in the data set's folder by default.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Part of the data set; the test part of its benchmark by default.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Manifest to write; NAME.jsonl in --root by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the data set; the benchmark's by default.")] = None,
     split_sft: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Write two manifests: this number of clips for SFT (5000 in the paper), the rest for RL."
-        ),
+        typer.Option(min=1, help="Split in two: this number of clips for SFT (5000 in the paper), the rest for RL."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the choice of SFT clips.")] = 0,
     allow_pickle: AllowPickle = False,
     encoding: Annotated[str, typer.Option(help="Encoding of the CSV tables, e.g. gb18030.")] = "utf-8",
-    absolute: Annotated[
-        bool, typer.Option("--absolute", help="Write absolute paths, so that the manifest can be moved.")
-    ] = False,
+    absolute: Annotated[bool, typer.Option("--absolute", help="Write absolute paths of media.")] = False,
     drop_missing: Annotated[bool, typer.Option("--drop-missing", help="Leave out clips without a video file.")] = False,
     list_sets: Annotated[bool, typer.Option("--list", help="List all data sets with their files and counts.")] = False,
     as_json: AsJson = False,

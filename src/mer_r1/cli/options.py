@@ -40,7 +40,7 @@ AllowPickle = Annotated[
 KeyVariable = Annotated[str, typer.Option(help="Environment variable with the server's API key.")]
 PricesOption = Annotated[
     str | None,
-    typer.Option("--prices", help="Price of a million tokens read and written, e.g. 0.15,0.6; shows the cost."),
+    typer.Option("--prices", help="Price per million tokens read,written, e.g. 0.15,0.6."),
 ]
 
 
@@ -83,13 +83,10 @@ class Requests:
 class Reader:
     """Options of the language model that reads labels."""
 
-    reader: Annotated[
-        str | None,
-        typer.Option(help="Language model that reads answers without a list in <answer>: its name, or a local folder."),
-    ] = None
-    reader_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server of the reader, e.g. http://localhost:8000/v1.")
-    ] = None
+    reader: Annotated[str | None, typer.Option(help="Model that reads labels out of free text: name, or folder.")] = (
+        None
+    )
+    reader_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the reader (.../v1).")] = None
     reader_sampling: Annotated[
         ReaderSampling, typer.Option(help="Temperature 0 with a seed, or the reference's unseeded sampling.")
     ] = ReaderSampling.GREEDY

@@ -10,12 +10,10 @@ from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Tem
 from mer_r1.errors import UserError
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
+Mode = Annotated[ThinkOrAuto, typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure.")]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        min=0,
-        help="Confidence of the fast answer below which --think auto reasons; by default the one kept with the model.",
-    ),
+    typer.Option(min=0, help="Confidence below which --think auto reasons; the model's own by default."),
 ]
 
 
@@ -23,14 +21,10 @@ Threshold = Annotated[
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
-    think: Annotated[
-        ThinkOrAuto, typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure.")
-    ] = ThinkOrAuto.BOTH,
+    think: Mode = ThinkOrAuto.BOTH,
     threshold: Threshold = None,
     subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips.")] = "",
-    audio: Annotated[
-        Path | None, typer.Option(help="Audio file instead of the video's own audio; for one clip only.")
-    ] = None,
+    audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
     wheels: Wheels = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = 512,
@@ -74,18 +68,12 @@ def predict(
 def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
-    model: Annotated[
-        str | None, typer.Option(help="Model folder or hub name; without it, saved records are scored again.")
-    ] = None,
-    think: Annotated[
-        ThinkOrAuto, typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure.")
-    ] = ThinkOrAuto.BOTH,
+    model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
+    think: Mode = ThinkOrAuto.BOTH,
     threshold: Threshold = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
     wheels: Wheels = None,
-    exchange: Annotated[
-        str | None, typer.Option(help="audio or video: replace it in every clip by another clip's.")
-    ] = None,
+    exchange: Annotated[str | None, typer.Option(help="audio or video, to take it from another clip.")] = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = 512,
     seed: Annotated[int, typer.Option(help="Random seed for sampling, exchange and bootstrap.")] = 0,

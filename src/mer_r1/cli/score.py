@@ -64,20 +64,14 @@ def map_words(
 
 @app.command()
 def extract(
-    predictions: Annotated[
-        Path, typer.Option(help="JSON lines (id, completion), JSON: name -> text, or the reference's .npz.")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="JSON lines with labels; with the ending .json: name -> label string, for `score`.")
-    ],
+    predictions: Annotated[Path, typer.Option(help="JSON lines, JSON: name -> text, or the reference's .npz.")],
+    out: Annotated[Path, typer.Option(help="JSON lines with labels; *.json: name -> label string.")],
     reader: Reader,
     requests: Requests,
     kind: Annotated[ExtractKind, typer.Option(help="Labels only, or their sentiment too.")] = ExtractKind.LABELS,
     sentiment: Annotated[SentimentBy, typer.Option(help="Sentiment by the reader or by the wheels.")] = SentimentBy.LLM,
     think: Annotated[OneMode | None, typer.Option(help="Only rows of this mode.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="SQLite file of replies; llm-replies.sqlite beside --out by default.")
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Reply cache; llm-replies.sqlite beside --out.")] = None,
     prices: PricesOption = None,
     allow_pickle: AllowPickle = False,
     wheels: Wheels = None,

@@ -44,21 +44,16 @@ class Plan:
     scenes: Annotated[Path | None, typer.Option(help="Manifest of training clips; made here by default.")] = None
     exam: Annotated[Path | None, typer.Option(help="Manifest of validation and test clips; made by default.")] = None
     base: Annotated[Path | None, typer.Option(help="Folder of the base model; made by default.")] = None
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override key=value in every RL run; repeatable.")
-    ] = None
-    sft_settings: Annotated[
-        list[str] | None, typer.Option("--set-sft", help="Override key=value in every cold start; repeatable.")
-    ] = None
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Override key=value in RL runs; repeatable.")] = (
+        None
+    )
+    sft_settings: Annotated[list[str] | None, typer.Option("--set-sft", help="Override key=value in cold starts.")] = (
+        None
+    )
     num_clips: Annotated[str, typer.Option(help="Training, validation and test clips to make.")] = "3600,300,1000"
     recipe: Annotated[Path | None, typer.Option(help="Recipe to override sections of; the tiny one by default.")] = None
-    trial: Annotated[
-        bool,
-        typer.Option("--trial", help="Evaluate on validation clips only, so that no setting is chosen on test clips."),
-    ] = False
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of one thread each; one per core by default.")
-    ] = None
+    trial: Annotated[bool, typer.Option("--trial", help="Evaluate on validation clips only, to try settings.")] = False
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread; one per core by default.")] = None
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.")] = False
 
 
@@ -78,9 +73,7 @@ _command("all", "All questions except follow-ups of another study's result.")
 @study_app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Output folder of a study.")],
-    docs: Annotated[
-        Path | None, typer.Option(help="Also copy the results to DOCS/study and update DOCS/study.md.")
-    ] = None,
+    docs: Annotated[Path | None, typer.Option(help="Update DOCS/study and DOCS/study.md too.")] = None,
 ) -> None:
     """Write tables, figures and claims of the finished runs."""
     from mer_r1.lab.study.results.report import publish, write_report

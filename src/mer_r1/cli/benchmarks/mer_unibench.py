@@ -67,25 +67,17 @@ class Evaluated:
     """Options of the evaluated model: a checkpoint run here, or a model behind a server."""
 
     model: Annotated[str, typer.Option(help="Model folder or hub name; with --model-url, its name at the server.")]
-    model_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server of the model, e.g. http://localhost:8000/v1.")
-    ] = None
+    model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
     key_variable: KeyVariable = OPENAI_KEY
-    send_video: Annotated[
-        SendVideo, typer.Option(help="With --model-url: send the video as a file, as frames, or not at all.")
-    ] = SendVideo.VIDEO_URL
-    send_audio: Annotated[SendAudio, typer.Option(help="With --model-url: content part that carries the audio.")] = (
-        SendAudio.AUDIO_URL
-    )
+    send_video: Annotated[SendVideo, typer.Option(help="Form of the video for --model-url.")] = SendVideo.VIDEO_URL
+    send_audio: Annotated[SendAudio, typer.Option(help="Form of the audio for --model-url.")] = SendAudio.AUDIO_URL
     frames: Annotated[int, typer.Option(min=1, help="Frames per clip with --send-video frames.")] = 8
     engine: Annotated[Engine, typer.Option(help="Engine that runs a checkpoint.")] = Engine.TORCH
     device: Device = None
-    features_dir: Annotated[
-        Path | None, typer.Option(help="Cache of tower outputs, shared by models with the same towers.")
-    ] = None
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Clips per batch; 16 by default, 64 for servers and vLLM.")
-    ] = None
+    features_dir: Annotated[Path | None, typer.Option(help="Feature cache, for models with equal towers.")] = None
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per batch; 16, or 64 for servers and vLLM.")] = (
+        None
+    )
     temperature: Annotated[float, typer.Option(min=0, max=2, help="Sampling temperature; 0 decodes greedily.")] = 0.0
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Nucleus of sampling.")] = None
     max_new_tokens: MaxNewTokens = 1024
@@ -125,12 +117,12 @@ class Clips:
     data: Annotated[Path, typer.Option(help="Folder with NAME.jsonl or the released folder of each set.")]
     sets: Annotated[str | None, typer.Option(help="Only these sets, comma-separated; the nine by default.")] = None
     allow_pickle: AllowPickle = False
-    allow_absolute: Annotated[
-        bool, typer.Option("--allow-absolute", help="Accept manifests with absolute paths (prepare --absolute).")
-    ] = False
-    ask_partly: Annotated[
-        bool, typer.Option("--ask-partly", help="Ask about clips with unreadable files by what can be read; named.")
-    ] = False
+    allow_absolute: Annotated[bool, typer.Option("--allow-absolute", help="Accept manifests with absolute paths.")] = (
+        False
+    )
+    ask_partly: Annotated[bool, typer.Option("--ask-partly", help="Ask about damaged clips by what is readable.")] = (
+        False
+    )
 
 
 @eval_app.command("mer-unibench")
@@ -142,8 +134,7 @@ def mer_unibench(
     requests: Patient,
     think: Annotated[Think, typer.Option(help="Mode of thinking.")] = Think.BOTH,
     sentiment: Annotated[
-        SentimentBy | None,
-        typer.Option(help="Sentiment by the reader or by the wheels; by the reader if there is one."),
+        SentimentBy | None, typer.Option(help="Sentiment by the reader (by default if there is one) or by the wheels.")
     ] = None,
     wheels: Wheels = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the table; --model by default.")] = None,

@@ -40,18 +40,14 @@ class TableForm(StrEnum):
 
 @score_app.command("mer-unibench")
 def mer_unibench(
-    predictions: Annotated[
-        Path, typer.Option(help="Folder with NAME.jsonl, NAME/records.jsonl or results-NAME/... per set.")
-    ],
-    data: Annotated[
-        list[Path], typer.Option(help="Folder with the manifests of `mer-r1 prepare`, or one; repeatable.")
-    ],
+    predictions: Annotated[Path, typer.Option(help="Folder: NAME.jsonl, NAME/records.jsonl or results-NAME/ per set.")],
+    data: Annotated[list[Path], typer.Option(help="Folder with manifests (mer-r1 prepare), or files; repeatable.")],
     more: Annotated[list[Path] | None, typer.Argument(help="Further manifests.")] = None,
     wheels: Wheels = None,
     sets: Annotated[str | None, typer.Option(help="Only these sets, comma-separated.")] = None,
     mode: Annotated[Scores, typer.Option(help="The reference's scores, the audited scores, or both.")] = Scores.BOTH,
     sentiment: Annotated[
-        SentimentSource, typer.Option(help="Sentiments as saved, or from the labels by the wheels.")
+        SentimentSource, typer.Option(help="Sentiments as saved, or by the wheels.")
     ] = SentimentSource.SAVED,
     system: Annotated[str | None, typer.Option(help="Folder to take if results-NAME/ has several.")] = None,
     table: Annotated[TableForm | None, typer.Option(help="Print a table in this form instead.")] = None,
@@ -86,9 +82,7 @@ def mer_unibench(
 
 @score_app.command("benchmark-mean", hidden=True)
 def benchmark_mean(
-    scores: Annotated[
-        Path, typer.Option(help="JSON: set -> main score, or set -> gold and checkpoints with their predictions.")
-    ],
+    scores: Annotated[Path, typer.Option(help="JSON: set -> main score, or set -> gold and checkpoints.")],
     wheels: Wheels = None,
     as_json: AsJson = False,
 ) -> None:

@@ -40,7 +40,7 @@ class Service(Requests):
     """Options of a service that is asked item by item."""
 
     attempts: Annotated[
-        int | None, typer.Option(min=1, help="Requests until an item counts as failed; set by the task by default.")
+        int | None, typer.Option(min=1, help="Requests per item; the task's own number by default.")
     ] = None
     first_wait: Annotated[float, typer.Option(min=0, help="Seconds before the second request; then doubling.")] = 2.0
     key_variable: KeyVariable = OPENAI_KEY
@@ -59,25 +59,19 @@ class Judge:
     """Options of the judge, and of the model that extracts steps for it."""
 
     judge: Annotated[str, typer.Option(help='Model that judges; "none" matches labels instead: not the benchmark.')]
-    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge, usually ending in /v1.")] = (
-        OPENAI
-    )
+    judge_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the judge (.../v1).")] = OPENAI
     reader: Annotated[str | None, typer.Option(help="Model that extracts the steps; the judge by default.")] = None
     reader_url: Annotated[str | None, typer.Option(help="Server of the reader; the judge's by default.")] = None
     clues: Annotated[list[Path] | None, typer.Option(help="Audio clues: files of `mer-r1 clues` or others.")] = None
     judge_audio: Annotated[bool, typer.Option("--judge-audio", help="Send the audio to the judge.")] = False
     judge_temperature: Annotated[float, typer.Option(min=0, max=2, help="Temperature of judge and reader.")] = 0.0
-    judge_max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of judge and reader, in tokens.")] = (
-        2048
-    )
+    judge_max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of judge and reader.")] = 2048
     repeat: Annotated[int, typer.Option(min=1, help="Judgements per item.")] = 1
     structured: Annotated[bool, typer.Option(help="Ask for JSON if the server can enforce a schema.")] = True
-    reference_fgsa: Annotated[
-        bool, typer.Option("--reference-fgsa", help="Judge FG-SA with the reference's contradicting examples.")
-    ] = False
-    image_side: Annotated[int | None, typer.Option(min=32, help="Longest side of the judge's images, in pixels.")] = (
-        None
+    reference_fgsa: Annotated[bool, typer.Option("--reference-fgsa", help="FG-SA with the reference's examples.")] = (
+        False
     )
+    image_side: Annotated[int | None, typer.Option(min=32, help="Longest side of images, in pixels.")] = None
 
     def judging(self) -> "Judging":
         """Describe what the judge gets."""
@@ -101,7 +95,7 @@ class Answers:
 
     model: Annotated[str | None, typer.Option(help="Model folder or hub name to evaluate.")] = None
     predictions: Annotated[
-        list[Path] | None, typer.Option(help="Answers from elsewhere instead: TASK.json in the reference's form.")
+        list[Path] | None, typer.Option(help="Answers instead: TASK.json in the reference's form.")
     ] = None
     temperature: Temperature = 0.0
     max_new_tokens: MaxNewTokens = 1024
@@ -122,12 +116,10 @@ class Stage(StrEnum):
 @score_app.command("mme-emotion")
 def score_mme(
     predictions: Annotated[
-        list[Path], typer.Option(help="Judged files (TASK.json or judged.jsonl), or folders with them; repeatable.")
+        list[Path], typer.Option(help="Judged files (TASK.json, judged.jsonl) or folders; repeatable.")
     ],
     more: Annotated[list[Path] | None, typer.Argument(help="Further judged files.")] = None,
-    other: Annotated[
-        list[Path] | None, typer.Option(help="The same items by another judge, for the agreement of the two.")
-    ] = None,
+    other: Annotated[list[Path] | None, typer.Option(help="The same items by another judge, for agreement.")] = None,
     judge: Annotated[str | None, typer.Option(help="Judge to score if a file holds several.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest, to find missing items.")] = None,
     think: Annotated[Think, typer.Option(help="Mode of the records to score.")] = Think.BOTH,
@@ -164,9 +156,7 @@ def eval_mme(
     service: Service,
     think: Annotated[Think, typer.Option(help="Mode of thinking.")] = Think.BOTH,
     stage: Annotated[Stage, typer.Option(help="Run only this stage.")] = Stage.ALL,
-    estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only estimate the remaining requests and cost.")
-    ] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Only estimate what is left.")] = False,
     cot_weight: CotWeight = 0.5,
     wheels: Wheels = None,
     seed: Seed = 0,
@@ -202,9 +192,7 @@ def clues(
     out: Annotated[Path, typer.Option(help="JSON lines to write; rerun to resume.")],
     model: Annotated[str, typer.Option(help="Served model that hears.")],
     service: Service,
-    model_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the model, usually ending in /v1.")] = (
-        OPENAI
-    ),
+    model_url: Annotated[str, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = OPENAI,
     max_new_tokens: MaxNewTokens = 512,
     as_json: AsJson = False,
 ) -> None:
