@@ -133,7 +133,7 @@ def test_every_openset_pair_through_the_command(run, reference, wheels, tmp_path
     checked = 0
     for (name, subset), pairs in golds.items():
         gold = write(tmp_path / "gold.json", dict(list(labels[name].items())[:subset]))
-        arguments = [word for pair in pairs for word in ("--pred", files[pair["pred"]])]
+        arguments = [word for pair in pairs for word in ("--predictions", files[pair["pred"]])]
         status, out, err = run("score", "openset", "--gold", gold, *arguments, "--wheels", wheels, "--json")
         assert (status, err) == (0, "")
         reports = json.loads(out)
@@ -149,7 +149,7 @@ def test_every_hit_rate_set_through_the_command(run, reference, wheels, tmp_path
     sets = read(reference / "hitrate.json")
     for item in sets:
         gold, pred = write(tmp_path / "g.json", item["gold"]), write(tmp_path / "p.json", item["pred"])
-        _, out, _ = run("score", "hit-rate", "--gold", gold, "--pred", pred, "--wheels", wheels, "--json")
+        _, out, _ = run("score", "hit-rate", "--gold", gold, "--predictions", pred, "--wheels", wheels, "--json")
         assert same(json.loads(out), item["out"])
     assert len(sets) == 10
 
@@ -158,7 +158,7 @@ def test_every_sentiment_set_through_the_command(run, reference, tmp_path):
     sets = read(reference / "sentiment_waf.json")
     for item in sets:
         gold, pred = write(tmp_path / "g.json", item["gold"]), write(tmp_path / "p.json", item["pred"])
-        status, out, err = run("score", "sentiment", "--gold", gold, "--pred", pred, "--json")
+        status, out, err = run("score", "sentiment", "--gold", gold, "--predictions", pred, "--json")
         if isinstance(item["out"], dict):
             assert same(json.loads(out), item["out"])
         else:  # the reference stops
@@ -202,7 +202,7 @@ def reference_folders(path, out):
 
 def test_the_whole_benchmark_through_the_command(run, reference, wheels, tmp_path):
     data = reference_folders(reference / "benchmark_mean.json", tmp_path)
-    where = ["--predictions", tmp_path / "predictions", "--gold", tmp_path / "gold", "--wheels", wheels]
+    where = ["--predictions", tmp_path / "predictions", "--data", tmp_path / "gold", "--wheels", wheels]
     status, out, err = run("score", "mer-unibench", *where, "--json")
     assert (status, err) == (0, "")
     report = json.loads(out)
@@ -765,7 +765,7 @@ def folders(tmp_path):
     both = [{"id": name, "mode": mode, "labels": ["joy"]} for name in "ab" for mode in ("slow", "fast")]
     write(tmp_path / "pred" / "meld" / "records.jsonl", both)
     write(tmp_path / "pred" / "sims.jsonl", [{"id": "c", "sentiment": "neutral"}])
-    return ["--predictions", tmp_path / "pred", "--gold", tmp_path / "gold"]
+    return ["--predictions", tmp_path / "pred", "--data", tmp_path / "gold"]
 
 
 def test_the_command_for_people(run, folders):
@@ -807,7 +807,7 @@ def test_from_the_release_s_folders_to_the_mean(run, tmp_path):
         else:
             rows = [{"id": k, "labels": v} for k, v in gold.values.items()]
         write(tmp_path / "pred" / f"{name}.jsonl", [{**row, "mode": mode} for row in rows for mode in ("slow", "fast")])
-    _, out, err = run("score", "mer-unibench", "--predictions", tmp_path / "pred", "--gold", root, "--json")
+    _, out, err = run("score", "mer-unibench", "--predictions", tmp_path / "pred", "--data", root, "--json")
     report = json.loads(out)
     assert err == ""
     assert report["mean"]["slow"]["audited"]["mean"] == 1.0
@@ -836,6 +836,6 @@ def test_a_file_of_several_is_named_when_it_cannot_be_scored(run, tmp_path):
     gold, good, bad = (
         write(tmp_path / f"{name}.json", value) for name, value in (("g", {"a": "sad"}), ("p", {"a": "sad"}), ("q", {}))
     )
-    status, _, err = run("score", "openset", "--gold", gold, "--pred", good, "--pred", bad)
+    status, _, err = run("score", "openset", "--gold", gold, "--predictions", good, "--predictions", bad)
     assert status == 2
     assert "q.json: predictions: 1 of 1 gold names have none" in err

@@ -380,7 +380,7 @@ def test_the_scores_are_those_of_the_saved_predictions(sets, golds, data, tmp_pa
     evaluated(Canned(), sets, golds, tmp_path)
     report = json.loads((tmp_path / run.SCORES_FILE).read_text(encoding="utf-8"))
     code, text, _ = program(
-        "score", "mer-unibench", "--predictions", tmp_path, "--gold", data, "--resamples", 20, "--sentiment", "rules",
+        "score", "mer-unibench", "--predictions", tmp_path, "--data", data, "--resamples", 20, "--sentiment", "rules",
         "--json",
     )  # fmt: skip
     assert code == 0
@@ -504,7 +504,7 @@ def test_an_endpoint_end_to_end_and_again_after_it_broke_down(sets, data, tmp_pa
 
     def evaluate(server, out):
         return program(
-            *command("omni", data, out, "--base-url", server.base_url, *words, "--name", "Omni", "--published")
+            *command("omni", data, out, "--model-url", server.base_url, *words, "--name", "Omni", "--published")
         )
 
     with Server(omni_server) as server:
@@ -532,7 +532,7 @@ def test_an_endpoint_end_to_end_and_again_after_it_broke_down(sets, data, tmp_pa
 
 def test_a_server_and_an_engine_are_not_chosen_together(data, tmp_path, program):
     code, _, error = program(
-        *command("omni", data, tmp_path, "--base-url", "http://127.0.0.1:9/v1", "--engine", "vllm")
+        *command("omni", data, tmp_path, "--model-url", "http://127.0.0.1:9/v1", "--engine", "vllm")
     )
     assert (code, error.count("\n")) == (2, 1)
     assert "give one of them" in error
@@ -541,8 +541,8 @@ def test_a_server_and_an_engine_are_not_chosen_together(data, tmp_path, program)
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (("--llm-url", "http://127.0.0.1:9/v1"), "--llm-url says where"),
-        (("--llm", "no-such-folder"), "give --llm-url"),
+        (("--reader-url", "http://127.0.0.1:9/v1"), "needs --reader"),
+        (("--reader", "no-such-folder"), "give --reader-url"),
         (("--sentiment", "llm"), "no language model was given"),
         (("--engine", "vllm", "--device", "cpu"), "vLLM chooses for itself"),
     ],

@@ -589,14 +589,14 @@ def command(capsys, monkeypatch):
 
 
 def options(server, out, **more):
-    given_options = {"out": out, "judge": "j", "base-url": server.base_url, "attempts": 3, "first-wait": 0.01} | more
+    given_options = {"out": out, "judge": "j", "judge-url": server.base_url, "attempts": 3, "first-wait": 0.01} | more
     return [word for name, value in given_options.items() for word in (f"--{name}", str(value))]
 
 
 def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_path, command):
     """Predict, extract, judge, score; the key is nowhere; a finished evaluation asks nothing; slow against fast."""
     out = tmp_path / "out"
-    words = ["eval", "mme-emotion", "--data", manifest, "--model", taught_folder, "--max-new-tokens", 24]
+    words = ["eval", "mme-emotion", "--manifest", manifest, "--model", taught_folder, "--max-new-tokens", 24]
 
     seen: set[str] = set()
 
@@ -608,7 +608,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
         return proper(call)
 
     with Server(first_a_fault) as server:
-        code, printed, logged = command(*words, *options(server, out, **{"price-in": 1, "price-out": 2}))
+        code, printed, logged = command(*words, *options(server, out, **{"prices": "1,2"}))
         assert code == 0, logged
         assert all(call.headers["authorization"] == f"Bearer {KEY}" for call in server.calls)
         asked = len(server.calls)
@@ -625,16 +625,16 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
         assert entry["audited"]["overall"]["n_missing"] == 0
     assert report["differences"]["slow - fast"]["overall"]["n"] == 8
     assert report == json.loads((out / run.SCORES_FILE).read_text(encoding="utf-8"))
-    scored = command("score", "mme-emotion", "--judged", out, "--data", manifest, "--json")
+    scored = command("score", "mme-emotion", "--predictions", out, "--manifest", manifest, "--json")
     assert json.loads(scored[1]) == report
-    one = json.loads(command("score", "mme-emotion", "--judged", out, "--think", "fast", "--json")[1])
+    one = json.loads(command("score", "mme-emotion", "--predictions", out, "--think", "fast", "--json")[1])
     assert one["overall"] == report["modes"]["fast"]["overall"]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"records.jsonl", "steps.jsonl", "judged.jsonl", "replies.sqlite"}
     for path in files:
         assert KEY.encode() not in path.read_bytes(), path
     assert KEY not in printed + logged + "".join(again[1:])
-    no_judge = ["eval", "mme-emotion", "--data", manifest, "--out", out, "--judge", "none", "--stage", "score"]
+    no_judge = ["eval", "mme-emotion", "--manifest", manifest, "--out", out, "--judge", "none", "--stage", "score"]
     labels = command(*no_judge)
     assert (labels[0], "not the benchmark's score" in labels[1]) == (0, True)
     assert json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8")).keys() == {"slow", "fast"}
@@ -682,7 +682,7 @@ def test_a_killed_evaluation_goes_on_and_loses_and_repeats_nothing(tmp_path, man
         return proper(call)
 
     lock, judged = threading.Lock(), []
-    words = ["eval", "mme-emotion", "--data", data, "--responses", tmp_path / "in"]
+    words = ["eval", "mme-emotion", "--manifest", data, "--predictions", tmp_path / "in"]
     with Server(slow_then_silent) as server:
         program = [sys.executable, "-m", "mer_r1.cli", *map(str, words), *options(server, out, concurrency=2)]
         process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -710,10 +710,10 @@ def test_a_killed_evaluation_goes_on_and_loses_and_repeats_nothing(tmp_path, man
 
 def test_estimate_stages_and_mistakes_on_the_command_line(tmp_path, manifest, command):
     answers(tmp_path / "in", ["answer 0"])
-    words = ["eval", "mme-emotion", "--data", manifest, "--responses", tmp_path / "in"]
+    words = ["eval", "mme-emotion", "--manifest", manifest, "--predictions", tmp_path / "in"]
     with Server(proper) as server:
         base = options(server, tmp_path / "out")
-        code, printed, _ = command(*words, *base, "--estimate", "--price-in", 2, "--price-out", 8)
+        code, printed, _ = command(*words, *base, "--estimate", "--prices", "2,8")
         assert (code, len(server.calls)) == (0, 0)
         assert "steps: 1 questions, about" in printed
         assert "cost" in printed
@@ -723,9 +723,16 @@ def test_estimate_stages_and_mistakes_on_the_command_line(tmp_path, manifest, co
         assert len(server.calls) == 1
         assert not (tmp_path / "out" / run.JUDGED_FILE).exists()
         mistakes = {
-            "say what to evaluate": [*words[:4], *base],
-            "give both or none": [*words, *base, "--price-in", 1],
-            "expected 'mme-emotion'": ["eval", "mme-emotion", "--data", manifest.parent / "x.jsonl", *words[4:], *base],
+            "give what to evaluate": [*words[:4], *base],
+            "expected two numbers": [*words, *base, "--prices", 1],
+            "expected 'mme-emotion'": [
+                "eval",
+                "mme-emotion",
+                "--manifest",
+                manifest.parent / "x.jsonl",
+                *words[4:],
+                *base,
+            ],
         }
         write_manifest(manifest.parent / "x.jsonl", [Clip("a", subtitle="Hello.")])
         for problem, wrong in mistakes.items():
@@ -742,11 +749,11 @@ def test_scoring_on_the_command_line(shared, tmp_path, command):
         paths[-1].parent.mkdir(exist_ok=True)
         paths[-1].write_text(json.dumps(entry["entries"]), encoding="utf-8")
     for judged in (
-        ["--judged", tmp_path / "in"],
-        ["--judged", *paths],
-        ["--judged", *paths[:4], "--judged", *paths[4:]],
+        ["--predictions", tmp_path / "in"],
+        ["--predictions", *paths],
+        ["--predictions", *paths[:4], "--predictions", *paths[4:]],
     ):
-        code, printed, _ = command("score", "mme-emotion", *judged, "--alpha", 0.3, "--json")
+        code, printed, _ = command("score", "mme-emotion", *judged, "--cot-weight", 0.3, "--json")
         report = json.loads(printed)
         assert code == 0
         for name, value in reference["overall_alpha_0.3"]["total"].items():
@@ -756,17 +763,17 @@ def test_scoring_on_the_command_line(shared, tmp_path, command):
                 entry["out"]["total"]["recognition"], abs=1e-12
             )
     code, printed, _ = command(
-        "score", "mme-emotion", "--judged", tmp_path / "in", "--categories", "--other", *paths[:1]
+        "score", "mme-emotion", "--predictions", tmp_path / "in", "--categories", "--other", *paths[:1]
     )
     assert (code, "Agreement of judgements" in printed, "Audited scores" in printed) == (0, True, True)
-    code, _, err = command("score", "mme-emotion", "--judged", paths[0], "--alpha", 2)
+    code, _, err = command("score", "mme-emotion", "--predictions", paths[0], "--cot-weight", 2)
     assert (code, err) == (2, "mer-r1: alpha: got 2.0, expected a weight from 0 to 1\n")
 
 
 def test_clues_on_the_command_line(tmp_path, manifest, command):
     with Server(lambda _: said("A calm voice.")) as server:
-        words = ["clues", "--data", manifest, "--out", tmp_path / "clues.jsonl", "--model", "ears"]
-        code, printed, _ = command(*words, "--base-url", server.base_url)
+        words = ["clues", "--manifest", manifest, "--out", tmp_path / "clues.jsonl", "--model", "ears"]
+        code, printed, _ = command(*words, "--model-url", server.base_url)
         assert (code, "8 clues in" in printed) == (0, True)
-        assert command(*words, "--base-url", server.base_url, "--json")[1].count("8") >= 1
+        assert command(*words, "--model-url", server.base_url, "--json")[1].count("8") >= 1
         assert len(server.calls) == 8

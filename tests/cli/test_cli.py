@@ -1,17 +1,19 @@
 """The command line: what it prints for machines, what it says when something is wrong, and real files."""
 
 import json
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import typer
 from recordings import muxed, speech, talking
 from rich.cells import cell_len
 
-from mer_r1 import cli
+from mer_r1 import __version__, cli
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import builtin
 
@@ -58,11 +60,42 @@ def test_every_command_has_help(run, words):
     status, out, err = run(*words, "--help")
     assert (status, err) == (0, "")
     assert f"mer-r1 {' '.join(words)}" in out
+    assert run(*words, "-h") == (0, out, "")
+
+
+def test_the_program_alone_prints_its_help_by_panels(run):
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert run("-h") == (0, out, "")
+    titles = re.findall(r"^╭─ ([A-Z][a-z ]+) ─", out, re.MULTILINE)
+    assert [title for title in titles if title != "Commands"] == [
+        *("Options", "Shell completion", "Data", "Train", "Predict", "Score", "Lab", "Help")
+    ]
+
+
+def test_version_and_environment(run):
+    assert run("--version") == (0, f"mer-r1 {__version__}\n", "")
+    status, out, err = run("env")
+    assert (status, err) == (0, "")
+    facts = dict(line.split(": ", 1) for line in out.splitlines())
+    assert facts["mer-r1"].startswith(f"{__version__}, commit ")
+    assert facts["python"] == platform.python_version()
+    for name in ("torch", "transformers", "trl"):
+        assert facts[name] == metadata.version(name)
+    assert facts["vllm"] == "not installed"
+    assert "GPUs: " in facts["cuda"]
+
+
+def test_commands_for_checks_against_the_reference_are_hidden(run):
+    shown = run("score", "--help")[1]
+    for name in ("list-parse", "llm-reply", "benchmark-mean"):
+        assert ("score", name) in list(commands())
+        assert name not in shown
 
 
 def test_all_commands_are_there():
-    """In the order of a project: data, training, asking, scoring."""
-    expected = ["scenes", "check", "build", "sft", "rl", "predict", "evaluate", "report", "demo", "map", "score"]
+    """In the order of a project; groups come last."""
+    expected = ["scenes", "check", "build", "sft", "rl", "predict", "evaluate", "report", "map", "demo", "score"]
     found = dict.fromkeys(words[0] for words in commands())
     assert [name for name in found if name in expected] == expected
     assert {words[1] for words in commands() if words[0] == "score"} >= {"openset", "hit-rate", "sentiment"}
@@ -113,7 +146,7 @@ def test_the_table_of_map_keeps_within_the_terminal_and_cuts_no_word_off(run):
 def files(tmp_path):
     gold = write(tmp_path / "gold.json", {"a": "[happy, sad]", "b": ["angry"], "c": "zzqx"})
     pred = write(tmp_path / "pred.json", {"a": "happy", "b": "[furious, calm]", "c": "happy"})
-    return ["--gold", gold, "--pred", pred]
+    return ["--gold", gold, "--predictions", pred]
 
 
 def test_score_openset_prints_the_specified_shape(run, files):
@@ -134,7 +167,7 @@ def test_score_hit_rate_prints_the_specified_shape(run, tmp_path):
         write(tmp_path / "g.json", {"a": "happy", "b": "sad"}),
         write(tmp_path / "p.json", {"a": "glad", "b": "happy"}),
     )
-    status, out, err = run("score", "hit-rate", "--gold", gold, "--pred", pred, "--json")
+    status, out, err = run("score", "hit-rate", "--gold", gold, "--predictions", pred, "--json")
     assert (status, err) == (0, "")
     report = json.loads(out)
     assert {f"wheel{wheel}" for wheel in range(1, 6)} | {"mean5"} <= report.keys()
@@ -145,7 +178,7 @@ def test_score_hit_rate_prints_the_specified_shape(run, tmp_path):
 def test_score_sentiment_prints_the_specified_shape(run, tmp_path):
     gold = write(tmp_path / "g.json", {"a": 1.5, "b": -0.4, "c": -2})
     pred = write(tmp_path / "p.json", {"a": "positive", "b": "negative", "c": "positive"})
-    status, out, err = run("score", "sentiment", "--gold", gold, "--pred", pred, "--json")
+    status, out, err = run("score", "sentiment", "--gold", gold, "--predictions", pred, "--json")
     assert (status, err) == (0, "")
     report = json.loads(out)
     assert report.keys() >= {"waf", "accuracy", "n_scored"}
@@ -155,7 +188,7 @@ def test_score_sentiment_prints_the_specified_shape(run, tmp_path):
 
 def test_what_is_no_number_is_null(run, tmp_path):
     gold, pred = write(tmp_path / "g.json", {"a": "zzqx"}), write(tmp_path / "p.json", {"a": "happy"})
-    _, out, _ = run("score", "openset", "--gold", gold, "--pred", pred, "--json")
+    _, out, _ = run("score", "openset", "--gold", gold, "--predictions", pred, "--json")
     assert "NaN" not in out
     assert json.loads(out)["case3_wheel1_level1"]["fscore"] is None
 
@@ -171,7 +204,7 @@ def test_scores_for_people(run, files):
 
 def test_scores_that_do_not_exist_are_shown_as_such(run, tmp_path):
     gold, pred = write(tmp_path / "g.json", {"a": "zzqx"}), write(tmp_path / "p.json", {"a": "happy"})
-    _, out, _ = run("score", "hit-rate", "--gold", gold, "--pred", pred)
+    _, out, _ = run("score", "hit-rate", "--gold", gold, "--predictions", pred)
     assert "nan" not in out
     assert "│ wheel1  │        - │" in out
 
@@ -199,13 +232,16 @@ finally:
 ANYWHERE = ["use_cpu=true", "bf16=false", "report_to=none", "output_dir=HERE/out"]
 WRONG = {
     "map: no wheels": (["map", "happy", "--wheels", "HERE/none"], "emotion wheels: no folder"),
-    "score: no file": (["score", "openset", "--gold", "HERE/none", "--pred", "HERE/none"], "cannot read"),
-    "score: no JSON": (["score", "hit-rate", "--gold", "HERE/text", "--pred", "HERE/text"], "is no JSON"),
-    "score: a list": (["score", "sentiment", "--gold", "HERE/list", "--pred", "HERE/list"], "expected an object"),
+    "score: no file": (["score", "openset", "--gold", "HERE/none", "--predictions", "HERE/none"], "cannot read"),
+    "score: no JSON": (["score", "hit-rate", "--gold", "HERE/text", "--predictions", "HERE/text"], "is no JSON"),
+    "score: a list": (
+        ["score", "sentiment", "--gold", "HERE/list", "--predictions", "HERE/list"],
+        "expected an object",
+    ),
     "check: no manifest": (["check", "HERE/none.jsonl"], "none.jsonl"),
     "check: a folder": (["check", "HERE"], "HERE"),
     "check: nothing in it": (["check", "HERE/empty"], "no rows"),
-    "scenes: a file": (["scenes", "--out", "HERE/text", "--clips", "2"], "is a file"),
+    "scenes: a file": (["scenes", "--out", "HERE/text", "--num-clips", "2"], "is a file"),
     "report: no folder": (["report", "HERE/none"], "HERE/none"),
     "report: a file": (["report", "HERE/text"], "expected the folder of a run"),
     "report: no place": (["report", "HERE", "--out", "HERE/none/page.html"], "cannot write"),
@@ -284,7 +320,7 @@ def test_wrong_usage_ends_with_status_2_and_no_traceback(run, words):
 def test_check_counts_what_is_broken(run, corpus, tmp_path):
     status, out, _ = run("check", corpus, "--workers", 1)
     assert status == 0
-    assert "8 of 8 rows are sound" in out
+    assert "8 of 8 rows are valid" in out
     folder = shutil.copytree(corpus.parent, tmp_path / "corpus", ignore=shutil.ignore_patterns("features"))
     (folder / "3.mp4").write_bytes(b"no media")
     status, out, err = run("check", folder / "manifest.jsonl", "--workers", 1, "--json")
@@ -295,7 +331,7 @@ def test_check_counts_what_is_broken(run, corpus, tmp_path):
     problem, total = out.splitlines()
     assert status == 1
     assert problem.startswith(f"line 4 clip-3: {folder / '3.mp4'}: ")
-    assert total == "7 of 8 rows are sound; problems: file 1"
+    assert total == "7 of 8 rows are valid; problems: file 1"
 
 
 # --- real files -------------------------------------------------------------------------------------------------------

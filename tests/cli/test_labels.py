@@ -43,7 +43,7 @@ def behave(call: Call):
 def test_extract_asks_only_where_it_must_and_not_again(predictions, tmp_path) -> None:
     out = tmp_path / "labels.jsonl"
     with Server(behave) as server:
-        options = ("--predictions", predictions, "--llm", "m", "--base-url", server.base_url)
+        options = ("--predictions", predictions, "--reader", "m", "--reader-url", server.base_url)
         first = mer_r1("extract", *options, "--out", out, "--prices", "1,10")
         second = mer_r1("extract", *options, "--out", tmp_path / "all.json", "--kind", "sentiment", "--json")
     assert first.exit_code == 1  # one clip has no completion
@@ -65,7 +65,7 @@ def test_extract_asks_only_where_it_must_and_not_again(predictions, tmp_path) ->
 def test_no_key_is_left_anywhere(predictions, tmp_path) -> None:
     with Server(lambda call: said(f"[happy] {call.headers['authorization']}")) as server:
         done = mer_r1(
-            "extract", "--predictions", predictions, "--llm", "m", "--base-url", server.base_url,
+            "extract", "--predictions", predictions, "--reader", "m", "--reader-url", server.base_url,
             "--out", tmp_path / "labels.jsonl",
         )  # fmt: skip
     assert server.calls[0].headers["authorization"] == f"Bearer {KEY}"
@@ -88,10 +88,10 @@ def test_the_wheels_give_a_sentiment_without_any_model(predictions, tmp_path) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--llm", "nowhere"), "no such folder; for a model behind an endpoint"),
-        (("--base-url", "http://localhost:1/v1"), "say with --llm which model"),
+        (("--reader", "nowhere"), "no such folder; for a served model"),
+        (("--reader-url", "http://localhost:1/v1"), "needs --reader"),
         (("--prices", "cheap"), "expected two numbers"),
-        (("--llm", "m", "--base-url", "localhost"), "base URL: expected an address"),
+        (("--reader", "m", "--reader-url", "localhost"), "base URL: expected an address"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(predictions, tmp_path, options, message) -> None:
@@ -104,7 +104,7 @@ def test_what_cannot_work_is_said_in_one_line(predictions, tmp_path, options, me
 def test_a_refused_key_stops_without_writing_half_a_file(predictions, tmp_path) -> None:
     with Server(lambda call: status(401)) as server:
         done = mer_r1(
-            "extract", "--predictions", predictions, "--llm", "m", "--base-url", server.base_url,
+            "extract", "--predictions", predictions, "--reader", "m", "--reader-url", server.base_url,
             "--out", tmp_path / "o.jsonl",
         )  # fmt: skip
     assert "401, the key is not accepted" in str(done.exception)
@@ -114,22 +114,22 @@ def test_a_refused_key_stops_without_writing_half_a_file(predictions, tmp_path) 
 def test_the_tables_of_the_reference_through_the_commands(shared) -> None:
     folder = shared / "benchmarks" / "reference"
     for command, name in (("list-parse", "list_parse.json"), ("llm-reply", "llm_postprocess.json")):
-        done = mer_r1("score", command, "--pred", folder / name, "--json")
+        done = mer_r1("score", command, "--predictions", folder / name, "--json")
         assert json.loads(done.stdout) == json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def test_tables_of_lists_and_objects(tmp_path) -> None:
     path = tmp_path / "x.json"
     path.write_text('["[a, b]", "[", null]')
-    rows = json.loads(mer_r1("score", "list-parse", "--pred", path, "--json").stdout)
+    rows = json.loads(mer_r1("score", "list-parse", "--predictions", path, "--json").stdout)
     assert [row["out"] for row in rows] == [["a", "b"], "EXC IndexError", []]
     path.write_text('{"x": "Output: [a]"}')
-    assert json.loads(mer_r1("score", "llm-reply", "--pred", path, "--json").stdout) == {
+    assert json.loads(mer_r1("score", "llm-reply", "--predictions", path, "--json").stdout) == {
         "x": {"in": "Output: [a]", "out": "[a]"}
     }
-    assert "x: 'Output: [a]' -> '[a]'" in mer_r1("score", "llm-reply", "--pred", path).stdout
+    assert "x: 'Output: [a]' -> '[a]'" in mer_r1("score", "llm-reply", "--predictions", path).stdout
     path.write_text('["a", 3]')
-    assert "entry 1: expected a reply as a text" in str(mer_r1("score", "llm-reply", "--pred", path).exception)
+    assert "entry 1: expected a reply as a text" in str(mer_r1("score", "llm-reply", "--predictions", path).exception)
 
 
 def test_the_tables_need_neither_torch_nor_openai(tmp_path) -> None:
@@ -139,5 +139,5 @@ def test_the_tables_need_neither_torch_nor_openai(tmp_path) -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'openai', 'transformers', 'pandas')))"
     )
     for command in ("list-parse", "llm-reply"):
-        arguments = ["score", command, "--pred", str(tmp_path / "x.json"), "--json"]
+        arguments = ["score", command, "--predictions", str(tmp_path / "x.json"), "--json"]
         assert subprocess.run([sys.executable, "-c", program, *arguments], check=False).returncode == 0

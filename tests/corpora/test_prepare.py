@@ -258,8 +258,8 @@ def test_the_command_for_machines(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "say which data set and where it is"),
-        (["meld"], "say which data set and where it is"),
+        ([], "prepare needs a data set and its folder"),
+        (["meld"], "prepare needs a data set and its folder"),
         (["mer2022", "--root", "."], "got 'mer2022', expected one of mer2023"),
         (["meld", "--root", "nowhere"], "nowhere: no folder"),
         (["meld", "--root", "."], "no label.npz and no transcription-engchi-polish.csv in it"),

@@ -1,15 +1,12 @@
-"""The command line: one file a theme; importing this registers every command."""
+"""The command line, one file per theme; importing it registers every command."""
 
 # ruff: noqa: I001 (the order is that of the help)
 from mer_r1.cli import data as data
-from mer_r1.cli import prepare as prepare
 from mer_r1.cli import training as training
 from mer_r1.cli import plan as plan
 from mer_r1.cli import predict as predict
-from mer_r1.cli import auto as auto
 from mer_r1.cli import score as score
-from mer_r1.cli import labels as labels
-from mer_r1.cli import score_benchmarks as score_benchmarks
+from mer_r1.cli.benchmarks import mer_unibench_score as mer_unibench_score
 from mer_r1.cli.benchmarks import mer_unibench as mer_unibench
 from mer_r1.cli.benchmarks import mme_emotion as mme_emotion
 from mer_r1.cli import lmms as lmms

@@ -1,47 +1,65 @@
-"""What the commands share: the apps they register on, how they speak, how they end.
+"""What the commands share: the apps they register on, output, exit status; and `mer-r1 env`.
 
-A command parses, calls one function, and shows what came back; heavy imports stay inside it.
+A command parses, calls one function, and shows the result; heavy imports stay inside it.
 """
 
 import json
 import logging
 import math
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
+from mer_r1 import __version__
+from mer_r1.cli.options import App
 from mer_r1.errors import UserError
 
-app = typer.Typer(
-    help="MER-R1: reasoning that helps multimodal emotion recognition.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Root(TyperGroup):
+    """The program. Its help keeps options about shell completion apart, and `env` last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List the commands in the order of the help."""
+        return sorted(super().list_commands(ctx), key=lambda name: name == "env")
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """List the options of the program."""
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.rich_help_panel = "Shell completion"
+        return parameters
+
+
+app = App(cls=Root, context_settings=HELP, pretty_exceptions_enable=False)
+score_app = App(help="Score predictions; needs no model.", no_args_is_help=True, context_settings=HELP)
+eval_app = App(
+    help="Evaluate a model on a public benchmark, from prompts to scores.", no_args_is_help=True, context_settings=HELP
 )
-score_app = typer.Typer(help="Score what was predicted; needs no model.", no_args_is_help=True)
-eval_app = typer.Typer(
-    help="Evaluate a model on a public benchmark, from its prompts to its scores.", no_args_is_help=True
-)
-app.add_typer(score_app, name="score")
-app.add_typer(eval_app, name="eval")
+app.add_typer(score_app, name="score", rich_help_panel="Score")
+app.add_typer(eval_app, name="eval", rich_help_panel="Score")
 console = Console()
 
-Wheels = Annotated[
-    Path | None, typer.Option(help="Folder of the official emotion wheels; the built-in ones otherwise.")
-]
+Wheels = Annotated[Path | None, typer.Option(help="Folder of the official emotion wheels; built-in wheels by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
 class Think(StrEnum):
-    """Which way of thinking a command asks for."""
+    """Modes of thinking."""
 
     SLOW = "slow"
     FAST = "fast"
@@ -49,7 +67,7 @@ class Think(StrEnum):
 
 
 class ThinkOrAuto(StrEnum):
-    """The same, or: fast first, and slow where fast is unsure."""
+    """Modes of thinking, or slow only where the fast answer is unsure."""
 
     SLOW = "slow"
     FAST = "fast"
@@ -57,9 +75,59 @@ class ThinkOrAuto(StrEnum):
     AUTO = "auto"
 
 
+EXTRAS = {
+    "predict": ("torch", "torchvision", "transformers", "accelerate", "peft", "safetensors"),
+    "train": ("trl", "datasets", "tensorboard", "matplotlib"),
+    "llm": ("openai",),
+    "scenes": ("anny", "espeakng_loader", "numba", "scipy"),
+    "vllm": ("vllm",),
+}
+"""Extra of the package -> modules that it brings."""
+
+TRAINING = ("build", "sft", "rl", "plan", "demo", "study")
+"""Commands that need the extra train."""
+
+TOOLS = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "numpy", "av", "openai", "vllm", "lmms-eval")
+"""Packages that `mer-r1 env` names."""
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """MER-R1: reinforcement learning that makes reasoning help multimodal emotion recognition."""
+    if version:
+        say(f"mer-r1 {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def env() -> None:
+    """Print versions and devices, for bug reports."""
+    from mer_r1.evaluation.records import commit
+
+    say(f"mer-r1: {__version__}, commit {commit() or 'unknown (no checkout)'}")
+    say(f"python: {platform.python_version()}")
+    say(f"platform: {platform.platform()}, {os.cpu_count()} cores")
+    for name in TOOLS:
+        try:
+            say(f"{name}: {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            say(f"{name}: not installed")
+    try:
+        import torch
+    except ImportError:
+        return
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    say(f"cuda: {torch.version.cuda or 'not in this torch'}, GPUs: {', '.join(devices) or 'none'}")
+
+
 def main() -> None:
-    """Entry point: an expected error is one line on stderr and exit status 2."""
-    # What the libraries deprecate concerns us, not who runs a command.
+    """Run the program: an expected error is one line on stderr and exit status 2."""
+    # Deprecations in the libraries concern us, not the users of a command.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # Idle threads that spin beside other jobs cost up to ten times the time on few cores.
@@ -73,11 +141,28 @@ def main() -> None:
         app()
     except UserError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        message = _missing(error.name or "")
+        if message is None:
+            raise
+        _fail(message)
     except OSError as error:
-        # Without a file's name it is nothing that other words on the command line would mend.
+        # An error without a file name is not a mistake on the command line.
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}")
+
+
+def _missing(module: str) -> str | None:
+    """Say which extra brings a missing module; None if no extra does."""
+    name = module.split(".")[0]
+    for extra, modules in EXTRAS.items():
+        if name in modules:
+            if extra == "predict" and sys.argv[1:2] and sys.argv[1] in TRAINING:
+                extra = "train"  # which includes it
+            install = f"install mer-r1 with the extra {extra}, e.g. pip install -e '.[{extra}]' in a checkout"
+            return f"this command needs {name}, which is not installed: {install}"
+    return None
 
 
 def _fail(message: str) -> NoReturn:
@@ -86,13 +171,13 @@ def _fail(message: str) -> NoReturn:
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print one line as it is."""
-    # As it is: names may look like markup, and a path that is broken at the terminal's width cannot be copied.
+    """Print one line without markup or wrapping."""
+    # Names may look like markup, and a path that is wrapped at the terminal's width cannot be copied.
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def thinking_modes(think: Think | ThinkOrAuto) -> list[Any]:
-    """The modes that a choice stands for; of "auto" both."""
+    """List the modes of a choice; "auto" needs both."""
     from mer_r1.emotions.thinking import ThinkingMode
 
     return list(ThinkingMode) if think.value in ("both", "auto") else [ThinkingMode(think.value)]
@@ -113,9 +198,9 @@ def _null_nan(value: Any) -> Any:
 
 @contextmanager
 def progress(what: str, total: int | None, quiet: bool = False) -> Iterator[Any]:
-    """A bar on stderr, and the function that moves it: (how many more are done, of how many)."""
+    """Show a bar on stderr; yields the callback that moves it: (how many more are done, of how many)."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # Elsewhere than on a terminal, a bar would leave blank lines behind.
+    # Outside a terminal a bar would leave blank lines.
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)

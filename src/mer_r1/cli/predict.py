@@ -1,4 +1,4 @@
-"""Commands that ask a model and show what it said: predict, evaluate, report, demo."""
+"""Commands that ask a model and show its answers: predict, evaluate, threshold, report."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,11 +6,14 @@ from typing import Annotated, Any
 import typer
 
 from mer_r1.cli.app import AsJson, ThinkOrAuto, Wheels, app, console, print_json, progress, say, thinking_modes
+from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Temperature
 from mer_r1.errors import UserError
 
+Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
+Mode = Annotated[ThinkOrAuto, typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure.")]
 Threshold = Annotated[
     float | None,
-    typer.Option(min=0, help="Of --think auto: slow where the fast answer's sureness is below it; the model's own."),
+    typer.Option(min=0, help="Confidence below which --think auto reasons; the model's own by default."),
 ]
 
 
@@ -18,23 +21,19 @@ Threshold = Annotated[
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
-    think: Annotated[
-        ThinkOrAuto, typer.Option(help="Reason first, answer at once, both, or reason only where fast is unsure.")
-    ] = ThinkOrAuto.BOTH,
+    think: Mode = ThinkOrAuto.BOTH,
     threshold: Threshold = None,
-    subtitle: Annotated[str, typer.Option(help="What is said (for one clip, or for all).")] = "",
-    audio: Annotated[
-        Path | None, typer.Option(help="Sound file to use instead of the video's own (one clip only).")
-    ] = None,
+    subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips.")] = "",
+    audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
     wheels: Wheels = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu, ...")] = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    batch_size: BatchSize = 8,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a model about clips: labels, wheel categories, reasoning, confidences."""
+    """Recognise emotions in clips: labels, wheel categories, reasoning, confidences."""
     from mer_r1.data.clip import Clip
     from mer_r1.emotions.wheels import load as load_wheels
     from mer_r1.evaluation.predict import predict as ask
@@ -58,7 +57,7 @@ def predict(
     for record in records:
         if as_json:
             print_json(record.to_dict(), indent=None)
-        elif record.id not in broken:  # what is wrong with a file is said once, not once a mode
+        elif record.id not in broken:  # an error of a file is shown once, not once per mode
             _show_record(record)
         if record.error is not None:
             broken.add(record.id)
@@ -67,27 +66,23 @@ def predict(
 
 @app.command()
 def evaluate(
-    manifest: Annotated[Path, typer.Option(help="JSONL manifest with gold labels.")],
-    out: Annotated[Path, typer.Option(help="Folder for records.jsonl and summary.json; an interrupted run goes on.")],
-    model: Annotated[
-        str | None, typer.Option(help="Model folder or hub name; without it saved records are scored again.")
-    ] = None,
-    think: Annotated[
-        ThinkOrAuto, typer.Option(help="Slow, fast, both, or slow only where fast is unsure (auto).")
-    ] = ThinkOrAuto.BOTH,
+    manifest: Labelled,
+    out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
+    model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
+    think: Mode = ThinkOrAuto.BOTH,
     threshold: Threshold = None,
-    split: Annotated[str, typer.Option(help='Rows of this split; "all" for every row.')] = "test",
+    split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
     wheels: Wheels = None,
-    exchange: Annotated[str | None, typer.Option(help="audio or video: give every clip another clip's.")] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest completion.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of sampling, exchange and bootstrap.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips at a time.")] = 32,
-    features_dir: Annotated[Path | None, typer.Option(help="Feature cache; beside the manifest if not given.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cpu, ...")] = None,
+    exchange: Annotated[str | None, typer.Option(help="audio or video, to take it from another clip.")] = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling, exchange and bootstrap.")] = 0,
+    batch_size: BatchSize = 32,
+    features_dir: FeaturesDir = None,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Precision, recall and F1 of slow and fast thinking, with 95 % intervals, from saved records."""
+    """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
     from mer_r1.evaluation.summary import build_table, write_summary
 
     limit = gate_threshold(model, threshold) if think is ThinkOrAuto.AUTO else None
@@ -117,36 +112,65 @@ def evaluate(
 
 
 @app.command()
+def threshold(
+    model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
+    manifest: Labelled,
+    out: Annotated[Path, typer.Option(help="Output folder of the records; rerun to resume.")],
+    split: Annotated[str, typer.Option(help="Split to choose on; never the test split.")] = "val",
+    wheels: Wheels = None,
+    max_new_tokens: MaxNewTokens = 512,
+    batch_size: BatchSize = 32,
+    features_dir: FeaturesDir = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the confidence below which --think auto reasons, on validation clips."""
+    from mer_r1.emotions.thinking import ThinkingMode
+    from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
+    from mer_r1.evaluation.predict import evaluate_model
+    from mer_r1.evaluation.records import read_records
+    from mer_r1.model.generation import Sampling
+
+    with progress("answer", None, quiet=as_json) as advance:
+        file = evaluate_model(
+            str(model),
+            manifest,
+            out,
+            list(ThinkingMode),
+            Sampling(max_new_tokens, 0.0, seed=0),
+            split,
+            wheels,
+            batch_size=batch_size,
+            features_dir=features_dir,
+            device=device,
+            progress=advance,
+        )
+    records = read_records(file)
+    gate = choose_threshold(records, {"manifest": manifest.name, "split": split})
+    kept = write_gate(gate, model)
+    if as_json:
+        print_json({"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens})
+        return
+    for point in curve(pairs(records)):
+        mark = "  <- chosen" if point.threshold == gate.threshold else ""
+        reached = f"reasons in {point.share:4.0%}, F1 {point.f1:.3f}, {point.tokens:.1f} tokens"
+        say(f"threshold {point.threshold:.3f}: {reached}{mark}")
+    say(f"saved in {kept}")
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="Run folder with run.json.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write the page; report.html in the run folder otherwise.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Page to write; report.html in the run folder by default.")] = None,
 ) -> None:
-    """One self-contained HTML page about a run."""
+    """Write a self-contained HTML page about a run."""
     from mer_r1.evaluation.report import write_report
 
     say(str(write_report(run_dir, out)))
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Run folder; an interrupted demo goes on where it stopped.")] = Path(
-        "runs/demo"
-    ),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer clips and steps: 5 minutes, and weaker results.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of scenes, model and training.")] = 0,
-) -> None:
-    """The whole story on generated scenes: base, SFT, RL with MER-R1, evaluation, report."""
-    from mer_r1.lab.demo import run_demo
-
-    run_demo(out, quick=quick, seed=seed, console=console)
-
-
 def gate_threshold(model: str | None, threshold: float | None) -> float:
-    """The threshold that was given, else the one kept with the model."""
+    """Return the given threshold, else the one saved with the model."""
     if threshold is not None:
         return threshold
     if model is None:
@@ -167,7 +191,7 @@ def _show_record(record: Any) -> None:
         say(f"{record.id}: {record.error.removeprefix(f'{record.id}: ')}", style="red")
         return
     say(f"{record.id} ({record.mode}, {record.seconds:.2f} s)", style="bold")
-    doubt = "" if record.well_formed else "   (not in the form that was asked for)"
+    doubt = "" if record.well_formed else "   (not in the requested form)"
     say(f"  labels      {', '.join(record.labels) or '(none)'}{doubt}")
     for wheel, sectors in record.categories.items():
         sure = record.confidence.get(wheel, {})

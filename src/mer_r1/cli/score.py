@@ -1,7 +1,9 @@
-"""Commands about words and numbers, which need no model: map, score openset, hit-rate, sentiment."""
+"""Commands about words: map, extract (labels of predictions), and scores of two JSON files."""
 
+import json
 import math
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,21 +11,36 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, score_app
+from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
 from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 
 WORDS_BESIDE = 3
-"""Words that stand beside each other in a table of 80 columns."""
+"""Words per table of 80 columns."""
 COLUMNS = {"fscore": "F-score", "hitrate": "hit rate", "n_scored": "scored", "n_skipped": "skipped"}
-"""What the columns are called for people, where it is not the key."""
+"""Key of a figure -> title of its column, where they differ."""
+
+
+class ExtractKind(StrEnum):
+    """What is extracted from each text."""
+
+    LABELS = "labels"
+    SENTIMENT = "sentiment"
+
+
+class OneMode(StrEnum):
+    """One of the two modes in a file."""
+
+    SLOW = "slow"
+    FAST = "fast"
 
 
 @app.command("map")
 def map_words(
     words: Annotated[list[str], typer.Argument(help="Emotion words.")], wheels: Wheels = None, as_json: AsJson = False
 ) -> None:
-    """Where words stand on the emotion wheels."""
+    """Show the place of words on the emotion wheels."""
     from mer_r1.emotions.wheels import load
 
     taxonomy = load(wheels)
@@ -42,63 +59,121 @@ def map_words(
             rings = [[row[f"wheel{index}_level{level}"] for level in (1, 2)] for row in beside]
             table.add_row(wheel.name, *(Text(" / ".join(filter(None, pair)) or "-") for pair in rings))
         console.print(table)
-    say("Of each wheel: its sector / its label. -: no such word there.")
+    say("Each wheel: sector / label; - if the word is not on it.")
+
+
+@app.command()
+def extract(
+    predictions: Annotated[Path, typer.Option(help="JSON lines, JSON: name -> text, or the reference's .npz.")],
+    out: Annotated[Path, typer.Option(help="JSON lines with labels; *.json: name -> label string.")],
+    reader: Reader,
+    requests: Requests,
+    kind: Annotated[ExtractKind, typer.Option(help="Labels only, or their sentiment too.")] = ExtractKind.LABELS,
+    sentiment: Annotated[SentimentBy, typer.Option(help="Sentiment by the reader or by the wheels.")] = SentimentBy.LLM,
+    think: Annotated[OneMode | None, typer.Option(help="Only rows of this mode.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Reply cache; llm-replies.sqlite beside --out.")] = None,
+    prices: PricesOption = None,
+    allow_pickle: AllowPickle = False,
+    wheels: Wheels = None,
+    as_json: AsJson = False,
+) -> None:
+    """Extract the labels of predictions: from their <answer>, else by a language model. Rerun to resume."""
+    from mer_r1.emotions.wheels import load
+    from mer_r1.evaluation.labels.files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
+    from mer_r1.evaluation.llm.cache import ReplyCache
+
+    rows = read_predictions(predictions, allow_pickle)
+    rows = [row for row in rows if think is None or row.get("mode") == think.value]
+    if not rows:
+        raise UserError(f"{predictions}: no rows of mode {think}")
+    costs, taxonomy, checked = parse_prices(prices), load(wheels), reader.checked
+    with ReplyCache(cache or out.with_name("llm-replies.sqlite")) as kept:
+        model = reader.model(requests, kept)
+        with progress("texts read", None, quiet=as_json) as advance:
+            rows = label_rows(rows, model, taxonomy, checked, lambda index, reply: advance(1))
+        if kind is ExtractKind.SENTIMENT:
+            with progress("sentiments", len(rows), quiet=as_json) as advance:
+                rows = sentiment_rows(rows, sentiment.value, model, taxonomy, checked, lambda index, reply: advance(1))
+    write_rows(out, rows, "openset" if kind is ExtractKind.LABELS else "sentiment")
+    summary = {"out": str(out), **summarise(rows), "usage": _usage(model, costs)}
+    _show_extracted(summary, rows, as_json)
+    raise typer.Exit(1 if summary["errors"] or summary["without_completion"] else 0)
 
 
 Gold = Annotated[Path, typer.Option(help="JSON: name -> gold.")]
-Pred = Annotated[
-    list[Path], typer.Option(help="JSON: name -> prediction; repeatable, which gives a report for each file.")
-]
+Predictions = Annotated[list[Path], typer.Option(help="JSON: name -> prediction; repeatable, one report per file.")]
 
 
 @score_app.command()
-def openset(gold: Gold, pred: Pred, wheels: Wheels = None, as_json: AsJson = False) -> None:
-    """Open-vocabulary labels: precision, recall and F-score by word and by wheel."""
+def openset(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
+    """Precision, recall and F-score of open-vocabulary labels, by word and by wheel."""
     from mer_r1.emotions.metrics import openset_report
     from mer_r1.emotions.wheels import load
 
     taxonomy = load(wheels)
-    _score(gold, pred, lambda labels, predicted: openset_report(labels, predicted, taxonomy), as_json)
+    _score(gold, predictions, lambda labels, predicted: openset_report(labels, predicted, taxonomy), as_json)
 
 
 @score_app.command("hit-rate")
-def hit_rate(gold: Gold, pred: Pred, wheels: Wheels = None, as_json: AsJson = False) -> None:
-    """One gold label a clip: is its sector among the predicted ones?"""
+def hit_rate(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
+    """Hit rate: is the sector of a clip's one gold label among the predicted sectors?"""
     from mer_r1.emotions.metrics import hit_rate_report
     from mer_r1.emotions.wheels import load
 
     taxonomy = load(wheels)
-    _score(gold, pred, lambda labels, predicted: hit_rate_report(labels, predicted, taxonomy), as_json)
+    _score(gold, predictions, lambda labels, predicted: hit_rate_report(labels, predicted, taxonomy), as_json)
 
 
 @score_app.command()
-def sentiment(gold: Gold, pred: Pred, as_json: AsJson = False) -> None:
-    """Positive or negative: weighted F1 and accuracy. Gold holds numbers, predictions hold replies."""
+def sentiment(gold: Gold, predictions: Predictions, as_json: AsJson = False) -> None:
+    """Weighted F1 and accuracy of positive or negative: gold holds numbers, predictions hold replies."""
     from mer_r1.emotions.metrics import sentiment_report
 
-    _score(gold, pred, sentiment_report, as_json)
+    _score(gold, predictions, sentiment_report, as_json)
 
 
-def _score(gold: Path, pred: list[Path], report_of: Callable[..., Any], as_json: bool) -> None:
-    """Score each prediction file; several give file -> report."""
+@score_app.command("list-parse", hidden=True)
+def list_parse(
+    predictions: Annotated[Path, typer.Option(help="JSON: a list of label strings, or name -> label string.")],
+    as_json: AsJson = False,
+) -> None:
+    """Split label strings into labels by the reference's rule."""
+    from mer_r1.evaluation.labels.replies import list_parse_row
+
+    _table(predictions, list_parse_row, as_json)
+
+
+@score_app.command("llm-reply", hidden=True)
+def llm_reply(
+    predictions: Annotated[Path, typer.Option(help="JSON: a list of replies, or name -> reply.")],
+    as_json: AsJson = False,
+) -> None:
+    """Clean replies of a language model by the reference's rule."""
+    from mer_r1.evaluation.labels.replies import llm_reply_row
+
+    _table(predictions, llm_reply_row, as_json)
+
+
+def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], as_json: bool) -> None:
+    """Score each prediction file; several files give file -> report."""
     golds = read_object(gold)
     reports = {}
-    for path in pred:
+    for path in predictions:
         try:
             reports[str(path)] = report_of(golds, read_object(path))
         except UserError as error:
-            raise UserError(f"{path}: {error}" if len(pred) > 1 else str(error)) from error
+            raise UserError(f"{path}: {error}" if len(predictions) > 1 else str(error)) from error
     if as_json:
-        print_json(next(iter(reports.values())) if len(pred) == 1 else reports)
+        print_json(next(iter(reports.values())) if len(predictions) == 1 else reports)
         return
     for name, report in reports.items():
-        if len(pred) > 1:
+        if len(predictions) > 1:
             say(name, style="bold")
         _show_report(report)
 
 
 def _show_report(report: dict[str, Any]) -> None:
-    """A row for each measure, a column for each of its figures; a report of plain figures has the column "value"."""
+    """Show one row per measure and one column per figure; a report of plain figures has the column "value"."""
     rows = {name: value if isinstance(value, dict) else {"value": value} for name, value in report.items()}
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     table = Table("measure")
@@ -113,3 +188,58 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4f}"
     return str(value)
+
+
+def _usage(model: Any, prices: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    usage = getattr(model, "usage", None)
+    if usage is None:
+        return {}
+    return asdict(usage) | ({} if prices is None else {"cost": usage.cost(prices)})
+
+
+def _show_extracted(summary: dict[str, Any], rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        failed = {row["id"]: row["error"] for row in rows if row.get("error") is not None}
+        print_json({**summary, "failed": failed})
+        return
+    for row in rows:
+        if row.get("error") is not None:
+            say(f"{row['id']}: {row['error']}", style="red")
+    usage = summary["usage"]
+    say(f"{summary['out']}: {summary['rows']} rows")
+    for name in ("labels", "sentiments"):
+        if summary[name]:
+            say(f"{name}: " + ", ".join(f"{count} from {source}" for source, count in summary[name].items()))
+    say(f"doubtful {summary['doubtful']}, errors {summary['errors']}, no completion {summary['without_completion']}")
+    if usage:
+        spent = f", cost {usage['cost']:.4f}" if "cost" in usage else ""
+        say(
+            f"asked {usage['asked']}, known already {usage['cached']}, without reply {usage['failed']}; "
+            f"{usage['prompt_tokens']} tokens read, {usage['completion_tokens']} written{spent}"
+        )
+
+
+def _table(path: Path, row_of: Any, as_json: bool) -> None:
+    """Apply `row_of` to each entry of a JSON file: a list, an object, or rows in the reference's own form (`in`)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, list | dict):
+        raise UserError(f"{path}: expected a list, or an object name -> value, got {type(content).__name__}")
+    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    found = {}
+    for name, entry in entries:
+        try:
+            found[name] = row_of(entry["in"] if isinstance(entry, dict) and "in" in entry else entry)
+        except UserError as error:
+            raise UserError(f"{path}, entry {name!r}: {error}") from error
+    if as_json:
+        print_json(found if isinstance(content, dict) else list(found.values()))
+    else:
+        for name, row in found.items():
+            say(f"{name}: {row['in']!r} -> {row['out']!r}")

@@ -1,59 +1,65 @@
-"""Commands of the study: one a question, `all`, and `report`."""
+"""Commands of the lab: the demo, and the study (one command per question, `all`, `report`)."""
 
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.app import app, say
+from mer_r1.cli.app import HELP, app, console, say
+from mer_r1.cli.options import App
 from mer_r1.lab.study.runs.variants import STUDIES
 
-study_app = typer.Typer(
-    help="The paper's study in miniature: variants, seeds and paired intervals, on generated scenes.",
+study_app = App(
+    help="Study the method in miniature: variants, seeds and paired intervals on generated scenes.",
     no_args_is_help=True,
+    context_settings=HELP,
 )
-app.add_typer(study_app, name="study")
+app.add_typer(study_app, name="study", rich_help_panel="Lab")
 
-Seeds = Annotated[int, typer.Option(min=1, help="Seeds of training, from 0 on.")]
-Out = Annotated[Path, typer.Option(help="Folder of all runs; what is finished in it is kept, whatever study made it.")]
-Scenes = Annotated[Path | None, typer.Option(help="Manifest of the training clips; made here if not given.")]
-Exam = Annotated[Path | None, typer.Option(help="Manifest of validation and test clips; made here if not given.")]
-Base = Annotated[Path | None, typer.Option(help="Folder of the base model; made here if not given.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override of every RL run, key=value; repeatable.")]
-SetSFT = Annotated[list[str] | None, typer.Option("--set-sft", help="Override of every cold start.")]
-Clips = Annotated[str, typer.Option(help="Training, validation and test clips, where they are made here.")]
-Recipe = Annotated[Path | None, typer.Option(help="Recipe whose sections are overridden; the tiny one otherwise.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes at once, one thread each; all cores if not given.")]
-Trial = Annotated[
-    bool,
-    typer.Option("--trial", help="Ask about validation clips only: to try settings, so that test clips choose none."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be run.")]
-DEFAULT_OUT, DEFAULT_CLIPS = Path("runs/study"), "3600,300,1000"
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder; rerun to resume.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer clips and steps: 5 minutes, weaker results.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed for scenes, model and training.")] = 0,
+) -> None:
+    """Run everything end to end on generated scenes: base model, SFT, RL with MER-R1, evaluation, report."""
+    from mer_r1.lab.demo import run_demo
+
+    run_demo(out, quick=quick, seed=seed, console=console)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options of every study."""
+
+    seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds, from 0.")] = 8
+    out: Annotated[Path, typer.Option(help="Output folder of all runs; finished runs in it are kept.")] = Path(
+        "runs/study"
+    )
+    scenes: Annotated[Path | None, typer.Option(help="Manifest of training clips; made here by default.")] = None
+    exam: Annotated[Path | None, typer.Option(help="Manifest of validation and test clips; made by default.")] = None
+    base: Annotated[Path | None, typer.Option(help="Folder of the base model; made by default.")] = None
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Override key=value in RL runs; repeatable.")] = (
+        None
+    )
+    sft_settings: Annotated[list[str] | None, typer.Option("--set-sft", help="Override key=value in cold starts.")] = (
+        None
+    )
+    num_clips: Annotated[str, typer.Option(help="Training, validation and test clips to make.")] = "3600,300,1000"
+    recipe: Annotated[Path | None, typer.Option(help="Recipe to override sections of; the tiny one by default.")] = None
+    trial: Annotated[bool, typer.Option("--trial", help="Evaluate on validation clips only, to try settings.")] = False
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread; one per core by default.")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would run.")] = False
 
 
 def _command(name: str, question: str) -> None:
-    def run(
-        seeds: Seeds = 8,
-        out: Out = DEFAULT_OUT,
-        scenes: Scenes = None,
-        exam: Exam = None,
-        base: Base = None,
-        settings: Set = None,
-        sft_settings: SetSFT = None,
-        clips: Clips = DEFAULT_CLIPS,
-        recipe: Recipe = None,
-        trial: Trial = False,
-        jobs: Jobs = None,
-        dry_run: DryRun = False,
-    ) -> None:
-        told: dict[str, Any] = {"seeds": seeds, "scenes": scenes, "exam": exam, "base": base, "clips": clips}
-        told |= {"settings": tuple(settings or ()), "sft_settings": tuple(sft_settings or ()), "recipe": recipe}
-        told["trial"] = trial
-        _run(name, out, jobs, dry_run, told)
+    def run(plan: Plan) -> None:
+        _run(name, plan)
 
     run.__doc__ = question
     study_app.command(name)(run)
@@ -61,17 +67,15 @@ def _command(name: str, question: str) -> None:
 
 for _name, _study in STUDIES.items():
     _command(_name, _study.question)
-_command("all", "Every question but those that another's result raised.")
+_command("all", "All questions except follow-ups of another study's result.")
 
 
 @study_app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study.")],
-    docs: Annotated[
-        Path | None, typer.Option(help="Also copy the results to DOCS/study and fill DOCS/study.md.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="Output folder of a study.")],
+    docs: Annotated[Path | None, typer.Option(help="Update DOCS/study and DOCS/study.md too.")] = None,
 ) -> None:
-    """Tables, figures and claims of what is finished so far."""
+    """Write tables, figures and claims of the finished runs."""
     from mer_r1.lab.study.results.report import publish, write_report
     from mer_r1.lab.study.runs.session import read_session
 
@@ -81,24 +85,28 @@ def report(
         say(f"written: {path}")
 
 
-def _run(name: str, out: Path, cores: int | None, dry_run: bool, told: dict[str, Any]) -> None:
+def _run(name: str, plan: Plan) -> None:
     from mer_r1.lab.study.results.report import write_report
-    from mer_r1.lab.study.runs.jobs import plan
+    from mer_r1.lab.study.runs.jobs import plan as plan_jobs
     from mer_r1.lab.study.runs.schedule import is_done, run_jobs
     from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
     from mer_r1.lab.study.runs.variants import chosen_studies
 
-    if not dry_run:
+    out = plan.out
+    told: dict[str, Any] = {key: getattr(plan, key) for key in ("seeds", "scenes", "exam", "base", "recipe", "trial")}
+    told |= {"clips": plan.num_clips, "settings": tuple(plan.settings or ())}
+    told["sft_settings"] = tuple(plan.sft_settings or ())
+    if not plan.dry_run:
         keep_session(name, out, told, shlex.join(["mer-r1", *sys.argv[1:]]))
-        told = {**told, "recipe": None}  # the folder's own from here on
-    jobs = plan(chosen_studies(name), to_options(out, told))
+        told["recipe"] = None  # the folder has its own now
+    jobs = plan_jobs(chosen_studies(name), to_options(out, told))
     left = [job for job in jobs if not is_done(out, job)]
     say(f"{len(jobs)} jobs, {len(jobs) - len(left)} of them done")
-    if dry_run:
+    if plan.dry_run:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    run_jobs(jobs, out, cores or _cores(), told=say)
+    run_jobs(jobs, out, plan.workers or _cores(), say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")
 

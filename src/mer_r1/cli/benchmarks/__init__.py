@@ -1,1 +1,1 @@
-"""Commands of the two public benchmarks."""
+"""Commands of MER-UniBench and MME-Emotion, and their views on a terminal."""

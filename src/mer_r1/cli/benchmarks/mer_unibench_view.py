@@ -1,4 +1,4 @@
-"""How an evaluation on MER-UniBench looks on a terminal: what begins, how far it is, the tables and what is missing."""
+"""An evaluation on MER-UniBench on a terminal: its sets, its progress, its tables and what is missing."""
 
 import logging
 from collections import Counter
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 60.0
-"""How often a line says how far the asking is, where there is no terminal for a bar."""
+"""Seconds between two lines of progress in the log, without a terminal."""
 _SOURCES = {
     "answer": "in the answer",
     "llm": "by the language model",
     "empty": "blank answers",
     "rules": "by the wheels",
 }
+_MISSING = ("doubtful", "errors", "without_completion")
 
 
 def say_beginning(
     clips: Mapping[str, Sequence[Any]], manifests: Mapping[str, Path], warnings: Mapping[str, Sequence[str]]
 ) -> None:
-    """Which sets there are, and what was not as it should be where a manifest was made."""
+    """Show the sets, and warnings about manifests that were made."""
     from mer_r1.benchmarks.mer_unibench.sets import SETS
 
     say(", ".join(f"{SETS[name].title} {len(listed)}" for name, listed in clips.items()) + " clips")
@@ -40,7 +41,7 @@ def say_beginning(
 
 @contextmanager
 def watching(quiet: bool) -> "Iterator[Watch]":
-    """Shows how far the asking is and how long it will take: a bar on a terminal, else a line a minute in the log."""
+    """Show progress and remaining time: a bar on a terminal, else one line per minute in the log."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -66,7 +67,7 @@ def _where(pace: "Tally") -> str:
 
 
 def duration(seconds: float) -> str:
-    """A stretch of time for people.
+    """Format a duration.
 
     >>> duration(80), duration(600), duration(9000)
     ('80 s', '10 min', '2 h 30 min')
@@ -78,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def show(report: Mapping[str, Any], out: Path, has_llm: bool) -> None:
-    """The scores, what they hide, where labels came from, and what is missing."""
+    """Show the scores, what they hide, the sources of labels, and what is missing."""
     from mer_r1.benchmarks.mer_unibench.run import SCORES_FILE, TABLE_FILE
     from mer_r1.benchmarks.mer_unibench.terminal import hidden_tables, remarks, scores_table
 
@@ -94,25 +95,25 @@ def show(report: Mapping[str, Any], out: Path, has_llm: bool) -> None:
 def _say_sources(report: Mapping[str, Any], has_llm: bool) -> None:
     entries = [entry for modes in report["answers"].values() for entry in modes.values()]
     for kind in ("labels", "sentiments"):
-        counts: Counter[str] = Counter()
-        for entry in entries:
-            counts.update(entry[kind])
+        counts = sum((Counter(entry[kind]) for entry in entries), Counter())
         if counts:
             say(f"{kind}: " + ", ".join(f"{count} {_SOURCES.get(name, name)}" for name, count in counts.items()))
-    if report["sentiment"] == "rules" and any("sentiments" in entry and entry["sentiments"] for entry in entries):
+    if report["sentiment"] == "rules" and any(entry.get("sentiments") for entry in entries):
         say("sentiments are made from labels by the wheels, not by a language model as in the reference")
     for name, modes in report["answers"].items():
         for mode, entry in modes.items():
             for clip, without in entry["partly"].items():
                 say(f"{report['sets'][name]['title']} {mode}: {clip} was asked without its {' and '.join(without)}")
-    doubtful, errors, silent = (
-        sum(entry[name] for entry in entries) for name in ("doubtful", "errors", "without_completion")
-    )
-    if doubtful:
-        say(f"{doubtful} answers with doubtful labels or sentiment (labels.jsonl says why)")
-    if silent:
-        again = "run again to try them again, with --ask-partly by what can be read of them"
-        say(f"{silent} clips without an answer of the model (records.jsonl says why); {again}", style="red")
-    if errors:
-        advice = "" if has_llm else "; --llm names a language model that reads them"
-        say(f"{errors} answers without labels or sentiment (labels.jsonl says why){advice}", style="red")
+    _say_missing({name: sum(entry[name] for entry in entries) for name in _MISSING}, has_llm)
+
+
+def _say_missing(counts: Mapping[str, int], has_llm: bool) -> None:
+    if counts["doubtful"]:
+        say(f"{counts['doubtful']} answers with doubtful labels or sentiment (labels.jsonl says why)")
+    if counts["without_completion"]:
+        again = "rerun to ask again, with --ask-partly by what can be read of them"
+        silent = f"{counts['without_completion']} clips without an answer of the model (records.jsonl says why)"
+        say(f"{silent}; {again}", style="red")
+    if counts["errors"]:
+        advice = "" if has_llm else "; --reader names a language model that reads them"
+        say(f"{counts['errors']} answers without labels or sentiment (labels.jsonl says why){advice}", style="red")

@@ -1,4 +1,4 @@
-"""How the work of MME-Emotion looks on a terminal: what is left and spent, and the tables."""
+"""An evaluation on MME-Emotion on a terminal: what is left and spent, and the tables."""
 
 import logging
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
-    """Says before a stage what it may take, and while it runs what is done, failed, spent and left.
+    """Show an estimate before each stage, and what is done, failed, spent and left while it runs.
 
-    On a terminal that is a bar; elsewhere a line in the log at every tenth.
+    A bar on a terminal; otherwise one line in the log per tenth.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,7 +54,7 @@ def _so_far(tally: "Tally", server: "Endpoint") -> str:
 
 
 def say_estimate(stage: str, entry: dict[str, Any], quiet: bool) -> None:
-    """What the questions that are left may take; nothing where none is."""
+    """Show the estimate of the remaining questions, if any."""
     if quiet or not entry["questions"]:
         return
     used = _used(entry["input_tokens"], entry["output_tokens"], entry["cost"])
@@ -62,7 +62,7 @@ def say_estimate(stage: str, entry: dict[str, Any], quiet: bool) -> None:
 
 
 def say_result(tally: "Tally", server: "Endpoint", quiet: bool) -> None:
-    """What a stage has done and used."""
+    """Show what a stage has done and used."""
     if quiet:
         return
     parts = ((tally.known, "before"), (tally.cached, "from the cache"))
@@ -81,7 +81,7 @@ def _duration(seconds: float) -> str:
 
 
 def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int, as_json: bool) -> None:
-    """Recognition by label match: written, and shown as a table that says what it is."""
+    """Write recognition by label match, and show it as a table."""
     from mer_r1.benchmarks.mme_emotion.run import write_label_scores
     from mer_r1.benchmarks.mme_emotion.terminal import label_table
     from mer_r1.emotions.wheels import load
@@ -94,7 +94,7 @@ def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int,
 
 
 def show(report: dict[str, Any], categories: bool, as_json: bool) -> None:
-    """All tables of a report and what its reader should know, or its JSON."""
+    """Show all tables and notes of a report, or its JSON."""
     from mer_r1.benchmarks.mme_emotion import terminal as tables
 
     if as_json:

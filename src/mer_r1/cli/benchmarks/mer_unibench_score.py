@@ -1,4 +1,4 @@
-"""Commands that score MER-UniBench: the whole benchmark from a folder of predictions, and its mean alone."""
+"""`mer-r1 score mer-unibench`: scores of saved predictions; and the mean of nine sets alone."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mer_r1.cli.app import AsJson, Wheels, console, print_json, say, score_app
+from mer_r1.cli.options import AllowPickle, Resamples
 from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Scores(StrEnum):
-    """Which numbers: the reference's, the audited ones, or both."""
+    """Kinds of scores: the reference's, the audited scores, or both."""
 
     OFFICIAL = "official"
     AUDITED = "audited"
@@ -23,14 +24,14 @@ class Scores(StrEnum):
 
 
 class SentimentSource(StrEnum):
-    """Where sentiments come from."""
+    """Sources of sentiments."""
 
     SAVED = "saved"
     RULES = "rules"
 
 
 class TableForm(StrEnum):
-    """Kinds of tables."""
+    """Forms of a table."""
 
     LATEX = "latex"
     MARKDOWN = "markdown"
@@ -39,34 +40,25 @@ class TableForm(StrEnum):
 
 @score_app.command("mer-unibench")
 def mer_unibench(
-    predictions: Annotated[
-        Path, typer.Option(help="Folder with NAME.jsonl, NAME/records.jsonl, or results-NAME/... of each set.")
-    ],
-    gold: Annotated[list[Path], typer.Option(help="Manifests of `mer-r1 prepare`, or folders with them; repeatable.")],
+    predictions: Annotated[Path, typer.Option(help="Folder: NAME.jsonl, NAME/records.jsonl or results-NAME/ per set.")],
+    data: Annotated[list[Path], typer.Option(help="Folder with manifests (mer-r1 prepare), or files; repeatable.")],
     more: Annotated[list[Path] | None, typer.Argument(help="Further manifests.")] = None,
     wheels: Wheels = None,
-    sets: Annotated[str | None, typer.Option(help="Only these sets, with commas between them.")] = None,
-    mode: Annotated[Scores, typer.Option(help="The reference's numbers, the audited ones, or both.")] = Scores.BOTH,
+    sets: Annotated[str | None, typer.Option(help="Only these sets, comma-separated.")] = None,
+    mode: Annotated[Scores, typer.Option(help="The reference's scores, the audited scores, or both.")] = Scores.BOTH,
     sentiment: Annotated[
-        SentimentSource, typer.Option(help="Sentiments as saved, or made from the labels by the wheels.")
+        SentimentSource, typer.Option(help="Sentiments as saved, or by the wheels.")
     ] = SentimentSource.SAVED,
-    system: Annotated[str | None, typer.Option(help="Folder to take where results-NAME/ has several.")] = None,
-    table: Annotated[TableForm | None, typer.Option(help="Print a table to paste instead.")] = None,
-    published: Annotated[bool, typer.Option("--published", help="With the published rows.")] = False,
-    name: Annotated[str, typer.Option(help="Of the model, for the table's rows.")] = "",
-    resamples: Annotated[int, typer.Option(min=1, help="Draws of the bootstrap.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    allow_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--allow-pickle",
-            help="Read .npz entries that are pickles: a pickle can name code to run; only plain containers, numbers, "
-            "texts and arrays are admitted, anything else is refused.",
-        ),
-    ] = False,
+    system: Annotated[str | None, typer.Option(help="Folder to take if results-NAME/ has several.")] = None,
+    table: Annotated[TableForm | None, typer.Option(help="Print a table in this form instead.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Add the published rows to the table.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the model in the table.")] = "",
+    resamples: Resamples = 2000,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap.")] = 0,
+    allow_pickle: AllowPickle = False,
     as_json: AsJson = False,
 ) -> None:
-    """MER-UniBench: official and audited scores of saved predictions, slow against fast, and the mean of nine."""
+    """Score saved predictions on MER-UniBench: official and audited, slow and fast, and the mean of nine sets."""
     from mer_r1.benchmarks.mer_unibench.predictions import Reading
     from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
     from mer_r1.emotions.wheels import load
@@ -75,7 +67,7 @@ def mer_unibench(
         raise UserError("--published goes with --table latex, markdown or csv")
     taxonomy = load(wheels)
     golds, found = _read(
-        predictions, [*gold, *(more or [])], sets, Reading(sentiment.value, taxonomy, allow_pickle, system)
+        predictions, [*data, *(more or [])], sets, Reading(sentiment.value, taxonomy, allow_pickle, system)
     )
     how = Scoring(taxonomy, mode is not Scores.AUDITED, mode is not Scores.OFFICIAL, seed, resamples)
     report = score_benchmark(golds, found, how)
@@ -88,15 +80,13 @@ def mer_unibench(
         _show(report)
 
 
-@score_app.command("benchmark-mean")
+@score_app.command("benchmark-mean", hidden=True)
 def benchmark_mean(
-    scores: Annotated[
-        Path, typer.Option(help="JSON: set -> main number, or set -> gold and checkpoints with their predictions.")
-    ],
+    scores: Annotated[Path, typer.Option(help="JSON: set -> main score, or set -> gold and checkpoints.")],
     wheels: Wheels = None,
     as_json: AsJson = False,
 ) -> None:
-    """The mean of the nine sets, and the best checkpoint of each, as the reference reports them."""
+    """Compute the mean of the nine sets and the best checkpoint of each, as the reference does."""
     from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean as mean_of
     from mer_r1.emotions.wheels import load
 
@@ -112,15 +102,15 @@ def benchmark_mean(
 
 
 def _read(
-    predictions: Path, gold: list[Path], sets: str | None, reading: "Reading"
+    predictions: Path, data: list[Path], sets: str | None, reading: "Reading"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gold and predictions of the sets that are wanted."""
+    """Read gold and predictions of the chosen sets."""
     from mer_r1.benchmarks.mer_unibench.gold import read_gold
     from mer_r1.benchmarks.mer_unibench.predictions import read_predictions
     from mer_r1.benchmarks.mer_unibench.sets import SETS, named
 
     wanted = [named(part).name for part in sets.split(",")] if sets is not None else list(SETS)
-    golds = {name: entry for name, entry in read_gold(gold).items() if name in wanted}
+    golds = {name: entry for name, entry in read_gold(data).items() if name in wanted}
     found = {}
     for name in golds:
         answers = read_predictions(predictions, SETS[name], reading)

@@ -1,0 +1,264 @@
+"""Options that several commands share, groups of options, and the spellings of the last release."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import StrEnum
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mer_r1.errors import UserError
+
+if TYPE_CHECKING:
+    from mer_r1.evaluation.llm.cache import ReplyCache
+    from mer_r1.evaluation.llm.chat import Decoding, Prices, TextModel
+    from mer_r1.evaluation.llm.client import Client
+
+OPENAI_KEY = "OPENAI_API_KEY"
+PANELS = {"data": "Data", "training": "Train", "plan": "Train", "predict": "Predict", "score": "Score"}
+PANELS |= {"mme_emotion": "Score", "study": "Lab", "app": "Help"}
+"""File of a command -> its panel in the help."""
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
+Device = Annotated[str | None, typer.Option(help="Device of the model: cpu (the default), cuda, cuda:1 ...")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
+FeaturesDir = Annotated[Path | None, typer.Option(help="Feature cache; features/ beside the manifest by default.")]
+Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read .npz files that hold pickles. A pickle can run code when read: use it for files you trust. "
+        "Only plain containers, numbers, strings and arrays are accepted.",
+    ),
+]
+KeyVariable = Annotated[str, typer.Option(help="Environment variable with the server's API key.")]
+PricesOption = Annotated[
+    str | None,
+    typer.Option("--prices", help="Price per million tokens read,written, e.g. 0.15,0.6."),
+]
+
+
+class ReaderSampling(StrEnum):
+    """How the model that reads labels decodes."""
+
+    GREEDY = "greedy"
+    REFERENCE = "reference"
+
+
+class ReaderReplies(StrEnum):
+    """Which of its replies are accepted."""
+
+    CHECKED = "checked"
+    REFERENCE = "reference"
+
+
+class SentimentBy(StrEnum):
+    """What turns labels into a sentiment."""
+
+    LLM = "llm"
+    RULES = "rules"
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Options of requests to a server."""
+
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a reply counts as lost.")] = 120.0
+
+    def client(self, name: str, url: str, decoding: "Decoding", cache: "ReplyCache", key_variable: str) -> "Client":
+        """Client of a served model."""
+        from mer_r1.evaluation.llm.client import Client
+
+        return Client(name, url, decoding, cache, self.concurrency, self.timeout, key_variable=key_variable)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Options of the language model that reads labels."""
+
+    reader: Annotated[str | None, typer.Option(help="Model that reads labels out of free text: name, or folder.")] = (
+        None
+    )
+    reader_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the reader (.../v1).")] = None
+    reader_sampling: Annotated[
+        ReaderSampling, typer.Option(help="Temperature 0 with a seed, or the reference's unseeded sampling.")
+    ] = ReaderSampling.GREEDY
+    reader_replies: Annotated[
+        ReaderReplies, typer.Option(help="Refuse unusable replies, or accept every reply as the reference does.")
+    ] = ReaderReplies.CHECKED
+    reader_key_variable: Annotated[
+        str, typer.Option(help="Environment variable with the API key of the reader's server.")
+    ] = OPENAI_KEY
+
+    @property
+    def checked(self) -> bool:
+        """Whether unusable replies are refused."""
+        return self.reader_replies is ReaderReplies.CHECKED
+
+    def model(self, requests: Requests, cache: "ReplyCache") -> "TextModel | None":
+        """The served or the local model; None if none is named.
+
+        Raises:
+            UserError: a server without a model's name, or a folder that does not exist.
+        """
+        from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding
+
+        decoding = REFERENCE_SAMPLING if self.reader_sampling is ReaderSampling.REFERENCE else Decoding()
+        if self.reader is None:
+            if self.reader_url is not None:
+                raise UserError("--reader-url needs --reader, the name of the model there")
+            return None
+        if self.reader_url is not None:
+            return requests.client(self.reader, self.reader_url, decoding, cache, self.reader_key_variable)
+        if not Path(self.reader).is_dir():
+            raise UserError(f"--reader {self.reader}: no such folder; for a served model give --reader-url")
+        from mer_r1.evaluation.llm.local import LocalModel
+
+        return LocalModel(self.reader, decoding, cache)
+
+
+def parse_prices(text: str | None) -> "Prices | None":
+    """Read the value of --prices."""
+    from mer_r1.evaluation.llm.chat import Prices
+
+    if text is None:
+        return None
+    try:
+        read, written = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--prices: expected two numbers such as 0.15,0.6, got {text!r}") from error
+    return Prices(read, written)
+
+
+# --- groups of options ------------------------------------------------------------------------------------------------
+
+
+def ungrouped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Replace each parameter that is a dataclass by its fields, so that typer makes an option of each field."""
+    groups: dict[str, Any] = {}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(function).parameters.items():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = parameter.annotation
+        for item in fields(parameter.annotation):
+            default = Parameter.empty if item.default is MISSING else item.default
+            parameters.append(Parameter(item.name, Parameter.KEYWORD_ONLY, default=default, annotation=item.type))
+
+    def run(**given: Any) -> Any:
+        made = {
+            name: kind(**{item.name: given.pop(item.name) for item in fields(kind)}) for name, kind in groups.items()
+        }
+        return function(**given, **made)
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+class App(typer.Typer):
+    """A group of commands. Each is a `Command`, and its parameters may be dataclasses of options."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        """Register a function as a command, in the help's panel of its file."""
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            panel = PANELS.get(function.__module__.rpartition(".")[2])
+            described = {"cls": Command, "rich_help_panel": panel, **settings}
+            super(App, self).command(name, **described)(ungrouped(function))
+            return function
+
+        return decorate
+
+
+# --- spellings of the last release ------------------------------------------------------------------------------------
+
+_PREDICTIONS = {"--pred": "--predictions"}
+_READER = {"--llm": "--reader", "--llm-url": "--reader-url"}
+_SERVER = {"--data": "--manifest", "--price-in": "--prices", "--price-out": "--prices"}
+RENAMED: dict[str, dict[str, str]] = {
+    "scenes": {"--clips": "--num-clips"},
+    "parity": {"--clips": "--num-clips"},
+    "plan": {"--rows": "--num-clips"},
+    "extract": {"--llm": "--reader", "--base-url": "--reader-url"}
+    | {"--sampling": "--reader-sampling", "--replies": "--reader-replies", "--key-variable": "--reader-key-variable"},
+    "clues": _SERVER | {"--base-url": "--model-url", "--max-tokens": "--max-new-tokens"},
+    "score openset": _PREDICTIONS,
+    "score hit-rate": _PREDICTIONS,
+    "score sentiment": _PREDICTIONS,
+    "score list-parse": _PREDICTIONS,
+    "score llm-reply": _PREDICTIONS,
+    "score mer-unibench": {"--gold": "--data"},
+    "score mme-emotion": {"--judged": "--predictions", "--data": "--manifest", "--alpha": "--cot-weight"},
+    "eval mer-unibench": _READER
+    | {"--base-url": "--model-url", "--llm-sampling": "--reader-sampling", "--llm-replies": "--reader-replies"}
+    | {"--llm-key-variable": "--reader-key-variable"},
+    "eval mme-emotion": _SERVER
+    | {"--base-url": "--judge-url", "--responses": "--predictions", "--alpha": "--cot-weight"}
+    | {"--extractor": "--reader", "--extractor-url": "--reader-url", "--max-tokens": "--judge-max-new-tokens"},
+    "study": {"--jobs": "--workers", "--clips": "--num-clips"},
+}
+"""Command, or group of commands -> old spelling of an option -> its spelling now. Goes with the next release."""
+
+RENAMED_VALUES = {"--llm-sampling": {"ours": "greedy"}, "--llm-replies": {"ours": "checked"}}
+"""Old spelling of an option -> old value -> its name now."""
+
+
+class Command(TyperCommand):
+    """A command that also takes the spellings of the last release, with a note on stderr."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, after old spellings have become those of now."""
+        known = {name for parameter in self.params for name in parameter.opts}
+        renamed: dict[str, str] = {}
+        for words, names in RENAMED.items():
+            if f" {words} " in f"{ctx.command_path} ":
+                renamed |= {old: new for old, new in names.items() if new in known and old not in known}
+        spelled, found = current_spelling(args, renamed)
+        for old in found if not ctx.resilient_parsing else ():
+            typer.echo(f"{old} is now {renamed[old]}; the old spelling goes with the next release", err=True)
+        return super().parse_args(ctx, spelled)
+
+
+def current_spelling(args: Sequence[str], renamed: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Replace old spellings of options, and old values, by those of now.
+
+    Args:
+        args: the words after the command.
+        renamed: old spelling -> spelling now. Every such option takes a value.
+
+    Returns:
+        The words as they are spelled now, and the old spellings found, each once.
+
+    >>> current_spelling(["--llm", "m", "--llm-sampling=ours", "--out", "o"], RENAMED["eval mer-unibench"])
+    (['--reader', 'm', '--reader-sampling', 'greedy', '--out', 'o'], ['--llm', '--llm-sampling'])
+    >>> current_spelling(["--price-in", "2", "--price-out", "8"], RENAMED["clues"])
+    (['--prices', '2,8'], ['--price-in', '--price-out'])
+    """
+    words, left = [], list(args)
+    found: dict[str, str] = {}  # old spelling -> its last value
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            left.insert(0, word)
+            break
+        old, equals, value = word.partition("=")
+        if old not in renamed:
+            words.append(word)
+            continue
+        given = [value] if equals else [left.pop(0)] if left else []
+        found[old] = given[0] if given else ""
+        if not old.startswith("--price-"):
+            words += [renamed[old], *(RENAMED_VALUES.get(old, {}).get(one, one) for one in given)]
+    if any(old.startswith("--price-") for old in found):
+        words += ["--prices", f"{found.get('--price-in', '')},{found.get('--price-out', '')}"]
+    return [*words, *left], list(found)
