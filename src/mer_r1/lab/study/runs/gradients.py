@@ -25,14 +25,14 @@ from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.model.features import FeatureCache
+from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import IGNORE, Prompt, collate, encode_prompt
 from mer_r1.model.tower_outputs import embed
 from mer_r1.rl.advantages import normalise_each, normalise_then_sum, sum_then_normalise
-from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.interference import alignment, cosine, norm, objective_statistics
+from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.rollout import rollout
-from mer_r1.model.generation import Sampling
 
 BATCHES, PROMPTS, GENERATIONS, NEW_TOKENS, CHUNK = 4, 8, 8, 72, 16
 """As in training: 8 prompts with 8 rollouts; four such batches per model; rows per backward pass."""

@@ -40,9 +40,9 @@ def build_features(told: dict[str, Any]) -> None:
     Args:
         told: `model` (folder) and `parts`: manifest, split and slice each.
     """
+    from mer_r1.lab.study.runs.gradients import chosen_clips
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
-    from mer_r1.lab.study.runs.gradients import chosen_clips
 
     omni = load(told["model"])
     for manifest, split, clips in told["parts"]:
