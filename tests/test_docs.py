@@ -1,4 +1,4 @@
-"""The documents are true: what they name exists, the commands they show parse, links lead somewhere, generated parts are up to date.
+"""The documents are true: names exist, commands parse, links lead somewhere, generated parts are up to date.
 
 `tests/test_docs_run.py` runs the commands.
 """
