@@ -217,7 +217,8 @@ def test_every_command_is_shown_in_the_readme_or_by_its_recipes() -> None:
         path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.yaml")
     )
     commands = typer.main.get_command(app).commands
-    assert [name for name in commands if f"mer-r1 {name}" not in shown and name != "demo"] == []
+    public = [name for name, command in commands.items() if not command.hidden]
+    assert [name for name in public if f"mer-r1 {name}" not in shown and name != "demo"] == []
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
@@ -240,7 +241,7 @@ def test_every_command_and_option_has_a_help_text() -> None:
             if not getattr(parameter, "help", None):
                 bare.append(f"{path} {parameter.name}")
         for name, inner in getattr(command, "commands", {}).items():
-            bare += walk(inner, f"{path} {name}")
+            bare += [] if inner.hidden else walk(inner, f"{path} {name}")
         return bare
 
     assert walk(typer.main.get_command(app), "mer-r1") == []
