@@ -1,17 +1,18 @@
-# Every target does its own set-up: the first one makes .venv and fills it once; it is filled again when pyproject.toml
-# or constraints.txt change. Needed beforehand: make, and Python 3.11 or newer (choose one with PYTHON=...).
+# Every target sets itself up: the first one makes .venv and fills it once; it is filled again when pyproject.toml or
+# constraints.txt change. Needed beforehand: make, and Python 3.11 or newer (choose one with PYTHON=...).
 
 PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each takes about 1.5 GB of memory.
 WORKERS ?= 2
-EXTRAS := train,llm,scenes,dev
+EXTRAS ?= train,llm,scenes,docs,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.filled
 CLI_DOCS := $(BIN)/python -m typer mer_r1.cli utils docs --name mer-r1 --title "Commands of mer-r1"
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check docs secrets sizes clean
+.PHONY: help venv demo test check docs secrets sizes installs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## scenes, tiny model, SFT, RL, evaluation, report; QUICK=1 for the short version
 	@$(BIN)/mer-r1 demo $(if $(filter-out 0,$(QUICK)),--quick)
 
-# One thread a process: the tests' tensors are small, and two processes share two cores well.
+# One thread per process: the tests' tensors are small, and two processes share two cores well.
 test: $(STAMP) ## run every test; arguments for pytest in ARGS="..."
 	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
 	  $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
@@ -41,14 +42,18 @@ check: $(STAMP) ## what a change must pass: style, types, tests
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
 
-docs: $(STAMP) ## write docs/cli.md from the command line's own help
+docs: $(STAMP) ## write docs/cli.md from the help texts, then the site into site/; a broken link fails
 	@$(CLI_DOCS) --output docs/cli.md
+	@$(SITE)
 
 secrets: $(STAMP) ## look for secrets and oversized files
 	@$(BIN)/python -m pytest tests/test_repository.py
 
-sizes: ## show the size of every module against the budgets
+sizes: ## show every size beside its budget
 	@$(PYTHON) tests/test_architecture.py
 
+installs: ## install the bare package into an environment of its own and try every command that works or names its extra
+	@PYTHON=$(PYTHON) .ci/installs
+
 clean: ## remove the virtual environments and caches
-	rm -rf .venv .venv-ci .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ci .venv-bare site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,11 @@
-"""The documents are true: what they name exists, the commands they show parse, generated parts are up to date."""
+"""The documents are true: names exist, commands parse, links lead somewhere, generated parts are up to date.
+
+`tests/test_docs_run.py` runs the commands.
+"""
 
 import ast
 import dataclasses
+import os
 import re
 import shlex
 import subprocess
@@ -12,14 +16,14 @@ from typing import Any
 
 import pytest
 import typer
-from test_architecture import ROOT, SOURCE, project_files, trees
+from test_architecture import ROOT, SOURCE, project_files, slugs, trees
 
 from mer_r1.cli import app
 
 DOCUMENTS = sorted(path for path in project_files() if path.suffix == ".md")
 PAPER_MAP = ROOT / "docs" / "paper_map.md"
 PASSED_ON = {"build": "BuildRecipe", "sft": "SFTRecipe", "rl": "RLRecipe"}
-"""Commands that hand settings on to a recipe."""
+"""Commands that pass settings on to a recipe."""
 
 
 def prose(path: Path) -> str:
@@ -71,8 +75,8 @@ def test_every_function_that_a_document_names_exists(path: Path) -> None:
 
 
 def test_missing_functions_would_be_found() -> None:
-    assert exists("rl.calibration.Method.weights")
-    assert not exists("rl.calibration.Method.weight")
+    assert exists("rl.method.Method.weights")
+    assert not exists("rl.method.Method.weight")
     assert references("`emotions.metrics.set_scores` `metrics.py` `no_module.name` `emotions.metrics.f()`") == [
         "emotions.metrics.set_scores",
         "emotions.metrics.f",
@@ -116,19 +120,18 @@ def test_every_choice_of_the_method_is_on_the_map_and_in_the_recipe() -> None:
     from mer_r1.rl.method import Method
 
     text = prose(PAPER_MAP)
-    settings = {"name": "method", "level": "confidence_level", "clip": "confidence_clip"}
-    names = {settings.get(item.name, item.name) for item in dataclasses.fields(Method)}
+    names = {item.name for item in dataclasses.fields(Method)}
     assert names <= recipe_fields("RLRecipe")
     assert {name for name in names if f"`{name}=" not in text} == set()
 
 
 def test_defaults_of_the_recipes_are_those_of_the_map() -> None:
-    from mer_r1.training import recipe_files as config
+    from mer_r1.training import recipes
 
     def defaults(kind: type, *names: str) -> dict[str, Any]:
         return {item.name: item.default for item in dataclasses.fields(kind) if item.name in names}
 
-    assert defaults(config.SFTRecipe, "num_train_epochs", "learning_rate", "targets") == {
+    assert defaults(recipes.SFTRecipe, "num_train_epochs", "learning_rate", "targets") == {
         "num_train_epochs": 2,
         "learning_rate": 2e-5,
         "targets": "slow",
@@ -144,17 +147,15 @@ def test_defaults_of_the_recipes_are_those_of_the_map() -> None:
         "loss_type": "grpo",
         "method": "mer-r1",
     }
-    assert defaults(config.RLRecipe, *expected) == expected
+    assert defaults(recipes.RLRecipe, *expected) == expected
 
 
 def test_defaults_of_the_recipe_are_those_of_the_method() -> None:
     from mer_r1.rl.method import Method
-    from mer_r1.training import recipe_files as config
+    from mer_r1.training import recipes
 
-    bare = {item.name: item.default for item in dataclasses.fields(config.RLRecipe)}
-    recipe = config.RLRecipe.__new__(config.RLRecipe)
-    recipe.__dict__.update(bare)
-    assert {name: getattr(recipe, name) for name in vars(Method())} == vars(Method())
+    shown = {item.name: item.default for item in dataclasses.fields(recipes.RLRecipe)}
+    assert {name: shown[name] for name in vars(Method())} == vars(Method())
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -162,9 +163,9 @@ def test_defaults_of_the_recipe_are_those_of_the_method() -> None:
 
 @lru_cache
 def recipe_fields(kind: str) -> set[str]:
-    from mer_r1.training import recipe_files as config
+    from mer_r1.training import recipes
 
-    return {item.name for item in dataclasses.fields(getattr(config, kind)) if item.init}
+    return {item.name for item in dataclasses.fields(getattr(recipes, kind)) if item.init}
 
 
 def console_lines(path: Path) -> list[str]:
@@ -216,7 +217,8 @@ def test_every_command_is_shown_in_the_readme_or_by_its_recipes() -> None:
         path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.yaml")
     )
     commands = typer.main.get_command(app).commands
-    assert [name for name in commands if f"mer-r1 {name}" not in shown and name != "demo"] == []
+    public = [name for name, command in commands.items() if not command.hidden]
+    assert [name for name in public if f"mer-r1 {name}" not in shown and name != "demo"] == []
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
@@ -239,7 +241,7 @@ def test_every_command_and_option_has_a_help_text() -> None:
             if not getattr(parameter, "help", None):
                 bare.append(f"{path} {parameter.name}")
         for name, inner in getattr(command, "commands", {}).items():
-            bare += walk(inner, f"{path} {name}")
+            bare += [] if inner.hidden else walk(inner, f"{path} {name}")
         return bare
 
     assert walk(typer.main.get_command(app), "mer-r1") == []
@@ -250,9 +252,27 @@ def test_every_command_and_option_has_a_help_text() -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids(DOCUMENTS))
 def test_every_link_leads_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", prose(path))
-    broken = [target for target in targets if "://" not in target and not (path.parent / target).exists()]
-    assert broken == []
+    targets = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(path))
+    here = [(path.parent / target if target else path, section) for target, section in targets if "://" not in target]
+    assert [target for target, _ in here if not target.exists()] == []
+    assert [f"{target}#{section}" for target, section in here if section and section not in slugs(target)] == []
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    shown = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("plugins:")[0])
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in DOCUMENTS if path.is_relative_to(ROOT / "docs")}
+    assert sorted(shown) == sorted({*pages, "index.md"} - {"study/README.md"})
+    sections = re.findall(r"^  - (\w+):", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sections[:6] == ["Start", "Method", "Use", "Scale", "Lab", "API"]
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(build, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "MER-R1" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=ids(DOCUMENTS))

@@ -1,7 +1,9 @@
 """What is committed: no secrets, nothing oversized, versions that agree with each other, set-up without surprises."""
 
+import ast
 import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from test_architecture import ROOT, project_files
+from test_architecture import ROOT, project_files, trees
 
 MAX_BYTES = 300_000
 
@@ -38,6 +40,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def makefile_extras() -> list[str]:
+    """Extras that `make` installs."""
+    return re.findall(r"^EXTRAS \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[0].split(",")
 
 
 @pytest.mark.parametrize(
@@ -77,17 +84,21 @@ def test_no_file_over_the_cap() -> None:
 
 
 def test_nothing_that_is_made_is_committed() -> None:
-    made = re.compile(r"(^|/)(__pycache__|runs|\.venv[^/]*|[^/]+\.egg-info|dist|build)/|\.(pyc|safetensors|mp4|wav)$")
+    made = re.compile(
+        r"^runs/|(^|/)(__pycache__|\.venv[^/]*|[^/]+\.egg-info|dist|build|site)/|\.(pyc|safetensors|mp4|wav)$"
+    )
     assert [str(path) for path in project_files() if made.search(str(path.relative_to(ROOT)))] == []
 
 
 def test_every_requirement_is_pinned_to_a_version_in_its_range() -> None:
     project, pinned = PYPROJECT["project"], {canonicalize_name(name): version for name, version in pins().items()}
     extras = project["optional-dependencies"]
+    installed = ("predict", *makefile_extras())
     wanted = [
         Requirement(text)
-        for text in (*project["dependencies"], *(r for e in ("train", "scenes", "dev") for r in extras[e]))
+        for text in (*project["dependencies"], *(text for extra in installed for text in extras[extra]))
     ]
+    wanted = [requirement for requirement in wanted if requirement.name != "mer-r1"]  # an extra that holds another
     wrong = [
         f"{requirement}: {pinned.get(canonicalize_name(requirement.name), 'not pinned')}"
         for requirement in wanted
@@ -99,7 +110,7 @@ def test_every_requirement_is_pinned_to_a_version_in_its_range() -> None:
 def test_the_pins_are_plain_versions_of_the_ordinary_index() -> None:
     assert [f"{name}=={version}" for name, version in pins().items() if Version(version).local] == []
     assert "mer-r1" not in pins()
-    for name in ("Makefile", "constraints.txt", "pyproject.toml", ".ci/run"):
+    for name in ("Makefile", "constraints.txt", "pyproject.toml", "Dockerfile", ".ci/run", ".ci/installs"):
         assert not re.search(r"index-url|find-links|--index|file:", (ROOT / name).read_text(encoding="utf-8")), name
 
 
@@ -118,6 +129,40 @@ def test_continuous_integration_runs_the_command_of_the_readme() -> None:
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text(encoding="utf-8")
     assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_public_workflow_and_the_image_call_the_same_targets() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    called = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert {"make check", "make docs"} <= set(called)
+    image = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    called += re.findall(r"^RUN (make \w+)", image, re.MULTILINE)
+    assert [call for call in called if not (call.startswith("make ") and call.split()[1] in targets)] == []
+    assert re.search(r"^USER (?!root)", image, re.MULTILINE)
+
+
+def test_what_the_base_imports_is_what_the_base_installs() -> None:
+    """No package of an extra in the base, none missing: seen in the sources that need no torch."""
+    names = {"PIL": "pillow", "yaml": "pyyaml"}
+    base = {canonicalize_name(Requirement(text).name) for text in PYPROJECT["project"]["dependencies"]}
+    used = {
+        canonicalize_name(names.get(root, root))
+        for tree in trees().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if (root := name.split(".")[0]) not in {*sys.stdlib_module_names, "mer_r1"}
+    }
+    assert base <= used
+    extras = {
+        canonicalize_name(Requirement(text).name)
+        for extra in PYPROJECT["project"]["optional-dependencies"].values()
+        for text in extra
+    }
+    brought = {"markupsafe"}  # by jinja2
+    hosts = {"swift", "verl"}
+    assert used - base - extras - brought - hosts == set()
 
 
 def test_the_licence_and_the_version_are_stated_alike() -> None:
