@@ -75,19 +75,6 @@ def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> lis
     return [len(tokenizer.decode(completion_ids[: i + 1], skip_special_tokens=True)) for i in range(len(pieces))]
 
 
-def first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
-    """First tokens of each word: with and without a leading space, as is and capitalised."""
-    # All words in one call of the tokenizer: a word stands on several wheels, and there are thousands.
-    spellings = {
-        word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
-        for word in dict.fromkeys(words)
-    }
-    texts = sorted(set().union(*spellings.values()))
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    first = {text: ids[0] for text, ids in zip(texts, encoded, strict=True) if ids}
-    return {word: {first[text] for text in forms if text in first} for word, forms in spellings.items()}
-
-
 def category_tokens(
     taxonomy: Taxonomy, tokenizer: Any, level: str = "category"
 ) -> tuple[CategoryTokens, list[tuple[str, str]]]:
@@ -102,34 +89,55 @@ def category_tokens(
     Returns:
         The token sets, and the (partition, category) name of each of the C columns.
     """
+    partitions = _words_of_categories(taxonomy, level)
+    words = {word for _, members in partitions for forms in members.values() for word in forms}
+    begins = _first_tokens(words, tokenizer)
+    names = [(partition, category) for partition, members in partitions for category in members]
+    token_ids: list[int] = []
+    category: list[int] = []
+    first = 0
+    for _, members in partitions:
+        owners: dict[int, set[int]] = defaultdict(set)
+        for column, forms in enumerate(members.values(), start=first):
+            for token in set().union(*(begins[word] for word in forms)):
+                owners[token].add(column)
+        unique = {token: columns.pop() for token, columns in sorted(owners.items()) if len(columns) == 1}
+        token_ids += unique.keys()
+        category += unique.values()
+        first += len(members)
+    partition = [index for index, (_, members) in enumerate(partitions) for _ in members]
+    tensors = (torch.tensor(values, dtype=torch.long) for values in (token_ids, category, partition))
+    return CategoryTokens(*tensors), names
+
+
+def _words_of_categories(taxonomy: Taxonomy, level: str) -> list[tuple[str, dict[str, list[str]]]]:
+    # Each partition's name and, of each of its categories, the words.
     if level == "word":
         by_base = defaultdict(list)
         for form in sorted(taxonomy.forms):
             by_base[taxonomy.base(form)].append(form)
-        partitions = [("words", {base: forms for base, forms in by_base.items() if base})]
-    else:
-        partitions = [
-            (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
-            for wheel in taxonomy.wheels
-        ]
-    begins = first_tokens(
-        (word for _, members in partitions for words in members.values() for word in words), tokenizer
-    )
-    names: list[tuple[str, str]] = []
-    token_ids, category, partition = [], [], []
-    for index, (partition_name, members) in enumerate(partitions):
-        owner: dict[int, set[int]] = defaultdict(set)
-        for name, words in members.items():
-            for token in set().union(*(begins[word] for word in words)):
-                owner[token].add(len(names))
-            names.append((partition_name, name))
-            partition.append(index)
-        for token, owners in sorted(owner.items()):
-            if len(owners) == 1:
-                token_ids.append(token)
-                category.append(next(iter(owners)))
-    tensors = (torch.tensor(values, dtype=torch.long) for values in (token_ids, category, partition))
-    return CategoryTokens(*tensors), names
+        return [("words", {base: forms for base, forms in by_base.items() if base})]
+    return [
+        (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
+        for wheel in taxonomy.wheels
+    ]
+
+
+def _first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
+    # First tokens of each word: with and without a leading space, as is and capitalised. All words in one call of the
+    # tokenizer: a word stands on several wheels, and there are thousands.
+    spellings = {
+        word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
+        for word in dict.fromkeys(words)
+    }
+    texts = sorted(set().union(*spellings.values()))
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    first = {text: ids[0] for text, ids in zip(texts, encoded, strict=True) if ids}
+    return {word: {first[text] for text in forms if text in first} for word, forms in spellings.items()}
+
+
+Categories = tuple[CategoryTokens, Sequence[tuple[str, str]]]
+"""Tokens and (partition, category) names of the C categories, from `category_tokens`."""
 
 
 def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tuple[str, str]]) -> list[bool]:
@@ -139,31 +147,43 @@ def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tup
     return [name in (bases if partition == "words" else sectors[partition]) for partition, name in names]
 
 
-def terms_of(
-    method: Method,
-    taxonomy: Taxonomy,
-    categories: tuple[CategoryTokens, Sequence[tuple[str, str]]],
-    gold: Sequence[object],
-    slow: Tensor,
-    fast: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The calibration's terms from the confidences, as our trainer makes them.
+def gold_masks(
+    gold: Sequence[object], taxonomy: Taxonomy, categories: Categories, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which categories are correct and which count, for each of R rows.
 
     Args:
-        method: the choices.
+        gold: R gold label lists or label strings.
         taxonomy: wheels and words.
-        categories: tokens and names of the C categories (`anchors.category_tokens`).
+        categories: tokens and names of the C categories.
+        device: where the masks are needed.
+
+    Returns:
+        correct (R, C) bool, known (R, C) bool (`calibration.known_categories`), and the partition (C,) of each
+        category, all on the device.
+    """
+    tokens, names = categories
+    partition = tokens.partition.to(device)
+    masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
+    correct = torch.tensor(masks, device=device)
+    return correct, known_categories(correct, partition), partition
+
+
+def terms_of(
+    method: Method, taxonomy: Taxonomy, categories: Categories, gold: Sequence[object], slow: Tensor, fast: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The calibration terms of R rollouts from their confidences; the trainer and the plug-ins both call it.
+
+    Args:
+        method: choices; only `confidence_clip` is used.
+        taxonomy: wheels and words.
+        categories: tokens and names of the C categories.
         gold: R gold label lists or label strings.
         slow: (R, C) scores S(k) with the reasoning (`calibration.confidence`).
-        fast: (R, C) without.
+        fast: (R, C) scores without.
 
     Returns:
         Delta+ and Delta-, (R,) each.
     """
-    tokens, names = categories
-    partition = tokens.partition.to(slow.device)
-    masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
-    correct = torch.tensor(masks, device=slow.device)
-    return calibration_terms(
-        slow, fast, correct, known_categories(correct, partition), partition, method.confidence_clip
-    )
+    masks = gold_masks(gold, taxonomy, categories, slow.device)
+    return calibration_terms(slow, fast, *masks, method.confidence_clip)

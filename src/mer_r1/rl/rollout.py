@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
-from mer_r1.model.generation import Sampling, _decode, _head
+from mer_r1.model.generation import Sampling, decode, lm_head
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt, collate
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
@@ -97,7 +97,7 @@ def rollout(
     batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
     first_hidden, branches = _prefill(model, batch, prompts, num_generations, sampling.max_new_tokens)
     clock.lap("prefill")
-    completion_ids, logps, hidden = _decode(omni, model, first_hidden, branches, sampling)
+    completion_ids, logps, hidden = decode(omni, model, first_hidden, branches, sampling)
     result = Rollouts(completion_ids, logps, torch.empty(0, dtype=torch.long), seconds=clock.seconds)
     clock.lap("decode")
     if tokens is None:
@@ -105,12 +105,12 @@ def rollout(
     answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
     result.anchor_rollout = anchor_rows(answers)
     positions = torch.tensor([position for found in answers for position in found.anchors]).long()
-    result.slow = category_probabilities(_head(model, hidden[result.anchor_rollout, positions]), tokens)
+    result.slow = category_probabilities(lm_head(model, hidden[result.anchor_rollout, positions]), tokens)
     clock.lap("slow")
     if fast:
         branches.forget()
         states = _fast_states(omni, completion_ids, answers, branches)
-        result.fast = category_probabilities(_head(model, states), tokens)
+        result.fast = category_probabilities(lm_head(model, states), tokens)
         clock.lap("fast")
     return result
 
@@ -152,11 +152,11 @@ def rescore(
         branches.forget()
     places = [(row, anchor) for row, answer in enumerate(answers) for anchor in answer.anchors]
     rows, columns = (torch.tensor([place[axis] for place in places], dtype=torch.long) for axis in (0, 1))
-    slow = category_probabilities(_head(model, hidden[rows, columns]), tokens)
+    slow = category_probabilities(lm_head(model, hidden[rows, columns]), tokens)
     if not fast:
         return slow, None
     states = _fast_states(omni, completion_ids, list(answers), branches)
-    return slow, category_probabilities(_head(model, states), tokens)
+    return slow, category_probabilities(lm_head(model, states), tokens)
 
 
 def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:

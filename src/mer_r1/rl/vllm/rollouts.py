@@ -63,7 +63,7 @@ class VllmRollouts:
         self.confidences = confidences
         self._told = False
 
-    def about(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
+    def for_clips(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
         """`rollout.rollout` for the prompts of these clips."""
         return partial(self._rollout, [self.clips[index] for index in indices])
 
