@@ -1,8 +1,9 @@
-"""Where the words of an answer begin, in tokens, and which tokens can begin a word of which category.
+"""Anchors: where the words of an answer begin, in tokens, and which tokens can begin a word of which category.
 
 The calibration reads the policy's next-token probabilities where each emotion word of the answer begins. This file ties
-the words (taxonomy, thinking) to a tokenizer; the numbers are made in ``calibration``.
-Source: METHOD.md, "category confidence" (authors' fork).
+the words (`emotions.wheels`, `emotions.thinking`) to a tokenizer; the numbers are computed in `calibration`.
+Source: the authors' fork (docs/paper_map.md, "Slow-fast confidence calibration").
+Shapes: R rollouts (B*G), C categories over all partitions (wheels).
 """
 
 import re
@@ -24,15 +25,15 @@ from mer_r1.rl.method import Method
 
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
-"""Tokenizer -> what each token that was seen reads alone: decoding them again took half of what calibration costs."""
+"""Tokenizer -> text of each token seen so far; decoding them again took half of the time of the calibration."""
 
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """Where a completion's answer stands, in tokens.
+    """Position of a completion's answer, in tokens.
 
     Attributes:
-        start: first token after the tag that the answer follows (0 where that tag was prefilled).
+        start: first token after the tag that opens the answer (0 if that tag was prefilled).
         anchors: first token of each emotion word, ascending; empty if the answer has none.
     """
 
@@ -45,10 +46,10 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
 
     Args:
         completion_ids: sampled tokens.
-        tokenizer: of the policy.
-        prefilled: text that the completion continues (`thinking.prefill`), no part of its tokens.
+        tokenizer: tokenizer of the policy.
+        prefilled: text that the completion continues (`thinking.prefill`), not part of its tokens.
     """
-    # Without special tokens, as rewards and records read it: the token that ends an empty answer is no word of it.
+    # Without special tokens, as rewards and records read it: the end token of an empty answer is not a word.
     text = tokenizer.decode(completion_ids, skip_special_tokens=True)
     spans = [(start - len(prefilled), end - len(prefilled)) for start, end in answer_word_spans(prefilled + text)]
     spans = [span for span in spans if span[0] >= 0]
@@ -56,15 +57,15 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
         return AnswerTokens(0, [])
     ends = _token_ends(completion_ids, text, tokenizer)
     anchors = sorted({bisect_right(ends, start) for start, _ in spans})
-    # The answer begins behind the last tag before its first word, well-formed or not: no reasoning is left in it.
+    # The answer begins after the last tag before its first word, well-formed or not, so it contains no reasoning.
     tags = [tag.end() for tag in TAG.finditer(text, 0, spans[0][0])]
     start = bisect_right(ends, tags[-1] - 1) + 1 if tags else 0
     return AnswerTokens(min(start, anchors[0]), anchors)
 
 
 def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
-    # Character offset at which each token ends. Tokens that hold part of a character make the pieces disagree with the
-    # whole; then each prefix is decoded, which is always right and slow.
+    # Character offset at which each token ends. Where tokens split a character, the pieces do not add up to the text;
+    # then each prefix is decoded, which is always right but slow.
     known = _PIECES.setdefault(tokenizer, {})
     if new := [token for token in dict.fromkeys(completion_ids) if token not in known]:
         pieces = tokenizer.batch_decode([[token] for token in new], skip_special_tokens=True)
@@ -82,7 +83,7 @@ def category_tokens(
 
     Args:
         taxonomy: wheels and word forms.
-        tokenizer: of the policy.
+        tokenizer: tokenizer of the policy.
         level: "category" has one partition per wheel with its level-1 sectors; "word" one partition with a category per
             base word (variant A1: word-level confidence).
 
@@ -124,8 +125,8 @@ def _words_of_categories(taxonomy: Taxonomy, level: str) -> list[tuple[str, dict
 
 
 def _first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
-    # First tokens of each word: with and without a leading space, as is and capitalised. All words in one call of the
-    # tokenizer: a word stands on several wheels, and there are thousands.
+    # First tokens of each word: with and without a leading space, as is and capitalised. One call of the tokenizer for
+    # all words, of which there are thousands.
     spellings = {
         word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
         for word in dict.fromkeys(words)
