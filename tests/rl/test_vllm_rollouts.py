@@ -162,10 +162,10 @@ def test_auto_asks_the_engine_where_few_requests_suffice(sampler, taught, prompt
     caplog.set_level(logging.INFO)
     needed = -(-len(tokens.token_ids.unique()) // 10)
     monkeypatch.setattr(rollout_vllm, "MOST_TOKEN_IDS", 10)
-    for most, chosen in ((needed, "asked of vLLM"), (needed - 1, "from the policy's own pass")):
+    for most, chosen in ((needed, "computed by vLLM"), (needed - 1, "computed by the policy")):
         monkeypatch.setattr(rollout_vllm, "MOST_REQUESTS", most)
-        sampler._told = False
-        assert sampler._by_engine(tokens) == (chosen == "asked of vLLM")
+        sampler._logged = False
+        assert sampler._by_engine(tokens) == (chosen == "computed by vLLM")
         assert f"confidences: {chosen}" in caplog.text.splitlines()[-1]
 
 

@@ -117,8 +117,8 @@ def normalise_then_sum(rewards_per_func: Tensor, weights: Tensor, num_generation
 
 
 def _centred(grouped: Tensor) -> Tensor:
-    # Deviations from the mean, by way of the least value of each group: so equal values deviate by exactly 0, whatever
-    # their size. Their float32 mean alone can be off by a rounding that no fixed threshold tells from a spread.
+    # Deviations from the mean, computed from the least value of each group, so that equal values of any size deviate by
+    # exactly 0. Their float32 mean alone can be off by a rounding that no fixed threshold tells from a spread.
     lowest = torch.where(grouped.isnan(), torch.inf, grouped).amin(dim=1, keepdim=True)
     above = grouped - lowest
     return above - above.nanmean(dim=1, keepdim=True)

@@ -96,19 +96,23 @@ def category_tokens(
     names = [(partition, category) for partition, members in partitions for category in members]
     token_ids: list[int] = []
     category: list[int] = []
-    first = 0
-    for _, members in partitions:
-        owners: dict[int, set[int]] = defaultdict(set)
-        for column, forms in enumerate(members.values(), start=first):
-            for token in set().union(*(begins[word] for word in forms)):
-                owners[token].add(column)
-        unique = {token: columns.pop() for token, columns in sorted(owners.items()) if len(columns) == 1}
-        token_ids += unique.keys()
-        category += unique.values()
-        first += len(members)
-    partition = [index for index, (_, members) in enumerate(partitions) for _ in members]
+    partition: list[int] = []
+    for index, (_, members) in enumerate(partitions):
+        owners = _sole_owners([set().union(*(begins[word] for word in forms)) for forms in members.values()])
+        token_ids += owners
+        category += [len(partition) + owner for owner in owners.values()]
+        partition += [index] * len(members)
     tensors = (torch.tensor(values, dtype=torch.long) for values in (token_ids, category, partition))
     return CategoryTokens(*tensors), names
+
+
+def _sole_owners(token_sets: Sequence[set[int]]) -> dict[int, int]:
+    # Token, ascending -> index of the only set that has it; tokens of several sets are left out.
+    owners: dict[int, list[int]] = defaultdict(list)
+    for index, tokens in enumerate(token_sets):
+        for token in tokens:
+            owners[token].append(index)
+    return {token: found[0] for token, found in sorted(owners.items()) if len(found) == 1}
 
 
 def _words_of_categories(taxonomy: Taxonomy, level: str) -> list[tuple[str, dict[str, list[str]]]]:

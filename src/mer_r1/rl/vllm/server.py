@@ -1,12 +1,12 @@
-"""Sampling from a vLLM server: the request that makes a server read exactly our frames and our sound.
+"""Sampling from a vLLM server, with requests that make it read exactly our frames and our waveform.
 
-A server decodes what it is sent. So a clip goes as the frames that training sees, each a PNG (vLLM reads a series of
-pictures as a video and loses nothing), with their true rate, and as the waveform in 32-bit floats. The prompt is the
-server's chat template on our question; the tokens that it arrives at come back and are held against ours by whoever
-asks. Weights reach a server by TRL's own way; the confidences are the policy's (`rollout.rescore`), because a server
-cannot be asked for text behind sampled tokens as they stand.
+A server decodes the media that it receives. So a clip is sent as the frames of training, each a PNG (vLLM reads a
+series of images as a video, without loss), with their true rate, and as the waveform in 32-bit floats. The prompt is
+the server's chat template with our question; the server returns its tokens, which `vllm.rollouts` compares with ours.
+TRL sends the weights; the confidences are the policy's (`rollout.rescore`), because a server cannot score text that
+continues the sampled tokens unchanged.
 
-Start it on a whole checkpoint of the same model, with what TRL asks for:
+Start it on a whole checkpoint of the same model, with the options that TRL needs:
 `VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen2.5-Omni-7B --weight-transfer-config '{"backend": "nccl"}'
 --logprobs-mode processed_logprobs --limit-mm-per-prompt '{"audio": 1, "video": 1}'`.
 """
@@ -31,18 +31,18 @@ from mer_r1.model.prompts import plain_text
 from mer_r1.rl.vllm.colocated import BANNED, Asked, Completion, Sampled
 
 AT_ONCE = 16
-"""Requests that a process has under way."""
+"""Concurrent requests per process."""
 
 
 class Served:
     """A vLLM server.
 
     Args:
-        base_url: where it listens, without a path.
-        timeout: seconds that one request may take.
+        base_url: address of the server, without a path.
+        timeout: limit of one request, in seconds.
 
     Raises:
-        UserError: nothing answers there.
+        UserError: no server answers at the address.
     """
 
     def __init__(self, base_url: str, timeout: float = 600.0) -> None:
@@ -93,15 +93,15 @@ class Served:
 
 
 def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
-    """The part of a request that is about its clip: `messages`, and `mm_processor_kwargs` where there is a video."""
+    """The part of a request about its clip: `messages`, and `mm_processor_kwargs` if there is a video."""
     data = asked.request.get("multi_modal_data", {})
     parts: list[dict[str, Any]] = []
     if "video" in data:
         frames = ",".join(base64.b64encode(_png(frame)).decode() for frame in data["video"])
         parts.append({"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}})
     if "audio" in data:
-        sound = base64.b64encode(_wav(*data["audio"])).decode()
-        parts.append({"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}})
+        wave = base64.b64encode(_wav(*data["audio"])).decode()
+        parts.append({"type": "input_audio", "input_audio": {"data": wave, "format": "wav"}})
     text = plain_text(omni, question(asked.clip.subtitle, omni.settings.question))
     body: dict[str, Any] = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
     how = asked.request.get("mm_processor_kwargs")
@@ -117,7 +117,7 @@ def _sampled(reply: dict[str, Any], copies: int) -> tuple[list[int], list[Comple
     for completion in completions:
         if len(completion.ids) != len(completion.logps):
             raise UserError(
-                f"the vLLM server gave {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
+                f"the vLLM server returned {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
             )
     return list(reply["prompt_token_ids"]), completions * copies
 
@@ -132,7 +132,7 @@ def _png(frame: np.ndarray) -> bytes:
 
 
 def _wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """A mono sound as a WAV file of 32-bit floats, which loses nothing."""
+    """A mono waveform as a WAV file of 32-bit floats, without loss."""
     samples = np.ascontiguousarray(waveform, dtype="<f4").tobytes()
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, sampling_rate, 4 * sampling_rate, 4, 32)
     chunk = struct.pack("<4sI", b"data", len(samples)) + samples
