@@ -18,7 +18,10 @@ def lmms_tasks() -> None:
 
 
 @app.command("lmms-answers", hidden=True)
-def lmms_answers(samples: Annotated[list[Path], typer.Argument()], out: Annotated[Path, typer.Option()]) -> None:
+def lmms_answers(
+    samples: Annotated[list[Path], typer.Argument(help="Files or folders of saved answers.")],
+    out: Annotated[Path, typer.Option(help="Folder for the prediction files.")],
+) -> None:
     """Convert the answers that lmms-eval saved to prediction files."""
     from mer_r1.integrations.lmms_eval.__main__ import answers
 
