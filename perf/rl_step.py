@@ -37,6 +37,7 @@ from tiny_world import WORDS, media
 
 from mer_r1.emotions.thinking import FAST_PREFILL, format_completion, question
 from mer_r1.emotions.wheels import builtin
+from mer_r1.model import generation
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
@@ -276,9 +277,9 @@ class SwitchedTrainer(MERR1Trainer):
         if not self.straight:
             return super()._sample(prompts, trainer)
         model = self.accelerator.unwrap_model(self.model)
-        every = [self.prompt_of(index) for index in self._clips]  # raw media: the towers run in every pass
+        every = [self.prompt_of(index) for index in self.step.clips]  # raw media: the towers run in every pass
         result = rollout_module.rollout(
-            self.omni, every, 1, Sampling(self.max_completion_length), tokens=self.category_tokens, model=model
+            self.omni, every, 1, Sampling(self.max_completion_length), tokens=self.categories[0], model=model
         )
         answers = [answer_tokens(ids, self.omni.tokenizer) for ids in result.completion_ids]
         asked = [rollout_module.fast_prompt(self.omni, prompt) for prompt in every]
@@ -295,8 +296,8 @@ class SwitchedTrainer(MERR1Trainer):
             index = [(row, width + at - a.start - 1) for row, a in enumerate(answers) for at in a.anchors]
             rows, columns = (torch.tensor(part) for part in zip(*index, strict=True))
             logits = model.get_output_embeddings()(output.last_hidden_state[rows, columns])
-            result.fast = category_probabilities(logits, self.category_tokens)
-        self._rollouts = result
+            result.fast = category_probabilities(logits, self.categories[0])
+        self.step.rollouts = result
         return {
             "prompt_ids": [prompt.input_ids.tolist() for prompt in every],
             "completion_ids": result.completion_ids,
@@ -311,11 +312,11 @@ class Script:
         self.completions, self.position = completions, 0
 
     def __enter__(self) -> None:
-        self.draw = rollout_module._draw
-        rollout_module._draw = self
+        self.draw = generation.draw
+        generation.draw = self
 
     def __exit__(self, *_: object) -> None:
-        rollout_module._draw = self.draw
+        generation.draw = self.draw
 
     def __call__(self, logits, *args):
         _, logp = self.draw(logits, *args)

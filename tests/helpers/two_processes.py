@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from mer_r1.rl import rollout
+from mer_r1.model import generation
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.training import rl_stage
 from mer_r1.training.recipe_files import read_recipe
@@ -36,9 +36,11 @@ class Recording(MERR1Trainer):
     def _sample(self, prompts, other):
         if not self.seeded:
             return super()._sample(prompts, other)
-        first = self.accelerator.process_index * len(self._clips)
-        places = [(first + row) % self.num_generations for row in range(len(self._clips))]
-        names = [f"{self.state.global_step} {clip} {place}" for clip, place in zip(self._clips, places, strict=True)]
+        first = self.accelerator.process_index * len(self.step.clips)
+        places = [(first + row) % self.num_generations for row in range(len(self.step.clips))]
+        names = [
+            f"{self.state.global_step} {clip} {place}" for clip, place in zip(self.step.clips, places, strict=True)
+        ]
         token = iter(range(1000))
 
         def pick(probabilities, _):
@@ -47,15 +49,15 @@ class Recording(MERR1Trainer):
             heights = torch.tensor([int.from_bytes(digest, "big") / 2**32 for digest in digests]).double()
             return torch.searchsorted(probabilities.double().cumsum(1), heights[:, None]).squeeze(1)
 
-        drawn, rollout._pick = rollout._pick, pick
+        drawn, generation.pick = generation.pick, pick
         try:
             return super()._sample(prompts, other)
         finally:
-            rollout._pick = drawn
+            generation.pick = drawn
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        rows = list(zip(self._clips, self._rollouts.completion_ids, output["advantages"].tolist(), strict=True))
+        rows = list(zip(self.step.clips, self.step.rollouts.completion_ids, output["advantages"].tolist(), strict=True))
         rows = gather_object(rows)
         if self.accelerator.is_main_process:
             with open(Path(self.args.output_dir) / "batches.jsonl", "a") as file:

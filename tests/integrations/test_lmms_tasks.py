@@ -32,6 +32,7 @@ from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.integrations.lmms_eval import TASKS_FOLDER, answers, documents, scores
+from mer_r1.integrations.lmms_eval.__main__ import app as lmms_eval_app
 from mer_r1.model.prompts import conversation
 
 YAMLS = sorted(TASKS_FOLDER.rglob("*.yaml"))
@@ -146,20 +147,20 @@ def test_a_silent_and_a_broken_video_are_asked_about_without_sound(tmp_path, cap
     for name in (silent, tmp_path / "broken.mp4", tmp_path / "missing.mp4"):
         (turn,) = documents.doc_to_messages({"video": str(name), "audio": None, "question": "Which?"})
         assert [part["type"] for part in turn["content"]] == ["video", "text"]
-        assert f"{Path(name).name}: asked about without sound" in caplog.text
+        assert f"{Path(name).name}: the question is asked without audio" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"sounds: cannot keep the sound of videos there \(Not a directory\)"):
+    with pytest.raises(UserError, match=r"sounds: cannot write the audio of videos there \(Not a directory\)"):
         documents.doc_to_messages(documents.documents("ER-Lab")[0])
 
 
 def test_simple_models_get_the_video_alone():
     doc = documents.documents("sims")[0]
     assert documents.doc_to_visual(doc) == [doc["video"]]
-    with pytest.raises(UserError, match="sims, clip 'x': no video"):
+    with pytest.raises(UserError, match="sims, clip 'x': no video, expected one"):
         documents.doc_to_visual({"set": "sims", "id": "x", "video": None})
 
 
@@ -231,7 +232,7 @@ def test_unread_answers_are_counted_as_empty_ones(caplog):
     docs = [{**gold, "id": "a"}, {**gold, "id": "b"}]
     items = [scores.unibench_results(doc, [text]) for doc, text in zip(docs, (SPOKEN, "Happy, I think."), strict=True)]
     assert scores.unread([item["unread"] for item in items]) == 0.5
-    assert "mer2023: 1 of 2 answers hold nothing that a rule can read and count as empty predictions" in caplog.text
+    assert "mer2023: 1 of 2 answers cannot be read by rule and count as empty predictions" in caplog.text
     # One of two hits on every wheel; the empty prediction has precision and recall 0.
     assert scores.score([item["score"] for item in items]) == 0.5
     assert scores.unified_f1([item["unified_f1"] for item in items]) == 0.5
@@ -269,9 +270,9 @@ def test_label_match_is_that_of_the_benchmark_module(tmp_path, monkeypatch):
 def test_saved_answers_that_are_none_are_refused(tmp_path):
     about = {"score": {"set": "meld", "id": "a", "gold": ["joy"]}}
     for row, message in (
-        ("{", "1: expected a sample of a task"),
-        ("[]", "1: expected a sample of a task"),
-        (json.dumps({"score": {"set": "mood", "id": "a", "gold": []}}), "1: expected a sample of a task"),
+        ("{", "1: expected a sample of one of our tasks"),
+        ("[]", "1: expected a sample of one of our tasks"),
+        (json.dumps({"score": {"set": "mood", "id": "a", "gold": []}}), "1: expected a sample of one of our tasks"),
         (json.dumps(about), "1: resps: got 'None', expected one answer"),
         ("\n".join([json.dumps({**about, "resps": ["x"]})] * 2), "2: an answer about 'a' again"),
     ):
@@ -285,13 +286,32 @@ def test_saved_answers_that_are_none_are_refused(tmp_path):
         answers.export_answers([tmp_path / "none.jsonl"], tmp_path / "out")
 
 
-def test_commands(tmp_path):
-    printed = CliRunner().invoke(app, ["lmms-tasks"])
-    assert Path(printed.stdout.strip()) == TASKS_FOLDER
+@pytest.mark.parametrize("command", [app, lmms_eval_app])
+def test_commands(tmp_path, command):
+    """By themselves, and in their former spelling, which says the new one on stderr."""
+    prefix, note = ("lmms-", "mer-r1 lmms-{0} is now: {1} {0}\n") if command is app else ("", "")
+    module = "python -m mer_r1.integrations.lmms_eval"
+    printed = CliRunner().invoke(command, [f"{prefix}tasks"])
+    assert (Path(printed.stdout.strip()), printed.stderr) == (TASKS_FOLDER, note.format("tasks", module))
     row = {"resps": [["<answer> sad </answer>"]], "score": {"set": "meld", "id": "a", "gold": ["joy"]}}
     (tmp_path / "t_samples_mer_unibench_meld.jsonl").write_text(json.dumps(row))
-    printed = CliRunner().invoke(app, ["lmms-answers", str(tmp_path), "--out", str(tmp_path / "out")])
+    printed = CliRunner().invoke(command, [f"{prefix}answers", str(tmp_path), "--out", str(tmp_path / "out")])
     assert printed.stdout.strip() == f"{tmp_path / 'out' / 'meld.jsonl'}: 1 answers"
+    assert printed.stderr == note.format("answers", module)
+
+
+def test_an_error_of_the_module_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "mer_r1.integrations.lmms_eval", "answers", str(tmp_path), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    message = f"mer-r1: {tmp_path}: no *_samples_*.jsonl in it; lmms-eval writes them with --log_samples\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_answers_that_cannot_be_written_are_one_line(tmp_path):
+    row = {"resps": ["x"], "score": {"set": "meld", "id": "a", "gold": ["joy"]}}
+    (tmp_path / "t_samples_meld.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"meld\.jsonl: cannot be written \(Not a directory\)"):
+        answers.export_answers([tmp_path], tmp_path / "t_samples_meld.jsonl" / "out")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from mer_r1.emotions.thinking import FAST_PREFILL, answer_word_spans, format_com
 from mer_r1.emotions.wheels import builtin, from_tables
 from mer_r1.lab.scenes.story.world import world
 from mer_r1.model.tiny import tiny
-from mer_r1.rl.anchors import AnswerTokens, answer_tokens, category_mask, category_tokens, first_tokens
+from mer_r1.rl.anchors import AnswerTokens, _first_tokens, answer_tokens, category_mask, category_tokens
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +196,8 @@ class Letters:
 
 def test_first_tokens_with_and_without_a_blank_and_capitalised() -> None:
     letters = Letters()
-    assert first_tokens(["glad"], letters)["glad"] == {letters[piece] for piece in ("gla", "Gla", " gl", " Gl")}
-    assert first_tokens([], letters) == {}
+    assert _first_tokens(["glad"], letters)["glad"] == {letters[piece] for piece in ("gla", "Gla", " gl", " Gl")}
+    assert _first_tokens([], letters) == {}
 
 
 def test_a_token_of_two_categories_of_one_partition_is_left_out() -> None:
@@ -228,7 +228,7 @@ def test_collisions_of_the_tiny_tokenizer(tokenizer: Any) -> None:
         owners: dict[int, dict[str, list[str]]] = {}
         for sector, members in words.items():
             for word in members:
-                for token in first_tokens([word], tokenizer)[word]:
+                for token in _first_tokens([word], tokenizer)[word]:
                     owners.setdefault(token, {}).setdefault(sector, []).append(word)
         shared = {token: found for token, found in owners.items() if len(found) > 1}
         counts[wheel.name] = len(shared)

@@ -8,10 +8,10 @@ from tiny_world import entry, media, some_prompts
 
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
 from mer_r1.emotions.wheels import builtin
+from mer_r1.model import generation
 from mer_r1.model.generation import Sampling
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
 from mer_r1.model.tower_outputs import embed
-from mer_r1.rl import rollout as module
 from mer_r1.rl.anchors import answer_tokens, category_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
 from mer_r1.rl.rollout import fast_prompt, rollout
@@ -87,7 +87,7 @@ def test_no_special_token_is_ever_sampled(omni, taught):
 
 
 def test_a_likely_special_token_is_not_taken_either(taught, prompts, monkeypatch):
-    head = module._head
+    head = generation.lm_head
     media_token = taught.processor.audio_token_id
 
     def tempting(model, hidden):
@@ -95,7 +95,7 @@ def test_a_likely_special_token_is_not_taken_either(taught, prompts, monkeypatch
         logits[:, media_token] = 100.0
         return logits
 
-    monkeypatch.setattr(module, "_head", tempting)
+    monkeypatch.setattr(generation, "lm_head", tempting)
     for temperature in (0.0, 1.0):
         drawn = rollout(taught, prompts[:2], 2, Sampling(4, temperature, seed=0)).completion_ids
         assert not any(media_token in ids for ids in drawn)
@@ -175,7 +175,9 @@ def test_the_nucleus_by_hand(top_p, allowed):
     logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
     rank = {2: 0, 3: 1, 0: 2, 1: 3}
     sampling = Sampling(1, 1.0, top_p=top_p)
-    token, logp = module._draw(logits, torch.tensor([], dtype=torch.long), sampling, torch.Generator().manual_seed(0))
+    token, logp = generation.draw(
+        logits, torch.tensor([], dtype=torch.long), sampling, torch.Generator().manual_seed(0)
+    )
     assert {rank[index] for index in token.tolist()} == allowed
     # The log-probability stays the whole policy's, as in the loss.
     torch.testing.assert_close(logp, logits[0].log_softmax(-1)[token])
@@ -210,7 +212,7 @@ def test_sampling_stops_when_all_rows_have_ended(taught, prompts, monkeypatch):
         calls.append(len(logits))
         return end.expand(len(logits)), torch.zeros(len(logits))
 
-    monkeypatch.setattr(module, "_draw", ending)
+    monkeypatch.setattr(generation, "draw", ending)
     drawn = rollout(taught, prompts, 2, Sampling(50, 1.0))
     assert calls == [len(prompts) * 2]
     assert drawn.completion_ids == [taught.eos_ids] * len(prompts) * 2

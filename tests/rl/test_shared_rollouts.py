@@ -20,7 +20,7 @@ from mer_r1.model.shared_prefix.attention import flash_sequences
 from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
 from mer_r1.model.tower_outputs import embed
 from mer_r1.rl.method import Method
-from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.rl.trainer import ForClips, MERR1Trainer
 from mer_r1.training.recipes import RLRecipe
 from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
@@ -58,7 +58,7 @@ def make_trainer(checkpoint, folder, omni=None, **changes):
 
 
 def scored_rows(trainer, clips=(0, 0, 0, 1, 1, 1, 2, 2, 2), empty=None):
-    """ids, mask, T of rollouts of unequal lengths behind prompts padded on the left."""
+    """Clips, ids, mask, T of rollouts of unequal lengths behind prompts padded on the left."""
     omni = trainer.omni
     texts = [format_completion("A smile. " * (1 + row % 4), [WORDS[row % 8]]) for row in range(len(clips))]
     completions = [[*omni.tokenizer(text)["input_ids"], omni.tokenizer.eos_token_id] for text in texts]
@@ -70,16 +70,16 @@ def scored_rows(trainer, clips=(0, 0, 0, 1, 1, 1, 2, 2, 2), empty=None):
         ids[row, width - len(prompt) : width] = prompt
         ids[row, width : width + len(completion)] = torch.tensor(completion)
         mask[row, width - len(prompt) : width + (0 if row == empty else len(completion))] = 1
-    trainer._clips = list(clips)
-    return ids, mask, length
+    return list(clips), ids, mask, length
 
 
 def scores(trainer, shared, rows, batch_size=None):
     """Log-probabilities, entropies, and the gradients of a loss that weighs every token differently."""
     trainer._shared = shared
     trainer.model.zero_grad()
+    clips, *batch = rows
     logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
-        trainer.model, *rows, batch_size=batch_size, compute_entropy=True
+        ForClips(trainer.model, clips), *batch, batch_size=batch_size, compute_entropy=True
     )
     weights = torch.linspace(-1, 1, logps.numel()).view_as(logps)
     (logps * weights).sum().backward()
@@ -257,10 +257,11 @@ def test_training_batches_hold_whole_groups_and_prompts_run_once(checkpoint, tmp
 def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path) -> None:
     """Under FSDP2 weights are whole only while the forward of the module that holds them runs."""
     trainer = make_trainer(checkpoint, tmp_path)
-    rows = scored_rows(trainer)
+    clips, *rows = scored_rows(trainer)
+    model = ForClips(trainer.model, clips)
     with torch.no_grad():
         trainer._shared = False
-        plain, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, *rows)
+        plain, _, _ = trainer._get_per_token_logps_and_entropies(model, *rows)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = dist.init_device_mesh("cpu", (1,))
@@ -272,7 +273,7 @@ def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path) -> N
             embed(trainer.model, prompt.input_ids[None], [prompt.media])
         for shared in (False, True):
             trainer._shared = shared
-            found, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, *rows)
+            found, _, _ = trainer._get_per_token_logps_and_entropies(model, *rows)
             torch.testing.assert_close(found.detach(), plain, rtol=1e-5, atol=1e-6)
             found.sum().backward()
     finally:

@@ -1,7 +1,9 @@
 """The trainers: the media matter, log-probabilities agree, TRL's private seams are as we found them, runs resume."""
 
+import ast
 import inspect
 import json
+import textwrap
 
 import numpy as np
 import pytest
@@ -11,11 +13,11 @@ from trl import GRPOTrainer
 
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
+from mer_r1.model import generation
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt, media_tensors
-from mer_r1.rl import rollout
 from mer_r1.rl.method import Method, method_advantages
-from mer_r1.rl.trainer import MERR1Trainer
+from mer_r1.rl.trainer import ForClips, MERR1Trainer
 from mer_r1.training.recipes import RLRecipe
 
 CLIPS = 8
@@ -72,12 +74,11 @@ def scored_batch(trainer, rows):
     return trainer._generate_and_score_completions([dict(row) for row in batch])
 
 
-def loss_logps(trainer, output, clips=None):
-    trainer._clips = clips or output["clip_index"].tolist()
+def loss_logps(trainer, output):
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
     mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
     logps, _, _ = trainer._get_per_token_logps_and_entropies(
-        trainer.model, ids, mask, output["completion_ids"].shape[1]
+        ForClips(trainer.model, output["clip_index"].tolist()), ids, mask, output["completion_ids"].shape[1]
     )
     return logps * output["completion_mask"]
 
@@ -126,13 +127,13 @@ def test_log_probabilities_equal_those_of_the_model_called_with_raw_media(checkp
 
 
 @pytest.mark.parametrize("name", ["f1", "rd", "ad", "mer-r1"])
-def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, name):
+def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, monkeypatch, name):
     method = Method(method=name)
     trainer, rows, _ = make_trainer(checkpoint, tmp_path, method)
     rewards = torch.rand(2 * GROUP, len(method.objectives))
-    trainer._calculate_rewards = lambda *args, **kwargs: trainer.__dict__.__setitem__("_rewards", rewards) or rewards
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)
     output = scored_batch(trainer, rows)
-    terms = trainer._calibration_terms(2 * GROUP) if method.calibrates else (None, None)
+    terms = trainer._calibration_terms(trainer.step) if method.calibrates else (None, None)
     torch.testing.assert_close(output["advantages"], method_advantages(method, rewards, GROUP, *terms))
 
 
@@ -170,6 +171,32 @@ def test_private_methods_of_the_host_have_the_signatures_we_override():
     ]
 
 
+def test_the_hosts_loss_passes_its_model_on_untouched():
+    """`ForClips` stands in the place of the model: nothing but the overridden forward pass may use it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(GRPOTrainer._compute_loss)))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    passed = [call.func.attr for call in calls for given in call.args if getattr(given, "id", "") == "model"]
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "model"]
+    assert (passed, len(uses)) == (["_get_per_token_logps_and_entropies"], 1)
+
+
+def test_the_clips_of_a_batch_travel_with_its_rows(checkpoint, tmp_path):
+    """Rows of an earlier generation, in another order: the loss sees their own media, whatever was sampled since."""
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path)
+    output = scored_batch(trainer, rows)
+    expected = loss_logps(trainer, output).detach()
+    back = torch.arange(2 * GROUP - 1, -1, -1)
+    turned = {name: value[back] if getattr(value, "ndim", 0) else value for name, value in output.items()}
+    trainer._generate_and_score_completions([dict(rows[5]) for _ in range(2 * GROUP)])
+    seen, trainer.current_gradient_accumulation_steps = [], 1
+    forward = trainer._get_per_token_logps_and_entropies
+    trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (
+        seen.append(forward(*args, **kwargs)) or seen[0]
+    )
+    trainer._compute_loss(trainer.model, turned)
+    torch.testing.assert_close(seen[0][0] * turned["completion_mask"], expected[back])
+
+
 def test_a_step_moves_the_language_model_and_leaves_the_towers(checkpoint, tmp_path):
     trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=1)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -195,10 +222,10 @@ def test_every_log_line_has_the_figures_that_users_watch(checkpoint, tmp_path):
     assert [name for name in names if name not in line] == []
 
 
-def test_equal_rewards_are_warned_of_and_one_rollout_is_shown(checkpoint, tmp_path, caplog):
+def test_equal_rewards_are_warned_of_and_one_rollout_is_shown(checkpoint, tmp_path, monkeypatch, caplog):
     trainer, rows, _ = make_trainer(checkpoint, tmp_path)
     equal = torch.ones(2 * GROUP, 3)
-    trainer._calculate_rewards = lambda *args, **kwargs: trainer.__dict__.__setitem__("_rewards", equal) or equal
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: equal)
     with caplog.at_level("INFO", logger="mer_r1"):
         scored_batch(trainer, rows)
         scored_batch(trainer, rows)
@@ -243,11 +270,11 @@ class Scripted:
 def test_the_trajectory_is_the_pinned_one(checkpoint, tmp_path, request, monkeypatch):
     """Ten steps on a CPU in float32: other numbers mean another method, and belong in the changelog."""
     trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=10)
-    monkeypatch.setattr(rollout, "_draw", Scripted(trainer.omni, rollout._draw))
+    monkeypatch.setattr(generation, "draw", Scripted(trainer.omni, generation.draw))
     trainer.train()
     keys = ("loss", "grad_norm", "reward", "kl")
     found = [{key: round(line[key], 6) for key in keys} for line in trainer.state.log_history if "loss" in line]
-    file = request.path.parent / "invariant" / "rl_trajectory.json"
+    file = request.path.parents[1] / "invariant" / "rl_trajectory.json"
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(found, indent=1) + "\n")

@@ -90,7 +90,7 @@ def both(sampler, taught, prompts, sampling, **kwargs):
     """The ordinary rollouts, and the engine's with the same tokens."""
     ordinary = rollout(taught, prompts, GROUP, sampling, **kwargs)
     fake_vllm.LLM.script = [ordinary.completion_ids]
-    return ordinary, sampler.about(range(len(prompts)))(taught, prompts, GROUP, sampling, **kwargs)
+    return ordinary, sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, sampling, **kwargs)
 
 
 # --- the same numbers -------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_log_probabilities_are_those_of_the_draw(sampler, taught, prompts):
 def test_greedy_is_asked_for_once_and_counts_for_the_group(sampler, taught, prompts, tokens):
     asked = {"tokens": tokens, "fast": True}
     ordinary = rollout(taught, prompts, GROUP, Sampling(16, 0.0), **asked)
-    ours = sampler.about(range(len(prompts)))(taught, prompts, GROUP, Sampling(16, 0.0), **asked)
+    ours = sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(16, 0.0), **asked)
     assert ours.completion_ids == ordinary.completion_ids
     torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
     torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
@@ -139,7 +139,7 @@ def test_greedy_is_asked_for_once_and_counts_for_the_group(sampler, taught, prom
 
 
 def test_sampled_tokens_are_drawn_as_asked(sampler, taught, prompts):
-    drawn = sampler.about(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, seed=4))
+    drawn = sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, seed=4))
     (chosen,) = sampler.generation.llm.parameters
     assert (chosen.n, chosen.temperature, chosen.top_p, chosen.max_tokens, chosen.seed) == (GROUP, 1.3, 0.9, 9, 4)
     assert chosen.logit_bias == dict.fromkeys(taught.forbidden_ids, BANNED)
@@ -162,10 +162,10 @@ def test_auto_asks_the_engine_where_few_requests_suffice(sampler, taught, prompt
     caplog.set_level(logging.INFO)
     needed = -(-len(tokens.token_ids.unique()) // 10)
     monkeypatch.setattr(rollout_vllm, "MOST_TOKEN_IDS", 10)
-    for most, chosen in ((needed, "asked of vLLM"), (needed - 1, "from the policy's own pass")):
+    for most, chosen in ((needed, "computed by vLLM"), (needed - 1, "computed by the policy")):
         monkeypatch.setattr(rollout_vllm, "MOST_REQUESTS", most)
-        sampler._told = False
-        assert sampler._by_engine(tokens) == (chosen == "asked of vLLM")
+        sampler._logged = False
+        assert sampler._by_engine(tokens) == (chosen == "computed by vLLM")
         assert f"confidences: {chosen}" in caplog.text.splitlines()[-1]
 
 
@@ -186,7 +186,7 @@ def test_where_only_a_server_samples_the_policy_gives_the_confidences(sampler, t
     asked = {"tokens": tokens, "fast": True}
     ordinary = rollout(taught, prompts, GROUP, Sampling(24, 1.0, seed=3), **asked)
     served = VllmRollouts(taught, clips, sampler.generation, Elsewhere(), "engine")
-    ours = served.about(range(len(prompts)))(taught, prompts, GROUP, Sampling(24), **asked)
+    ours = served.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(24), **asked)
     assert ours.completion_ids == ordinary.completion_ids
     torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
     torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
@@ -217,7 +217,7 @@ def test_a_prompt_that_was_read_otherwise_is_not_trained_on(sampler, taught, pro
     videos, sounds = (prompts[0].input_ids.tolist().count(token) for token in rollout_vllm.placeholders(taught))
     told = rf"clip-0: vLLM read another prompt.*: {2 * videos} video tokens, expected {videos}; {2 * sounds} audio"
     with pytest.raises(UserError, match=told):
-        sampler.about([0])(taught, prompts[:1], GROUP, Sampling(2, 1.0))
+        sampler.for_clips([0])(taught, prompts[:1], GROUP, Sampling(2, 1.0))
 
 
 def test_the_frame_size_of_the_checkpoint_is_needed(sampler, taught, prompts, clips, monkeypatch):
@@ -226,7 +226,7 @@ def test_the_frame_size_of_the_checkpoint_is_needed(sampler, taught, prompts, cl
     asked["mm_processor_kwargs"].pop("size")
     monkeypatch.setattr(rollout_vllm, "request_of", lambda *_: asked)
     with pytest.raises(UserError, match="video tokens, expected"):
-        sampler.about([0])(taught, prompts[:1], GROUP, Sampling(2, 1.0))
+        sampler.for_clips([0])(taught, prompts[:1], GROUP, Sampling(2, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,8 @@ def watched(monkeypatch):
 
     def watch(self, inputs):
         output = original(self, inputs)
-        steps.append((self._rollouts, self._rewards.clone(), output["advantages"].clone(), list(self._clips)))
+        done = self.step
+        steps.append((done.rollouts, done.rewards.clone(), output["advantages"].clone(), list(done.clips)))
         return output
 
     monkeypatch.setattr(MERR1Trainer, "_generate_and_score_completions", watch)

@@ -1,16 +1,18 @@
-"""The method inside other trainers' engines: ms-swift and verl get our rewards, advantages and calibration as plug-ins.
+"""Settings and helpers that the plug-ins for ms-swift and verl share.
 
-Each file is one plug-in, loaded by its host from the command line (docs/integrations.md has the lines). They hand plain
-tensors and texts to the functions that our own trainer calls (`rewards`, `advantages`, `calibration`, `anchors`), and
-nothing of ours imports them. Hosts have no place for our settings, so these come from the environment:
+Each plug-in is one file, which its host loads (docs/integrations.md has the command lines). They pass plain tensors and
+texts to the functions of our own trainer (`rl.rewards`, `rl.advantages`, `rl.calibration`, `rl.anchors`). The hosts
+have no place for our settings, so these come from the environment:
 
-- `MER_R1_METHOD`: the choices of `method.Method` as a JSON object, e.g. `{"method": "ad", "format_weight": 0.1}`;
+- `MER_R1_METHOD`: fields of `rl.method.Method` as a JSON object, e.g. `{"method": "ad", "format_weight": 0.1}`;
 - `MER_R1_WHEELS`: folder of the official emotion wheels; the built-in wheels if not set.
 """
 
 import json
+import logging
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,38 +23,47 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.rl.method import Method, method_advantages
 
+logger = logging.getLogger(__name__)
+
 GOLD_COLUMNS = ("gold", "labels", "solution")
-"""Where a data set may keep the gold emotion words, in this order."""
-
-
+"""Columns that may hold the gold emotion words; the first one with a value counts."""
 RENAMED = {"name": "method", "level": "confidence_level", "clip": "confidence_clip"}
-"""Spellings of version 0.1, which the next release drops."""
+"""Field names of version 0.1 and their successors; the next release drops the old names."""
 
 
 def chosen_method() -> Method:
-    """The method of `MER_R1_METHOD`; the full one if not set.
+    """The method of `MER_R1_METHOD`; the full method if not set.
 
     Raises:
-        UserError: it is no JSON object of the method's choices.
+        UserError: the variable is not a JSON object of the method's fields.
     """
-    text = os.environ.get("MER_R1_METHOD", "{}")
+    return _method_of(os.environ.get("MER_R1_METHOD", "{}"))
+
+
+@lru_cache(maxsize=1)
+def _method_of(text: str) -> Method:
+    # Cached: a plug-in asks at every step, and the note on old names should appear once.
     try:
         given = json.loads(text)
-        return Method(**{RENAMED.get(key, key): value for key, value in given.items()})
+        method = Method(**{RENAMED.get(key, key): value for key, value in given.items()})
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"MER_R1_METHOD: {error}; expected a JSON object of the method's choices") from error
+        raise UserError(f"MER_R1_METHOD: {error}; expected a JSON object of the method's fields") from error
+    if old := [name for name in given if name in RENAMED]:
+        changes = ", ".join(f"{name!r} is now {RENAMED[name]!r}" for name in old)
+        logger.warning("MER_R1_METHOD: %s; the next release drops the old spelling", changes)
+    return method
 
 
 def chosen_taxonomy() -> Taxonomy:
-    """The wheels of `MER_R1_WHEELS`, or the built-in ones."""
+    """The wheels in the folder `MER_R1_WHEELS`, or the built-in ones."""
     return wheels.load(os.environ.get("MER_R1_WHEELS"))
 
 
 def gold_of(columns: Mapping[str, Any]) -> Any:
-    """The gold of a row or of a batch of rows.
+    """Gold labels of a row or of a batch of rows.
 
     Raises:
-        UserError: there is no such column.
+        UserError: no such column has a value.
     """
     for name in GOLD_COLUMNS:
         if columns.get(name) is not None:
@@ -70,11 +81,11 @@ def grouped_advantages(
     """`method_advantages` for rows in any order and groups of any size.
 
     Args:
-        method: the choices.
+        method: choices.
         rewards_per_func: (R, K) in the order of ``method.objectives``; NaN where unscorable.
         groups: R names; rows with the same name are rollouts of one prompt.
-        delta_correct: (R,) the calibration's terms, where the method calibrates.
-        delta_incorrect: (R,).
+        delta_correct: (R,) Delta+, if the method calibrates.
+        delta_incorrect: (R,) Delta-.
 
     Returns:
         (R,) advantages; 0 for a rollout that is alone in its group.
@@ -82,7 +93,7 @@ def grouped_advantages(
     names = list(dict.fromkeys(groups))
     members = [[row for row, group in enumerate(groups) if group == name] for name in names]
     size = max(2, max(map(len, members), default=2))
-    # Smaller groups are filled up with rows that no function could score: they count for nothing.
+    # Smaller groups are padded with unscorable rows, which do not count.
     rows = torch.tensor([[*group, *([-1] * (size - len(group)))] for group in members]).reshape(-1)
 
     def arranged(values: Tensor | None) -> Tensor | None:

@@ -1,12 +1,12 @@
 """Plug-in for ms-swift's GRPO (`--external_plugins .../ms_swift.py`): rewards, advantages and calibration.
 
 Rewards are entries of swift's registry `orms`: `mer_format`, `mer_recall`, `mer_precision`, `mer_f1`. swift has no hook
-for advantages, so its trainer's `_compute_advantages` is replaced by one that lets swift's own run first, for its logs,
-and then gives the method's. With calibration on, the policy reads each answer twice, after its own reasoning and after
-an empty think, by swift's template and collator; logits are made at the anchors only.
+for advantages, so its trainer's `_compute_advantages` is replaced by one that runs swift's own first, for its logs, and
+then returns the method's. With calibration, the policy reads each answer twice, after its own reasoning and after an
+empty think block, through swift's template and collator; logits are computed at the anchors only.
 
 Written against ms-swift 4.6.0 (`swift/rewards/orm.py`, `swift/rlhf_trainers/grpo_trainer.py` and `utils.py`,
-`swift/rl_core/data.py`); tests hold the signatures. The engine itself was not run where this was written.
+`swift/rl_core/data.py`); tests hold the signatures. The plug-in has not been run inside ms-swift itself.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ OBJECTIVES = {"format": "MerFormat", "recall": "MerRecall", "precision": "MerPre
 
 
 class _Reward:
-    """A reward as swift's registry wants it: made with swift's arguments, called with completions and columns."""
+    """A reward for swift's registry: built with swift's arguments, called with completions and columns."""
 
     objective = "format"
 
@@ -39,14 +39,14 @@ class _Reward:
         self.score = format_reward if self.objective == "format" else SetReward(self.objective, chosen_taxonomy())  # type: ignore[arg-type]
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
-        """One value in [0, 1] a completion; None, which swift leaves out, where the gold cannot be scored."""
+        """One value in [0, 1] per completion; None, which swift leaves out, where the gold cannot be scored."""
         if self.objective == "format":
             return format_reward(completions=completions)
         return self.score(completions=completions, labels=gold_of(columns))
 
 
 def reward_classes() -> dict[str, type[_Reward]]:
-    """The entries for `orms`, by their names there."""
+    """Entries for `orms`, by name."""
     return {
         f"mer_{objective}": type(name, (_Reward,), {"objective": objective}) for objective, name in OBJECTIVES.items()
     }
@@ -56,19 +56,19 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
     """The method's advantages of a global batch.
 
     Args:
-        trainer: swift's GRPOTrainer; `num_generations` rollouts of a prompt stand together.
+        trainer: swift's GRPOTrainer; the `num_generations` rollouts of a prompt are adjacent.
         samples: this process's samples (`GRPOSample`).
-        rewards_per_func: (R, K) of all processes, one column for each of swift's `reward_func_names`.
+        rewards_per_func: (R, K) rewards of all processes, one column per entry of swift's `reward_func_names`.
 
     Returns:
-        (R,).
+        (R,) advantages.
 
     Raises:
         UserError: rewards are missing, or swift runs in a mode without fixed groups.
     """
     method = chosen_method()
     if trainer.dynamic_num_samples:
-        raise UserError("mer-r1 in ms-swift needs num_generations rollouts of each prompt: no dynamic_num_samples")
+        raise UserError("mer-r1 in ms-swift needs num_generations rollouts per prompt: no dynamic_num_samples")
     wanted = [OBJECTIVES[name] for name in method.objectives]
     if missing := [name for name in wanted if name not in trainer.reward_func_names]:
         funcs = " ".join(f"mer_{name}" for name in method.objectives)
@@ -83,7 +83,7 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
 
 
 def calibrated(trainer: Any, samples: Sequence[Any], method: Method) -> tuple[Tensor, Tensor]:
-    """Delta+ and Delta- of this process's samples, (N,) each: two forwards without gradient."""
+    """Delta+ and Delta- of this process's samples, (N,) each, by two forward passes without gradient."""
     tokenizer, taxonomy = trainer.template.tokenizer, chosen_taxonomy()
     categories = _categories(tokenizer, method.confidence_level)
     slow_ids = [_flat(sample.response_token_ids) for sample in samples]
@@ -108,22 +108,22 @@ def anchor_logits(
     """The policy's next-token logits before chosen tokens of other answers to the same prompts.
 
     Args:
-        trainer: swift's.
-        samples: of the prompts, with their media.
-        texts: the answers' tokens, in place of the samples' own.
-        places: of each answer, the tokens that are predicted.
+        trainer: swift's trainer.
+        samples: samples of the prompts, with their media.
+        texts: tokens of the answers, in place of the samples' own.
+        places: indices of the predicted tokens of each answer.
 
     Returns:
-        (A, V), in the order of `places`.
+        (A, V) logits, in the order of `places`.
 
     Raises:
-        UserError: swift's template has changed the answer's tokens, or packs rows.
+        UserError: swift's template changes the tokens of an answer, or packs rows.
     """
     from swift.rlhf_trainers.utils import collate_to_grpo_micro_batch, encode_sample
 
     template, device = trainer.template, trainer.accelerator.device
     if template.padding_free:
-        raise UserError("mer-r1 in ms-swift reads confidences row by row: no padding_free, no packing")
+        raise UserError("mer-r1 in ms-swift reads confidences per row: no padding_free, no packing")
     step, found = trainer.args.per_device_train_batch_size, []
     for start in range(0, len(samples), step):
         part = slice(start, start + step)
@@ -136,16 +136,14 @@ def anchor_logits(
         answered = [(row != -100).nonzero()[:, 0] for row in inputs.pop("labels")]
         for row, (where, ids) in enumerate(zip(answered, texts[part], strict=True)):
             if inputs["input_ids"][row, where[: len(ids)]].tolist() != ids:
-                raise UserError(
-                    "ms-swift's template has changed the tokens of an answer: confidences need them as sampled"
-                )
+                raise UserError("ms-swift's template changes the tokens of an answer: confidences need them as sampled")
         pairs = [(row, int(answered[row][place]) - 1) for row, some in enumerate(places[part]) for place in some]
         found.append(_logits_at(trainer, inputs, pairs))
     return torch.cat(found)
 
 
 def _logits_at(trainer: Any, inputs: dict[str, Any], pairs: list[tuple[int, int]]) -> Tensor:
-    # The head sees the chosen hidden states only; all of a vocabulary of 152,000 for every token would not fit.
+    # The head runs on the chosen hidden states only: logits of a vocabulary of 152,000 for every token would not fit.
     rows, columns = (torch.tensor([pair[axis] for pair in pairs], dtype=torch.long) for axis in (0, 1))
     model = trainer.accelerator.unwrap_model(trainer.model)
     heads = [module for name, module in model.named_modules() if name.endswith("lm_head") and "talker" not in name]
@@ -162,7 +160,7 @@ def _answered(sample: Any, ids: list[int]) -> Any:
 
 
 def _flat(ids: Sequence[Any]) -> list[int]:
-    # One list a turn; of a single turn also plain.
+    # One list per turn; a single turn may be a plain list.
     return [token for turn in ids for token in turn] if ids and isinstance(ids[0], Sequence) else list(ids)
 
 
@@ -172,11 +170,11 @@ def _categories(tokenizer: Any, level: str) -> Any:
 
 
 def install() -> None:
-    """Put the rewards into swift's registry, and the advantages into its trainer. Runs when swift imports this file."""
+    """Add the rewards to swift's registry and the advantages to its trainer; runs when swift imports this file."""
     from swift.rewards import orms
     from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
 
-    chosen_method()  # a mistake in it is told before the model is loaded
+    chosen_method()  # a mistake in it fails before the model is loaded
     orms.update(reward_classes())
     theirs = GRPOTrainer._compute_advantages
     if getattr(theirs, "of_mer_r1", False):  # imported a second time, in a worker of a data loader
@@ -193,6 +191,6 @@ def install() -> None:
 try:
     import swift  # noqa: F401
 except ImportError:
-    pass  # read by somebody else than swift
+    pass  # imported outside swift
 else:
     install()

@@ -1,18 +1,17 @@
 """Plug-in for verl's PPO trainer: one reward function, and the method's advantages as an estimator.
 
-`compute_score` is verl's custom reward function: it returns the weighted sum as `score`, and each objective beside it,
-which verl carries to the advantages as columns. verl hands columns to one estimator only, the one called `gdpo`, and so
-does ours: importing this file (`VERL_USE_EXTERNAL_MODULES=mer_r1.integrations.verl`) puts it in that place
-of verl's registry, and registers it as `mer_r1` too. Rows may come in any order: their `uid` says which belong
-together.
+`compute_score` is verl's custom reward function: it returns the weighted sum as `score` and each objective beside it,
+which verl passes to the advantages as columns. verl passes columns to one estimator only, the one named `gdpo`, so ours
+takes that place: importing this file (`VERL_USE_EXTERNAL_MODULES=mer_r1.integrations.verl`) replaces `gdpo` in verl's
+registry and registers the same function as `mer_r1`. Rows may come in any order: equal `uid` marks one group.
 
-verl computes advantages where there is no model. So the calibration (method "mer-r1") needs its two terms as columns
-`delta_correct` and `delta_incorrect`, which a reward function of yours has to make with whatever runs the policy there
-(`environment.terms_of` turns confidences into them). Without: "f1", "rd" or "ad".
+verl computes advantages in a process without a model. So the calibration (method "mer-r1") needs its two terms as
+columns `delta_correct` and `delta_incorrect`, from a reward function of yours that can run the policy
+(`rl.anchors.terms_of` computes them from confidences). Without these columns choose "f1", "rd" or "ad".
 
 Written against verl 0.9.1 (`trainer/ppo/core_algos.py`, `trainer/ppo/ray_trainer.py`, `trainer/ppo/reward.py`,
-`experimental/agent_loop/agent_loop.py`). Its newer trainer (`trainer.use_v1`, the default) carries no columns at all:
-set it to False. Tests hold the signatures; the engine itself was not run where this was written.
+`experimental/agent_loop/agent_loop.py`). Its newer trainer (`trainer.use_v1`, the default) passes no columns at all:
+set it to False. Tests hold the signatures; the plug-in has not been run inside verl itself.
 """
 
 import math
@@ -40,13 +39,13 @@ def compute_score(
 
     Args:
         data_source: not used.
-        solution_str: the completion.
+        solution_str: completion.
         ground_truth: gold labels, a list or a string.
         extra_info: not used.
 
     Returns:
         `score`, the method's weighted sum, 0 where no wheel can place the gold; and the objectives format, recall,
-        precision and f1 in [0, 1], NaN there: the advantages leave them out.
+        precision and f1 in [0, 1], of which the last three are NaN there, so that the advantages leave them out.
     """
     method = _method()
     scores = score_completion(solution_str, ground_truth, _taxonomy())
@@ -67,14 +66,14 @@ def advantages(
     """Verl's advantage estimator (`algorithm.adv_estimator=gdpo`).
 
     Args:
-        token_level_rewards: (R, T); not used, the columns hold what was summed up in it.
-        response_mask: (R, T) 1 for each token of a response.
-        index: R names of the prompts (verl's `uid`).
+        token_level_rewards: (R, T) sums of the columns; not used.
+        response_mask: (R, T) 1 at each token of a response.
+        index: R names of prompts (verl's `uid`).
         config: verl's algorithm settings; not used.
-        non_tensor_batch: the columns of `compute_score`.
+        non_tensor_batch: columns of `compute_score`.
 
     Returns:
-        Advantages and returns, (R, T) each and the same: a rollout's advantage at each of its tokens.
+        Advantages and returns, (R, T) each, both the rollout's advantage at each of its tokens.
 
     Raises:
         UserError: a column is missing.
@@ -97,10 +96,10 @@ def advantages(
 
 
 def install() -> None:
-    """Put the estimator into verl's registry. Runs when verl imports this file."""
+    """Add the estimator to verl's registry; runs when verl imports this file."""
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
-    _method()  # a mistake in it is told before anything is loaded
+    _method()  # a mistake in it fails before anything is loaded
     register_adv_est("mer_r1")(advantages)
     ADV_ESTIMATOR_REGISTRY["gdpo"] = advantages
 
@@ -118,6 +117,6 @@ def _taxonomy() -> Taxonomy:
 try:
     import verl as _host  # noqa: F401
 except ImportError:
-    pass  # read by somebody else than verl
+    pass  # imported outside verl
 else:
     install()

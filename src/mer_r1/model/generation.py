@@ -1,4 +1,7 @@
-"""Sampling on a shared prompt: one decoding loop for rollouts and answers."""
+"""Sampling on a shared prompt: one decoding loop for rollouts and answers.
+
+Shapes: R rows, T sampled tokens, V vocabulary, D hidden size.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +15,13 @@ from mer_r1.model.shared_prefix.continuation import Branches
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn.
+    """How completions are sampled.
 
     Attributes:
-        max_new_tokens: longest completion.
+        max_new_tokens: length limit of a completion.
         temperature: 0 decodes greedily.
         top_p: nucleus; 1 keeps every token.
-        seed: of a generator of its own; None draws from torch's global one, whose state checkpoints keep.
+        seed: seed of a generator of its own; None draws from torch's global one, whose state checkpoints keep.
     """
 
     max_new_tokens: int = 96
@@ -27,10 +30,22 @@ class Sampling:
     seed: int | None = None
 
 
-def _decode(
+def decode(
     omni: Omni, model: Any, hidden: Tensor, branches: Branches, sampling: Sampling
 ) -> tuple[list[list[int]], list[list[float]], Tensor]:
-    # Token by token; hidden[r, t] is the state that predicts token t. Finished rows go on with padding until all are.
+    """Sample token by token; finished rows continue with padding until all rows have finished.
+
+    Args:
+        omni: tokenizer, end tokens and forbidden tokens.
+        model: policy, possibly wrapped in an adapter.
+        hidden: (R, D) state of each prompt's last token.
+        branches: continues the prompts.
+        sampling: length, temperature, nucleus, seed.
+
+    Returns:
+        R lists of tokens, the end token included; R lists of their log-probabilities; and the states (R, T, D), of
+        which [r, t] predicts token t.
+    """
     generator = None
     if sampling.seed is not None:
         generator = torch.Generator(model.device).manual_seed(sampling.seed)
@@ -40,7 +55,7 @@ def _decode(
     states, drawn, scored = [], [], []
     for step in range(sampling.max_new_tokens):
         states.append(hidden)
-        token, logp = _draw(_head(model, hidden), forbidden, sampling, generator)
+        token, logp = draw(lm_head(model, hidden), forbidden, sampling, generator)
         drawn.append(token.masked_fill(done, omni.tokenizer.pad_token_id))
         scored.append(logp)
         done = done | torch.isin(token, eos)
@@ -57,10 +72,14 @@ def _decode(
     )
 
 
-def _draw(
+def draw(
     logits: Tensor, forbidden: Tensor, sampling: Sampling, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    # Log-probabilities are the policy's own at this temperature, as in the loss; the bans only shape the draw.
+    """One token per row, (R,), and its log-probability, (R,), from logits (R, V).
+
+    Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens and the nucleus
+    only shape the draw.
+    """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logps = scaled.log_softmax(dim=-1)
     allowed = scaled.index_fill(1, forbidden, -torch.inf)
@@ -72,18 +91,23 @@ def _draw(
             ordered, order = probabilities.sort(dim=-1, descending=True)
             beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
             probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(beyond, 0.0))
-        token = _pick(probabilities, generator)
+        token = pick(probabilities, generator)
     return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
-def _pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    # One random number a row, looked up in the cumulated probabilities; torch.multinomial draws one for every token of
-    # the vocabulary, which took a third of the tiny policy's sampling. What has no probability is never met.
+def pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per row, (R,), by inverting the cumulated probabilities (R, V); one random number per row.
+
+    torch.multinomial draws one number for every token of the vocabulary, which took a third of the tiny policy's
+    sampling. A token of probability 0 is never picked.
+    """
     cumulated = probabilities.double().cumsum(dim=-1)
     height = torch.rand(len(cumulated), 1, generator=generator, device=cumulated.device, dtype=torch.double)
     token = torch.searchsorted(cumulated, height * cumulated[:, -1:], right=True).squeeze(1)
     return token.clamp(max=cumulated.shape[1] - 1)
 
 
-def _head(model: Any, hidden: Tensor) -> Tensor:
-    return model.get_output_embeddings()(hidden)
+def lm_head(model: Any, hidden: Tensor) -> Tensor:
+    """Next-token logits (..., V) of hidden states (..., D)."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    return logits

@@ -5,7 +5,8 @@ orders: sum the rewards and normalise once (RD), or normalise each objective in 
 lets the objective with the larger spread dominate; normalising first gives both the same effective weight.
 
 Nothing here knows about emotions or models: rewards go in, advantages come out.
-Source: MER-R1 (arXiv 2606.27652), "dual-objective disentanglement". Shapes: B prompts, G rollouts each, K objectives.
+Source: MER-R1 (arXiv 2606.27652), "dual-objective disentanglement"; docs/paper_map.md.
+Shapes: B prompts, G rollouts each, K objectives.
 """
 
 import torch
@@ -41,8 +42,8 @@ def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0) 
     """(value - group mean) / group standard deviation; 0 for a group without spread and for unscorable rollouts.
 
     A group whose values are (nearly) equal carries no information about which rollout is better. It gives 0 and not a
-    division by a tiny number, which would blow rounding noise up to full size (METHOD: "never a division by a tiny
-    number"; TRL's ``normalize_then_sum`` adds 1e-4 to every standard deviation instead: to compare, pass `epsilon`).
+    division by a tiny number, which would blow rounding noise up to full size (our reading). TRL's
+    ``normalize_then_sum`` adds 1e-4 to every standard deviation instead: to compare, pass `epsilon`.
 
     Args:
         values: (B*G,) one number per rollout, groups contiguous; NaN marks an unscorable rollout.
@@ -72,7 +73,7 @@ def sum_then_normalise(rewards_per_func: Tensor, weights: Tensor, num_generation
     Args:
         rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
         weights: (K,) weight of each objective.
-        num_generations: G.
+        num_generations: G, at least 2.
 
     Returns:
         (B*G,) advantages. A rollout that no function could score gets 0.
@@ -87,11 +88,11 @@ def normalise_each(rewards_per_func: Tensor, num_generations: int, epsilon: floa
 
     Args:
         rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
-        num_generations: G.
+        num_generations: G, at least 2.
         epsilon: see `group_normalise`.
 
     Returns:
-        (B*G, K) advantages, one column an objective.
+        (B*G, K) advantages, one column per objective.
     """
     columns = [group_normalise(column, num_generations, epsilon) for column in rewards_per_func.unbind(dim=1)]
     return torch.stack(columns, dim=1)
@@ -106,7 +107,7 @@ def normalise_then_sum(rewards_per_func: Tensor, weights: Tensor, num_generation
     Args:
         rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
         weights: (K,) weight of each objective.
-        num_generations: G.
+        num_generations: G, at least 2.
         epsilon: see `group_normalise`.
 
     Returns:
@@ -116,8 +117,8 @@ def normalise_then_sum(rewards_per_func: Tensor, weights: Tensor, num_generation
 
 
 def _centred(grouped: Tensor) -> Tensor:
-    # Deviations from the mean, by way of the least value of each group: so equal values deviate by exactly 0, whatever
-    # their size. Their float32 mean alone can be off by a rounding that no fixed threshold tells from a spread.
+    # Deviations from the mean, computed from the least value of each group, so that equal values of any size deviate by
+    # exactly 0. Their float32 mean alone can be off by a rounding that no fixed threshold tells from a spread.
     lowest = torch.where(grouped.isnan(), torch.inf, grouped).amin(dim=1, keepdim=True)
     above = grouped - lowest
     return above - above.nanmean(dim=1, keepdim=True)

@@ -1,8 +1,9 @@
-"""Where the words of an answer begin, in tokens, and which tokens can begin a word of which category.
+"""Anchors: where the words of an answer begin, in tokens, and which tokens can begin a word of which category.
 
 The calibration reads the policy's next-token probabilities where each emotion word of the answer begins. This file ties
-the words (taxonomy, thinking) to a tokenizer; the numbers are made in ``calibration``.
-Source: METHOD.md, "category confidence" (authors' fork).
+the words (`emotions.wheels`, `emotions.thinking`) to a tokenizer; the numbers are computed in `calibration`.
+Source: the authors' fork (docs/paper_map.md, "Slow-fast confidence calibration").
+Shapes: R rollouts (B*G), C categories over all partitions (wheels).
 """
 
 import re
@@ -24,15 +25,15 @@ from mer_r1.rl.method import Method
 
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
-"""Tokenizer -> what each token that was seen reads alone: decoding them again took half of what calibration costs."""
+"""Tokenizer -> text of each token seen so far; decoding them again took half of the time of the calibration."""
 
 
 @dataclass(frozen=True)
 class AnswerTokens:
-    """Where a completion's answer stands, in tokens.
+    """Position of a completion's answer, in tokens.
 
     Attributes:
-        start: first token after the tag that the answer follows (0 where that tag was prefilled).
+        start: first token after the tag that opens the answer (0 if that tag was prefilled).
         anchors: first token of each emotion word, ascending; empty if the answer has none.
     """
 
@@ -45,10 +46,10 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
 
     Args:
         completion_ids: sampled tokens.
-        tokenizer: of the policy.
-        prefilled: text that the completion continues (`thinking.prefill`), no part of its tokens.
+        tokenizer: tokenizer of the policy.
+        prefilled: text that the completion continues (`thinking.prefill`), not part of its tokens.
     """
-    # Without special tokens, as rewards and records read it: the token that ends an empty answer is no word of it.
+    # Without special tokens, as rewards and records read it: the end token of an empty answer is not a word.
     text = tokenizer.decode(completion_ids, skip_special_tokens=True)
     spans = [(start - len(prefilled), end - len(prefilled)) for start, end in answer_word_spans(prefilled + text)]
     spans = [span for span in spans if span[0] >= 0]
@@ -56,15 +57,15 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
         return AnswerTokens(0, [])
     ends = _token_ends(completion_ids, text, tokenizer)
     anchors = sorted({bisect_right(ends, start) for start, _ in spans})
-    # The answer begins behind the last tag before its first word, well-formed or not: no reasoning is left in it.
+    # The answer begins after the last tag before its first word, well-formed or not, so it contains no reasoning.
     tags = [tag.end() for tag in TAG.finditer(text, 0, spans[0][0])]
     start = bisect_right(ends, tags[-1] - 1) + 1 if tags else 0
     return AnswerTokens(min(start, anchors[0]), anchors)
 
 
 def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
-    # Character offset at which each token ends. Tokens that hold part of a character make the pieces disagree with the
-    # whole; then each prefix is decoded, which is always right and slow.
+    # Character offset at which each token ends. Where tokens split a character, the pieces do not add up to the text;
+    # then each prefix is decoded, which is always right but slow.
     known = _PIECES.setdefault(tokenizer, {})
     if new := [token for token in dict.fromkeys(completion_ids) if token not in known]:
         pieces = tokenizer.batch_decode([[token] for token in new], skip_special_tokens=True)
@@ -75,9 +76,61 @@ def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> lis
     return [len(tokenizer.decode(completion_ids[: i + 1], skip_special_tokens=True)) for i in range(len(pieces))]
 
 
-def first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
-    """First tokens of each word: with and without a leading space, as is and capitalised."""
-    # All words in one call of the tokenizer: a word stands on several wheels, and there are thousands.
+def category_tokens(
+    taxonomy: Taxonomy, tokenizer: Any, level: str = "category"
+) -> tuple[CategoryTokens, list[tuple[str, str]]]:
+    """The tokens that begin any word of each category; a token of several categories of one wheel is left out.
+
+    Args:
+        taxonomy: wheels and word forms.
+        tokenizer: tokenizer of the policy.
+        level: "category" has one partition per wheel with its level-1 sectors; "word" one partition with a category per
+            base word (variant A1: word-level confidence).
+
+    Returns:
+        The token sets, and the (partition, category) name of each of the C columns.
+    """
+    partitions = _words_of_categories(taxonomy, level)
+    words = {word for _, members in partitions for forms in members.values() for word in forms}
+    begins = _first_tokens(words, tokenizer)
+    names = [(partition, category) for partition, members in partitions for category in members]
+    token_ids: list[int] = []
+    category: list[int] = []
+    partition: list[int] = []
+    for index, (_, members) in enumerate(partitions):
+        owners = _sole_owners([set().union(*(begins[word] for word in forms)) for forms in members.values()])
+        token_ids += owners
+        category += [len(partition) + owner for owner in owners.values()]
+        partition += [index] * len(members)
+    tensors = (torch.tensor(values, dtype=torch.long) for values in (token_ids, category, partition))
+    return CategoryTokens(*tensors), names
+
+
+def _sole_owners(token_sets: Sequence[set[int]]) -> dict[int, int]:
+    # Token, ascending -> index of the only set that has it; tokens of several sets are left out.
+    owners: dict[int, list[int]] = defaultdict(list)
+    for index, tokens in enumerate(token_sets):
+        for token in tokens:
+            owners[token].append(index)
+    return {token: found[0] for token, found in sorted(owners.items()) if len(found) == 1}
+
+
+def _words_of_categories(taxonomy: Taxonomy, level: str) -> list[tuple[str, dict[str, list[str]]]]:
+    # Each partition's name and, of each of its categories, the words.
+    if level == "word":
+        by_base = defaultdict(list)
+        for form in sorted(taxonomy.forms):
+            by_base[taxonomy.base(form)].append(form)
+        return [("words", {base: forms for base, forms in by_base.items() if base})]
+    return [
+        (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
+        for wheel in taxonomy.wheels
+    ]
+
+
+def _first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
+    # First tokens of each word: with and without a leading space, as is and capitalised. One call of the tokenizer for
+    # all words, of which there are thousands.
     spellings = {
         word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
         for word in dict.fromkeys(words)
@@ -88,48 +141,8 @@ def first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
     return {word: {first[text] for text in forms if text in first} for word, forms in spellings.items()}
 
 
-def category_tokens(
-    taxonomy: Taxonomy, tokenizer: Any, level: str = "category"
-) -> tuple[CategoryTokens, list[tuple[str, str]]]:
-    """The tokens that begin any word of each category; a token of several categories of one wheel is left out.
-
-    Args:
-        taxonomy: wheels and word forms.
-        tokenizer: of the policy.
-        level: "category" has one partition per wheel with its level-1 sectors; "word" one partition with a category per
-            base word (variant A1: word-level confidence).
-
-    Returns:
-        The token sets, and the (partition, category) name of each of the C columns.
-    """
-    if level == "word":
-        by_base = defaultdict(list)
-        for form in sorted(taxonomy.forms):
-            by_base[taxonomy.base(form)].append(form)
-        partitions = [("words", {base: forms for base, forms in by_base.items() if base})]
-    else:
-        partitions = [
-            (wheel.name, {sector: list(taxonomy.forms_of(wheel, sector)) for sector in taxonomy.sectors(wheel)})
-            for wheel in taxonomy.wheels
-        ]
-    begins = first_tokens(
-        (word for _, members in partitions for words in members.values() for word in words), tokenizer
-    )
-    names: list[tuple[str, str]] = []
-    token_ids, category, partition = [], [], []
-    for index, (partition_name, members) in enumerate(partitions):
-        owner: dict[int, set[int]] = defaultdict(set)
-        for name, words in members.items():
-            for token in set().union(*(begins[word] for word in words)):
-                owner[token].add(len(names))
-            names.append((partition_name, name))
-            partition.append(index)
-        for token, owners in sorted(owner.items()):
-            if len(owners) == 1:
-                token_ids.append(token)
-                category.append(next(iter(owners)))
-    tensors = (torch.tensor(values, dtype=torch.long) for values in (token_ids, category, partition))
-    return CategoryTokens(*tensors), names
+Categories = tuple[CategoryTokens, Sequence[tuple[str, str]]]
+"""Tokens and (partition, category) names of the C categories, from `category_tokens`."""
 
 
 def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tuple[str, str]]) -> list[bool]:
@@ -139,31 +152,43 @@ def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tup
     return [name in (bases if partition == "words" else sectors[partition]) for partition, name in names]
 
 
-def terms_of(
-    method: Method,
-    taxonomy: Taxonomy,
-    categories: tuple[CategoryTokens, Sequence[tuple[str, str]]],
-    gold: Sequence[object],
-    slow: Tensor,
-    fast: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The calibration's terms from the confidences, as our trainer makes them.
+def gold_masks(
+    gold: Sequence[object], taxonomy: Taxonomy, categories: Categories, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which categories are correct and which count, for each of R rows.
 
     Args:
-        method: the choices.
+        gold: R gold label lists or label strings.
         taxonomy: wheels and words.
-        categories: tokens and names of the C categories (`anchors.category_tokens`).
+        categories: tokens and names of the C categories.
+        device: where the masks are needed.
+
+    Returns:
+        correct (R, C) bool, known (R, C) bool (`calibration.known_categories`), and the partition (C,) of each
+        category, all on the device.
+    """
+    tokens, names = categories
+    partition = tokens.partition.to(device)
+    masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
+    correct = torch.tensor(masks, device=device)
+    return correct, known_categories(correct, partition), partition
+
+
+def terms_of(
+    method: Method, taxonomy: Taxonomy, categories: Categories, gold: Sequence[object], slow: Tensor, fast: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The calibration terms of R rollouts from their confidences; the trainer and the plug-ins both call it.
+
+    Args:
+        method: choices; only `confidence_clip` is used.
+        taxonomy: wheels and words.
+        categories: tokens and names of the C categories.
         gold: R gold label lists or label strings.
         slow: (R, C) scores S(k) with the reasoning (`calibration.confidence`).
-        fast: (R, C) without.
+        fast: (R, C) scores without.
 
     Returns:
         Delta+ and Delta-, (R,) each.
     """
-    tokens, names = categories
-    partition = tokens.partition.to(slow.device)
-    masks = [category_mask(list(parse_labels(labels)), taxonomy, names) for labels in gold]
-    correct = torch.tensor(masks, device=slow.device)
-    return calibration_terms(
-        slow, fast, correct, known_categories(correct, partition), partition, method.confidence_clip
-    )
+    masks = gold_masks(gold, taxonomy, categories, slow.device)
+    return calibration_terms(slow, fast, *masks, method.confidence_clip)

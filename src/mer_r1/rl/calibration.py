@@ -1,14 +1,23 @@
-"""Slow-fast confidence calibration (SFCC): slow thinking is held against the confidence of fast thinking.
+"""Slow-fast confidence calibration: compares the policy's confidence in each category with and without its reasoning.
 
-At an *anchor* (where a word of the answer begins) the policy gives every category a probability: the sum over the
-tokens that can begin a word of that category. The same answer has such a probability with the rollout's own reasoning
-in the context (slow) and without it (fast). Correct categories should keep or exceed their fast confidence; for
-incorrect ones the suppression that slow thinking brings should stay. Each wish becomes a term that is normalised within
-the group and added to its own side of the advantage: the first to recall, the second to precision.
+At an *anchor* (where a word of the answer begins) the policy gives every category k a probability: the sum over the
+tokens that can begin a word of k. The same answer has such a probability with the rollout's own reasoning in the
+context (slow) and without it (fast). With Y the gold categories and c the clipping bound:
 
-Categories come in partitions (emotion wheels here): within one, a token belongs to at most one category; partitions are
-kept apart and averaged. Nothing in this file knows about emotions: any set-valued answer works.
-Source: MER-R1 (arXiv 2606.27652), "slow-fast confidence calibration"; the readings are those of ``Method`` below.
+    C(k)   = sum of p(token) over the tokens that begin a word of k
+    S(k)   = log(C(k) + 1e-10), averaged over the anchors of the answer
+    Delta+ = clip(mean over k in Y     of S_slow(k) - S_fast(k), -c, c)
+    Delta- = clip(mean over k not in Y of S_fast(k) - S_slow(k), -c, c)
+
+Delta+ is positive where the reasoning raises the confidence in correct categories, Delta- where it lowers the
+confidence in incorrect ones. `method` adds the first to the recall side of the advantage, the second to the precision
+side.
+
+Categories come in partitions (emotion wheels here): within one, a token belongs to at most one category; a mean is
+taken within each partition, then over the partitions that can place a gold word. Nothing here knows about emotions: any
+set-valued answer works.
+Source: MER-R1 (arXiv 2606.27652), "slow-fast confidence calibration"; docs/paper_map.md says what each formula rests
+on.
 Shapes: A anchors, V vocabulary, C categories over all partitions, R rollouts (B*G).
 """
 
@@ -18,7 +27,7 @@ import torch
 from torch import Tensor
 
 LOG_FLOOR = 1e-10
-"""S(k) = log(C(k) + 1e-10), as in the authors' fork."""
+"""Added to C(k) before the logarithm, as in the authors' fork."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class CategoryTokens:
     """The tokens that can begin a word of each category.
 
     Attributes:
-        token_ids: (N,) a token may stand once per partition.
+        token_ids: (N,) tokens; a token may appear once per partition.
         category: (N,) index in [0, C) of the category that the token begins.
         partition: (C,) index of the partition (wheel) of each category.
     """
@@ -46,7 +55,7 @@ def category_probabilities(logits: Tensor, tokens: CategoryTokens) -> Tensor:
 
     Args:
         logits: (A, V) next-token logits at the anchors.
-        tokens: what begins what.
+        tokens: which tokens begin a word of which category.
 
     Returns:
         (A, C) float32 probabilities in [0, 1]; within a partition they sum to at most 1.
@@ -79,11 +88,11 @@ def confidence(probabilities: Tensor, rollout: Tensor, num_rollouts: int, anchor
 
 
 def partition_mean(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
-    """Mean over the masked categories of each partition, then over the partitions that have any.
+    """Mean over the masked categories of each partition, then over the partitions with at least one.
 
     Args:
-        values: (R, C).
-        mask: (R, C) bool, the categories that count.
+        values: (R, C) one number per category.
+        mask: (R, C) bool, categories to average.
         partition: (C,) the partition of each category.
 
     Returns:
@@ -115,7 +124,9 @@ def known_categories(correct: Tensor, partition: Tensor) -> Tensor:
 def calibration_terms(
     slow: Tensor, fast: Tensor, correct: Tensor, known: Tensor, partition: Tensor, clip: float = 5.0
 ) -> tuple[Tensor, Tensor]:
-    """Delta+ = mean over correct k of S_slow(k) - S_fast(k);  Delta- = mean over incorrect k of S_fast(k) - S_slow(k).
+    """Delta+ and Delta-: what the reasoning adds to correct categories and takes from incorrect ones.
+
+    Delta+ = mean over correct k of S_slow(k) - S_fast(k);  Delta- = mean over incorrect k of S_fast(k) - S_slow(k).
 
     Args:
         slow: (R, C) scores with the reasoning in the context.
@@ -123,7 +134,7 @@ def calibration_terms(
         correct: (R, C) bool, the gold categories.
         known: (R, C) bool, categories of partitions that can place at least one gold word; the others do not count.
         partition: (C,) the partition of each category.
-        clip: both terms are clipped to [-clip, clip].
+        clip: bound of both terms, in natural-log units.
 
     Returns:
         Delta+ and Delta-, (R,) each; NaN where a rollout has no anchor or no such category.

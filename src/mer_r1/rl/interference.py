@@ -1,4 +1,4 @@
-"""Do two objectives get in each other's way? What the theory predicts, and what a batch of rollouts shows.
+"""Interference between two objectives: what the theory predicts, and what a batch of rollouts shows.
 
 Within a group let z_R and z_P be the standardised recall and precision, sigma_R and sigma_P their spreads and rho their
 correlation. Summing first and normalising once gives A = w_R z_R + w_P z_P with w_R = sigma_R / sigma_S, w_P = sigma_P
@@ -6,7 +6,8 @@ correlation. Summing first and normalising once gives A = w_R z_R + w_P z_P with
 Normalising first gives weights 1 and 1. ``docs/theory.md`` derives this and what follows for the gradients.
 
 Nothing here knows about emotions. Source: MER-R1 (arXiv 2606.27652), "variance-induced interference"; the formulas are
-METHOD.md's reading of it. Shapes: B groups of G rollouts, R = B*G rows, K objectives.
+our reading (docs/paper_map.md, "Dual-objective disentanglement").
+Shapes: B groups of G rollouts, R = B*G rows, K objectives.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def group_correlation(first: Tensor, second: Tensor, num_generations: int) -> Te
 
     Args:
         first: (R,) rewards, groups contiguous.
-        second: (R,) the other rewards of the same rollouts.
+        second: (R,) rewards of the same rollouts for the other objective.
         num_generations: G.
 
     Returns:
@@ -71,13 +72,13 @@ def objective_statistics(
 ) -> dict[str, float]:
     """Spreads, correlation and effective weights of recall and precision in one batch, predicted and measured.
 
-    Predicted are the formulas above from the spreads and correlations of this batch's groups. Measured are the
-    coefficients of the advantages that were really used, regressed on z_R and z_P: format and calibration, which the
-    formulas leave out, are in these advantages.
+    The prediction applies the formulas above to the spreads and correlations of this batch's groups. The measurement
+    regresses the advantages of the update on z_R and z_P; these advantages contain format and calibration, which the
+    formulas leave out.
 
     Args:
         rewards_per_func: (R, K) rewards, groups contiguous.
-        advantages: (R,) what the update used.
+        advantages: (R,) advantages of the update.
         objectives: names of the K columns.
         num_generations: G.
 

@@ -1,4 +1,20 @@
-"""Every choice of the method in one place, and the advantage that it gives each rollout."""
+"""The method: its choices in one place, and the advantage that it gives each rollout.
+
+Within the G rollouts of a prompt let norm(x) = (x - mean) / standard deviation. From the rewards R (recall), P
+(precision), F1 and format, and the calibration terms Delta+ and Delta-, the methods make the advantage A of a rollout:
+
+    f1      A = norm(F1 + w format)
+    rd      A = norm(R + P + w format)
+    ad      A = norm(R) + norm(P) + w norm(format)
+    mer-r1  A = norm(R) + alpha norm(Delta+) + norm(P) + alpha norm(Delta-) + w norm(format)
+
+w is `format_weight`. Variants of mer-r1 are options: `space="reward"` replaces norm(R) + alpha norm(Delta+) by
+norm(R + alpha Delta+), and the same for P; `space="mixed"` does so for recall only; `sides="recall"` leaves Delta- out.
+Baselines of other papers sum their own rewards (`rewards`) with their own weights, then normalise once.
+
+Nothing here knows about emotions. Source: MER-R1 (arXiv 2606.27652); docs/paper_map.md says of each formula and default
+whether it is stated, taken from the authors' fork, or our reading. Shapes: R rollouts (B*G), K objectives.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,40 +27,43 @@ from mer_r1.rl.advantages import group_normalise, normalise_each, normalise_then
 
 
 class Space(StrEnum):
-    """Where the calibration terms enter."""
+    """Where the calibration terms enter the advantage."""
 
-    ADVANTAGE = "advantage"  # the terms are normalised by themselves and added to the advantages (full method)
-    REWARD = "reward"  # alpha * term is added to the reward, then normalised with it (variant B1)
+    ADVANTAGE = "advantage"  # each term is normalised by itself and added to the advantage (full method)
+    REWARD = "reward"  # alpha * term is added to the reward and normalised with it (variant B1)
     MIXED = "mixed"  # recall's term in reward space, precision's in advantage space (variant B2; our reading)
 
 
 OBJECTIVES: dict[str, dict[str, float | None]] = {
     "f1": {"format": None, "f1": 1.0},
     **{name: {"format": None, "recall": 1.0, "precision": 1.0} for name in ("rd", "ad", "mer-r1")},
-    # The baselines of other papers, with their own weights (`baselines`).
+    # Baselines of other papers, with their own weights (see `rewards`).
     "r1-omni": {"format": 1.0, "accuracy": 1.0},
     "affectgpt-r1": {"format": 1.0, "f1": 1.0},
     "videoauto-r1": {"twice_format": 1.0, "first_f1": 0.9, "final_f1": 1.1},
 }
-"""Of each method its rewards and their weights; None is the recipe's format weight. Recall and precision weigh the same
-(our reading)."""
+"""Rewards of each method and their weights; None stands for `format_weight`. Recall and precision weigh the same (our
+reading)."""
 
 
 @dataclass
 class Method:
-    """Every choice of the method in one place. The defaults are MER-R1 as METHOD.md reads it.
+    """Choices of the method. The defaults are MER-R1 as docs/paper_map.md reads it.
 
     Attributes:
         method: "f1" (baseline), "rd" (reward disentanglement), "ad" (advantage disentanglement), "mer-r1", or a
             baseline of other papers: "r1-omni", "affectgpt-r1", "videoauto-r1".
-        format_weight: weight of the format reward (0.1 in the authors' fork); those baselines have their own.
-        distinct_words: an answer that names a word twice earns no format reward (our option).
-        alpha: weight of the calibration terms (0.1 to start from; our reading).
-        space: where the terms enter, see `Space`.
-        sides: "both", "recall" (variant A2: no precision side) or "precision".
-        anchors: "all" words of the answer, averaged, or only the "first".
-        confidence_level: "category" (words, synonyms and inflections of a wheel sector) or "word" (variant A1).
-        confidence_clip: the terms are clipped to [-confidence_clip, confidence_clip]; natural-log units.
+        format_weight: weight of the format reward (0.1 in the authors' fork); baselines of other papers have their own.
+        distinct_words: whether an answer that names a word twice loses the format reward (our option).
+        alpha: weight of the calibration terms (0.1 is our reading).
+        space: where the calibration terms enter: "advantage", "reward" (variant B1) or "mixed" (variant B2).
+        sides: calibration terms that are used: "both", "recall" (variant A2) or "precision".
+        anchors: words of the answer at which confidence is read: "all", averaged, or only the "first".
+        confidence_level: unit of confidence: "category" (all words of a wheel sector) or "word" (variant A1).
+        confidence_clip: bound of the calibration terms, in natural-log units.
+
+    Raises:
+        ValueError: a value is not one of the choices, or a number is negative or NaN.
     """
 
     method: str = "mer-r1"
@@ -66,7 +85,7 @@ class Method:
     }
 
     def __post_init__(self) -> None:
-        """Refuse values that the method does not define."""
+        """Raise for values that the method does not define."""
         for field, allowed in self.ALLOWED.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {', '.join(allowed)}; got {getattr(self, field)!r}")
@@ -76,7 +95,7 @@ class Method:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """The reward functions, in the order of the columns of rewards_per_func."""
+        """Names of the reward functions, in the order of the columns of rewards_per_func."""
         return tuple(OBJECTIVES[self.method])
 
     @property
@@ -86,7 +105,7 @@ class Method:
 
     @property
     def calibrates(self) -> bool:
-        """Whether slow and fast confidences are used in the update."""
+        """Whether the update uses slow and fast confidences."""
         return self.method == "mer-r1"
 
     @property
@@ -102,17 +121,13 @@ def method_advantages(
     delta_correct: Tensor | None = None,
     delta_incorrect: Tensor | None = None,
 ) -> Tensor:
-    """The advantage of every rollout, as the chosen method defines it.
-
-    f1, rd and other papers' baselines: sum, then normalise. ad: normalise each, then sum. mer-r1: A_recall =
-    norm(recall) + alpha norm(Delta+), A_precision = norm(precision) + alpha norm(Delta-), A = A_recall + A_precision
-    (+ weighted norm(format)).
+    """The advantage A of every rollout by the formula of the chosen method (see the top of this file).
 
     Args:
-        method: the choices.
+        method: choices.
         rewards_per_func: (R, K) rewards in the order of ``method.objectives``, NaN where unscorable.
         num_generations: G.
-        delta_correct: (R,) Delta+, needed where the method calibrates; NaN counts as no information (0).
+        delta_correct: (R,) Delta+, needed if the method calibrates; NaN counts as no information (0).
         delta_incorrect: (R,) Delta-.
 
     Returns:

@@ -1,12 +1,27 @@
-"""Rewards: how a sampled completion is turned into numbers for reinforcement learning.
+"""Rewards: functions that score a sampled completion for reinforcement learning.
 
-Thin adapters to the contract of TRL, `(prompts, completions, **columns) -> list[float | None]`: a completion is parsed
-(`thinking`), its labels are compared with the gold labels of the column `labels` on the emotion wheels (`metrics`), and
-one number is picked. Recall and precision are separate rewards, because MER-R1 trains them as two objectives; F1 is the
-baseline's single reward; format is 1 for a well-formed completion, else 0 (the authors' fork weighs it 0.1).
+Each follows TRL's contract, `(prompts, completions, **columns) -> list[float | None]`: it parses a completion
+(`emotions.thinking`), compares its labels with the gold labels of the column `labels` on the emotion wheels
+(`emotions.metrics`), and returns one number per completion. MER-R1 trains recall and precision as two objectives, so
+each is a reward of its own; F1 is the single reward of its baseline; format is 1 for a well-formed completion, else 0.
 
-A row without gold labels, or whose gold no wheel can place, gives None, which the trainer leaves out; it is never a
-silent 0. The share of such rows is logged as `unscorable`.
+A row without gold labels, or whose labels are not in any wheel, gives None, which the trainer leaves out; it never
+counts as 0. The share of such rows is logged as `unscorable`.
+
+Baselines of other papers are trained by the same trainer on the same clips:
+
+- R1-Omni (arXiv 2503.05379): accuracy and format. Its accuracy is 1 if the one emotion word of the answer is the clip's
+  label. **Our reading for open-set answers**: on each wheel that can place a gold word, 1 if the categories of the
+  answer are exactly the gold ones, else 0; the mean over these wheels (`set_accuracy`). For one gold word and one
+  answered word this is the original reward, up to synonyms; naming additional emotions earns nothing.
+- AffectGPT-R1 (arXiv 2508.01318): the evaluation metric on emotion wheels, and format. For one clip that metric is the
+  F1 per wheel, averaged over the wheels: `f1_reward`. Its later version adds auxiliary rewards on the reasoning and
+  length penalties; they are left out.
+- VideoAuto-R1 (arXiv 2601.05175): answer, think, answer (`emotions.two_answers`). Both answers earn the task's reward,
+  here F1, the reviewed answer with the larger weight. It trains without a cold start; a tiny policy that has never seen
+  the form cannot, so its cold start is that of the other methods with targets in this form (`targets=twice`).
+
+Which rewards a method uses, with which weights: `method.OBJECTIVES`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,24 +34,29 @@ from mer_r1.emotions.two_answers import parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
 
-OBJECTIVES = ("precision", "recall", "f1")
+SET_OBJECTIVES = ("precision", "recall", "f1")
 Completion = str | Sequence[Mapping[str, Any]]
+"""A text, or a list of chat messages."""
+Reward = Callable[..., list[float | None]]
 
 
 class SetReward:
-    """Reward of one objective on chosen wheels: picklable, and named as TRL wants it.
+    """Precision, recall or F1 of a completion's labels; picklable, with the `__name__` that TRL logs.
 
     Args:
         objective: "precision", "recall" or "f1".
-        taxonomy: Wheels and words; None means the built-in ones.
-        level: Ring of the wheels, 1 or 2.
+        taxonomy: wheels and words; None for the built-in ones.
+        level: ring of the wheels, 1 or 2.
+
+    Raises:
+        UserError: another objective.
     """
 
     def __init__(
         self, objective: Literal["precision", "recall", "f1"], taxonomy: Taxonomy | None = None, level: int = 1
     ) -> None:
-        if objective not in OBJECTIVES:
-            raise UserError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        if objective not in SET_OBJECTIVES:
+            raise UserError(f"objective: expected one of {', '.join(SET_OBJECTIVES)}, got {objective!r}")
         self.objective = objective
         self.taxonomy = taxonomy
         self.level = level
@@ -53,14 +73,14 @@ class SetReward:
         """One value in [0, 1] per completion, or None where the row cannot be scored.
 
         Args:
-            prompts: Not used; part of TRL's contract.
-            completions: B·G completions: texts, or lists of chat messages.
-            labels: B·G gold label lists or label strings; None for a row without gold.
-            log_metric: TRL's logger, given the share of unscorable rows.
-            columns: Other columns of the data set, not used.
+            prompts: not used; part of TRL's contract.
+            completions: B*G completions: texts, or lists of chat messages.
+            labels: B*G gold label lists or label strings; None for a row without gold.
+            log_metric: TRL's logging callback, called with the share of unscorable rows.
+            columns: other columns of the data set, not used.
 
         Raises:
-            UserError: The column `labels` is missing or has another length.
+            UserError: the column `labels` is missing or has another length.
         """
         if labels is None or len(labels) != len(completions):
             found = "no such column" if labels is None else f"{len(labels)} rows"
@@ -74,17 +94,12 @@ class SetReward:
         return rewards
 
 
-precision_reward = SetReward("precision")
-recall_reward = SetReward("recall")
-f1_reward = SetReward("f1")
-
-
 class FormatReward:
     """1.0 where a completion is one think block and then one answer block, else 0.0 (see `thinking.parse`).
 
     Args:
-        distinct_words: An answer that names a word twice is not well formed either. Labels are a set, so recall and
-            precision do not mind repetition, and a small policy finds out (our option, off in the paper's setting).
+        distinct_words: whether an answer that names a word twice is malformed too. Labels are a set, so repetition
+            costs neither recall nor precision, and a small policy exploits that (our option, off in the paper).
     """
 
     def __init__(self, distinct_words: bool = False) -> None:
@@ -103,97 +118,28 @@ class FormatReward:
         return parsed.well_formed and not (self.distinct_words and repeats)
 
 
-format_reward = FormatReward()
-
-
-def score_completion(
-    completion: Completion, gold: object, taxonomy: Taxonomy | None = None, level: int = 1
-) -> SetScores | None:
-    """All three objectives of one completion, computed once and kept; None where the gold cannot be scored."""
-    return _scores(completion_text(completion), tuple(parse_labels(gold)), taxonomy or builtin(), level)
-
-
-def completion_text(completion: Completion) -> str:
-    """The text of a completion: itself, or the joined contents of its chat messages."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(_content_text(message.get("content")) for message in completion)
-
-
-def gold_earns_full_reward(labels: object, taxonomy: Taxonomy | None = None, level: int = 1) -> bool:
-    """Whether answering with the gold labels themselves earns 1 for the format and for every objective.
-
-    False where no wheel places any of them, or where they cannot be written as an answer. A training row must pass.
-    """
-    words = parse_labels(labels)
-    try:
-        completion = format_completion("", words)
-    except UserError:
-        return False
-    scores = score_completion(completion, words, taxonomy, level)
-    return parse(completion).well_formed and scores == SetScores(1.0, 1.0, 1.0)
-
-
-@lru_cache(maxsize=8192)
-def _scores(completion: str, gold: tuple[str, ...], taxonomy: Taxonomy, level: int) -> SetScores | None:
-    """Shared by the objectives: one completion is parsed and mapped once, not once per reward function."""
-    return wheel_scores(gold, parse(completion).labels, taxonomy, level)
-
-
-def _content_text(content: object) -> str:
-    """A message's content: text, or a list of parts of which the text ones count."""
-    if isinstance(content, str):
-        return content
-    parts: Iterable[Any] = content if isinstance(content, Sequence) else ()
-    return "".join(str(part.get("text") or "") for part in parts if isinstance(part, Mapping))
-
-
-Reward = Callable[..., list[float | None]]
-
-
-def reward_function(objective: str, taxonomy: Taxonomy, distinct_words: bool = False) -> Reward:
-    """The reward function of an objective of `calibration.Method`.
+class TwiceFormatReward(FormatReward):
+    """1.0 where a completion is exactly answer, think, answer, else 0.0 (VideoAuto-R1).
 
     Args:
-        objective: "format", "recall", "precision", "f1", "accuracy", "twice_format", "first_f1" or "final_f1".
-        taxonomy: wheels of the set rewards.
-        distinct_words: as `rewards.FormatReward`.
+        distinct_words: as in `FormatReward`, for both answers.
     """
-    makers: dict[str, Callable[[], Reward]] = {
-        "format": lambda: FormatReward(distinct_words),
-        "twice_format": lambda: TwiceFormatReward(distinct_words),
-        "accuracy": lambda: AnswerReward("accuracy", taxonomy),
-        "first_f1": lambda: AnswerReward("first_f1", taxonomy),
-        "final_f1": lambda: AnswerReward("final_f1", taxonomy),
-    }
-    return makers[objective]() if objective in makers else SetReward(objective, taxonomy)  # type: ignore[arg-type]
 
+    def __init__(self, distinct_words: bool = False) -> None:
+        super().__init__(distinct_words)
+        self.__name__ = "twice_format_reward"
 
-def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxonomy) -> float | None:
-    """Share of the wheels on which the predicted categories are exactly the gold ones.
-
-    Args:
-        gold: annotated words.
-        predicted: answered words.
-        taxonomy: wheels and words.
-
-    Returns:
-        In [0, 1]; None where no wheel places a gold word.
-    """
-    hits = []
-    for wheel in taxonomy.wheels:
-        wanted = taxonomy.categories(gold, wheel)
-        if wanted:
-            hits.append(wanted == taxonomy.categories(predicted, wheel))
-    return sum(hits) / len(hits) if hits else None
+    def _is_well_formed(self, completion: str) -> bool:
+        both = parse_twice(completion)
+        return both.well_formed and not (self.distinct_words and both.repeats)
 
 
 class AnswerReward:
-    """Reward of one answer of a completion, for TRL: None where the gold cannot be scored.
+    """Reward of one answer of a completion (R1-Omni, VideoAuto-R1); None where the gold cannot be scored.
 
     Args:
         objective: "accuracy" (of the only answer), "first_f1" or "final_f1" (of two answers).
-        taxonomy: wheels and words; None means the built-in ones.
+        taxonomy: wheels and words; None for the built-in ones.
     """
 
     def __init__(self, objective: str, taxonomy: Taxonomy | None = None) -> None:
@@ -208,7 +154,7 @@ class AnswerReward:
         labels: Sequence[object] = (),
         **columns: Any,
     ) -> list[float | None]:
-        """One value in [0, 1] per completion; `labels` holds the gold words of each."""
+        """One value in [0, 1] per completion; `labels` are the gold words of each."""
         pairs = zip(completions, labels, strict=True)
         return [self._one(completion_text(completion), parse_labels(gold)) for completion, gold in pairs]
 
@@ -220,20 +166,86 @@ class AnswerReward:
         return None if scores is None else scores.f1
 
 
-class TwiceFormatReward:
-    """1.0 where a completion is exactly answer, think, answer, else 0.0.
+precision_reward = SetReward("precision")
+recall_reward = SetReward("recall")
+f1_reward = SetReward("f1")
+format_reward = FormatReward()
+
+
+def reward_function(objective: str, taxonomy: Taxonomy, distinct_words: bool = False) -> Reward:
+    """The reward function of an objective of `method.OBJECTIVES`.
 
     Args:
-        distinct_words: an answer that names a word twice is not well formed either, as in `rewards.FormatReward`.
+        objective: "format", "recall", "precision", "f1", "accuracy", "twice_format", "first_f1" or "final_f1".
+        taxonomy: wheels and words.
+        distinct_words: as in `FormatReward`.
+
+    Raises:
+        UserError: another objective.
     """
+    if objective in ("format", "twice_format"):
+        return (FormatReward if objective == "format" else TwiceFormatReward)(distinct_words)
+    if objective in ("accuracy", "first_f1", "final_f1"):
+        return AnswerReward(objective, taxonomy)
+    return SetReward(objective, taxonomy)  # type: ignore[arg-type]
 
-    def __init__(self, distinct_words: bool = False) -> None:
-        self.distinct_words = distinct_words
-        self.__name__ = "twice_format_reward"
 
-    def __call__(
-        self, prompts: Sequence[Any] | None = None, completions: Sequence[Completion] = (), **columns: Any
-    ) -> list[float | None]:
-        """One value, 0 or 1, per completion."""
-        found = [parse_twice(completion_text(completion)) for completion in completions]
-        return [float(both.well_formed and not (self.distinct_words and both.repeats)) for both in found]
+def score_completion(
+    completion: Completion, gold: object, taxonomy: Taxonomy | None = None, level: int = 1
+) -> SetScores | None:
+    """Precision, recall and F1 of one completion, computed once and cached; None where the gold cannot be scored."""
+    return _scores(completion_text(completion), tuple(parse_labels(gold)), taxonomy or builtin(), level)
+
+
+def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxonomy) -> float | None:
+    """Share of the wheels on which the predicted categories are exactly the gold ones.
+
+    Args:
+        gold: annotated words.
+        predicted: answered words.
+        taxonomy: wheels and words.
+
+    Returns:
+        A value in [0, 1]; None where no wheel places a gold word.
+    """
+    hits = []
+    for wheel in taxonomy.wheels:
+        wanted = taxonomy.categories(gold, wheel)
+        if wanted:
+            hits.append(wanted == taxonomy.categories(predicted, wheel))
+    return sum(hits) / len(hits) if hits else None
+
+
+def gold_earns_full_reward(labels: object, taxonomy: Taxonomy | None = None, level: int = 1) -> bool:
+    """Whether answering with the gold labels themselves earns 1 for format, recall, precision and F1.
+
+    False where no wheel places any of them, or where they cannot be written as an answer. A training row must pass.
+    """
+    words = parse_labels(labels)
+    try:
+        completion = format_completion("", words)
+    except UserError:
+        return False
+    scores = score_completion(completion, words, taxonomy, level)
+    return parse(completion).well_formed and scores == SetScores(1.0, 1.0, 1.0)
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion: itself, or the joined contents of its chat messages."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(_content_text(message.get("content")) for message in completion)
+
+
+@lru_cache(maxsize=8192)
+def _scores(completion: str, gold: tuple[str, ...], taxonomy: Taxonomy, level: int) -> SetScores | None:
+    # Shared by the objectives: one completion is parsed and mapped once, not once per reward function.
+    return wheel_scores(gold, parse(completion).labels, taxonomy, level)
+
+
+def _content_text(content: object) -> str:
+    # A message's content: text, or a list of parts of which the text ones count.
+    if isinstance(content, str):
+        return content
+    parts: Iterable[Any] = content if isinstance(content, Sequence) else ()
+    return "".join(str(part.get("text") or "") for part in parts if isinstance(part, Mapping))

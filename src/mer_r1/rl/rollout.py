@@ -1,12 +1,13 @@
 """Sampling: one prompt KV cache serves the fast confidence and all G rollouts.
 
 The prompt (by far the longest part at full size) is computed once per group. The G rollouts are sampled token by token
-behind its keys and values (`continuation`), which are then cut back to the prompt and used once more to score each
-rollout's own answer without its reasoning: a few tens of tokens, where a plain second forward would run the prompt too.
-The slow confidence costs the language-model head on the anchor positions only: the hidden states passed by anyway.
+after its keys and values (`shared_prefix.continuation`). These are then cut back to the prompt and reused to score each
+rollout's answer without its reasoning: a few tens of tokens, where a plain second forward pass would run the prompt
+too. The slow confidence costs the language-model head on the anchor positions only: sampling has computed the states.
 
-Source: METHOD.md, "slow-fast confidence calibration"; ENGINE.md, "what the extra confidence has to cost".
-Shapes: B prompts, G rollouts each, R = B*G, P prompt tokens (padded), T completion tokens.
+Source: docs/paper_map.md, "Slow-fast confidence calibration" and "Training".
+Shapes: B prompts, G rollouts each, R = B*G, P prompt tokens (padded), T completion tokens, A anchors, C categories,
+D hidden size.
 """
 
 import time
@@ -20,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
-from mer_r1.model.generation import Sampling, _decode, _head
+from mer_r1.model.generation import Sampling, decode, lm_head
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt, collate
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
@@ -31,15 +32,15 @@ from mer_r1.rl.calibration import CategoryTokens, category_probabilities
 
 @dataclass
 class Rollouts:
-    """What sampling brought, in prompt order, the G rollouts of a prompt together.
+    """Sampled completions and their confidences, in prompt order, the G rollouts of a prompt together.
 
     Attributes:
-        completion_ids: R lists of tokens, the closing token included.
+        completion_ids: R lists of tokens, the end token included.
         logps: R lists of log-probabilities of those tokens under the policy at `Sampling.temperature` (1 if greedy).
         anchor_rollout: (A,) the rollout of each anchor, ascending.
-        slow: (A, C) category probabilities at the anchors with the rollout's own text before them; None if not asked.
-        fast: (A, C) the same with the reasoning removed; None if not asked.
-        seconds: seconds spent in "prefill", "decode", "fast" and "slow"; with vLLM in "media" instead of "prefill".
+        slow: (A, C) category probabilities at the anchors with the rollout's own text before them; None if skipped.
+        fast: (A, C) the same without the reasoning; None if skipped.
+        seconds: seconds spent on "prefill", "decode", "slow" and "fast"; with vLLM on "media" instead of "prefill".
     """
 
     completion_ids: list[list[int]]
@@ -54,7 +55,7 @@ Confidences = TypeVar("Confidences")
 
 
 def _at_rest(sample: Callable[..., Confidences]) -> Callable[..., Confidences]:
-    # In training mode, gradient checkpointing throws the KV cache away.
+    # Evaluation mode: in training mode, gradient checkpointing discards the KV cache.
     @wraps(sample)
     def resting(omni: Omni, *args: Any, **kwargs: Any) -> Confidences:
         model = kwargs.get("model") or omni.model
@@ -90,14 +91,14 @@ def rollout(
         tokens: category tokens; None skips the confidences.
         fast: also score each answer without its reasoning.
         prefilled: text at the end of the prompts that the completions continue (`thinking.prefill`).
-        model: the policy, if not ``omni.model`` (an adapter around it, say).
+        model: policy, if not ``omni.model`` (for example an adapter around it).
     """
     model = model or omni.model
     clock = Clock()
     batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
     first_hidden, branches = _prefill(model, batch, prompts, num_generations, sampling.max_new_tokens)
     clock.lap("prefill")
-    completion_ids, logps, hidden = _decode(omni, model, first_hidden, branches, sampling)
+    completion_ids, logps, hidden = decode(omni, model, first_hidden, branches, sampling)
     result = Rollouts(completion_ids, logps, torch.empty(0, dtype=torch.long), seconds=clock.seconds)
     clock.lap("decode")
     if tokens is None:
@@ -105,12 +106,12 @@ def rollout(
     answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
     result.anchor_rollout = anchor_rows(answers)
     positions = torch.tensor([position for found in answers for position in found.anchors]).long()
-    result.slow = category_probabilities(_head(model, hidden[result.anchor_rollout, positions]), tokens)
+    result.slow = category_probabilities(lm_head(model, hidden[result.anchor_rollout, positions]), tokens)
     clock.lap("slow")
     if fast:
         branches.forget()
         states = _fast_states(omni, completion_ids, answers, branches)
-        result.fast = category_probabilities(_head(model, states), tokens)
+        result.fast = category_probabilities(lm_head(model, states), tokens)
         clock.lap("fast")
     return result
 
@@ -126,19 +127,19 @@ def rescore(
     fast: bool = False,
     model: Any = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The confidences of completions that were sampled elsewhere, under this policy: no sampling, one pass of each.
+    """Confidences, under this policy, of completions that were sampled elsewhere: one forward pass each, no sampling.
 
     Args:
         omni: policy and tokenizer.
         prompts: B prompts.
-        answers: of the R = B*G completions, `answer_tokens`.
+        answers: answers of the R = B*G completions, from `answer_tokens`.
         completion_ids: the R completions, those of a prompt together.
         tokens: category tokens.
         fast: also score each answer without its reasoning.
-        model: the policy, if not ``omni.model``.
+        model: policy, if not ``omni.model``.
 
     Returns:
-        The `slow` and `fast` of `Rollouts`, (A, C) each; None for fast if not asked.
+        `slow` and `fast` of `Rollouts`, (A, C) each; fast is None if skipped.
     """
     model = model or omni.model
     batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
@@ -152,11 +153,11 @@ def rescore(
         branches.forget()
     places = [(row, anchor) for row, answer in enumerate(answers) for anchor in answer.anchors]
     rows, columns = (torch.tensor([place[axis] for place in places], dtype=torch.long) for axis in (0, 1))
-    slow = category_probabilities(_head(model, hidden[rows, columns]), tokens)
+    slow = category_probabilities(lm_head(model, hidden[rows, columns]), tokens)
     if not fast:
         return slow, None
     states = _fast_states(omni, completion_ids, list(answers), branches)
-    return slow, category_probabilities(_head(model, states), tokens)
+    return slow, category_probabilities(lm_head(model, states), tokens)
 
 
 def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:
@@ -165,14 +166,14 @@ def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:
 
 
 def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
-    """The prompt that triggers a direct answer: the same, with the empty think prefilled."""
+    """The prompt that triggers a direct answer: the same, with an empty think block prefilled."""
     return prompt.extended(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
 
 
 def _prefill(
     model: Any, batch: dict[str, Any], prompts: Sequence[Prompt], group: int, room: int
 ) -> tuple[Tensor, Branches]:
-    # Hidden state of each rollout's prompt's last token (R, D), and what continues the prompts.
+    # Hidden state (R, D) of the last prompt token of each rollout, and the branches that continue the prompts.
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     with media_embedded(model.get_base_model() if isinstance(model, PeftModel) else model, batch["media"]):
         output = backbone(model)(
@@ -186,7 +187,7 @@ def _prefill(
 def _fast_states(
     omni: Omni, completion_ids: list[list[int]], answers: list[AnswerTokens], branches: Branches
 ) -> Tensor:
-    # The rollouts' answers behind an empty think, on the prompts' keys and values: the states before each anchor.
+    # The rollouts' answers after an empty think block, on the prompts' keys and values: the states before each anchor.
     head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
     suffixes = [
         head + (ids[answer.start : answer.anchors[-1]] if answer.anchors else [])
@@ -204,7 +205,7 @@ def _fast_states(
 
 
 def _continue(omni: Omni, texts: list[list[int]], branches: Branches) -> Tensor:
-    # Hidden states (R, T, D) of one text behind each prompt.
+    # Hidden states (R, T, D) of one text after each prompt.
     length = max(len(text) for text in texts)
     ids = torch.full((len(texts), length), omni.tokenizer.pad_token_id)
     for row, text in enumerate(texts):
@@ -215,14 +216,14 @@ def _continue(omni: Omni, texts: list[list[int]], branches: Branches) -> Tensor:
 
 
 class Clock:
-    """Adds up the seconds between laps, by name, in `seconds`."""
+    """Sums the seconds between laps by name, in `seconds`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Count the time since the last lap as `name`; work under way on a GPU is waited for."""
+        """Add the time since the last lap to `name`, after waiting for the GPU."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()

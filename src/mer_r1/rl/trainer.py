@@ -1,20 +1,26 @@
-"""The trainer of RL: TRL's, with only the seams overridden that audio and video, and the method, need.
+"""The RL trainer: TRL's GRPOTrainer with the methods overridden that audio and video, and MER-R1, need.
 
-TRL's GRPOTrainer collects images only. With audio or video in the prompt it would sample with the media and compute the
-loss without. Here every forward goes through `_plain_scores` or `_packed_scores`, which put the clip's cached tower
-features at the placeholders and hand on the true positions, the second with a prompt computed once for all its
-rollouts. What else is ours: sampling on one prompt KV cache per group (`rollout`), and the method's advantages in place
-of TRL's.
+One step, in the order of this file:
 
-The overridden methods are private to TRL, which is pinned; ``tests/rl/test_trainer.py`` holds their contract.
-Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion tokens.
+1. sample (`_sample`): G completions per prompt on one prompt KV cache, with their confidences (`rollout`);
+2. score (`_calculate_rewards`): one reward per objective (`rewards`);
+3. advantages (`_advantages`): the calibration terms and the method's formula (`calibration`, `method`);
+4. loss (`_compute_loss`): TRL's clipped loss, whose forward pass sees the clips' media.
+
+TRL calls these methods itself, so what one of them leaves for the next stands in a single attribute, `step`. TRL knows
+images only: with audio or video in the prompt it would sample with the media and compute the loss without. Here every
+forward pass goes through `_plain_scores` or `_packed_scores`, which put the clip's cached tower features at the
+placeholders and pass the true positions; the second computes a prompt once for all its rollouts.
+
+The overridden methods are private to TRL, whose version is pinned; ``tests/rl/test_trainer.py`` holds their contract.
+Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion tokens, K objectives, C categories.
 """
 
-import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import send_to_device
@@ -30,40 +36,70 @@ from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
 from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
-from mer_r1.rl.advantages import MIN_SPREAD, group_spread
-from mer_r1.rl.anchors import category_mask, category_tokens
-from mer_r1.rl.calibration import calibration_terms, confidence, known_categories, partition_mean
-from mer_r1.rl.interference import objective_statistics
+from mer_r1.rl.anchors import category_tokens, gold_masks, terms_of
+from mer_r1.rl.calibration import confidence
 from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.rollout import Rollouts, rollout
+from mer_r1.rl.statistics import Terms, confidence_statistics, group_statistics, known_mean, show_rollout, warn_if_quiet
 
-logger = logging.getLogger(__name__)
 
-QUIET_SHARE = 0.5
-"""Above this share of groups without any signal in a batch, training says so."""
+@dataclass
+class Step:
+    """One generation batch of this process, filled as TRL calls the hooks; each generation makes a new one.
+
+    Attributes:
+        clips: R clip indices.
+        labels: R gold labels.
+        num_generations: G, in training or in evaluation.
+        rollouts: the sampled completions and their confidences (`MERR1Trainer._sample`).
+        rewards: (rows of all processes, K) rewards, NaN where unscorable (`MERR1Trainer._calculate_rewards`).
+        seconds: seconds spent on "sampling" and "scoring".
+    """
+
+    clips: list[int]
+    labels: list[Any]
+    num_generations: int
+    rollouts: Rollouts = field(init=False)
+    rewards: Tensor = field(init=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class ForClips(NamedTuple):
+    """A model and the clip index of each row that it is to score.
+
+    TRL's loss passes its model on to the forward pass untouched; so the clips of a training batch, which TRL has
+    shuffled and split since the generation, travel with the model.
+    """
+
+    model: Any
+    clips: Sequence[int]
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's, with the order of an epoch drawn from seed and epoch: a resumed run meets what it would have met."""
+    """TRL's sampler, with the order of an epoch drawn from seed and epoch, so that a resumed run sees the same rows."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each epoch; TRL's own goes on drawing, and a resumed run would begin with the first order."""
+        """Seed the order of an epoch; TRL's sampler keeps drawing, and a resumed run would repeat the first order."""
         if self.shuffle:
             self.generator.manual_seed((self.seed or 0) + epoch)
 
 
 class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
-    """GRPOTrainer for clips: media in every forward, shared-prefix rollouts, MER-R1's advantages.
+    """GRPOTrainer for clips: media in every forward pass, rollouts on shared prefixes, MER-R1's advantages.
 
     Args:
         omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
         rows: training rows with the columns `prompt`, `labels` and `clip_index`.
-        prompt_of: the `prompts.Prompt` of a clip index; called often, so it should remember.
-        method: which advantages.
+        prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
+        method: choice of the advantages.
         taxonomy: wheels of the rewards and of the confidences.
         args: TRL's configuration.
-        kwargs: handed on to GRPOTrainer (callbacks, peft_config).
+        kwargs: passed to GRPOTrainer (callbacks, peft_config).
+
+    Attributes:
+        step: the latest generation; without clips before the first one.
+        sampler: samples in place of `rollout.rollout` (set by `vllm.rollouts.use_vllm`); None for the policy itself.
     """
 
     def __init__(
@@ -77,14 +113,9 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.omni, self.prompt_of, self.method, self.taxonomy = omni, prompt_of, method, taxonomy
-        self.category_tokens, self.category_names = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
-        self._gold: dict[int, list[bool]] = {
-            row["clip_index"]: category_mask(row["labels"], taxonomy, self.category_names) for row in rows
-        }
-        self._clips: list[int] = []  # the clip of each row that is being scored
-        self._rollouts: Rollouts | None = None
-        self.sampler: Any = None  # set by `vllm.rollouts.use_vllm`
-        self._shown = False
+        self.categories = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
+        self.step = Step([], [], 0)
+        self.sampler: Any = None
         self._shared: bool = getattr(args, "shared_prefixes", False)
         args.reward_weights = list(method.weights)
         super().__init__(
@@ -97,123 +128,84 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             **kwargs,
         )
 
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # TRL samples, scores and computes its own advantages; the method's replace them. Each row keeps its clip, so
+        # that the loss finds the media again after TRL's shuffle and split.
+        began, is_first = time.perf_counter(), not self.step.clips
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        step = self.step = Step([row["clip_index"] for row in inputs], [row["labels"] for row in inputs], group)
+        output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
+        output["advantages"] = self._advantages(step).to(output["advantages"])
+        output["clip_index"] = torch.tensor(step.clips, device=output["advantages"].device)
+        sampling = sum(step.rollouts.seconds.values())
+        step.seconds = {"sampling": sampling, "scoring": time.perf_counter() - began - sampling}
+        self._log({f"seconds/{name}": value for name, value in step.seconds.items()})
+        if is_first and self.accelerator.is_main_process:
+            prompt, completion = self.prompt_of(step.clips[0]).input_ids, step.rollouts.completion_ids[0]
+            show_rollout(self.omni, prompt, completion, step.labels[0], step.rewards[0], self.method.objectives)
+        return output
+
     def _sample(self, prompts: list[Any], _: Any) -> dict[str, Any]:
-        # TRL hands over every prompt G times in a row, or the part of a group that is this process's; each is computed
+        # TRL repeats every prompt G times in a row, or as often as this process has of its group; each is computed
         # once.
-        group = math.gcd(len(self._clips), self.num_generations if self.model.training else self.num_generations_eval)
-        distinct = [self.prompt_of(index) for index in self._clips[::group]]
+        step = self.step
+        group = math.gcd(len(step.clips), step.num_generations)
+        distinct = step.clips[::group]
         sampling = Sampling(self.max_completion_length, self.temperature, self.args.top_p)
-        draw = self.sampler.about(self._clips[::group]) if self.sampler else rollout
-        self._rollouts = draw(
+        draw = self.sampler.for_clips(distinct) if self.sampler else rollout
+        step.rollouts = draw(
             self.omni,
-            distinct,
+            [self.prompt_of(index) for index in distinct],
             group,
             sampling,
-            tokens=self.category_tokens if self.method.calibrates else None,
+            tokens=self.categories[0] if self.method.calibrates else None,
             fast=self.method.calibrates,
             model=self.accelerator.unwrap_model(self.model),
         )
         return {
-            "prompt_ids": [self.prompt_of(index).input_ids.tolist() for index in self._clips],
-            "completion_ids": self._rollouts.completion_ids,
-            "logprobs": self._rollouts.logps,
+            "prompt_ids": [self.prompt_of(index).input_ids.tolist() for index in step.clips],
+            "completion_ids": step.rollouts.completion_ids,
+            "logprobs": step.rollouts.logps,
         }
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        # TRL samples, scores and computes its own advantages; ours replace them, and each row keeps its clip, so that
-        # the loss finds the media again after TRL's shuffle and split.
-        began = time.perf_counter()
-        self._clips = [row["clip_index"] for row in inputs]
-        output = super()._generate_and_score_completions(inputs)
-        output["advantages"] = self._method_advantages(len(inputs)).to(output["advantages"])
-        output["clip_index"] = torch.tensor(self._clips, device=output["advantages"].device)
-        sampling = sum(self._rollouts.seconds.values()) if self._rollouts else 0.0
-        self._log_seconds("sampling", sampling)
-        self._log_seconds("scoring", time.perf_counter() - began - sampling)
-        self._show_one(inputs)
-        return output
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        # TRL's rewards, gathered over processes; kept for our advantages.
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
+        # TRL's rewards, gathered over processes.
+        self.step.rewards = super()._calculate_rewards(*args, **kwargs)
+        return self.step.rewards
 
-    def _method_advantages(self, rows: int) -> Tensor:
-        group = self.num_generations if self.model.training else self.num_generations_eval
-        delta_correct = delta_incorrect = None
+    def _advantages(self, step: Step) -> Tensor:
+        # (R,) advantages of this process's rows; groups may extend over processes.
+        terms: Terms = (None, None)
         if self.method.calibrates:
-            delta_correct, delta_incorrect = (self.accelerator.gather(term) for term in self._calibration_terms(rows))
-        self._log_groups(group, delta_correct, delta_incorrect)
-        advantages = method_advantages(self.method, self._rewards, group, delta_correct, delta_incorrect)
-        statistics = objective_statistics(self._rewards, advantages, self.method.objectives, group)
-        for name, value in statistics.items():
-            self._metrics["train"][f"interference/{name}"].append(value)
-        first = self.accelerator.process_index * rows
-        return advantages[first : first + rows]
+            delta_correct, delta_incorrect = self._calibration_terms(step)
+            terms = self.accelerator.gather(delta_correct), self.accelerator.gather(delta_incorrect)
+        advantages = method_advantages(self.method, step.rewards, step.num_generations, *terms)
+        found = group_statistics(step.rewards, advantages, self.method.objectives, step.num_generations, terms)
+        self._log(found)
+        warn_if_quiet(found["groups_without_signal"], self.state.global_step)
+        first = self.accelerator.process_index * len(step.clips)
+        return advantages[first : first + len(step.clips)]
 
-    def _calibration_terms(self, rows: int) -> tuple[Tensor, Tensor]:
-        sampled = self._rollouts
-        if sampled is None or sampled.slow is None or sampled.fast is None:
+    def _calibration_terms(self, step: Step) -> tuple[Tensor, Tensor]:
+        # Delta+ and Delta- of this process's rows, (R,) each.
+        sampled = step.rollouts
+        if sampled.slow is None or sampled.fast is None:
             raise RuntimeError("the rollouts carry no confidences, although the method calibrates")
         slow, fast = (
-            confidence(values, sampled.anchor_rollout.to(values.device), rows, self.method.anchors)
+            confidence(values, sampled.anchor_rollout.to(values.device), len(step.clips), self.method.anchors)
             for values in (sampled.slow, sampled.fast)
         )
-        partition = self.category_tokens.partition.to(slow.device)
-        correct = torch.tensor([self._gold[index] for index in self._clips], device=slow.device)
-        known = known_categories(correct, partition)
-        for name, scores in (("slow", slow), ("fast", fast)):
-            for side, mask in (("correct", correct & known), ("incorrect", ~correct & known)):
-                mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)
-                mean = self.accelerator.gather(mean.masked_fill(scores.isnan().any(dim=1), torch.nan))
-                self._metrics["train"][f"confidence/{name}_{side}"].append(self._mean(mean))
-        return calibration_terms(slow, fast, correct, known, partition, self.method.confidence_clip)
-
-    def _log_groups(self, group: int, *terms: Tensor | None) -> None:
-        metrics = self._metrics["train"]
-        spreads = {
-            name: group_spread(self._rewards[:, column], group)[::group]
-            for column, name in enumerate(self.method.objectives)
-        }
-        for name, spread in spreads.items():
-            metrics[f"spread/{name}"].append(spread.mean().item())
-        for name, term in zip(("delta_correct", "delta_incorrect"), terms, strict=True):
-            if term is not None:
-                metrics[f"calibration/{name}"].append(self._mean(term))
-        quiet = torch.stack([spread <= MIN_SPREAD for spread in spreads.values()]).all(dim=0).float().mean().item()
-        metrics["groups_without_signal"].append(quiet)
-        if quiet > QUIET_SHARE:
-            logger.warning(
-                "step %d: all rewards are equal in %.0f %% of the groups; they teach nothing (temperature too low, "
-                "completions cut off, or labels no wheel can place?)",
-                self.state.global_step,
-                100 * quiet,
-            )
-
-    @staticmethod
-    def _mean(values: Tensor) -> float:
-        known = values[~values.isnan()]
-        return known.mean().item() if len(known) else float("nan")
-
-    def _log_seconds(self, what: str, seconds: float) -> None:
-        self._metrics["train"][f"seconds/{what}"].append(seconds)
-
-    def _show_one(self, inputs: Sequence[dict[str, Any]]) -> None:
-        if self._shown or not self.accelerator.is_main_process or self._rollouts is None:
-            return
-        self._shown = True
-        prompt = self.omni.tokenizer.decode(self.prompt_of(self._clips[0]).input_ids)
-        for token in (self.omni.processor.video_token, self.omni.processor.audio_token):
-            count = prompt.count(token)
-            prompt = prompt.replace(token * count, f"{token} x{count}") if count else prompt
-        names = ", ".join(self.method.objectives)
-        rewards = ", ".join(f"{value:.2f}" for value in self._rewards[0].tolist())
-        completion = self.omni.tokenizer.decode(self._rollouts.completion_ids[0])
-        logger.info("first rollout\n%s%s\ngold: %s\n%s: %s", prompt, completion, inputs[0]["labels"], names, rewards)
+        masks = gold_masks(step.labels, self.taxonomy, self.categories, slow.device)
+        for name, values in confidence_statistics(slow, fast, *masks).items():
+            self._log({name: known_mean(self.accelerator.gather(values))})
+        return terms_of(self.method, self.taxonomy, self.categories, step.labels, slow, fast)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        self._clips = inputs["clip_index"].tolist()
-        return super()._compute_loss(model, inputs)
+        return super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._metrics["train"][name].append(value)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         like = super()._get_train_sampler(dataset)
@@ -222,7 +214,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        # TRL's, but where prompts are shared, it is whole groups that are shuffled before the batch is split.
+        # TRL's, except that with shared prompts whole groups are shuffled before the batch is split.
         if not (self._shared and self.model.training):
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
@@ -242,7 +234,9 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         compute_entropy: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        # TRL's method with the clips' media and positions; its image arguments are always None here.
+        # TRL's method with the clips' media and positions; its image arguments are always None here. In the loss the
+        # model brings the clips of its rows; the old and the reference policy score the rows of the generation itself.
+        model, clips = model if isinstance(model, ForClips) else (model, self.step.clips)
         logps: list[Any] = []
         entropies: list[Any] = []
         step = batch_size or len(input_ids)
@@ -250,7 +244,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         for start in range(0, len(input_ids), step):
             part = slice(start, start + step)
             with self.accelerator.autocast():
-                logp, entropy = scored(model, input_ids[part], attention_mask[part], logits_to_keep, self._clips[part])
+                logp, entropy = scored(model, input_ids[part], attention_mask[part], logits_to_keep, clips[part])
             logps.append(logp)
             if compute_entropy:
                 entropies.append(entropy)
@@ -298,12 +292,9 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         )
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        """TRL's step; what is neither sampling nor scoring is logged as training."""
-        began = time.perf_counter()
-        before = self._seconds_logged()
+        """TRL's step; time that is neither sampling nor scoring is logged as training."""
+        began, before = time.perf_counter(), self.step
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._log_seconds("training", time.perf_counter() - began - (self._seconds_logged() - before))
+        generating = 0.0 if self.step is before else sum(self.step.seconds.values())
+        self._log({"seconds/training": time.perf_counter() - began - generating})
         return loss
-
-    def _seconds_logged(self) -> float:
-        return sum(sum(self._metrics["train"][f"seconds/{name}"]) for name in ("sampling", "scoring"))

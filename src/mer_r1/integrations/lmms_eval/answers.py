@@ -1,7 +1,7 @@
-"""Answers that lmms-eval saved (`--log_samples`), as the prediction files of our other commands.
+"""Converts answers that lmms-eval saved (`--log_samples`) to the prediction files of our other commands.
 
 Sets of MER-UniBench become `NAME.jsonl` for `mer-r1 extract` and `mer-r1 score mer-unibench`, tasks of MME-Emotion
-become `TASK.json` in the benchmark's own form for `mer-r1 eval mme-emotion --responses`.
+become `TASK.json` in the benchmark's own format for `mer-r1 eval mme-emotion --responses`.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 from mer_r1.benchmarks.mer_unibench.sets import SETS
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError, printable
 
 
@@ -18,14 +19,14 @@ def export_answers(paths: Iterable[Path | str], out: Path | str) -> dict[Path, i
     """Write saved answers as prediction files.
 
     Args:
-        paths: lmms-eval's `..._samples_TASK.jsonl` files, or folders in which they are looked for.
+        paths: lmms-eval's `..._samples_TASK.jsonl` files, or folders that contain them.
         out: folder for the prediction files.
 
     Returns:
-        Each file written -> how many answers it holds.
+        Each file written -> its number of answers.
 
     Raises:
-        UserError: no such file, a line is no sample of our tasks, or a clip comes twice.
+        UserError: a file cannot be read or written, a line is not a sample of our tasks, or a clip appears twice.
     """
     rows: dict[str, dict[str, tuple[Any, str]]] = {}
     for path in _files(paths):
@@ -61,7 +62,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _sample(line: str, where: str) -> tuple[dict[str, Any], str]:
-    """What a line is about (`set`, `id`, `gold`), and the answer as the model gave it."""
+    # The clip of a line (`set`, `id`, `gold`), and the answer as the model gave it.
     try:
         row = json.loads(line)
     except ValueError:
@@ -69,8 +70,8 @@ def _sample(line: str, where: str) -> tuple[dict[str, Any], str]:
     values = row.values() if isinstance(row, dict) else ()
     about = next((value for value in values if isinstance(value, dict) and {"set", "id", "gold"} <= value.keys()), None)
     if row is None or about is None or about["set"] not in (*SETS, *TASKS):
-        raise UserError(f"{where}: expected a sample of a task of `mer-r1 lmms-tasks`, got {line[:60]!r}")
-    # `resps` is left out where it equals the filtered text; lists of one answer come nested or flat.
+        raise UserError(f"{where}: expected a sample of one of our tasks, got {line[:60]!r}")
+    # `resps` is missing where it equals the filtered text; lists of one answer come nested or flat.
     text = row.get("resps", row.get("filtered_resps"))
     while isinstance(text, list) and len(text) == 1:
         text = text[0]
@@ -90,6 +91,8 @@ def _write_task(name: str, answers: dict[str, tuple[Any, str]], out: Path) -> Pa
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"{printable(path)}: cannot be written ({error.strerror})") from error
     return path

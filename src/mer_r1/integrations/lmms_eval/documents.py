@@ -1,8 +1,8 @@
-"""What lmms-eval asks and shows: documents from our manifests, messages with picture and sound as separate parts.
+"""Documents and messages of lmms-eval: clips from our manifests, with video and audio as separate parts.
 
-lmms-eval loads data with Hugging Face's `load_dataset`, which knows nothing of local manifests. Each task therefore
-loads a file with one empty row under its own configuration name, and `process_docs` puts the documents in its place:
-from `NAME.jsonl` in the folder `MER_R1_DATA` or in a folder inside it, where `mer-r1 prepare` writes it.
+lmms-eval loads data with Hugging Face's `load_dataset`, which does not read local manifests. So each task loads a file
+with one empty row under its own configuration name, and `process_docs` replaces it by the documents: from `NAME.jsonl`
+in the folder `MER_R1_DATA` or in a folder inside it, where `mer-r1 prepare` writes it.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from mer_r1.benchmarks.mme_emotion import run as mme
 from mer_r1.benchmarks.mme_emotion.judging.evidence import judge_sound
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy, load
@@ -26,34 +27,34 @@ from mer_r1.errors import UserError, printable
 logger = logging.getLogger(__name__)
 
 DATA, WHEELS, ABSOLUTE = "MER_R1_DATA", "MER_R1_WHEELS", "MER_R1_ALLOW_ABSOLUTE"
-"""Environment variables: folder of the manifests; folder of the official wheels; "1" admits absolute media paths."""
+"""Environment variables: folder of the manifests; folder of the official wheels; "1" allows absolute media paths."""
 
 MAX_SOUND_SECONDS = 300.0
-"""Longest sound that is copied out of a video: what Qwen2.5-Omni hears in one piece."""
+"""Limit of the audio that is extracted from a video: what Qwen2.5-Omni takes in one piece."""
 
 Document = dict[str, Any]
-"""A clip as lmms-eval keeps it: `set` (or task), `id`, `question`, `video` and `audio` (absolute paths or None), `gold`
+"""A clip in lmms-eval: `set` (or task), `id`, `question`, `video` and `audio` (absolute paths or None), `gold`
 (words, a sentiment value, or MME-Emotion's gold text) and `candidates` (MME-Emotion's labels to choose from, or None).
 """
 
 
 def process_docs(dataset: Any) -> Any:
-    """The hook of the YAML files: the documents of a task in place of the empty row.
+    """Hook of the YAML files: the documents of a task in place of the empty row.
 
     Args:
-        dataset: what `load_dataset` gave; only the name of its configuration counts.
+        dataset: result of `load_dataset`; only the name of its configuration is used.
 
     Returns:
         A `datasets.Dataset` of documents.
 
     Raises:
-        SystemExit: with one line, if they cannot be had. lmms-eval would try any other error again five times and
-            bury the line under its own traceback.
+        SystemExit: the documents cannot be made; the message is one line. lmms-eval would retry after any other
+            error five times, and print its own traceback after the line.
     """
     from datasets import Dataset
 
     try:
-        wheels()  # a wrong folder should be known before any model runs
+        wheels()  # a wrong folder should fail before any model runs
         return Dataset.from_list(documents(str(dataset.config_name)))
     except UserError as error:
         raise SystemExit(f"mer-r1: {error}") from error
@@ -66,13 +67,13 @@ def documents(name: str) -> list[Document]:
         name: canonical name of the set (`meld`) or name of the task (`ER-Lab`).
 
     Raises:
-        UserError: no such set; its manifest is not there, cannot be read, or has no rows of it.
+        UserError: no such set; or its manifest is missing, cannot be read, or has no rows of the set.
     """
     found = _mme_documents(name) if name in TASKS else _unibench_documents(name)
     missing = [path for doc in found for path in (doc["video"], doc["audio"]) if path and not Path(path).is_file()]
     if missing:
         logger.warning(
-            "%s: %d media files are missing, such as %s; models answer such clips with nothing",
+            "%s: %d media files are missing, such as %s; models give blank answers for these clips",
             name,
             len(missing),
             printable(missing[0]),
@@ -81,41 +82,43 @@ def documents(name: str) -> list[Document]:
 
 
 def doc_to_messages(doc: Document) -> list[dict[str, Any]]:
-    """The hook for chat models: one user turn with the picture, then the sound, then the question.
+    """Hook for chat models: one user turn with the video, then the audio, then the question.
 
-    The sound is a part of its own, as in our training and prediction (`manifest.conversation`): where the clip has no
-    sound file, a copy of the video's sound is made once. A silent clip has no such part.
+    The audio is a part of its own, as in our training and prediction (`model.prompts.conversation`). If the clip has no
+    audio file, the audio of its video is extracted once. A silent clip has no such part.
     """
     parts: list[dict[str, Any]] = []
     if doc["video"]:
         parts.append({"type": "video", "url": doc["video"]})
-    sound = doc["audio"] or (doc["video"] and sound_of(Path(doc["video"])))
-    if sound:
-        parts.append({"type": "audio", "url": str(sound)})
+    audio = doc["audio"] or (doc["video"] and audio_of(Path(doc["video"])))
+    if audio:
+        parts.append({"type": "audio", "url": str(audio)})
     parts.append({"type": "text", "text": doc["question"]})
     return [{"role": "user", "content": parts}]
 
 
 def doc_to_visual(doc: Document) -> list[str]:
-    """The hook for lmms-eval's simple models, which take one file a clip: the video, with its own sound.
+    """Hook for lmms-eval's simple models, which take one file per clip: the video with its own audio.
 
     Raises:
         UserError: the clip has no video.
     """
-    # Two files would be worse than one: with batches these models take the i-th file for the i-th clip.
+    # Never two files: in a batch these models take the i-th file for the i-th clip.
     if not doc["video"]:
-        raise UserError(f"{doc['set']}, clip {doc['id']!r:.80}: no video, and a simple model takes nothing else")
+        raise UserError(
+            f"{doc['set']}, clip {doc['id']!r:.80}: no video, expected one: simple models take nothing else"
+        )
     return [doc["video"]]
 
 
-def sound_of(video: Path) -> Path | None:
-    """A WAV file (mono, 16 kHz) with the sound of a video, made once in the user's cache folder.
+def audio_of(video: Path) -> Path | None:
+    """A WAV file (mono, 16 kHz) with the audio of a video, extracted once into the user's cache folder.
 
     Returns:
         The file; None where the video is silent or cannot be read, which is logged.
 
     Raises:
-        UserError: the cache folder cannot be written; going on would leave out the sound of every clip.
+        UserError: the cache folder cannot be written; otherwise every clip would silently lose its audio.
     """
     try:
         stat = video.stat()
@@ -125,25 +128,22 @@ def sound_of(video: Path) -> Path | None:
             return target
         wav = judge_sound(video, None, MAX_SOUND_SECONDS)
     except (UserError, OSError) as error:
-        logger.warning("%s: asked about without sound: %s", printable(video), error)
+        logger.warning("%s: the question is asked without audio: %s", printable(video), error)
         return None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.part")
-        partial.write_bytes(wav)
-        partial.replace(target)
+        write_atomically(target, wav)
     except OSError as error:
         raise UserError(
-            f"{printable(target.parent)}: cannot keep the sound of videos there ({error.strerror})"
+            f"{printable(target.parent)}: cannot write the audio of videos there ({error.strerror})"
         ) from None
     return target
 
 
 def wheels() -> Taxonomy:
-    """The official wheels in the folder `MER_R1_WHEELS`, else the built-in ones, which is logged.
+    """The official wheels in the folder `MER_R1_WHEELS`, else the built-in ones, with a warning.
 
     Raises:
-        UserError: the folder is not what it should be.
+        UserError: the folder does not hold the official wheels.
     """
     return _wheels_in(os.environ.get(WHEELS, ""))
 
@@ -151,7 +151,9 @@ def wheels() -> Taxonomy:
 @lru_cache(maxsize=1)
 def _wheels_in(folder: str) -> Taxonomy:
     if not folder:
-        logger.warning("%s is not set: scored with the built-in wheels, not comparable with published numbers", WHEELS)
+        logger.warning(
+            "%s is not set: scores use the built-in wheels and are not comparable with published numbers", WHEELS
+        )
     return load(Path(folder).expanduser() if folder else None)
 
 
@@ -198,7 +200,7 @@ def _document(clip: Clip, name: str, clip_id: str, text: str, gold: Any, candida
 
 
 def _manifest(name: str) -> Path:
-    """The manifest of a data set in the folder `MER_R1_DATA`."""
+    # The manifest of a data set in the folder `MER_R1_DATA`.
     root = os.environ.get(DATA)
     if not root:
         raise UserError(f"{DATA} is not set, expected the folder that holds {name}.jsonl (`mer-r1 prepare` writes it)")

@@ -1,12 +1,12 @@
-"""What lmms-eval scores: answers read by rule, metrics by the functions of `mer-r1 score`.
+"""Scores of lmms-eval: answers read by rule, metrics by the functions of `mer-r1 score`.
 
-lmms-eval reduces one list of values for each metric. A weighted F1, or an F over five wheels, is no mean of per-clip
-values: so each value is the whole item (gold and what was read), and the metric is computed from all of them at once.
+lmms-eval reduces one list of values per metric. A weighted F1, or an F over five wheels, is not a mean of per-clip
+values: so each value is the whole item (gold and prediction), and the metric is computed from all of them at once.
 
-Answers are read by rule alone: the words inside `<answer>`. A text without such a list, and a blank answer (which is
-also what lmms-eval keeps when a model fails), counts as an empty prediction and is counted in `unread`: above 0, the
-other numbers are too low. `mer-r1 lmms-answers` takes the answers to `mer-r1 extract`, where a language model reads
-them as the benchmark does. Sentiments come from the wheels, not from a language model.
+Answers are read by rule alone: the words inside `<answer>`. A text without such a list, or a blank answer (which
+lmms-eval also saves when a model fails), is an empty prediction and counts in `unread`: above 0, the other numbers are
+too low. `python -m mer_r1.integrations.lmms_eval answers` exports the answers for `mer-r1 extract`, where a language
+model reads them as the benchmark does. Sentiments come from the wheels, not from a language model.
 """
 
 import logging
@@ -36,7 +36,7 @@ MME_METRICS = ("label_match", "any_hit", "unread")
 
 
 def unibench_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
-    """The hook of MER-UniBench: an answer becomes labels or a sentiment, the same item for every metric."""
+    """Hook of MER-UniBench: an answer becomes labels or a sentiment, the same item for every metric."""
     entry = SETS[doc["set"]]
     predicted, unread = read_answer(results[0], entry.kind == "sentiment")
     item = {name: doc[name] for name in ("set", "id", "gold")} | {"predicted": predicted, "unread": unread}
@@ -44,14 +44,14 @@ def unibench_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
 
 
 def read_answer(text: str, sentiment: bool) -> tuple[str, str | None]:
-    """What an answer says, by rule.
+    """Read an answer by rule.
 
     Args:
-        text: the whole answer.
-        sentiment: whether a sentiment is wanted.
+        text: whole answer.
+        sentiment: whether to return a sentiment.
 
     Returns:
-        The label string or the sentiment; and why nothing could be read, or None.
+        The label string or the sentiment; and the reason if nothing could be read, else None.
     """
     rule = labels_by_rule(text)
     unread = "no list of words in an <answer>" if rule is None else "blank" if rule.source == "empty" else None
@@ -63,7 +63,7 @@ def read_answer(text: str, sentiment: bool) -> tuple[str, str | None]:
 
 
 def score(items: Sequence[Item]) -> float:
-    """The set's official main number, in [0, 1]: hit rate, weighted F1, or mean F; NaN where the reference has it."""
+    """The set's official main number, in [0, 1]: hit rate, weighted F1 or mean F; NaN where the reference gives NaN."""
     return _official(items)["main"]
 
 
@@ -73,7 +73,7 @@ def accuracy(items: Sequence[Item]) -> float:
 
 
 def unified_precision(items: Sequence[Item]) -> float:
-    """Mean over clips of the precision over wheels (METHOD, "unified F1"), in [0, 1]: it sees over-prediction."""
+    """Mean over clips of the precision over wheels (docs/paper_map.md), in [0, 1]; over-prediction lowers it."""
     return _unified(items).precision
 
 
@@ -88,11 +88,11 @@ def unified_f1(items: Sequence[Item]) -> float:
 
 
 def unread(items: Sequence[Item]) -> float:
-    """Share of answers in which nothing could be read, in [0, 1]; they count as empty predictions."""
+    """Share of unreadable answers, in [0, 1]; they count as empty predictions."""
     reasons = [item["unread"] for item in items if item["unread"] is not None]
     if reasons:
         logger.warning(
-            "%s: %d of %d answers hold nothing that a rule can read and count as empty predictions (%s)",
+            "%s: %d of %d answers cannot be read by rule and count as empty predictions (%s)",
             items[0]["set"],
             len(reasons),
             len(items),
@@ -102,9 +102,9 @@ def unread(items: Sequence[Item]) -> float:
 
 
 def mme_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
-    """The hook of MME-Emotion: recognition by label match, without a judge: NOT the benchmark's score.
+    """Hook of MME-Emotion: recognition by label match, without a judge; this is NOT the benchmark's score.
 
-    See `mme_emotion.labels`; the benchmark's own numbers need `mer-r1 eval mme-emotion --responses`.
+    See `mme_emotion.scores.label_match`; the benchmark's own numbers need `mer-r1 eval mme-emotion`.
     """
     task = TASKS[doc["set"]]
     gold = gold_labels(doc["gold"]) if task.fraction else (doc["gold"],)
@@ -124,7 +124,7 @@ def _official(items: Sequence[Item]) -> OfficialScore:
     gold, predicted = ({item["id"]: item[side] for item in items} for side in ("gold", "predicted"))
     try:
         return official_score(SETS[items[0]["set"]].kind, gold, predicted, wheels())
-    except UserError as error:  # where the reference stops, the results of all other sets would be lost
+    except UserError as error:  # the reference raises here; the results of all other sets would be lost
         logger.warning("%s: no score: %s", items[0]["set"], error)
         return {"main": math.nan, "second": math.nan, "third": math.nan, "report": {}}
 

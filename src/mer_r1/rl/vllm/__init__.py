@@ -1,1 +1,1 @@
-"""Rollouts sampled by vLLM: in the training process or on a server, and the check that both models agree."""
+"""Rollouts sampled by vLLM, in the training process or on a server, and a check that vLLM and the policy agree."""

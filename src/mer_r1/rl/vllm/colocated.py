@@ -1,12 +1,12 @@
-"""What samples with vLLM: the engine in this process, and the way of the weights to it or to a server.
+"""vLLM in the training process: engine, weight updates (of a server too), completions and log-probabilities.
 
-TRL's vLLM classes collect images only. `OmniGeneration` is TRL's own class with three things of ours: the engine is
-started for audio and video, weights go out under the names that vLLM's omni model loads, and of those only the language
-model's: the towers are frozen, the engine has read them itself, and the policy may not even hold them. `Colocated` asks
-that engine for completions, and for the log-probabilities of chosen tokens behind any text.
+TRL's vLLM classes collect images only. `OmniGeneration` is TRL's class with three changes: it starts the engine for
+audio and video, sends weights under the names that vLLM's omni model loads, and sends only the language model's: the
+towers are frozen, the engine has read them itself, and the policy may not even hold them. `Colocated` asks that engine
+for completions, and for the log-probabilities of chosen tokens after any text.
 
-vLLM itself was not run where this was written: tests hold it against the published signatures.
-Source: ENGINE.md, "vLLM"; TRL 1.16 `generation/vllm_generation.py`; vLLM `sampling_params.py` and, for the names,
+This has not been run with vLLM itself: tests compare it with the published signatures.
+Source: docs/vllm.md; TRL 1.16 `generation/vllm_generation.py`; vLLM `sampling_params.py` and, for the names,
 `model_executor/models/qwen2_5_omni_thinker.py`.
 """
 
@@ -27,23 +27,23 @@ from mer_r1.model.omni import Omni
 from mer_r1.rl.vllm.engine import TOWERS, required, start, weight_name
 
 MOST_TOKEN_IDS = 128
-"""Tokens that one request may ask the log-probabilities of (vLLM: MAX_LOGPROB_TOKEN_IDS)."""
+"""Limit of the tokens whose log-probabilities one request returns (vLLM: MAX_LOGPROB_TOKEN_IDS)."""
 MOST_BATCHED_TOKENS = 8192
-"""Tokens of one engine step: the whole media of one prompt have to fit."""
+"""Tokens per engine step; the media of one prompt must fit."""
 BANNED = -100.0
-"""Bias of the logits of tokens that must not be sampled; the least that vLLM's servers take."""
+"""Logit bias of tokens that must not be sampled; the lowest value that vLLM's servers accept."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion: its tokens, the closing one included, and their log-probabilities when drawn."""
+    """One sampled completion: its tokens, the end token included, and their log-probabilities when drawn."""
 
     ids: list[int]
     logps: list[float]
 
 
 Sampled = list[tuple[list[int], list[Completion]]]
-"""For each prompt its tokens as the engine read them, and its G completions."""
+"""For each prompt, its tokens as the engine read them, and its G completions."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Asked:
     """One prompt to sample from.
 
     Attributes:
-        clip: what it is about.
-        request: as vLLM takes it in this process (`TokensPrompt`).
+        clip: clip of the prompt.
+        request: request to vLLM in this process (`TokensPrompt`).
     """
 
     clip: Clip
@@ -60,21 +60,21 @@ class Asked:
 
 
 class Engine(Protocol):
-    """What samples: the engine in this process or a server."""
+    """An engine that samples: in this process or on a server."""
 
     def sample(self, asked: Sequence[Asked], num_generations: int, sampling: Sampling, omni: Omni) -> Sampled:
         """G completions for each prompt."""
 
 
 class OmniGeneration(VLLMGeneration):
-    """TRL's vLLM generation with an omni model in this process: started for audio and video, synced by vLLM's names."""
+    """TRL's vLLM generation for an omni model: started for audio and video, synced under vLLM's weight names."""
 
     def _init_vllm(self) -> None:
         if self.mode == "server":
             required("rollouts=vllm")
             super()._init_vllm()
             return
-        # One engine a process, as TRL starts it.
+        # One engine per process, as TRL starts it.
         place = self.accelerator
         os.environ |= {
             "RANK": str(place.process_index),
@@ -101,7 +101,7 @@ class OmniGeneration(VLLMGeneration):
 
     @property
     def dtype(self) -> str:
-        """Precision of the engine: that of the training."""
+        """Precision of the engine, equal to that of the training."""
         mixed = {"bf16": "bfloat16", "fp16": "float16"}
         return mixed.get(self.accelerator.mixed_precision, str(self.model.dtype).removeprefix("torch."))
 
@@ -114,16 +114,16 @@ class OmniGeneration(VLLMGeneration):
                 yield name, weight
 
     def sync_weights(self) -> None:
-        """Hand the policy's weights to the engine, adapters merged, and forget what it has cached under the old."""
+        """Send the policy's weights, adapters merged, to the engine and clear its cache."""
         super().sync_weights()
-        self.accelerator.wait_for_everyone()  # of a server, every process asks by itself
+        self.accelerator.wait_for_everyone()  # every process sends its own requests to a server
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """The engine for a while; between, it sleeps if `vllm_enable_sleep_mode` says so.
+        """Keep the engine awake inside the context; otherwise it sleeps if `vllm_enable_sleep_mode` is set.
 
-        It sleeps at level 1, its weights in the machine's memory. TRL's level 2 forgets them, towers included, and the
-        policy could not bring those back.
+        It sleeps at level 1, with its weights in main memory. TRL's level 2 discards them, towers included, which the
+        policy cannot send again.
         """
         sleeps = self.enable_sleep_mode and self.mode == "colocate"
         if sleeps:
@@ -139,7 +139,7 @@ class Colocated:
     """The engine in this process.
 
     Args:
-        generation: started.
+        generation: TRL's side, with the engine started.
     """
 
     def __init__(self, generation: OmniGeneration) -> None:
@@ -147,7 +147,7 @@ class Colocated:
 
     def sample(self, asked: Sequence[Asked], num_generations: int, sampling: Sampling, omni: Omni) -> Sampled:
         """See `Engine.sample`."""
-        greedy = sampling.temperature == 0  # asked for once then: vLLM refuses n > 1, and all would be the same
+        greedy = sampling.temperature == 0  # one request then: vLLM refuses n > 1, and all completions would be equal
         parameters = self.generation.vllm.SamplingParams(
             n=1 if greedy else num_generations,
             temperature=sampling.temperature,
@@ -169,16 +169,16 @@ class Colocated:
         ]
 
     def score(self, requests: Sequence[dict[str, Any]], token_ids: Sequence[int]) -> Tensor:
-        """Log-probabilities of chosen next tokens, under the policy itself: temperature 1, nothing banned.
+        """Log-probabilities of chosen next tokens at temperature 1, without banned tokens.
 
         Args:
             requests: contexts.
-            token_ids: asked for in requests of at most `MOST_TOKEN_IDS`.
+            token_ids: chosen tokens; split into requests of at most `MOST_TOKEN_IDS`.
 
         Returns:
-            (contexts, tokens).
+            (contexts, tokens) log-probabilities.
         """
-        if not requests:  # no answer has a word
+        if not requests:  # no answer contains a word
             return torch.empty(0, len(token_ids))
         chunks = [list(token_ids[i : i + MOST_TOKEN_IDS]) for i in range(0, len(token_ids), MOST_TOKEN_IDS)]
         parameters = [

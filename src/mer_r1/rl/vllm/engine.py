@@ -1,16 +1,16 @@
-"""A vLLM engine in this process: how it is started, what a request holds, and the engine as a `ClipModel`.
+"""A vLLM engine in this process: starting it, and the requests about clips.
 
-A request is the *unexpanded* prompt, one placeholder a channel, beside the frames and the waveform: vLLM expands the
-placeholders itself, and a prompt that was expanded before would be expanded twice. Frames are sampled here, once, as
-for training, and three things go along that the processor would otherwise fill in wrongly: the true frame rate (it
-assumes two a second, and puts the frames at wrong moments), the frame size (its class carries one of its own) and that
-nothing is left to sample. Fast thinking is the same request with the empty think block at its end.
+A request is the *unexpanded* prompt, one placeholder per channel, with the frames and the waveform: vLLM expands the
+placeholders itself, and an expanded prompt would be expanded twice. Frames are sampled here, once, as for training. The
+request also states three things that the processor would otherwise get wrong: the true frame rate (it assumes two per
+second, and so wrong times), the frame size (its class has a default of its own), and that frames are already sampled.
+Fast thinking is the same request with the empty think block at its end.
 
-vLLM knows whole omni models only. A folder that holds a thinker alone, as our training writes them, gets the whole
-model's configuration around its own when the engine starts, and its weights under the names that vLLM expects.
+vLLM supports whole omni models only. For a folder that holds a thinker alone, as our training writes it, the engine
+starts with the whole model's configuration around the thinker's, and loads its weights under the names vLLM expects.
 
-vLLM is no dependency of ours: it is imported when the engine starts, and a test holds what we use of it against its
-published signatures.
+vLLM is not a dependency: it is imported when the engine starts, and a test compares the calls with its published
+signatures.
 """
 
 import json
@@ -31,9 +31,9 @@ from mer_r1.model.prompts import conversation
 
 THINKER = "qwen2_5_omni_thinker"
 TOWERS = ("thinker.visual.", "thinker.audio_tower.")
-"""Beginnings, as vLLM reads them, of the names of weights that stay frozen."""
+"""Prefixes, in vLLM's names, of the weights that stay frozen."""
 _NAMES = (
-    # A live thinker's module names, then those of its saved weights (the hub's, without their first part).
+    # Module names of a live thinker, then names of its saved weights (the hub's, without their first part).
     ("model.language_model.", "thinker.model."),
     ("model.visual.", "thinker.visual."),
     ("model.audio_tower.", "thinker.audio_tower."),
@@ -50,8 +50,8 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
 
     Args:
         model: folder or hub name; a folder may hold a thinker alone.
-        asked: what the user wrote that needs vLLM, for the error.
-        options: further arguments of `vllm.LLM`. With `load_format="dummy"` the weights stay as they come.
+        asked: option or command that needs vLLM, for the error.
+        options: further arguments of `vllm.LLM`. With `load_format="dummy"` no weights are loaded.
 
     Returns:
         The module and its `LLM`.
@@ -59,7 +59,7 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
     Raises:
         UserError: vLLM is not installed.
     """
-    # In this process, so that the model can be reached (weights, positions) without sending functions to another.
+    # In this process, so that weights and positions can be reached without sending functions to another process.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     vllm = required(asked)
     alone = _holds_a_thinker(Path(model))
@@ -73,10 +73,13 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
 
 
 def required(asked: str) -> Any:
-    """The module vllm.
+    """Import the module vllm.
+
+    Args:
+        asked: option or command that needs vLLM, for the error.
 
     Raises:
-        UserError: it is not installed.
+        UserError: vLLM is not installed.
     """
     try:
         return import_module("vllm")
@@ -85,13 +88,13 @@ def required(asked: str) -> Any:
 
 
 def weight_name(name: str) -> str:
-    """A thinker's weight by the name that vLLM's loader of the whole model reads.
+    """The name of a thinker's weight in vLLM's loader of the whole model.
 
     Args:
-        name: of a live module (`model.language_model.norm.weight`) or of a saved weight (`model.norm.weight`).
+        name: name in a live module (`model.language_model.norm.weight`) or of a saved weight (`model.norm.weight`).
 
     Raises:
-        ValueError: it is none of a thinker's.
+        ValueError: not the name of a thinker's weight.
 
     >>> weight_name("model.language_model.norm.weight"), weight_name("visual.merger.mlp.0.bias")
     ('thinker.model.norm.weight', 'thinker.visual.merger.mlp.0.bias')
@@ -103,7 +106,7 @@ def weight_name(name: str) -> str:
 
 
 def whole_config(config: Any) -> Any:
-    """The whole model's configuration around a thinker's; any other is handed back."""
+    """The whole model's configuration around a thinker's; any other configuration is returned unchanged."""
     if config.model_type != THINKER:
         return config
     from transformers import Qwen2_5OmniConfig
@@ -128,15 +131,15 @@ def _saved_weights(folder: Path) -> Iterator[tuple[str, Any]]:
 
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  # no dictionary
+            for name in weights.keys():  # noqa: SIM118  # not a dictionary
                 yield weight_name(name), weights.get_tensor(name)
 
 
 class Requests:
-    """Makes the requests about clips: the checkpoint's chat template, our question, frames and waveform.
+    """Builds requests about clips from the checkpoint's chat template, our question, frames and waveform.
 
     Args:
-        model: folder or hub name, for its processor and its settings.
+        model: folder or hub name of the processor and the settings.
     """
 
     def __init__(self, model: str) -> None:
@@ -148,7 +151,7 @@ class Requests:
         self.settings = read_settings(Path(model))
 
     def of(self, clip: Clip) -> dict[str, Any] | str:
-        """The request about a clip (vLLM's `TextPrompt`), or why there is none."""
+        """The request about a clip (vLLM's `TextPrompt`), or a message if its media cannot be read."""
         try:
             media = read_media(clip.video, clip.audio, self.settings.limits())
         except UserError as error:
@@ -167,13 +170,13 @@ def media_of(media: Media, processor: Any) -> dict[str, Any]:
     """The media of a request.
 
     Args:
-        media: frames and sound of a clip.
-        processor: the checkpoint's, which says how large frames are and how short a sound may be.
+        media: frames and waveform of a clip.
+        processor: processor of the checkpoint, with the frame size and the minimum length of audio.
 
     Returns:
         `multi_modal_data` with `video` (F, H, W, 3) uint8 and `audio` (waveform, sampling rate), each where the clip
-        has it; with a video `mm_processor_kwargs` with the true rate of its frames in frames a second, and their size.
-        Nothing for a text-only clip.
+        has it; for a video also `mm_processor_kwargs` with the true frame rate in frames per second and the frame size.
+        Empty for a text-only clip.
     """
     data: dict[str, Any] = {}
     request: dict[str, Any] = {}
@@ -193,7 +196,7 @@ def media_of(media: Media, processor: Any) -> dict[str, Any]:
 
 
 def unexpanded(ids: Sequence[int], placeholders: Iterable[int]) -> list[int]:
-    """Token ids with each run of one placeholder made a single one, as vLLM wants to be asked.
+    """Token ids with each run of a placeholder collapsed to one, as vLLM expects them.
 
     >>> unexpanded([1, 9, 9, 9, 2, 8, 8, 3, 3], [8, 9])
     [1, 9, 2, 8, 3, 3]
@@ -202,25 +205,25 @@ def unexpanded(ids: Sequence[int], placeholders: Iterable[int]) -> list[int]:
     return [token for value, run in groupby(ids) for token in ([value] if value in media else run)]
 
 
-def id_difference(expected: Sequence[int], came: Sequence[int], names: dict[int, str]) -> str | None:
-    """What differs between two token sequences in a few words; None if nothing does.
+def id_difference(expected: Sequence[int], found: Sequence[int], names: dict[int, str]) -> str | None:
+    """The difference between two token sequences in a few words; None if they are equal.
 
     Args:
         expected: our own tokens.
-        came: what the engine read.
-        names: placeholders and what they stand for; their counts are told first, because they differ most often.
+        found: tokens that the engine read.
+        names: placeholder tokens and their channels; a difference in their counts, the most frequent, comes first.
     """
-    expected, came = list(expected), list(came)
-    if expected == came:
+    expected, found = list(expected), list(found)
+    if expected == found:
         return None
     counts = [
-        f"{came.count(token)} {name} tokens, expected {expected.count(token)}"
+        f"{found.count(token)} {name} tokens, expected {expected.count(token)}"
         for token, name in names.items()
-        if came.count(token) != expected.count(token)
+        if found.count(token) != expected.count(token)
     ]
     if counts:
         return "; ".join(counts)
-    first = next((i for i, pair in enumerate(zip(expected, came, strict=False)) if pair[0] != pair[1]), None)
+    first = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
     if first is None:
-        return f"{len(came)} tokens, expected {len(expected)}"
-    return f"token {first} is {came[first]}, expected {expected[first]}"
+        return f"{len(found)} tokens, expected {len(expected)}"
+    return f"token {first} is {found[first]}, expected {expected[first]}"

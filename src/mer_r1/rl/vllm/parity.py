@@ -1,12 +1,12 @@
-"""Does vLLM see what training sees? One look at real clips, once for each model and each new version of either.
+"""Parity check: do vLLM and the training model agree on tokens, positions and log-probabilities of real clips?
 
-Sampling with one engine and training with another goes wrong quietly: a placeholder expanded twice, frames at wrong
-moments, weights under a name that the loader skips. All of these still give fluent text. So each clip goes through
-both: its prompt's tokens and their time-height-width positions must be the same, and the log-probabilities of what
-vLLM answers (greedily) must be those of the policy, but for what kernels and precision round away.
+Run it once per model and per new version of either side. Sampling with one engine and training with another fails
+silently: a placeholder expanded twice, frames at wrong times, weights under a name that the loader skips. All of these
+still give fluent text. So each clip goes through both: the tokens of its prompt and their time-height-width positions
+must be equal, and the log-probabilities of vLLM's greedy answer must be the policy's, up to rounding.
 
-The weights take the way that they take in training: from the live policy, by the names of `vllm.engine.weight_name`.
-Source: ENGINE.md, "where omni RL goes wrong", 1, 2, 6 and 8.
+The weights are loaded as in training: from the live policy, under the names of `vllm.engine.weight_name`.
+Source: docs/vllm.md.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,26 +26,26 @@ from mer_r1.rl.vllm.engine import id_difference, start, weight_name
 from mer_r1.rl.vllm.rollouts import request_of
 
 TOLERANCE = 0.05
-"""Mean difference of log-probabilities, in nats a token, that counts as equal: meant for bfloat16, not measured."""
+"""Mean difference of log-probabilities, in nats per token, that counts as equal; chosen for bfloat16, not measured."""
 LONGEST_ANSWER = 32
 NAMES = ("video", "audio")
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What both engines make of one clip.
+    """Comparison of both models on one clip.
 
     Attributes:
-        clip: its id.
-        tokens: of our prompt.
-        video: of those, the placeholders of the picture.
-        audio: of those, the placeholders of the sound.
-        ids: how the tokens that vLLM read differ from ours; None if they do not.
-        positions: how its positions differ; None if they do not, or could not be compared.
-        answered: tokens of the answer whose log-probabilities were compared.
-        mean: mean absolute difference of those, in nats; NaN where the prompts differ.
-        largest: the largest.
-        positions_seen: whether vLLM's positions could be looked at.
+        clip: clip id.
+        tokens: number of tokens of our prompt.
+        video: number of its video placeholders.
+        audio: number of its audio placeholders.
+        ids: difference between vLLM's prompt tokens and ours; None if they are equal.
+        positions: difference between vLLM's positions and ours; None if they are equal or could not be compared.
+        answered: number of answer tokens whose log-probabilities were compared.
+        mean: mean absolute difference of the log-probabilities, in nats; NaN if the prompts differ.
+        largest: largest absolute difference, in nats.
+        positions_seen: whether vLLM's positions could be read.
     """
 
     clip: str
@@ -60,20 +60,23 @@ class Parity:
     positions_seen: bool
 
     def agrees(self, tolerance: float = TOLERANCE) -> bool:
-        """Whether tokens and positions are the same and the log-probabilities close enough."""
+        """Whether tokens and positions are equal and the log-probabilities within the tolerance."""
         return self.ids is None and self.positions is None and self.mean <= tolerance
 
 
 def compare(
     model: str, clips: Sequence[Clip], device: str | None = None, gpu_memory_utilization: float = 0.5
 ) -> Iterator[Parity]:
-    """Send clips through the policy and through vLLM.
+    """Compare the policy and vLLM on clips.
 
     Args:
         model: folder or hub name.
-        clips: with their files.
-        device: of the policy; None for the first GPU if there is one.
-        gpu_memory_utilization: share of the GPU's memory for vLLM; the policy needs the rest.
+        clips: clips whose media files exist.
+        device: device of the policy; None for the first GPU if there is one.
+        gpu_memory_utilization: share of the GPU memory for vLLM; the policy needs the rest.
+
+    Yields:
+        One comparison per clip.
 
     Raises:
         UserError: vLLM is not installed, the model cannot be loaded, or a clip cannot be read.
@@ -99,20 +102,20 @@ def compare(
         yield _compare_one(omni, clip, lambda request: engine.generate([request], greedy, use_tqdm=False)[0], engine)
 
 
-def position_difference(expected: Tensor, came: Tensor) -> str | None:
-    """What differs between two sets of positions in a few words; None if nothing does.
+def position_difference(expected: Tensor, found: Tensor) -> str | None:
+    """The difference between two sets of positions in a few words; None if they are equal.
 
     Args:
-        expected: (3, P) ours.
-        came: (3, P) the engine's.
+        expected: (3, P) our positions.
+        found: (3, P) positions of the engine.
     """
-    if expected.shape != came.shape:
-        return f"shape {tuple(came.shape)}, expected {tuple(expected.shape)}"
-    differs = (expected != came).any(dim=0)
+    if expected.shape != found.shape:
+        return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    differs = (expected != found).any(dim=0)
     if not differs.any():
         return None
     first = int(differs.nonzero()[0])
-    theirs, ours = ("/".join(map(str, each[:, first].tolist())) for each in (came, expected))
+    theirs, ours = ("/".join(map(str, each[:, first].tolist())) for each in (found, expected))
     return f"{int(differs.sum())} of {len(differs)}, the first at token {first}: {theirs}, expected {ours}"
 
 
@@ -160,7 +163,7 @@ def _log_probabilities(omni: Omni, prompt: Prompt, answer: list[int]) -> Tensor:
 
 
 def _watch(model: Any) -> None:
-    # vLLM tells nobody its positions: what makes them is listened to.
+    # vLLM does not return its positions, so the method that computes them is wrapped.
     original, model.positions_made = model.get_mrope_input_positions, []
 
     def watched(*args: Any, **kwargs: Any) -> Any:

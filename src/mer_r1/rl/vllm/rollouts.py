@@ -1,19 +1,19 @@
-"""Sampling with vLLM, for policies whose rollouts are most of a step: the same `Rollouts`, from another engine.
+"""Sampling with vLLM, for policies that spend most of a step on rollouts: the same `Rollouts` from another engine.
 
-Each prompt is asked for once, unexpanded and with its frames and sound, and answered G times; what comes back has to
-hold exactly the tokens that our own prompt has, or training would score another text than was sampled. After each
-update the language model's weights go to the engine under the names it knows; the towers are frozen and go once.
+Each prompt is sent once, unexpanded and with its frames and waveform, and completed G times. The engine returns the
+tokens that it read; they must equal those of our own prompt, otherwise training would score another text than was
+sampled. After each update the language model's weights go to the engine; the frozen towers are loaded once.
 
-The confidences are read at the anchors. Where the categories' tokens fit into a few requests of 128, the engine is
-asked for their log-probabilities behind each anchor's context, with and without the reasoning, on the keys and values
-that sampling left in its cache: exactly the numbers that the policy's own pass would give. Where they do not, the
-policy scores the finished rollouts itself (`rollout.rescore`), which is one pass over prompts and completions.
+Confidences are read at the anchors. If the categories' tokens fit into a few requests of 128, the engine returns their
+log-probabilities after each anchor's context, with and without the reasoning, on the keys and values that sampling left
+in its cache: the numbers that the policy's own forward pass would give. Otherwise the policy scores the finished
+rollouts itself (`rollout.rescore`), one forward pass over prompts and completions.
 
-What the engine samples differs a little from what is trained (kernels, precision): TRL weighs each token by the
-truncated ratio of the two (`vllm_importance_sampling_*`) and logs the gap as `sampling/sampling_logp_difference`.
+Engine and policy differ slightly (kernels, precision): TRL weighs each token by the truncated ratio of the two
+(`vllm_importance_sampling_*`) and logs the gap as `sampling/sampling_logp_difference`.
 
-The engine runs in this process (`colocated`) or behind an address (`vllm.server`), as TRL's `vllm_mode` says.
-Source: ENGINE.md, "vLLM"; METHOD.md, "slow-fast confidence calibration".
+The engine runs in this process (`vllm.colocated`) or on a server (`vllm.server`), as TRL's `vllm_mode` says.
+Source: docs/vllm.md; docs/paper_map.md, "Slow-fast confidence calibration".
 """
 
 import logging
@@ -42,18 +42,18 @@ from mer_r1.rl.vllm.server import Served
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 4
-"""Requests an anchor up to which the engine gives the confidences; beyond, the policy's own pass is cheaper."""
+"""Requests per anchor up to which the engine computes the confidences; above, the policy's own pass is cheaper."""
 
 
 class VllmRollouts:
-    """Makes the function that takes `rollout.rollout`'s place in the trainer.
+    """Makes functions that replace `rollout.rollout` in the trainer.
 
     Args:
         omni: policy, tokenizer, settings.
-        clips: the clip of each index, for its frames and its sound.
+        clips: clip of each index, for its media.
         generation: TRL's side of the engine.
-        engine: samples.
-        confidences: "engine", "policy" or "auto" (the engine where `MOST_REQUESTS` suffice).
+        engine: engine that samples.
+        confidences: "engine", "policy" or "auto" (the engine if `MOST_REQUESTS` suffice).
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class VllmRollouts:
     ) -> None:
         self.omni, self.clips, self.generation, self.engine = omni, clips, generation, engine
         self.confidences = confidences
-        self._told = False
+        self._logged = False
 
-    def about(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
+    def for_clips(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
         """`rollout.rollout` for the prompts of these clips."""
         return partial(self._rollout, [self.clips[index] for index in indices])
 
@@ -112,11 +112,11 @@ class VllmRollouts:
         needed = -(-len(tokens.token_ids.unique()) // MOST_TOKEN_IDS)
         able = isinstance(self.engine, Colocated)
         chosen = able and (self.confidences == "engine" or (self.confidences == "auto" and needed <= MOST_REQUESTS))
-        if not self._told:
-            self._told = True
+        if not self._logged:
+            self._logged = True
             logger.info(
-                "confidences: %s (%d requests of %d tokens an anchor; vllm_confidences=%s)",
-                "asked of vLLM" if chosen else "from the policy's own pass over the finished rollouts",
+                "confidences: %s (%d requests of %d tokens per anchor; vllm_confidences=%s)",
+                "computed by vLLM" if chosen else "computed by the policy from the finished rollouts",
                 needed,
                 MOST_TOKEN_IDS,
                 self.confidences,
@@ -135,15 +135,15 @@ class VllmRollouts:
 
 
 def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> None:
-    """Let a trainer sample with vLLM: TRL's own switch is set once TRL's images-only engine can no longer start.
+    """Make a trainer sample with vLLM; TRL's `use_vllm` is set only now, so that its images-only engine never starts.
 
     Args:
-        trainer: a `MERR1Trainer`; its arguments say how (`vllm_mode`, `vllm_gpu_memory_utilization`, ...).
-        clips: the clip of each `clip_index`.
+        trainer: a `MERR1Trainer`; its arguments hold the settings (`vllm_mode`, `vllm_gpu_memory_utilization`, ...).
+        clips: clip of each `clip_index`.
         confidences: see `VllmRollouts`.
 
     Raises:
-        UserError: vLLM is not installed, or an argument does not fit.
+        UserError: vLLM is not installed, or an argument is not supported.
     """
     args = trainer.args
     if args.vllm_tensor_parallel_size != 1:
@@ -174,16 +174,16 @@ def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> 
 
 
 def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:
-    """What the engine is asked about a clip (vLLM's `TokensPrompt`): the prompt unexpanded, and the media.
+    """The request about a clip (vLLM's `TokensPrompt`): the unexpanded prompt and the media.
 
     Args:
         omni: processor and settings.
-        prompt: whose tokens the engine must arrive at.
-        clip: decoded here, as for training.
+        prompt: prompt whose tokens the engine must reproduce.
+        clip: clip, decoded here as for training.
     """
     media = read_media(clip.video, clip.audio, omni.settings.limits())
     parts = media_of(media, omni.processor)
-    # Named, so that the engine need not look at every pixel to see that it knows a clip.
+    # Named, so that the engine recognises a clip without hashing every pixel.
     name = f"{clip.id}/{omni.settings.num_frames}/{omni.settings.max_seconds}"
     uuids = {channel: [f"{name}/{channel}"] for channel in parts.get("multi_modal_data", ())}
     ids = unexpanded(prompt.input_ids.tolist(), placeholders(omni))
@@ -191,35 +191,35 @@ def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:
 
 
 def placeholders(omni: Omni) -> dict[int, str]:
-    """The tokens that stand for media, and their names."""
+    """Placeholder tokens of the media -> channel."""
     return {omni.model.config.video_token_id: "video", omni.model.config.audio_token_id: "audio"}
 
 
-def check_prompts(omni: Omni, prompts: Sequence[Prompt], came: Sequence[Sequence[int]], clips: Sequence[Clip]) -> None:
-    """Stop if the engine has read other tokens than training will score.
+def check_prompts(omni: Omni, prompts: Sequence[Prompt], read: Sequence[Sequence[int]], clips: Sequence[Clip]) -> None:
+    """Check that the engine has read the tokens that training will score.
 
     Raises:
-        UserError: naming the first clip and what differs.
+        UserError: the tokens of a clip differ; the message names the first one and the difference.
     """
-    for prompt, ids, clip in zip(prompts, came, clips, strict=True):
+    for prompt, ids, clip in zip(prompts, read, clips, strict=True):
         if problem := id_difference(prompt.input_ids.tolist(), ids, placeholders(omni)):
             raise UserError(f"clip {clip.id}: vLLM read another prompt than ours: {problem} (see mer-r1 parity)")
 
 
 def slow_contexts(ids: Sequence[list[int]], answers: Sequence[AnswerTokens]) -> list[tuple[int, list[int]]]:
-    """The rollout of each anchor, and what stands before it."""
+    """The rollout of each anchor, and the completion tokens before the anchor."""
     return [(row, ids[row][:anchor]) for row, answer in enumerate(answers) for anchor in answer.anchors]
 
 
 def fast_contexts(
     ids: Sequence[list[int]], answers: Sequence[AnswerTokens], head: list[int]
 ) -> list[tuple[int, list[int]]]:
-    """The same with the empty think `head` in place of the reasoning."""
+    """As `slow_contexts`, with the empty think block `head` in place of the reasoning."""
     return [
         (row, head + ids[row][answer.start : anchor]) for row, answer in enumerate(answers) for anchor in answer.anchors
     ]
 
 
 def continued(request: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """The request with tokens behind its prompt."""
+    """The request with tokens appended to its prompt."""
     return {**request, "prompt_token_ids": [*request["prompt_token_ids"], *ids]}

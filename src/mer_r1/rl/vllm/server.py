@@ -1,12 +1,12 @@
-"""Sampling from a vLLM server: the request that makes a server read exactly our frames and our sound.
+"""Sampling from a vLLM server, with requests that make it read exactly our frames and our waveform.
 
-A server decodes what it is sent. So a clip goes as the frames that training sees, each a PNG (vLLM reads a series of
-pictures as a video and loses nothing), with their true rate, and as the waveform in 32-bit floats. The prompt is the
-server's chat template on our question; the tokens that it arrives at come back and are held against ours by whoever
-asks. Weights reach a server by TRL's own way; the confidences are the policy's (`rollout.rescore`), because a server
-cannot be asked for text behind sampled tokens as they stand.
+A server decodes the media that it receives. So a clip is sent as the frames of training, each a PNG (vLLM reads a
+series of images as a video, without loss), with their true rate, and as the waveform in 32-bit floats. The prompt is
+the server's chat template with our question; the server returns its tokens, which `vllm.rollouts` compares with ours.
+TRL sends the weights; the confidences are the policy's (`rollout.rescore`), because a server cannot score text that
+continues the sampled tokens unchanged.
 
-Start it on a whole checkpoint of the same model, with what TRL asks for:
+Start it on a whole checkpoint of the same model, with the options that TRL needs:
 `VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen2.5-Omni-7B --weight-transfer-config '{"backend": "nccl"}'
 --logprobs-mode processed_logprobs --limit-mm-per-prompt '{"audio": 1, "video": 1}'`.
 """
@@ -27,18 +27,18 @@ from mer_r1.model.prompts import plain_text
 from mer_r1.rl.vllm.colocated import BANNED, Asked, Completion, Sampled
 
 AT_ONCE = 16
-"""Requests that a process has under way."""
+"""Concurrent requests per process."""
 
 
 class Served:
     """A vLLM server.
 
     Args:
-        base_url: where it listens, without a path.
-        timeout: seconds that one request may take.
+        base_url: address of the server, without a path.
+        timeout: limit of one request, in seconds.
 
     Raises:
-        UserError: nothing answers there.
+        UserError: no server answers at the address.
     """
 
     def __init__(self, base_url: str, timeout: float = 600.0) -> None:
@@ -89,7 +89,7 @@ class Served:
 
 
 def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
-    """The part of a request that is about its clip: `messages`, and `mm_processor_kwargs` where there is a video."""
+    """The part of a request about its clip: `messages`, and `mm_processor_kwargs` if there is a video."""
     data = asked.request.get("multi_modal_data", {})
     parts: list[dict[str, Any]] = []
     if "video" in data:
@@ -113,6 +113,6 @@ def _sampled(reply: dict[str, Any], copies: int) -> tuple[list[int], list[Comple
     for completion in completions:
         if len(completion.ids) != len(completion.logps):
             raise UserError(
-                f"the vLLM server gave {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
+                f"the vLLM server returned {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
             )
     return list(reply["prompt_token_ids"]), completions * copies
