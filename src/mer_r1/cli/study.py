@@ -98,7 +98,7 @@ def _run(name: str, out: Path, cores: int | None, dry_run: bool, told: dict[str,
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    run_jobs(jobs, out, cores or _cores(), told=say)
+    run_jobs(jobs, out, cores or _cores(), report=say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")
 
