@@ -13,9 +13,10 @@ from mer_r1.errors import UserError
 if find_spec("anny") is None or find_spec("espeakng_loader") is None:
     pytest.skip("the extra `scenes` is not installed", allow_module_level=True)
 
-from mer_r1.lab.scenes import acting, clip, write, write_scenes
+from mer_r1.lab.scenes import acting, clip, write
 from mer_r1.lab.scenes.story.sentences import SPLITS, split_of
 from mer_r1.lab.scenes.story.world import Cue, GoldWord, Scene
+from mer_r1.lab.scenes.write import write_scenes
 
 CLIPS = 6
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
@@ -121,7 +122,7 @@ def test_an_interrupted_run_is_continued(corpus, tmp_path):
     with pytest.raises(StopError):
         write_scenes(out, CLIPS, seed=7, splits=SHARES, workers=1, progress=stop_after_two)
     assert not (out / "manifest.jsonl").exists()
-    (out / "clips" / ".train-000002.99.mp4").write_bytes(b"half a clip")
+    (out / "clips" / ".train-000002.mp4.99.partial").write_bytes(b"half a clip")
     times = {path.name: path.stat().st_mtime_ns for path in (out / "clips").glob("[!.]*.mp4")}
     assert len(times) == 2
     told = []

@@ -127,7 +127,7 @@ class _Run:
 
 
 def _write_scenes(folder: Path, size: DemoSize, seed: int, console: Console) -> None:
-    from mer_r1.lab.scenes import write_scenes
+    from mer_r1.lab.scenes.write import write_scenes
 
     splits = {"train": size.train, "val": size.val, "test": size.test}
     total = sum(splits.values())

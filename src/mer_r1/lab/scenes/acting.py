@@ -58,11 +58,11 @@ def poses(scene: Scene, mouth: Array, n_frames: int, fps: int, rng: np.random.Ge
     """The face and head of every frame.
 
     Args:
-        scene: The scene.
-        mouth: The speaking mouth over the clip, (T, 4) at 50 Hz: jaw open, wide, round, lips closed; each in [0, 1].
-        n_frames: How many frames.
-        fps: Frames per second.
-        rng: Source of timing, blinks and wandering.
+        scene: the scene.
+        mouth: the speaking mouth over the clip, (T, 4) at 50 Hz: jaw open, wide, round, lips closed; each in [0, 1].
+        n_frames: how many frames.
+        fps: frames per second.
+        rng: source of timing, blinks and wandering.
 
     Returns:
         `n_frames` poses.

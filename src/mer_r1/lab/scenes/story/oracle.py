@@ -41,9 +41,9 @@ class Oracle:
     """Exact inference over the world for one choice of `Chances`.
 
     Args:
-        chances: The probabilities of the world.
-        taxonomy: The wheels to be scored on; the built-in ones if not given.
-        largest_answer: How many emotions an answer may name at most.
+        chances: the probabilities of the world.
+        taxonomy: the wheels to be scored on; the built-in ones if not given.
+        largest_answer: how many emotions an answer may name at most.
     """
 
     def __init__(
@@ -254,10 +254,10 @@ def channel_scores(
     """Mean precision, recall and F1 of the oracle for subsets of the channels.
 
     Args:
-        n_scenes: How many scenes are drawn (a mean over 2,000 is good to about 0.006).
-        seed: Of the scenes.
-        chances: The probabilities of the world.
-        subsets: Which channels the oracle sees; by default every subset, the empty one ("none") included, and all
+        n_scenes: how many scenes are drawn (a mean over 2,000 is good to about 0.006).
+        seed: of the scenes.
+        chances: the probabilities of the world.
+        subsets: which channels the oracle sees; by default every subset, the empty one ("none") included, and all
             channels without the faint cues ("all but faint").
 
     Returns:

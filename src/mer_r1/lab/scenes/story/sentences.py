@@ -45,7 +45,7 @@ def sample_sentence(theme: str, split: Split, rng: np.random.Generator) -> str:
     """A sentence of 4 to 10 words about `theme`, out of those that belong to `split`.
 
     Raises:
-        UserError: Unknown theme or split.
+        UserError: unknown theme or split.
     """
     grammar = _grammar()
     if theme not in grammar["themes"] or split not in SPLITS:

@@ -43,9 +43,9 @@ def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Text
     """All texts of a scene.
 
     Args:
-        scene: The scene.
-        low_voice: Whether the speaker's voice is a low one (the description says so).
-        rng: Source of the choice of words.
+        scene: the scene.
+        low_voice: whether the speaker's voice is a low one (the description says so).
+        rng: source of the choice of words.
     """
     careful = careful_labels(scene, rng)
     reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
@@ -82,9 +82,9 @@ def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator)
     """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named.
 
     Args:
-        scene: The scene.
-        conclusion: The labels that it ends with.
-        rng: Source of the choice of words.
+        scene: the scene.
+        conclusion: the labels that it ends with.
+        rng: source of the choice of words.
     """
     named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *_small(scene))}
     face, voice = named[scene.face], named[scene.voice]

@@ -30,22 +30,22 @@ class Chances:
     """Every probability of the world (all in [0, 1]).
 
     Attributes:
-        second: That a scene has a second emotion.
-        conflict: That one channel is acted, for an emotion that can hide (those with a valence).
-        conflict_kinds: Given a conflict, that the acted channel is the face, the words, the voice.
-        shown: That face and voice show their pattern; else a neighbouring one (`near`) or a plain one.
-        near: That face and voice show a neighbouring pattern.
-        spoken: That the words are about the emotion's theme; else small talk (`idle`) or any theme.
-        idle: That the words are small talk although the emotion has other themes.
-        sign: That the primary emotion adds a sign of face or head (`leak` in a conflict).
-        leak: The same in a conflict: the body tells the truth.
-        stray: That a meaningless sign takes the place of the primary emotion's sign.
-        modifier: That the primary emotion adds a modifier of the voice.
-        second_in: Given a second emotion, that it shows as a sign, as a modifier, as the theme; the rest: not at all.
-        strengths: Of a face or voice pattern: faint, moderate, evident.
-        small_strengths: The same for signs and modifiers.
-        second_words: That the second emotion gives 0, 1, 2 gold words.
-        two_words: That the primary emotion gives two gold words instead of one.
+        second: that a scene has a second emotion.
+        conflict: that one channel is acted, for an emotion that can hide (those with a valence).
+        conflict_kinds: given a conflict, that the acted channel is the face, the words, the voice.
+        shown: that face and voice show their pattern; else a neighbouring one (`near`) or a plain one.
+        near: that face and voice show a neighbouring pattern.
+        spoken: that the words are about the emotion's theme; else small talk (`idle`) or any theme.
+        idle: that the words are small talk although the emotion has other themes.
+        sign: that the primary emotion adds a sign of face or head (`leak` in a conflict).
+        leak: the same in a conflict: the body tells the truth.
+        stray: that a meaningless sign takes the place of the primary emotion's sign.
+        modifier: that the primary emotion adds a modifier of the voice.
+        second_in: given a second emotion, that it shows as a sign, as a modifier, as the theme; the rest: not at all.
+        strengths: of a face or voice pattern: faint, moderate, evident.
+        small_strengths: the same for signs and modifiers.
+        second_words: that the second emotion gives 0, 1, 2 gold words.
+        two_words: that the primary emotion gives two gold words instead of one.
     """
 
     second: float = 0.55
@@ -132,15 +132,15 @@ class Scene:
     """What happens in one clip, before it is acted: the emotions, the cues as they can be observed, the gold words.
 
     Attributes:
-        primary: The main emotion.
-        secondary: The second emotion, or None.
-        conflict: Name of the conflict, or None.
-        face: Pattern of the face.
-        voice: Pattern of the voice.
-        theme: What is spoken about.
-        theme_of: The emotion the theme comes from, or None for idle or acted words.
+        primary: the main emotion.
+        secondary: the second emotion, or None.
+        conflict: name of the conflict, or None.
+        face: pattern of the face.
+        voice: pattern of the voice.
+        theme: what is spoken about.
+        theme_of: the emotion the theme comes from, or None for idle or acted words.
         signs: 0 to 2 further signs of face and head.
-        modifier: A small change of the voice, or None.
+        modifier: a small change of the voice, or None.
         gold: 1 to 4 gold words.
     """
 

@@ -104,10 +104,10 @@ def wobble(waveform: np.ndarray, depth: float, sampling_rate: int, rng: np.rando
     A slight random drift of the pitch (about 0.15 semitones) is always there: no human voice is perfectly steady.
 
     Args:
-        waveform: Speech (S,).
+        waveform: speech (S,).
         depth: 0 (steady) to 1.
-        sampling_rate: Its samples a second.
-        rng: Source of the rate, the phases and the drift.
+        sampling_rate: its samples a second.
+        rng: source of the rate, the phases and the drift.
 
     Returns:
         Speech of the same length (time is stretched by less than a millisecond or so).
@@ -133,9 +133,9 @@ def breathe(waveform: np.ndarray, amount: float, rng: np.random.Generator) -> np
     """Breathiness: the voice loses its upper harmonics, and hiss that follows its loudness takes their place.
 
     Args:
-        waveform: Speech (S,) at 16 kHz.
+        waveform: speech (S,) at 16 kHz.
         amount: 0 (clear) to 1 (nearly a whisper).
-        rng: Source of the hiss.
+        rng: source of the hiss.
 
     Returns:
         Speech of the same length.

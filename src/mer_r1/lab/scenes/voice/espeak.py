@@ -62,14 +62,14 @@ class Request:
     """What the synthesiser is asked for.
 
     Attributes:
-        ssml: The sentence, text in it escaped already, with `<break/>` elements; no `<speak>` around it, since its end
+        ssml: the sentence, text in it escaped already, with `<break/>` elements; no `<speak>` around it, since its end
             tag makes the library say the last word in its default voice.
-        accent: The language file, for example "en-US".
-        variant: The voice-variant file, for example "f2".
-        base: The voice file's lower pitch in Hz (the voice's formants follow it slightly).
-        width: The voice file's pitch width in Hz.
-        pitch: The library's pitch parameter, 0..99; 50 leaves `base` as it is.
-        rate: Words per minute, 80..450.
+        accent: the language file, for example "en-US".
+        variant: the voice-variant file, for example "f2".
+        base: the voice file's lower pitch in Hz (the voice's formants follow it slightly).
+        width: the voice file's pitch width in Hz.
+        pitch: the library's pitch parameter, 0..99; 50 leaves `base` as it is.
+        rate: words per minute, 80..450.
     """
 
     ssml: str
@@ -94,7 +94,7 @@ def _package() -> tuple[str, Path]:
     """The library's file and its data folder.
 
     Raises:
-        UserError: If the package is not installed.
+        UserError: if the package is not installed.
     """
     try:
         loader: Any = importlib.import_module("espeakng_loader")
@@ -210,13 +210,13 @@ def synthesise(request: Request) -> Spoken:
     Safe under fork and spawn (nothing stays loaded between calls) and from several threads (one speaks at a time).
 
     Args:
-        request: Text, voice and parameters.
+        request: text, voice and parameters.
 
     Returns:
         The samples and the phonemes' times.
 
     Raises:
-        UserError: If the synthesiser or a voice file is missing.
+        UserError: if the synthesiser or a voice file is missing.
     """
     lines = _voice_lines(request.accent, request.variant) + f"pitch {request.base} {request.base + request.width}\n"
     with _lock:

@@ -75,8 +75,8 @@ def mouth_curve(phonemes: list[tuple[float, float, str]], seconds: float, openin
 
     Args:
         phonemes: (start second, end second, mnemonic), in order; pauses may be among them.
-        seconds: Length of the curve.
-        opening: Factor on the jaw: above 1 for loud speech, below 1 for mumbling.
+        seconds: length of the curve.
+        opening: factor on the jaw: above 1 for loud speech, below 1 for mumbling.
 
     Returns:
         Array (T, 4) float32 in 0..1, `MOUTH_FPS` rows a second, columns `MOUTH_COLUMNS`; all zero in silence.

@@ -60,10 +60,10 @@ class Voice:
     """One speaker.
 
     Attributes:
-        accent: One of `ACCENTS`.
-        variant: One of the timbres in `VARIANTS`.
-        pitch: Neutral median pitch in Hz.
-        rate: Neutral speaking rate in words per minute.
+        accent: one of `ACCENTS`.
+        variant: one of the timbres in `VARIANTS`.
+        pitch: neutral median pitch in Hz.
+        rate: neutral speaking rate in words per minute.
         group: "low" or "high".
     """
 
@@ -84,16 +84,16 @@ class Prosody:
     """How a sentence is said, relative to the speaker's own neutral.
 
     Attributes:
-        pitch: Semitones, -8..10.
-        range: Factor on the pitch range, 0.2 (flat) .. 2.2 (very lively).
+        pitch: semitones, -8..10.
+        range: factor on the pitch range, 0.2 (flat) .. 2.2 (very lively).
         loudness: dB, -10..10.
-        tempo: Factor on the speaking rate, 0.65..1.5.
-        tremor: Wobble of pitch and level, 0..1.
-        breath: Breathiness and an audible in-breath before the sentence, 0..1.
-        pauses: Hesitations inside the sentence, 0..3 (at most one at each gap between words).
+        tempo: factor on the speaking rate, 0.65..1.5.
+        tremor: wobble of pitch and level, 0..1.
+        breath: breathiness and an audible in-breath before the sentence, 0..1.
+        pauses: hesitations inside the sentence, 0..3 (at most one at each gap between words).
 
     Raises:
-        UserError: If a value is outside its range.
+        UserError: if a value is outside its range.
     """
 
     pitch: float = 0.0
@@ -120,8 +120,8 @@ class Speech:
         waveform: (S,) float32 in [-1, 1]: in-breath if any, then the sentence; no silence around it.
         sampling_rate: 16000.
         mouth: (T, 4) float32 in 0..1 at 50 Hz: jaw_open, mouth_wide, mouth_round, lips_closed; zero in silence.
-        speaking: Start and end of the words in seconds.
-        truncated: Whether the sentence was cut at `max_seconds`.
+        speaking: start and end of the words in seconds.
+        truncated: whether the sentence was cut at `max_seconds`.
     """
 
     waveform: np.ndarray
@@ -135,14 +135,14 @@ def sample_voice(rng: np.random.Generator, split: Split) -> Voice:
     """Draw a speaker of a split.
 
     Args:
-        rng: Source of randomness.
+        rng: source of randomness.
         split: "train", "val" or "test"; their timbres are disjoint.
 
     Returns:
         The voice.
 
     Raises:
-        UserError: If the split is unknown.
+        UserError: if the split is unknown.
     """
     if split not in VARIANTS:
         raise UserError(f"split {split!r}: expected one of {', '.join(VARIANTS)}")
@@ -209,17 +209,17 @@ def speak(text: str, voice: Voice, prosody: Prosody, rng: np.random.Generator, m
     """Say a sentence. The same arguments, with `rng` in the same state, give the same samples in any process.
 
     Args:
-        text: What to say; markup and control characters in it are harmless.
-        voice: Who says it.
-        prosody: How.
-        rng: Source of where pauses fall, of breath noise and of the slight unsteadiness of every voice.
-        max_seconds: Longer speech is cut there, with `truncated` set.
+        text: what to say; markup and control characters in it are harmless.
+        voice: who says it.
+        prosody: how.
+        rng: source of where pauses fall, of breath noise and of the slight unsteadiness of every voice.
+        max_seconds: longer speech is cut there, with `truncated` set.
 
     Returns:
         The speech.
 
     Raises:
-        UserError: If there is nothing to say or the synthesiser is not installed.
+        UserError: if there is nothing to say or the synthesiser is not installed.
     """
     spoken = synthesise(_request(_ssml(text, prosody.pauses, rng), voice, prosody))
     phonemes = _timed_phonemes(spoken)
@@ -260,21 +260,21 @@ def mix(
     """Put speech into a clip's sound track: in a room, over noise, with somebody else in the background.
 
     Args:
-        speech: The speech.
-        rng: Source of the room, the noise and where the other voice starts.
-        seconds: Length of the track.
-        offset_seconds: When the speech starts; what reaches beyond the track is cut.
-        reverb: Whether to add a small room.
-        noise: One of `NOISES`; None draws one.
-        noise_db: Noise level in dB relative to neutral speech (so that soft speech drowns sooner); None for no noise.
-        other_voice: Another waveform (S,) at 16 kHz; repeated or cut to the track's length.
-        other_db: Its level in dB relative to neutral speech.
+        speech: the speech.
+        rng: source of the room, the noise and where the other voice starts.
+        seconds: length of the track.
+        offset_seconds: when the speech starts; what reaches beyond the track is cut.
+        reverb: whether to add a small room.
+        noise: one of `NOISES`; None draws one.
+        noise_db: noise level in dB relative to neutral speech (so that soft speech drowns sooner); None for no noise.
+        other_voice: another waveform (S,) at 16 kHz; repeated or cut to the track's length.
+        other_db: its level in dB relative to neutral speech.
 
     Returns:
         Track (seconds * 16000,) float32 in [-1, 1].
 
     Raises:
-        UserError: If the noise is unknown or a time is not positive.
+        UserError: if the noise is unknown or a time is not positive.
     """
     if seconds <= 0 or offset_seconds < 0:
         raise UserError(f"track of {seconds} s with speech at {offset_seconds} s: expected positive times")
