@@ -20,7 +20,7 @@ from transformers.trainer_utils import set_seed
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.lab.tiny.muon import MuonAdamW
-from mer_r1.lab.tiny.pretrain import train_ears, train_eyes, train_reading
+from mer_r1.lab.tiny.pretrain import train_audio_tower, train_language_model, train_vision_tower
 from mer_r1.lab.tiny.smollm2 import TOWERS, smollm2
 from mer_r1.model.features import Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni, load
@@ -64,7 +64,9 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
             with _half_the_cores():
                 rows = [(row["asked"], row["target"]) for row in _told(recipe.remarks, recipe.seed)]
                 texts = list(zip(rows[::2], rows[1::2], strict=True))
-                read = train_reading(omni, texts, recipe.reading_steps, recipe.learning_rate, recipe.seed, progress)
+                read = train_language_model(
+                    omni, texts, recipe.reading_steps, recipe.learning_rate, recipe.seed, progress
+                )
             logger.info("reading: cross-entropy %.3f per token", read)
         for tower, learned in learning.items():
             weights, loss = learned.result()
@@ -83,13 +85,13 @@ def _made(recipe: BuildRecipe, clips: list[Clip]) -> Omni:
 
 def _told(count: int, seed: int) -> list[dict[str, Any]]:
     # Rows like those of `examples`, of scenes that are told and not shown.
-    from mer_r1.lab.tiny.remarks import draw_remarks  # the corpus is an extra
+    from mer_r1.lab.tiny.remarks import draw_captions  # needs the extra `scenes`
 
     rows = []
-    for remark in draw_remarks(count, seed):
+    for caption in draw_captions(count, seed):
         said = {
-            question(remark.subtitle, "short", remark.told): format_completion("", remark.broad_labels),
-            remark_question(remark.subtitle, remark.told): remark.remark,
+            question(caption.subtitle, "short", caption.description): format_completion("", caption.broad_labels),
+            remark_question(caption.subtitle, caption.description): caption.remark,
         }
         rows += [{"clip_index": NO_CLIP, "asked": asked, "target": target} for asked, target in said.items()]
     return rows
@@ -98,7 +100,7 @@ def _told(count: int, seed: int) -> list[dict[str, Any]]:
 def _learn_to_see(folder: Path, recipe: BuildRecipe) -> Learned:
     omni, rate = load(folder), recipe.towers_learning_rate
     with _half_the_cores():
-        loss = train_eyes(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, recipe.decode_workers)
+        loss = train_vision_tower(omni, recipe.eyes_stills, recipe.eyes_steps, rate, recipe.seed, recipe.decode_workers)
     return _weights(omni.model.model.visual), loss
 
 
@@ -106,7 +108,7 @@ def _learn_to_hear(folder: Path, recipe: BuildRecipe) -> Learned:
     omni, rate = load(folder), 3 * recipe.towers_learning_rate
     workers = 1 if recipe.eyes_stills else recipe.decode_workers
     with _half_the_cores():
-        loss = train_ears(omni, recipe.ears_sounds, recipe.ears_steps, rate, recipe.seed, workers)
+        loss = train_audio_tower(omni, recipe.ears_sounds, recipe.ears_steps, rate, recipe.seed, workers)
     return _weights(omni.model.model.audio_tower), loss
 
 
