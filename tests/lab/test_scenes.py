@@ -13,10 +13,9 @@ from mer_r1.errors import UserError
 if find_spec("anny") is None or find_spec("espeakng_loader") is None:
     pytest.skip("the extra `scenes` is not installed", allow_module_level=True)
 
-from mer_r1.lab.scenes import acting, clip, write
+from mer_r1.lab.scenes import acting, clip, write, write_scenes
 from mer_r1.lab.scenes.story.sentences import SPLITS, split_of
 from mer_r1.lab.scenes.story.world import Cue, GoldWord, Scene
-from mer_r1.lab.scenes.write import write_scenes
 
 CLIPS = 6
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}

@@ -20,7 +20,7 @@ def scenes(
     workers: Workers = None,
 ) -> None:
     """Write the built-in corpus: generated audio-visual emotion scenes (never human data)."""
-    from mer_r1.lab.scenes.write import write_scenes
+    from mer_r1.lab.scenes import write_scenes
 
     with progress("scenes", clips) as advance:
         summary = write_scenes(out, clips, seed, workers=workers, progress=advance)

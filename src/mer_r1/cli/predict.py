@@ -142,7 +142,7 @@ def demo(
     """The whole story on generated scenes: base, SFT, RL with MER-R1, evaluation, report."""
     from mer_r1.lab.demo import run_demo
 
-    run_demo(out, quick=quick, seed=seed, console=console)
+    run_demo(out, quick=quick, seed=seed, console=console, bar=progress)
 
 
 def gate_threshold(model: str | None, threshold: float | None) -> float:

@@ -4,3 +4,7 @@
 render video and audio, `clip` and `write` write the files. `story.oracle` computes the best possible score. See
 docs/scenes.md.
 """
+
+from mer_r1.lab.scenes.write import write_scenes
+
+__all__ = ["write_scenes"]

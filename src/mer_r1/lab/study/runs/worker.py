@@ -26,7 +26,7 @@ def main(kind: str, arguments: str) -> None:
 
 def write_study_scenes(out: str, splits: dict[str, int]) -> None:
     """Write a corpus into the folder `out`; `splits` gives the exact number of clips per split."""
-    from mer_r1.lab.scenes.write import write_scenes
+    from mer_r1.lab.scenes import write_scenes
 
     write_scenes(out, sum(splits.values()), seed=0, splits=splits)
 
