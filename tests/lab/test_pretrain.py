@@ -1,4 +1,4 @@
-"""Eyes and ears of the tiny policy: patches as the processor makes them, mirrored targets, and that they learn."""
+"""Pretraining of the tiny towers: patches as the processor makes them, mirrored targets, and that they learn."""
 
 import importlib.util
 
@@ -8,7 +8,7 @@ import torch
 from tiny_world import SMALL, tiny_omni
 
 from mer_r1.data.media.read import Media
-from mer_r1.lab.tiny.pretrain import _bags, _patches, train_ears, train_eyes
+from mer_r1.lab.tiny.pretrain import _bags, _patches, train_audio_tower, train_vision_tower
 from mer_r1.model.prompts import media_tensors
 
 needs_scenes = pytest.mark.skipif(
@@ -49,32 +49,32 @@ def test_a_mirror_swaps_sides_and_turns_angles_and_twice_is_once():
 def test_a_mirrored_picture_shows_the_mirrored_smile():
     from mer_r1.lab.tiny.stills import PATTERNS, TARGETS, draw_stills
 
-    pictures, targets, patterns = draw_stills(8, seed=0, size=56, workers=1)
-    np.testing.assert_array_equal(pictures, draw_stills(8, seed=0, size=56, workers=1).pictures)
+    images, targets, patterns = draw_stills(8, seed=0, size=56, workers=1)
+    np.testing.assert_array_equal(images, draw_stills(8, seed=0, size=56, workers=1).images)
     assert patterns.shape == (8,)
     assert set(patterns) <= set(range(len(PATTERNS)))
-    assert pictures.shape == (8, 56, 56, 3)
+    assert images.shape == (8, 56, 56, 3)
     assert targets.shape == (8, len(TARGETS))
     assert np.abs(targets).max() <= 2.0
 
 
 @needs_scenes
-def test_eyes_learn_to_see(omni):
-    first = train_eyes(omni, 64, 2, 1e-3, seed=0, workers=1)
-    later = train_eyes(omni, 64, 120, 3e-3, seed=0, workers=1)
+def test_the_vision_tower_learns(omni):
+    first = train_vision_tower(omni, 64, 2, 1e-3, seed=0, workers=1)
+    later = train_vision_tower(omni, 64, 120, 3e-3, seed=0, workers=1)
     assert later < 0.85 * first
 
 
 @needs_scenes
-def test_ears_learn_to_hear():
+def test_the_audio_tower_learns():
     omni = tiny_omni()
-    first = train_ears(omni, 48, 2, 1e-3, seed=0, workers=1)
-    later = train_ears(omni, 48, 120, 5e-3, seed=0, workers=1)
+    first = train_audio_tower(omni, 48, 2, 1e-3, seed=0, workers=1)
+    later = train_audio_tower(omni, 48, 120, 5e-3, seed=0, workers=1)
     assert later < 0.85 * first
 
 
 @needs_scenes
-def test_sounds_are_the_same_for_a_seed_and_hardly_share_a_speaker():
+def test_audio_clips_are_the_same_for_a_seed_and_hardly_share_a_speaker():
     from mer_r1.lab.tiny.sounds import MANNERS, draw_sounds
 
     sounds = list(draw_sounds(3, seed=0, workers=1))

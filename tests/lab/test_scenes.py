@@ -121,7 +121,7 @@ def test_an_interrupted_run_is_continued(corpus, tmp_path):
     with pytest.raises(StopError):
         write_scenes(out, CLIPS, seed=7, splits=SHARES, workers=1, progress=stop_after_two)
     assert not (out / "manifest.jsonl").exists()
-    (out / "clips" / ".train-000002.99.mp4").write_bytes(b"half a clip")
+    (out / "clips" / ".train-000002.mp4.99.partial").write_bytes(b"half a clip")
     times = {path.name: path.stat().st_mtime_ns for path in (out / "clips").glob("[!.]*.mp4")}
     assert len(times) == 2
     told = []

@@ -20,9 +20,9 @@ from mer_r1.evaluation.records import Record, append_record
 from mer_r1.lab.study.results import intervals
 from mer_r1.lab.study.results.claims import CLAIMS, decide
 from mer_r1.lab.study.results.collect import collect, cost, score_splits, theory
-from mer_r1.lab.study.results.intervals import Verdict, estimate, paired, t_quantile, verdict
+from mer_r1.lab.study.results.intervals import ClaimVerdict, estimate, paired, t_quantile, verdict
 from mer_r1.lab.study.results.report import fill_document, publish, read_results, write_report
-from mer_r1.lab.study.runs.jobs import Job, Options, plan, settings_of
+from mer_r1.lab.study.runs.jobs import Options, StudyJob, plan, settings_of
 from mer_r1.lab.study.runs.schedule import DONE_FILE, is_done, run_jobs
 from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, chosen_studies
@@ -68,7 +68,7 @@ def options(tmp_path: Path) -> Options:
     return Options(tmp_path / "out", TINY, 2, tmp_path / "train.jsonl", tmp_path / "base", tmp_path / "exam.jsonl")
 
 
-def kinds(jobs: list[Job]) -> list[tuple[str, str | None, int | None, str | None]]:
+def kinds(jobs: list[StudyJob]) -> list[tuple[str, str | None, int | None, str | None]]:
     facts = [job.facts for job in jobs]
     return [(f["kind"], f.get("variant"), f.get("seed"), f.get("split")) for f in facts]
 
@@ -113,7 +113,7 @@ def test_a_trial_asks_about_validation_clips_only(options: Options) -> None:
     assert {job.name for job in jobs if job.facts["kind"] == "rl"} == {
         job.name for job in plan(["parts", "theory"], options) if job.facts["kind"] == "rl"
     }
-    with pytest.raises(UserError, match="'auto' chooses on validation clips and judges on test clips: no --trial"):
+    with pytest.raises(UserError, match="--trial: study 'auto' chooses on validation clips and judges on test clips"):
         plan(["auto"], replace(options, trial=True))
 
 
@@ -144,8 +144,8 @@ def test_settings_for_all_do_not_undo_a_variant(options: Options) -> None:
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
 
-def script(name: str, code: str, *needs: str, **facts: Any) -> Job:
-    return Job(name, "timeit", ("-n", "1", "-r", "1", code), needs, {"kind": "test", **facts})
+def script(name: str, code: str, *needs: str, **facts: Any) -> StudyJob:
+    return StudyJob(name, "timeit", ("-n", "1", "-r", "1", code), needs, {"kind": "test", **facts})
 
 
 def test_jobs_run_once_in_order_and_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
@@ -168,12 +168,13 @@ def test_jobs_run_once_in_order_and_a_failure_stops_only_what_needs_it(tmp_path:
     assert log.read_text(encoding="utf-8").split() == ["a", "b", "after"]
 
 
-def program_of(job: Job, out: Path) -> subprocess.Popen[bytes]:
+def program_of(job: StudyJob, out: Path) -> subprocess.Popen[bytes]:
     """A process that runs one job."""
     program = (
-        "import sys; from pathlib import Path; from mer_r1.lab.study.runs.jobs import Job; "
+        "import sys; from pathlib import Path; from mer_r1.lab.study.runs.jobs import StudyJob; "
         "from mer_r1.lab.study.runs.schedule import run_jobs; "
-        f"run_jobs([Job({job.name!r}, 'timeit', {job.arguments!r}, (), {{'kind': 'test'}})], Path({str(out)!r}), 1)"
+        f"job = StudyJob({job.name!r}, 'timeit', {job.arguments!r}, (), {{'kind': 'test'}}); "
+        f"run_jobs([job], Path({str(out)!r}), 1)"
     )
     return subprocess.Popen([sys.executable, "-c", program])
 
@@ -236,7 +237,7 @@ def test_a_folder_keeps_its_recipe_and_its_scenes(tmp_path: Path) -> None:
     changed.write_text("common: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="differs"):
         keep_session("auto", out, {**told, "recipe": changed}, "")
-    with pytest.raises(UserError, match="no study's folder"):
+    with pytest.raises(UserError, match="not a study's folder"):
         read_session(tmp_path / "nowhere")
     with pytest.raises(UserError, match="TRAIN,VAL,TEST"):
         to_options(out, {**told, "clips": "3600"})
@@ -272,13 +273,13 @@ def test_verdicts_need_the_whole_interval() -> None:
     def over(low: float, high: float) -> intervals.Estimate:
         return {"mean": (low + high) / 2, "low": low, "high": high, "n": 8}
 
-    assert verdict(over(0.1, 0.3)) is Verdict.HOLDS
-    assert verdict(over(-0.3, -0.1)) is Verdict.FAILS
-    assert verdict(over(-0.1, 0.3)) is Verdict.UNDECIDED
-    assert verdict(over(0.0, 0.0)) is Verdict.UNDECIDED
-    assert verdict(over(0.1, 0.3), sign=-1) is Verdict.FAILS
-    assert verdict(over(-0.3, -0.1), sign=-1) is Verdict.HOLDS
-    assert verdict(estimate([0.3])) is Verdict.UNDECIDED
+    assert verdict(over(0.1, 0.3)) is ClaimVerdict.HOLDS
+    assert verdict(over(-0.3, -0.1)) is ClaimVerdict.FAILS
+    assert verdict(over(-0.1, 0.3)) is ClaimVerdict.UNDECIDED
+    assert verdict(over(0.0, 0.0)) is ClaimVerdict.UNDECIDED
+    assert verdict(over(0.1, 0.3), sign=-1) is ClaimVerdict.FAILS
+    assert verdict(over(-0.3, -0.1), sign=-1) is ClaimVerdict.HOLDS
+    assert verdict(estimate([0.3])) is ClaimVerdict.UNDECIDED
 
 
 # --- numbers, tables, page --------------------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ GEOMETRY = {
 }
 
 
-def finish(out: Path, jobs: list[Job]) -> None:
+def finish(out: Path, jobs: list[StudyJob]) -> None:
     """What finished runs leave behind, with made-up records."""
     for job in jobs:
         folder = out / job.name
@@ -418,7 +419,7 @@ def test_the_committed_page_holds_exactly_the_committed_results() -> None:
     text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     assert fill_document(text, read_results(ROOT / "docs" / "study")) == text
     assert all(f"<!-- study:{name} -->" in text for name in STUDIES)
-    with pytest.raises(UserError, match="asks for the study"):
+    with pytest.raises(UserError, match="marker study:other: expected one of paradox"):
         fill_document("<!-- study:other -->\n<!-- end -->", {})
 
 

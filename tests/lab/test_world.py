@@ -208,7 +208,7 @@ def test_every_split_has_sentences_for_every_theme():
 
 
 def test_unknown_theme_is_an_error():
-    with pytest.raises(UserError, match="no theme 'weather'"):
+    with pytest.raises(UserError, match="unknown theme 'weather'"):
         sample_sentence("weather", "train", np.random.default_rng(0))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.app import HELP, app, console, say
+from mer_r1.cli.app import HELP, app, console, progress, say
 from mer_r1.cli.options import App
 from mer_r1.lab.study.runs.variants import STUDIES
 
@@ -30,7 +30,7 @@ def demo(
     """Run everything end to end on generated scenes: base model, SFT, RL with MER-R1, evaluation, report."""
     from mer_r1.lab.demo import run_demo
 
-    run_demo(out, quick=quick, seed=seed, console=console)
+    run_demo(out, quick=quick, seed=seed, console=console, bar=progress)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _run(name: str, plan: Plan) -> None:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    run_jobs(jobs, out, plan.workers or _cores(), say)
+    run_jobs(jobs, out, plan.workers or _cores(), report=say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")
 

@@ -1,7 +1,7 @@
-"""The whole story in one run: scenes, base, SFT, RL with MER-R1, evaluation, report.
+"""End-to-end demo: scenes, base, SFT, RL with MER-R1, evaluation, report.
 
-The same commands and recipes that a user would start one by one, each over two processes; every finished stage is kept,
-so an interrupted demo goes on where it stopped. Test scenes are only ever evaluated on.
+It runs the public commands and recipes, each over two processes; finished stages are kept, so an interrupted demo
+resumes. Test scenes are used for evaluation only.
 """
 
 import json
@@ -9,9 +9,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -19,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
 
 STAGES = ("scenes", "base", "sft", "rl", "evaluation")
 MOST_PROCESSES = 2
-"""More would change the order of sums, and so the results, from machine to machine."""
+"""More processes would change the order of sums, and so the results."""
 POLL_SECONDS = 0.5
 CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
+"""(title, total) -> a progress bar, and the callback that advances it."""
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """Clips of each split, and what differs from the recipe."""
+    """Clips per split, and overrides of the recipe."""
 
     train: int
     val: int
@@ -42,7 +44,7 @@ class DemoSize:
     rl: tuple[str, ...]
 
 
-# The recipe with a somewhat shorter base and somewhat longer RL, of 8 prompts a step.
+# The recipe with a shorter base and longer RL (8 prompts per step).
 FULL = DemoSize(
     train=3280,
     val=20,
@@ -70,23 +72,27 @@ QUICK = DemoSize(
 )
 
 
-def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | None = None) -> Path:
-    """Run the demo into a folder; returns the path of its report.
+def _no_bar(title: str, total: int | None) -> AbstractContextManager[Callable[..., object]]:
+    return nullcontext(lambda *_: None)
+
+
+def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | None = None, bar: Bar = _no_bar) -> Path:
+    """Run the demo; returns the path of its report.
 
     Args:
-        out: run folder. What is finished in it is kept; the size and seed must be the same.
-        quick: a small version.
-        seed: of scenes, model and training.
-        console: where progress and the final table go.
+        out: run folder; rerun with the same size and seed to resume.
+        quick: whether to run the small version.
+        seed: seed for scenes, model and training.
+        console: console for stages and the final table.
+        bar: progress bars of the stages.
 
     Raises:
         UserError: if the folder holds a demo of another size or seed.
     """
-    console = console or Console()
     size = QUICK if quick else FULL
-    run = _Run(out, {"quick": quick, "seed": seed}, console)
+    run = _Run(out, {"quick": quick, "seed": seed}, console or Console())
     manifest = out / "scenes" / "manifest.jsonl"
-    run.stage("scenes", lambda: _write_scenes(out / "scenes", size, seed, console))
+    run.stage("scenes", lambda: _write_scenes(out / "scenes", size, seed, bar))
     common = [f"manifest={manifest}", f"seed={seed}", "disable_tqdm=true", "resume_from_checkpoint=true"]
     stages = {"base": (["build", "--tiny"], size.build), "sft": (["sft"], size.sft), "rl": (["rl"], size.rl)}
     before: str | None = None
@@ -94,14 +100,14 @@ def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | N
         settings = [*common, f"output_dir={out / name}", *changes]
         if before:
             settings.append(f"model={out / before / 'model'}")
-        run.stage(name, partial(_train, command, settings, out / name, console))
+        run.stage(name, partial(_train, command, settings, out / name, bar))
         before = name
-    run.stage("evaluation", lambda: _evaluate(out, manifest, seed, console))
+    run.stage("evaluation", lambda: _evaluate(out, manifest, seed, bar))
     return _conclude(run, manifest, seed)
 
 
 class _Run:
-    """Which stages of a run folder are finished, and how long they took."""
+    """The finished stages of a run folder and their seconds."""
 
     def __init__(self, out: Path, settings: dict[str, Any], console: Console) -> None:
         self.out, self.console = out, console
@@ -115,28 +121,26 @@ class _Run:
     def stage(self, name: str, function: Callable[[], Any]) -> None:
         number = f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}"
         if name in self.state["seconds"]:
-            self.console.print(f"{number}: done before, {self.state['seconds'][name]:.0f} s")
+            self.console.print(f"{number}: already done, {self.state['seconds'][name]:.0f} s")
             return
         began = time.perf_counter()
         function()
         self.state["seconds"][name] = round(time.perf_counter() - began, 1)
-        unfinished = self.file.with_suffix(".partial")
-        unfinished.write_text(json.dumps(self.state, indent=2), encoding="utf-8")
-        unfinished.replace(self.file)
+        write_atomically(self.file, json.dumps(self.state, indent=2))
         self.console.print(f"{number}: {self.state['seconds'][name]:.0f} s")
 
 
-def _write_scenes(folder: Path, size: DemoSize, seed: int, console: Console) -> None:
+def _write_scenes(folder: Path, size: DemoSize, seed: int, bar: Bar) -> None:
     from mer_r1.lab.scenes import write_scenes
 
     splits = {"train": size.train, "val": size.val, "test": size.test}
     total = sum(splits.values())
-    with _bar(console, "scenes", total) as advance:
+    with bar("  scenes", total) as advance:
         write_scenes(folder, total, seed, splits=splits, progress=advance)
 
 
-def _train(command: list[str], settings: list[str], folder: Path, console: Console) -> None:
-    # What a user would start, in one process a core: matrices this small gain nothing from a second thread.
+def _train(command: list[str], settings: list[str], folder: Path, bar: Bar) -> None:
+    # The public command, one process per core: matrices this small gain nothing from a second thread.
     from mer_r1.training import recipe_files as config
     from mer_r1.training.recipe_info import shipped_recipes
 
@@ -150,7 +154,7 @@ def _train(command: list[str], settings: list[str], folder: Path, console: Conso
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "console.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with log.open("ab") as output, _bar(console, "steps", max(recipe.max_steps, 0) or None) as advance:
+    with log.open("ab") as output, bar("  steps", max(recipe.max_steps, 0) or None) as advance:
         child = subprocess.Popen(launch, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
             shown = 0
@@ -164,10 +168,8 @@ def _train(command: list[str], settings: list[str], folder: Path, console: Conso
             child.wait()
     if child.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = next((line.strip() for line in reversed(lines) if line.startswith("mer-r1: ")), "")
-        raise UserError(
-            f"{' '.join(command)} ended with status {child.returncode}; {log} has the reason. {said}".strip()
-        )
+        error = next((line.strip() for line in reversed(lines) if line.startswith("mer-r1: ")), "")
+        raise UserError(f"{' '.join(command)} ended with status {child.returncode}; see {log}. {error}".strip())
 
 
 def _steps(log: Path) -> int:
@@ -175,16 +177,16 @@ def _steps(log: Path) -> int:
     return max((json.loads(line).get("step", 0) for line in lines[-2:] if line.endswith("}")), default=0)
 
 
-def _evaluate(out: Path, manifest: Path, seed: int, console: Console) -> None:
-    # Side by side, a thread each: matrices this small gain little from a second one.
+def _evaluate(out: Path, manifest: Path, seed: int, bar: Bar) -> None:
+    # In parallel, one thread each: matrices this small gain little from a second thread.
     wanted = [("sft", None), ("rl", None), *(("rl", channel) for channel in CONDITIONS.values())]
-    with _bar(console, "evaluated", len(wanted)) as advance, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        for job in [pool.submit(_ask, out, manifest, seed, stage, exchange) for stage, exchange in wanted]:
+    with bar("  evaluated", len(wanted)) as advance, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        for job in [pool.submit(_evaluate_stage, out, manifest, seed, stage, exchange) for stage, exchange in wanted]:
             job.result()
             advance(1)
 
 
-def _ask(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None) -> None:
+def _evaluate_stage(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None) -> None:
     import torch
 
     from mer_r1.emotions.thinking import ThinkingMode
@@ -220,7 +222,7 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
         "versions": versions(),
         "commit": commit(),
     }
-    (out / "run.json").write_text(json.dumps(page, indent=2), encoding="utf-8")
+    write_atomically(out / "run.json", json.dumps(page, indent=2))
     summaries = {titles[name]: write_summary(out / "eval" / name, seed=seed) for name in records}
     after, before = (read_records(out / records[name]) for name in ("rl", "sft"))
     differences = {"MER-R1 slow - SFT slow": compare(after, before, "slow", seed=seed)}
@@ -232,15 +234,3 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
     report = write_report(out)
     run.console.print(f"report: {report}")
     return report
-
-
-@contextmanager
-def _bar(console: Console, what: str, total: int | None) -> Iterator[Callable[..., None]]:
-    columns = (TextColumn(f"  {what}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-
-        def advance(done: int, of: int | None = None) -> None:
-            bar.update(task, advance=done, total=of or total)
-
-        yield advance

@@ -1,8 +1,8 @@
-"""How a scene is acted: cues become facial actions and head movement over time, and the prosody of the voice.
+"""Acting: cues become facial actions and head movement over time, and the prosody of the voice.
 
-A strength scales a pattern: an evident smile is a full one, a faint one about a third of it. An expression rises
-within the first third of a clip, holds, and may fall again; the moving mouth of the speaker is added on top, then
-blinks, slow wandering of the head, and small errors of the actor. The patterns at full strength stand in `acting.json`.
+A strength scales a pattern: an evident smile is the full pattern, a faint one about a third of it. An expression rises
+within the first third of a clip, holds, and may fall again; the mouth's speech movement, blinks, slow head movement and
+small random errors are added. `acting.json` holds the patterns at full strength.
 """
 
 import json
@@ -19,29 +19,24 @@ from mer_r1.lab.scenes.story.world import Scene
 from mer_r1.lab.scenes.voice.speech import Prosody
 
 SCALES = {"faint": 0.35, "moderate": 0.75, "evident": 1.05}
-"""How much of the full pattern each strength shows."""
+"""Strength -> share of the full pattern."""
 SCALE_NOISE = 0.06
 MOUTH_RATE = 50
 FASTEST = 1.5
+_FACTORS = ("range", "tempo")
 _MOVES = ("gaze_x", "gaze_y", "yaw", "pitch", "roll", "nod", "shake", "blush", "tears")
 Array = npt.NDArray[np.float64]
 
 
 def prosody(scene: Scene, rng: np.random.Generator) -> Prosody:
-    """The prosody that the scene's voice pattern and its modifier ask for."""
+    """The prosody of the scene's voice pattern and its modifier."""
     tables = _tables()
     level = SCALES[scene.voice.strength] + SCALE_NOISE * rng.standard_normal()
     values = _scaled(tables["voice"][scene.voice.name], level)
     if scene.modifier:
         extra = _scaled(tables["modifiers"][scene.modifier.name], 0.4 + 0.6 * SCALES[scene.modifier.strength])
         values = {
-            "pitch": values["pitch"] + extra["pitch"],
-            "range": values["range"] * extra["range"],
-            "loudness": values["loudness"] + extra["loudness"],
-            "tempo": values["tempo"] * extra["tempo"],
-            "tremor": values["tremor"] + extra["tremor"],
-            "breath": values["breath"] + extra["breath"],
-            "pauses": values["pauses"] + extra["pauses"],
+            name: value * extra[name] if name in _FACTORS else value + extra[name] for name, value in values.items()
         }
     return Prosody(
         pitch=values["pitch"] + 0.3 * rng.standard_normal(),
@@ -55,14 +50,14 @@ def prosody(scene: Scene, rng: np.random.Generator) -> Prosody:
 
 
 def poses(scene: Scene, mouth: Array, n_frames: int, fps: int, rng: np.random.Generator) -> list[Pose]:
-    """The face and head of every frame.
+    """Face and head of every frame.
 
     Args:
-        scene: The scene.
-        mouth: The speaking mouth over the clip, (T, 4) at 50 Hz: jaw open, wide, round, lips closed; each in [0, 1].
-        n_frames: How many frames.
-        fps: Frames per second.
-        rng: Source of timing, blinks and wandering.
+        scene: the scene.
+        mouth: the mouth's speech movement, (T, 4) at 50 Hz: jaw open, wide, round, lips closed; each in [0, 1].
+        n_frames: number of frames.
+        fps: frames per second.
+        rng: random generator for timing, blinks and head movement.
 
     Returns:
         `n_frames` poses.
@@ -84,15 +79,15 @@ def poses(scene: Scene, mouth: Array, n_frames: int, fps: int, rng: np.random.Ge
 
 
 def _scaled(pattern: Mapping[str, float], level: float) -> dict[str, float]:
-    """A pattern of the voice at a level: offsets grow in proportion, factors by their logarithm."""
+    """A voice pattern at a level: offsets scale linearly, factors in their logarithm."""
     values = {name: level * pattern.get(name, 0.0) for name in ("pitch", "loudness", "tremor", "breath", "pauses")}
-    for name in ("range", "tempo"):
+    for name in _FACTORS:
         values[name] = float(pattern.get(name, 1.0) ** level)
     return values
 
 
 def _envelope(times: Array, seconds: float, rng: np.random.Generator) -> Array:
-    """0 to 1 over time: a rise early in the clip, a hold, and in half of the clips a partial fall at the end."""
+    """0 to 1 over time: an early rise, a hold, and in half of the clips a partial fall at the end."""
     onset = rng.uniform(-0.3, 0.2) * seconds
     rise = rng.uniform(0.1, 0.2) * seconds
     up = np.clip((times - onset) / rise, 0.0, 1.0)
@@ -120,7 +115,7 @@ def _add(
 
 
 def _add_speech(actions: dict[str, Array], mouth: Array, times: Array) -> None:
-    """The speaking mouth on top of the expression, as seen at the middle of each frame."""
+    """Add the mouth's speech movement to the expression, sampled at the middle of each frame."""
     places = np.clip((times * MOUTH_RATE).astype(int), 0, len(mouth) - 1)
     jaw, wide, narrow, closed = mouth[places].T
     held = actions.get("jawOpen", np.zeros(len(times)))
@@ -142,7 +137,7 @@ def _add_blinks(actions: dict[str, Array], times: Array, rng: np.random.Generato
 
 
 def _add_wandering(moves: dict[str, Array], times: Array, rng: np.random.Generator) -> None:
-    """Where the head happens to be, slow drift, the rhythm of nods and shakes, and restless eyes."""
+    """Add random head position, slow drift, the rhythm of nods and shakes, and eye movement."""
     for name, held, drift in (("yaw", 3.5, 1.5), ("pitch", 2.0, 1.0), ("roll", 1.5, 0.8)):
         phase, rate = rng.random(), rng.uniform(0.2, 0.6)
         moves[name] = moves[name] + held * rng.standard_normal() + drift * np.sin(2 * np.pi * (rate * times + phase))

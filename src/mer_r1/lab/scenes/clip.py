@@ -1,22 +1,21 @@
-"""One clip of the built-in scenes: from (seed, split, index) to a manifest row, frames, sound, and an mp4 file.
+"""One clip of the built-in scenes: from (seed, split, index) to a manifest row, frames, audio, and an mp4 file.
 
-Everything about a clip comes from random streams keyed by (seed, split, index, stream), so that it does not matter
-which process makes it, or in which order. The row is drawn before anything is rendered: an interrupted run can list
-its finished clips again without rendering them.
+All random numbers of a clip come from streams keyed by (seed, split, index, stream), so the result does not depend on
+the process or the order. The row is drawn before anything is rendered: an interrupted run lists its finished clips
+without rendering them again.
 """
 
-import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.lab.scenes import acting
 from mer_r1.lab.scenes.face.appearance import Identity, sample_framing, sample_identity
 from mer_r1.lab.scenes.face.renderer import FaceRenderer
@@ -30,18 +29,18 @@ SIZE = 128
 SAMPLING_RATE = 16_000
 SHORTEST, LONGEST = 2.0, 4.0
 PERSONS: dict[Split, int] = {"train": 64, "val": 12, "test": 24}
-"""How many persons (an identity with its voice) each split has."""
+"""Number of persons (an identity with a voice) per split."""
 NOISY, NOISE_DB = 0.7, (-40.0, -22.0)
-"""Share of clips with background noise, and its level relative to neutral speech."""
+"""Share of clips with background noise, and its level range relative to neutral speech."""
 OTHER_VOICE, OTHER_DB = 0.15, (-28.0, -18.0)
-"""Share of clips with somebody else in the background, and their level relative to neutral speech."""
+"""Share of clips with a voice in the background, and its level range relative to neutral speech."""
 _STREAMS = ("scene", "texts", "words", "person", "acting", "render", "voice", "sound")
 _PERSON_KEY = 1_000_003
 
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody of one split: a face and a voice."""
+    """A person of one split: a face and a voice."""
 
     name: str
     identity: Identity
@@ -102,7 +101,7 @@ class Recording:
 
 
 def clip_id(split: Split, index: int) -> str:
-    """The name of a clip.
+    """Id of a clip.
 
     >>> clip_id("train", 12)
     'train-000012'
@@ -111,7 +110,7 @@ def clip_id(split: Split, index: int) -> str:
 
 
 def script(seed: int, split: Split, index: int) -> Script:
-    """Draw everything about a clip that the manifest says."""
+    """Draw the content of a clip's manifest row."""
     scene = sample_scene(_stream(seed, split, index, "scene"))
     number = int(_stream(seed, split, index, "person").integers(PERSONS[split]))
     someone = person(seed, split, number)
@@ -137,42 +136,36 @@ def record(drawn: Script) -> Recording:
 
 
 def sound(drawn: Script) -> npt.NDArray[np.float32]:
-    """The waveform of a clip alone, (S,) at `SAMPLING_RATE`: an eighth of the work."""
+    """The waveform of a clip alone, (S,) at `SAMPLING_RATE`: an eighth of the cost of `record`."""
     return _spoken(drawn, _stream(drawn.seed, drawn.split, drawn.index, "acting"))[0]
 
 
 def save(recording: Recording, path: Path) -> None:
-    """Write the clip as mp4 (H.264 or MPEG-4 video, AAC sound), atomically and with single-threaded encoders."""
+    """Write the clip as mp4 (H.264 or MPEG-4 video, AAC audio), atomically and with single-threaded encoders."""
+    write_atomically(path, partial(_encode, recording))
+
+
+def _encode(recording: Recording, path: Path) -> None:
     import av
 
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
-    try:
-        with av.open(str(unfinished), "w", format="mp4") as container:
-            name = _video_codec()
-            options = {"preset": "ultrafast", "crf": "20"} if name == "libx264" else {"qscale": "3"}
-            video: Any = container.add_stream(name, rate=FPS, options=options)
-            video.codec_context.thread_count = 1  # several threads would cut the picture into other slices
-            video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
-            audio: Any = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
-            audio.bit_rate = 48_000
-            for frame in recording.frames:
-                container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(video.encode())
-            for packet in _sound_packets(audio, recording.waveform):
-                container.mux(packet)
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
-
-
-def person(seed: int, split: Split, number: int) -> Person:
-    """The `number`-th person of a split; the pools of two splits share nobody."""
-    return _person(seed, split, number)
+    with av.open(str(path), "w", format="mp4") as container:
+        name = _video_codec()
+        options = {"preset": "ultrafast", "crf": "20"} if name == "libx264" else {"qscale": "3"}
+        video: Any = container.add_stream(name, rate=FPS, options=options)
+        video.codec_context.thread_count = 1  # several threads would cut the frame into other slices
+        video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
+        audio: Any = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
+        audio.bit_rate = 48_000
+        for frame in recording.frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+        for packet in _audio_packets(audio, recording.waveform):
+            container.mux(packet)
 
 
 @lru_cache(maxsize=256)
-def _person(seed: int, split: Split, number: int) -> Person:
+def person(seed: int, split: Split, number: int) -> Person:
+    """The `number`-th person of a split; no person is in two splits."""
     rng = np.random.default_rng([seed, _PERSON_KEY, SPLITS.index(split), number])
     identity = sample_identity(rng)
     group = "low" if any("-male-" in shape for shape in identity.shapes) else "high"
@@ -187,7 +180,7 @@ def _speaker(drawn: Script) -> Person:
 
 
 def _spoken(drawn: Script, act: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """The sound track, whole frames long, and the mouth's shapes at `acting.MOUTH_RATE`."""
+    """The audio track, a whole number of frames long, and the mouth shapes at `acting.MOUTH_RATE`."""
     lead, tail = act.uniform(0.15, 0.35), act.uniform(0.2, 0.45)
     manner = acting.prosody(drawn.scene, act)
     rng = _stream(drawn.seed, drawn.split, drawn.index, "voice")
@@ -199,7 +192,7 @@ def _spoken(drawn: Script, act: np.random.Generator) -> tuple[npt.NDArray[np.flo
 
 
 def _say(text: str, voice: Voice, manner: Prosody, rng: np.random.Generator, max_seconds: float) -> Speech:
-    """Speak; who cannot finish in time speaks faster, and at last leaves out the pauses."""
+    """Speak a sentence; if it exceeds `max_seconds`, speak faster and without pauses."""
     speech = speak(text, voice, manner, rng, max_seconds)
     for faster in (1.15, 1.3, 1.5):
         if not speech.truncated:
@@ -210,7 +203,7 @@ def _say(text: str, voice: Voice, manner: Prosody, rng: np.random.Generator, max
 
 
 def _track(drawn: Script, speech: Speech, seconds: float, lead: float) -> npt.NDArray[np.float32]:
-    """The sound of the clip: a room, mostly some noise, sometimes somebody else of the same split far away."""
+    """The audio of the clip: a room, usually noise, sometimes a distant voice of the same split."""
     rng = _stream(drawn.seed, drawn.split, drawn.index, "sound")
     noise_db = float(rng.uniform(*NOISE_DB)) if rng.random() < NOISY else None
     other = None
@@ -234,7 +227,7 @@ def _video_codec() -> str:
     return "libx264" if "libx264" in av.codecs_available else "mpeg4"
 
 
-def _sound_packets(stream: Any, waveform: npt.NDArray[np.float32]) -> Iterator[Any]:
+def _audio_packets(stream: Any, waveform: npt.NDArray[np.float32]) -> Iterator[Any]:
     import av
 
     step = 1024

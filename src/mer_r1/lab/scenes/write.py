@@ -1,8 +1,8 @@
-"""Writing a corpus of built-in scenes: many processes, one result.
+"""Write a corpus of generated scenes in parallel; the result does not depend on the number of processes.
 
-`out/scenes.json` says which run the folder belongs to, `out/clips/` fills up with finished clips, and the manifest
-comes last: a folder with a manifest is complete. The same call continues an interrupted run; any other call on a
-folder that is not empty is refused.
+`out/scenes.json` identifies the run, `out/clips/` collects finished clips, and the manifest is written last: a folder
+with a manifest is complete. The same call resumes an interrupted run; any other call on a folder that is not empty is
+an error. Rendering needs the extra `scenes`, which is imported only when clips are made.
 """
 
 import json
@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
-from mer_r1.lab.scenes.clip import clip_id, record, save, script
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 4
-"""Raised whenever the same seed would give other clips, or other rows."""
+"""Version of the corpus; raise it when the same seed gives other clips or rows."""
 DEFAULT_SPLITS: Mapping[str, float] = {"train": 0.8, "val": 0.06, "test": 0.14}
 RUN_FILE, MANIFEST = "scenes.json", "manifest.jsonl"
 _CHUNK = 4
 
 
 @dataclass(frozen=True)
-class Job:
-    """One clip to be made, as workers are told."""
+class ClipJob:
+    """One clip to render."""
 
     seed: int
     split: Split
@@ -38,7 +38,9 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Where the clip goes."""
+        """File of the clip."""
+        from mer_r1.lab.scenes.clip import clip_id
+
         return Path(self.folder) / f"{clip_id(self.split, self.index)}.mp4"
 
 
@@ -53,48 +55,49 @@ def write_scenes(
     """Write `clips` generated scenes and their manifest.
 
     Args:
-        out: Folder to write: `clips/*.mp4`, `manifest.jsonl`, `scenes.json`. New, empty, or of the same run.
-        clips: How many clips over all splits, at least 1.
-        seed: The same seed gives the same manifest and the same decoded clips, however many workers there are.
-        splits: Split -> share of the clips (the shares are scaled to sum 1); default train 0.80, val 0.06, test 0.14.
-        workers: Processes; all usable cores if not given.
-        progress: Called with the number of clips that have just been finished (those of an earlier run at once).
+        out: output folder (`clips/*.mp4`, `manifest.jsonl`, `scenes.json`): new, empty, or of the same run.
+        clips: number of clips over all splits, at least 1.
+        seed: the same seed gives the same manifest and the same decoded clips.
+        splits: split -> share of the clips (normalised to sum 1); default train 0.80, val 0.06, test 0.14.
+        workers: number of processes; None uses all usable cores.
+        progress: callback called with the number of newly finished clips (clips of an earlier run in one call).
 
     Returns:
         `out`, `manifest`, `clips`, `seed`, `splits` (split -> count), `written` and `kept` (from an interrupted run).
 
     Raises:
-        UserError: A bad number, an unknown split, or a folder with something else in it.
+        UserError: if a number or split is invalid, or the folder holds anything else.
     """
+    from mer_r1.lab.scenes.clip import script
+
     out = Path(out)
     counts = split_counts(clips, splits or DEFAULT_SPLITS)
     if seed < 0 or (workers is not None and workers < 1):
         raise UserError(f"scenes: expected seed >= 0 and workers >= 1, got seed {seed} and workers {workers}")
-    run = {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts}
-    _claim(out, run)
-    jobs = [Job(seed, split, index, str(out / "clips")) for split, count in counts.items() for index in range(count)]
-    finished = {job for job in jobs if job.path.exists()}
-    missing = [job for job in jobs if job not in finished]
-    kept = len(finished)
+    _claim(out, {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts})
+    folder = str(out / "clips")
+    jobs = [ClipJob(seed, split, index, folder) for split, count in counts.items() for index in range(count)]
+    # Drawing a row is cheap, so rows of finished clips are drawn again instead of being saved.
+    rows = {job: script(job.seed, job.split, job.index).row() for job in jobs if job.path.exists()}
+    missing = [job for job in jobs if job not in rows]
+    kept = len(rows)
     progress = progress or (lambda done: None)
-    # Drawing a row is cheap; drawing those of finished clips again saves keeping them beside the clips.
-    rows = {job: script(job.seed, job.split, job.index).row() for job in finished}
     if kept:
-        logger.info("scenes: %d of %d clips are there already", kept, len(jobs))
+        logger.info("scenes: %d of %d clips exist already", kept, len(jobs))
         progress(kept)
     for job, row in _make(missing, workers or _usable_cores()):
         rows[job] = row
         progress(1)
-    _write_atomically(out / MANIFEST, "".join(json.dumps(rows[job], ensure_ascii=False) + "\n" for job in jobs))
+    write_atomically(out / MANIFEST, "".join(json.dumps(rows[job], ensure_ascii=False) + "\n" for job in jobs))
     summary = {"clips": clips, "seed": seed, "splits": counts, "written": len(missing), "kept": kept}
     return {"out": str(out), "manifest": str(out / MANIFEST), **summary}
 
 
 def split_counts(clips: int, shares: Mapping[str, float]) -> dict[Split, int]:
-    """How many clips each split gets: largest remainders, so that the counts sum to `clips`.
+    """Number of clips per split, by the largest remainder method; the counts sum to `clips`.
 
     Raises:
-        UserError: No clips, an unknown split, or a share that is negative or not a number.
+        UserError: if `clips` is less than 1, a split is unknown, or a share is negative or not a number.
 
     >>> split_counts(10, {"train": 0.8, "val": 0.06, "test": 0.14})
     {'train': 8, 'val': 1, 'test': 1}
@@ -114,7 +117,7 @@ def split_counts(clips: int, shares: Mapping[str, float]) -> dict[Split, int]:
 
 
 def _claim(out: Path, run: Mapping[str, Any]) -> None:
-    """Make the folder ours, or recognise it as ours from an earlier call."""
+    """Create the folder for a run, or check that it belongs to the same run."""
     run_file = out / RUN_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"scenes: {out} is a file; expected a new or empty folder")
@@ -130,39 +133,35 @@ def _claim(out: Path, run: Mapping[str, Any]) -> None:
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"scenes: {out} is not empty and holds no {RUN_FILE}; expected a new or empty folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
-    for leftover in (out / "clips").glob(".*.mp4"):
+    for leftover in (out / "clips").glob(".*.mp4*"):
         leftover.unlink()
-    _write_atomically(run_file, json.dumps(run, indent=1) + "\n")
+    write_atomically(run_file, json.dumps(run, indent=1) + "\n")
 
 
-def _make(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Render and save every clip; yields each with its manifest row as soon as its file is there."""
+def _make(jobs: Sequence[ClipJob], workers: int) -> Iterator[tuple[ClipJob, dict[str, Any]]]:
+    """Render and save every clip; yields each with its manifest row once its file is written."""
     if workers == 1 or len(jobs) <= _CHUNK:
         yield from map(_make_one, jobs)
         return
-    # Fresh processes: a forked copy of a process with threads (torch, numba) may hang.
+    # Spawned: a forked copy of a process with threads (torch, numba) may hang.
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(workers, len(jobs)), initializer=_one_thread) as pool:
         yield from pool.imap_unordered(_make_one, jobs, chunksize=_CHUNK)
 
 
-def _make_one(job: Job) -> tuple[Job, dict[str, Any]]:
+def _make_one(job: ClipJob) -> tuple[ClipJob, dict[str, Any]]:
+    from mer_r1.lab.scenes.clip import record, save, script
+
     drawn = script(job.seed, job.split, job.index)
     save(record(drawn), job.path)
     return job, drawn.row()
 
 
 def _one_thread() -> None:
-    """Each worker is one process on one core."""
+    """Limit a worker process to one thread."""
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -1,1 +1,1 @@
-"""The tiny policy: its towers and language model are pretrained here, from generated data."""
+"""The tiny policy: towers and language model, pretrained from generated data."""

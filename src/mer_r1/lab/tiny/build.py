@@ -20,7 +20,7 @@ from transformers.trainer_utils import set_seed
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.lab.tiny.muon import MuonAdamW
-from mer_r1.lab.tiny.pretrain import train_ears, train_eyes, train_reading
+from mer_r1.lab.tiny.pretrain import train_audio_tower, train_language_model, train_vision_tower
 from mer_r1.lab.tiny.smollm2 import TOWERS, smollm2
 from mer_r1.model.features import Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni, load
@@ -71,7 +71,7 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
             with _half_the_cores():
                 rows = [(row["asked"], row["target"]) for row in _caption_rows(recipe.caption_examples, recipe.seed)]
                 texts = list(zip(rows[::2], rows[1::2], strict=True))
-                loss = train_reading(omni, texts, recipe.text_steps, recipe.learning_rate, recipe.seed, progress)
+                loss = train_language_model(omni, texts, recipe.text_steps, recipe.learning_rate, recipe.seed, progress)
             logger.info("language model: cross-entropy %.3f per token", loss)
         for tower, trained in running.items():
             weights, loss = trained.result()
@@ -90,13 +90,13 @@ def _initialised(recipe: BuildRecipe, clips: list[Clip]) -> Omni:
 
 def _caption_rows(count: int, seed: int) -> list[dict[str, Any]]:
     # Rows as those of `examples`, about scenes described in words instead of shown.
-    from mer_r1.lab.tiny.remarks import draw_remarks  # needs the extra of the scenes
+    from mer_r1.lab.tiny.remarks import draw_captions  # needs the extra of the scenes
 
     rows = []
-    for remark in draw_remarks(count, seed):
+    for caption in draw_captions(count, seed):
         said = {
-            question(remark.subtitle, "short", remark.told): format_completion("", remark.broad_labels),
-            remark_question(remark.subtitle, remark.told): remark.remark,
+            question(caption.subtitle, "short", caption.description): format_completion("", caption.broad_labels),
+            remark_question(caption.subtitle, caption.description): caption.remark,
         }
         rows += [{"clip_index": NO_CLIP, "asked": asked, "target": target} for asked, target in said.items()]
     return rows
@@ -105,7 +105,7 @@ def _caption_rows(count: int, seed: int) -> list[dict[str, Any]]:
 def _train_vision(folder: Path, recipe: BuildRecipe) -> Trained:
     omni, rate = load(folder), recipe.towers_learning_rate
     with _half_the_cores():
-        loss = train_eyes(omni, recipe.vision_images, recipe.vision_steps, rate, recipe.seed, recipe.workers)
+        loss = train_vision_tower(omni, recipe.vision_images, recipe.vision_steps, rate, recipe.seed, recipe.workers)
     return _weights(omni.model.model.visual), loss
 
 
@@ -113,7 +113,7 @@ def _train_audio(folder: Path, recipe: BuildRecipe) -> Trained:
     omni, rate = load(folder), 3 * recipe.towers_learning_rate
     workers = 1 if recipe.vision_images else recipe.workers
     with _half_the_cores():
-        loss = train_ears(omni, recipe.audio_clips, recipe.audio_steps, rate, recipe.seed, workers)
+        loss = train_audio_tower(omni, recipe.audio_clips, recipe.audio_steps, rate, recipe.seed, workers)
     return _weights(omni.model.model.audio_tower), loss
 
 

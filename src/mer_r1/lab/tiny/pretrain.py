@@ -1,15 +1,14 @@
-"""Eyes, ears and some reading for the tiny policy, before it meets a whole clip.
+"""Pretrain the tiny model's vision and audio towers and its language model, before it sees whole clips.
 
-Towers trained from nothing through a language model's loss stay blind for a long time: the text alone explains so much
-that the little they could say is drowned (we measured it: after 300 steps, exchanging the video changed nothing). The
-7B model's towers come pretrained; the tiny one's get a short direct training instead. The eyes see generated stills of
-people outside the corpus and learn the strength of each facial action; the ears hear generated sentences of speakers
-outside the corpus and learn which words describe the scene. Both through the tower's own output vectors, so that
-nothing has to be thrown away but a linear layer. Afterwards the towers are frozen. The language model meanwhile reads
-of scenes that nobody rendered, and what people called the emotions in them: the least of what a large one has read.
+Towers trained from random weights through a language model's loss learn very slowly, because the text alone explains
+most of the loss (after 300 steps, exchanging the video changed nothing). The 7B model's towers are pretrained; the tiny
+ones get a short direct training. The vision tower learns the strength of each facial action from generated images, the
+audio tower the words that describe the scene from generated speech, both of people outside the corpus and through the
+tower's own output vectors, so that only a linear layer is discarded. Afterwards the towers are frozen. The language
+model learns from captions of scenes that are never rendered.
 
-Both are also asked for a name, of the expression and of the manner of speaking: with it the eyes see after 600 steps
-what they did not see without it after 1,000 (docs/log.md).
+Both towers also classify the pattern (expression, manner of speaking): with this loss the vision tower learns in 600
+steps more than without it in 1,000 (docs/log.md).
 """
 
 import re
@@ -34,43 +33,58 @@ from mer_r1.model.tower_outputs import tower_features
 WEIGHT_DECAY = 0.05
 WARM_UP_STEPS = 50
 LEAST_SPREAD = 0.05
-"""Targets that hardly vary are not blown up to unit variance."""
+"""Minimum standard deviation by which targets are divided."""
 NAMING = 0.3
-"""Weight of the cross-entropy of a name, of the expression or the manner of speaking, beside the other loss."""
+"""Weight of the pattern's cross-entropy, relative to the main loss."""
 RARE, COMMON = 0.01, 0.75
-"""Words in fewer or more of the descriptions than these shares tell nothing."""
+"""Words in a smaller or larger share of the descriptions are no targets."""
+Task = tuple[nn.ModuleDict, Callable[[], Tensor]]
+"""Heads on a tower's outputs, and the loss of the next batch."""
 
 
-def train_eyes(
-    omni: Omni,
-    count: int,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> float:
-    """Train the vision tower on generated stills; returns the last mean loss.
+def train_vision_tower(omni: Omni, count: int, steps: int, learning_rate: float, seed: int, workers: int = 2) -> float:
+    """Train the vision tower on generated images; returns the mean loss of the last 50 steps.
 
-    The loss is the squared error of the actions in units of their variance (1: no better than the mean), and `NAMING`
-    times the cross-entropy of the expression's name (2.3 where nothing is known), once from all vectors side by side
-    and once from their mean.
+    The loss is the squared error of the actions in units of their variance (1: no better than the mean), plus `NAMING`
+    times the cross-entropy of the expression (2.3 by chance), from the concatenated vectors and from their mean.
 
     Args:
         omni: the tiny policy.
-        count: number of stills.
-        steps: of 64 stills each.
-        learning_rate: peak of a cosine.
-        seed: of stills and batches.
-        workers: drawing processes.
-        progress: told of steps.
+        count: number of images.
+        steps: number of steps of 64 images each.
+        learning_rate: peak of the cosine schedule.
+        seed: seed for images and batches.
+        workers: number of rendering processes.
     """
+    heads, loss = _vision_task(omni, count, seed, workers)
+    return _fit([omni.model.model.visual, heads], loss, steps, learning_rate)
+
+
+def train_audio_tower(omni: Omni, count: int, steps: int, learning_rate: float, seed: int, workers: int = 2) -> float:
+    """Train the audio tower on generated speech; returns the mean loss of the last 50 steps.
+
+    The loss is the mean binary cross-entropy of the words of the scene's description, most of which are not audible,
+    plus `NAMING` times the cross-entropy of the manner of speaking (2.3 by chance).
+
+    Args:
+        omni: the tiny policy.
+        count: number of audio clips.
+        steps: number of steps of 32 audio clips each.
+        learning_rate: peak of the cosine schedule.
+        seed: seed for audio clips and batches.
+        workers: number of rendering processes.
+    """
+    heads, loss = _audio_task(omni, count, seed, workers)
+    return _fit([omni.model.model.audio_tower, heads], loss, steps, learning_rate)
+
+
+def _vision_task(omni: Omni, count: int, seed: int, workers: int) -> Task:
     from mer_r1.lab.tiny.stills import PATTERNS, TARGETS, draw_stills, mirrored
 
     config = omni.model.config.vision_config
     side = round(omni.processor.video_processor.size["shortest_edge"] ** 0.5)
     grid = side // config.patch_size
-    pictures, *known = draw_stills(count, seed, side, workers)
+    images, *known = draw_stills(count, seed, side, workers)
     targets, patterns = map(torch.from_numpy, known)
     spread = targets.std(dim=0).clamp(min=LEAST_SPREAD)
     mean = targets.mean(dim=0)
@@ -83,9 +97,9 @@ def train_eyes(
     rng = np.random.default_rng([seed, 1])
 
     def loss() -> Tensor:
-        chosen = rng.integers(len(pictures), size=64)
-        batch, wanted = torch.from_numpy(pictures[chosen]).float(), targets[chosen]
-        if rng.random() < 0.5:  # a mirrored person acts the mirrored actions
+        chosen = rng.integers(len(images), size=64)
+        batch, wanted = torch.from_numpy(images[chosen]).float(), targets[chosen]
+        if rng.random() < 0.5:  # a mirrored image has mirrored actions
             batch, wanted = batch.flip(2), wanted[:, columns] * signs
         batch = batch.roll(tuple(int(shift) for shift in rng.integers(-3, 4, size=2)), dims=(1, 2))
         patches = _patches(omni, batch, config)
@@ -93,36 +107,14 @@ def train_eyes(
         vectors, named = torch.stack(list(output)), patterns[chosen]
         actions, names = heads["look"](vectors.flatten(1)).split([len(TARGETS), len(PATTERNS)], dim=1)
         squared = nn.functional.mse_loss(actions, (wanted - mean) / spread)
-        # Also at a glance, from the mean of all places: that is how attention reads before it has learned to look.
+        # Also from the mean of all places, which is what untrained attention sees.
         both = [nn.functional.cross_entropy(part, named) for part in (names, heads["glance"](vectors.mean(dim=1)))]
         return squared + NAMING * (both[0] + both[1])
 
-    return _fit([omni.model.model.visual, nn.ModuleDict({"heads": heads})], loss, steps, learning_rate, progress)
+    return nn.ModuleDict({"heads": heads}), loss
 
 
-def train_ears(
-    omni: Omni,
-    count: int,
-    steps: int,
-    learning_rate: float,
-    seed: int,
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> float:
-    """Train the audio tower on generated sounds; returns the last mean loss.
-
-    The loss is the mean binary cross-entropy of the words of the scene's description, most of which cannot be heard,
-    and `NAMING` times the cross-entropy of the manner of speaking (2.3 where nothing is known).
-
-    Args:
-        omni: the tiny policy.
-        count: number of sounds.
-        steps: of 32 sounds each.
-        learning_rate: peak of a cosine.
-        seed: of sounds and batches.
-        workers: drawing processes.
-        progress: told of steps.
-    """
+def _audio_task(omni: Omni, count: int, seed: int, workers: int) -> Task:
     from mer_r1.lab.tiny.sounds import MANNERS, draw_sounds
 
     heard, descriptions, acted = [], [], []
@@ -140,14 +132,14 @@ def train_ears(
         chosen = rng.integers(len(heard), size=32)
         output = tower_features(omni.model, [heard[index] for index in chosen])
         pooled = head(torch.stack([entry["audio"].mean(dim=0) for entry in output]))
-        said, manner = pooled.split([words.shape[1], len(MANNERS)], dim=1)
-        told = nn.functional.binary_cross_entropy_with_logits(said, words[chosen])
-        return told + NAMING * nn.functional.cross_entropy(manner, manners[chosen])
+        word, manner = pooled.split([words.shape[1], len(MANNERS)], dim=1)
+        described = nn.functional.binary_cross_entropy_with_logits(word, words[chosen])
+        return described + NAMING * nn.functional.cross_entropy(manner, manners[chosen])
 
-    return _fit([omni.model.model.audio_tower, nn.ModuleDict({"head": head})], loss, steps, learning_rate, progress)
+    return nn.ModuleDict({"head": head}), loss
 
 
-def train_reading(
+def train_language_model(
     omni: Omni,
     texts: Sequence[Sequence[tuple[str, str]]],
     steps: int,
@@ -159,11 +151,11 @@ def train_reading(
 
     Args:
         omni: the tiny policy.
-        texts: questions and answers about one scene, which share what the questions begin with.
-        steps: of 16 scenes each.
-        learning_rate: peak of a cosine.
-        seed: of the batches.
-        progress: told of steps.
+        texts: questions and answers per scene; the questions of a scene share their beginning.
+        steps: number of steps of 16 scenes each.
+        learning_rate: peak of the cosine schedule.
+        seed: seed for the batches.
+        progress: callback called after each step.
     """
     rng = np.random.default_rng([seed, 3])
     end, pad = omni.tokenizer.eos_token_id, omni.tokenizer.pad_token_id
@@ -183,7 +175,11 @@ def train_reading(
 
 
 def _fit(
-    modules: list[nn.Module], loss: Callable[[], Tensor], steps: int, learning_rate: float, progress: Progress | None
+    modules: list[nn.Module],
+    loss: Callable[[], Tensor],
+    steps: int,
+    learning_rate: float,
+    progress: Progress | None = None,
 ) -> float:
     named = [item for module in modules for item in module.named_parameters()]
     parameters = [parameter for _, parameter in named]
@@ -207,20 +203,20 @@ def _fit(
     return sum(recent) / max(len(recent), 1)
 
 
-def _patches(omni: Omni, pictures: Tensor, config: Any) -> Tensor:
-    """(B, S, S, 3) pixels 0..255 -> the patches that the video processor makes of two equal frames."""
+def _patches(omni: Omni, images: Tensor, config: Any) -> Tensor:
+    """(B, S, S, 3) pixels 0..255 -> the patches that the video processor makes from two equal frames."""
     processor = omni.processor.video_processor
     mean, deviation = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-    normal = ((pictures / 255 - mean) / deviation).permute(0, 3, 1, 2)
+    normal = ((images / 255 - mean) / deviation).permute(0, 3, 1, 2)
     size, merge = config.patch_size, config.spatial_merge_size
     count = normal.shape[-1] // size // merge
-    cut = normal.reshape(len(pictures), 3, count, merge, size, count, merge, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    cut = normal.reshape(len(images), 3, count, merge, size, count, merge, size).permute(0, 2, 5, 3, 6, 1, 4, 7)
     twice = cut.unsqueeze(6).expand(*cut.shape[:6], config.temporal_patch_size, size, size)
     return twice.reshape(-1, 3 * config.temporal_patch_size * size * size)
 
 
 def _bags(texts: Sequence[str]) -> Tensor:
-    """(N, words) 1 where a text has a word that neither nearly all nor hardly any have."""
+    """(N, words) 1 where a text contains a word; only words that are neither rare nor common (`RARE`, `COMMON`)."""
     bags = [set(re.findall(r"[a-z]+", text.lower())) for text in texts]
     counts = Counter(word for bag in bags for word in bag)
     words = sorted(word for word, count in counts.items() if RARE * len(texts) <= count <= COMMON * len(texts))

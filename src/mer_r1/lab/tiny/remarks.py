@@ -1,8 +1,7 @@
-"""Remarks: scenes that are told and not shown, with the words that a generous listener would use for them.
+"""Captions: scenes as text only (subtitle, description, remark) with broad labels, for the tiny language model.
 
-A large language model has read what a trembling voice and a fallen face mean long before it sees or hears anything. The
-tiny policy's base stage gives its language model a substitute: the subtitle and the description of scenes that nobody
-rendered, with broad labels. The sentences are those of the training split.
+A large language model knows from text what a trembling voice or a sad face means. The tiny language model learns it
+from captions of scenes that are never rendered. The sentences are those of the training split.
 """
 
 from collections.abc import Iterator
@@ -17,25 +16,25 @@ from mer_r1.lab.scenes.story.world import sample_scene
 _KEY = 3_000_017
 
 
-class Remark(NamedTuple):
-    """What is said in a scene, what could be seen and heard in it, what people say of it, and emotions they name."""
+class Caption(NamedTuple):
+    """A scene as text: its subtitle, a description of its cues, an annotator's remark, and broad labels."""
 
     subtitle: str
-    told: str
+    description: str
     remark: str
     broad_labels: list[str]
 
 
-def draw_remarks(count: int, seed: int) -> Iterator[Remark]:
-    """Draw remarks; the same seed gives the same ones, and none is a scene of the corpus.
+def draw_captions(count: int, seed: int) -> Iterator[Caption]:
+    """Draw captions; the same seed gives the same captions, and none is of a scene of the corpus.
 
     Args:
-        count: how many.
-        seed: of the scenes and of the choice of words.
+        count: number of captions.
+        seed: seed for the scenes and the choice of words.
     """
     for number in range(count):
         rng = np.random.default_rng([seed, _KEY, number])
         scene = sample_scene(rng)
         subtitle = sample_sentence(scene.theme, "train", rng)
         texts = write_texts(scene, bool(rng.random() < 0.5), rng)
-        yield Remark(subtitle, texts.description, texts.remark, texts.broad_labels)
+        yield Caption(subtitle, texts.description, texts.remark, texts.broad_labels)

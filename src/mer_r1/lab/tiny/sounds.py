@@ -1,7 +1,7 @@
-"""Sounds of scenes that nobody films, with what was acted: what a pair of ears can learn to hear from.
+"""Training data of the audio tower: the audio of generated scenes, with description and vocal pattern.
 
-As `stills` for the eyes: speakers who are in no split of the corpus, saying sentences of the training split, with the
-scene's description and the name of the manner of speaking. A sound costs an eighth of a clip.
+Like `stills` for the vision tower: the speakers are in no split of the corpus and say sentences of the training split.
+Audio costs an eighth of a clip.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from mer_r1.lab.scenes.clip import script, sound
 from mer_r1.lab.scenes.story.world import world
 
 MANNERS: tuple[str, ...] = tuple(world().valence["voice"])
-"""The names of the manners of speaking."""
+"""Names of the vocal patterns."""
 _PER_SEED = 8
 _KEY = 4_000_037
 _CHUNK = 8
 
 
 class Sound(NamedTuple):
-    """A waveform (S,) float32 at 16 kHz, the description of its scene, and an index into `MANNERS`."""
+    """A waveform (S,) float32 at 16 kHz, the description of its scene, and the index of its pattern in `MANNERS`."""
 
     waveform: npt.NDArray[np.float32]
     description: str
@@ -30,12 +30,12 @@ class Sound(NamedTuple):
 
 
 def draw_sounds(count: int, seed: int, workers: int = 2) -> Iterator[Sound]:
-    """Draw sounds; the same seed gives the same ones, and hardly two share a speaker.
+    """Draw audio clips; the same seed gives the same clips, and hardly two share a speaker.
 
     Args:
-        count: how many.
-        seed: of scenes and speakers.
-        workers: processes.
+        count: number of audio clips.
+        seed: seed for scenes and speakers.
+        workers: number of processes.
     """
     jobs = [(seed, number) for number in range(count)]
     if workers < 2:
@@ -47,7 +47,7 @@ def draw_sounds(count: int, seed: int, workers: int = 2) -> Iterator[Sound]:
 
 def _draw(job: tuple[int, int]) -> Sound:
     seed, number = job
-    # A seed of the corpus has a pool of speakers; many seeds have many.
+    # Each seed of the corpus has its own pool of speakers, so many seeds give many speakers.
     other = int(np.random.SeedSequence([seed, _KEY, number // _PER_SEED]).generate_state(1)[0])
     drawn = script(other, "train", number)
     return Sound(sound(drawn), drawn.texts.description, MANNERS.index(drawn.scene.voice.name))

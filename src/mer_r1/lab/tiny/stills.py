@@ -1,11 +1,11 @@
-"""Stills of acting faces with what they act, number by number: what a pair of eyes can learn to see from.
+"""Training data of the vision tower: rendered faces with their facial actions as numbers.
 
-A large model comes with eyes that have seen hundreds of millions of pictures. The tiny policy's base stage gives its
-vision tower a substitute: stills of people who are in no split of the corpus, with the strength of each facial action,
-the direction of head and gaze, blush and tears as targets, and the name of the expression.
+A large model's vision tower is pretrained on hundreds of millions of images. The tiny one learns from images of people
+who are in no split of the corpus; targets are the strength of each facial action, the direction of head and gaze, blush
+and tears, and the name of the expression.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -20,9 +20,9 @@ from mer_r1.lab.scenes.story.world import sample_scene, world
 
 MOVES = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blush", "tears")
 TARGETS: tuple[str, ...] = (*ACTIONS, *MOVES)
-"""The columns of the targets."""
+"""Columns of the targets."""
 PATTERNS: tuple[str, ...] = tuple(world().valence["face"])
-"""The names of the expressions."""
+"""Names of the expressions."""
 _DEGREES = 15.0
 _PER_PERSON = 4
 _KEY = 2_000_003
@@ -30,43 +30,35 @@ _CHUNK = 8
 
 
 class Stills(NamedTuple):
-    """Pictures and what they show.
+    """Images and their targets.
 
     Attributes:
-        pictures: (N, size, size, 3) uint8.
+        images: (N, size, size, 3) uint8.
         targets: (N, K) in the order of `TARGETS`: actions 0..1.2, angles in units of 15 degrees, gaze -1..1, blush and
             tears 0..1.
         patterns: (N,) index into `PATTERNS`.
     """
 
-    pictures: npt.NDArray[np.uint8]
+    images: npt.NDArray[np.uint8]
     targets: npt.NDArray[np.float32]
     patterns: npt.NDArray[np.int64]
 
 
-def draw_stills(
-    count: int, seed: int, size: int = 128, workers: int = 2, progress: Callable[[int], object] | None = None
-) -> Stills:
-    """Draw stills.
+def draw_stills(count: int, seed: int, size: int = 128, workers: int = 2) -> Stills:
+    """Draw images of faces.
 
     Args:
-        count: how many; rounded up to whole persons (4 stills each).
-        seed: the same seed gives the same stills.
+        count: number of images; rounded up to whole persons (4 images each).
+        seed: the same seed gives the same images.
         size: side in pixels.
-        workers: processes.
-        progress: told how many more are done.
+        workers: number of processes.
     """
     jobs = [(seed, number, size) for number in range(-(-count // _PER_PERSON))]
-    drawn = []
-    for stills in _drawn(jobs, workers):
-        drawn.append(stills)
-        if progress:
-            progress(len(stills.pictures))
-    return Stills(*(np.concatenate(parts) for parts in zip(*drawn, strict=True)))
+    return Stills(*(np.concatenate(parts) for parts in zip(*_drawn(jobs, workers), strict=True)))
 
 
 def mirrored() -> tuple[list[int], npt.NDArray[np.float32]]:
-    """How targets change in a mirror: for each column the column to take, and its sign."""
+    """How targets change when the image is mirrored: the source column of each column, and its sign."""
     names = [name.replace("Left", "#").replace("Right", "Left").replace("#", "Right") for name in TARGETS]
     signs = np.array([-1.0 if name in ("yaw", "roll", "gaze_x") else 1.0 for name in TARGETS], dtype=np.float32)
     return [TARGETS.index(name) for name in names], signs
@@ -86,12 +78,12 @@ def _person(job: tuple[int, int, int]) -> Stills:
     identity, framing = sample_identity(rng), sample_framing(rng)
     poses, patterns = [], []
     for _ in range(_PER_PERSON):
-        mouth = np.tile(rng.beta(0.5, 1.5, 4), (150, 1))  # the mouth caught at some moment of speech
+        mouth = np.tile(rng.beta(0.5, 1.5, 4), (150, 1))  # the mouth at a random moment of speech
         scene = sample_scene(rng)
         poses.append(acting.poses(scene, mouth, 6, 2, rng)[int(rng.integers(2, 5))])
         patterns.append(PATTERNS.index(scene.face.name))
-    pictures = _renderer(size).render(identity, framing, poses, rng)
-    return Stills(pictures, np.array([_target(pose) for pose in poses], np.float32), np.array(patterns))
+    images = _renderer(size).render(identity, framing, poses, rng)
+    return Stills(images, np.array([_target(pose) for pose in poses], np.float32), np.array(patterns))
 
 
 def _target(pose: Pose) -> list[float]:

@@ -1,7 +1,7 @@
-"""Who is seen and how: identities, their hair and clothing, and light, camera and room are drawn here.
+"""Random identities (face, hair, clothing) and framings (light, camera, background).
 
-Hair is the scalp pushed out from a hairline, and for long hair a curtain that hangs around the head. Which skin is
-hair or cloth is told by fields: heights above the hairline or below the neckline, whose zero is the edge.
+Hair is the scalp displaced outwards above the hairline, plus a curtain around the head for long hair. Fields define
+which skin is hair or cloth: heights above the hairline or below the neckline, whose zero is the edge.
 """
 
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ HAIR_CHANCES = (0.3, 0.25, 0.15, 0.1, 0.07, 0.03, 0.1)
 GREY = 5
 IRISES = ((74, 48, 32), (104, 74, 44), (78, 108, 138), (82, 116, 88), (92, 100, 110))
 DARKNESS = {"african": 4.2, "asian": 1.6, "caucasian": 0.6}
-"""Mean place on `SKINS` for each origin of the face's shape."""
+"""Origin of the face's shape -> mean index into `SKINS`."""
 LEAVE_OUT = 0.66
-"""Chance that a feature of the face stays as its origin, sex and age have it."""
+"""Probability that a facial feature is not varied individually."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who is seen.
+    """Appearance of a person.
 
     Attributes:
         shapes: weight of each identity target, 0..1.
         skin, hair, iris, cloth: colours, RGB 0..255.
-        lip_red: how much redder than the skin the lips are, 0..1.
-        brow: thickness of the brows (factor), their arch (dm), how dark they are (0..1).
-        beard: how much stubble there is, 0..1.
-        hairline: height of the hair above the usual line, dm.
-        hair_volume: how far the hair stands off, dm.
-        hair_length: how far down long hair hangs, from the crown, dm; 0 is short hair.
-        neckline: height of the clothing, dm above the usual one.
-        blotches: seed of the skin's unevenness.
+        lip_red: redness of the lips relative to the skin, 0..1.
+        brow: thickness (factor), arch (dm) and darkness (0..1) of the brows.
+        beard: amount of stubble, 0..1.
+        hairline: height of the hairline above the default, dm.
+        hair_volume: thickness of the hair, dm.
+        hair_length: length of long hair from the crown, dm; 0 for short hair.
+        neckline: height of the neckline above the default, dm.
+        blotches: seed for the skin's texture.
     """
 
     shapes: Mapping[str, float]
@@ -57,16 +57,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class Framing:
-    """How somebody is seen, constant over a clip.
+    """Light, camera and background, constant over a clip.
 
     Attributes:
         light: direction to the key light, not normalised.
-        ambient: share of light that comes from everywhere, 0..1.
-        warmth: colour temperature, -1 (blue) .. 1 (yellow).
-        exposure: factor.
-        height: share of the frame's height that the head takes, chin to crown.
-        offset: shift of the head in shares of the frame, right and down.
-        turn: degrees that the camera stands to the side, above, and is tilted.
+        ambient: share of ambient light, 0..1.
+        warmth: colour temperature, -1 (blue)..1 (yellow).
+        exposure: brightness factor.
+        height: height of the head, chin to crown, as a share of the frame.
+        offset: shift of the head to the right and down, as shares of the frame.
+        turn: yaw, pitch and roll of the camera, degrees.
         background: four corner colours, and blobs (x, y, radius, r, g, b).
         noise: standard deviation of sensor noise, grey levels.
     """
@@ -83,14 +83,7 @@ class Framing:
 
 
 def sample_identity(rng: np.random.Generator) -> Identity:
-    """Draw somebody: a mixture of two origins, a sex, an age, features, colours, hair and clothing of their own.
-
-    Args:
-        rng: source of randomness.
-
-    Returns:
-        The identity; the same state of `rng` gives the same one.
-    """
+    """Draw a person: a mixture of two origins, sex, age, features, colours, hair and clothing."""
     first, second = (str(name) for name in rng.permutation(list(DARKNESS))[:2])
     share, woman, age = float(rng.beta(0.6, 0.6)), bool(rng.random() < 0.5), float(rng.beta(1.0, 2.5))
     tone = share * DARKNESS[first] + (1 - share) * DARKNESS[second] + rng.normal(0, 0.5)
@@ -98,7 +91,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
     skin = np.array(SKINS[int(tone)]) * (1 - tone % 1) + np.array(SKINS[int(tone) + 1]) * (tone % 1)
     grey = age > 0.55 and rng.random() < 0.6
     hair = GREY if grey else int(rng.choice(len(HAIRS), p=HAIR_CHANCES))
-    if tone > 2.6 and hair != GREY:  # fair hair on dark skin would read as a bald head
+    if tone > 2.6 and hair != GREY:  # fair hair on dark skin would look like a bald head
         hair = int(hair % 2)
     beard = 0.0 if woman else float(rng.choice([0.0, 0.35, 1.0], p=[0.6, 0.25, 0.15]) * rng.uniform(0.6, 1.0))
     long = woman and rng.random() < 0.7
@@ -124,14 +117,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
 
 
 def sample_framing(rng: np.random.Generator) -> Framing:
-    """Draw light, camera, background and sensor.
-
-    Args:
-        rng: source of randomness.
-
-    Returns:
-        The framing; the same state of `rng` gives the same one.
-    """
+    """Draw light, camera, background and sensor noise."""
     base = float(rng.uniform(55, 190))
     corners = [_muted(rng, base + rng.normal(0, 14), 9) for _ in range(4)]
     blobs = [
@@ -168,12 +154,12 @@ def hair_field(vertices: Array, identity: Identity) -> Array:
     line = front + (sideburn - front) * back**1.6
     line = np.where(z < 0.45, np.minimum(line, sideburn + (nape - sideburn) * np.clip((0.45 - z) / 0.3, 0, 1)), line)
     field = y - line
-    ear = np.hypot((y - 7.08) / 0.36, (z - 0.5) / 0.27) - 1.0  # no hair on the ears, nor just before them
+    ear = np.hypot((y - 7.08) / 0.36, (z - 0.5) / 0.27) - 1.0  # no hair on the ears or in front of them
     return np.where(x > 0.55, np.minimum(field, 0.3 * ear), field).astype(np.float32)
 
 
 def cloth_field(vertices: Array, identity: Identity) -> Array:
-    """How far below the neckline resting vertices are, (V,) in decimetres: positive under the clothing."""
+    """Depth of resting vertices below the neckline, (V,) in decimetres: positive under the clothing."""
     x, y, z = np.abs(vertices[:, 0]), vertices[:, 1], vertices[:, 2]
     line = 5.72 + identity.neckline + 0.35 * np.clip(x - 0.5, 0, 2) - 0.3 * np.clip(z - 0.4, 0, 1)
     return (line - y).astype(np.float32)
@@ -183,8 +169,8 @@ def curtain(scalp: Array, identity: Identity) -> tuple[Array, Index]:
     """Long hair: a sheet around the back and the sides of the head.
 
     Args:
-        scalp: (N, 3) vertices of the identity's hairy scalp, already pushed out.
-        identity: whose; short hair gives empty arrays.
+        scalp: (N, 3) vertices of the identity's hairy scalp, already displaced.
+        identity: the person; short hair gives empty arrays.
 
     Returns:
         (M, 3) vertices and (K, 3) triangles.
@@ -231,7 +217,7 @@ def _sample_shapes(rng: np.random.Generator, origins: Mapping[str, float], woman
             shapes[f"macrodetails/{origin}-{'female' if woman else 'male'}-{stage}"] = share * part
     drawn: dict[str, float] = {}
     for name in SHAPES:
-        feature = name.replace("/r-", "/l-")  # both sides of a face have nearly the same features
+        feature = name.replace("/r-", "/l-")  # both sides of a face have similar features
         if name.startswith("macrodetails"):
             continue
         if feature not in drawn:
@@ -246,7 +232,7 @@ def _sample_shapes(rng: np.random.Generator, origins: Mapping[str, float], woman
 
 
 def _muted(rng: np.random.Generator, grey: float, spread: float) -> npt.NDArray[np.float64]:
-    """A colour of rooms and clothes: a grey with a tinge."""
+    """A muted colour for rooms and clothes: grey with a random tint."""
     return np.clip(grey + rng.normal(0, spread, 3), 0, 255)
 
 

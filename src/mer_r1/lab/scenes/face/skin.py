@@ -1,7 +1,7 @@
-"""A painted face: its skin, brows and stubble, and what shows on it for a while: folds, redness, tears.
+"""The face's texture: skin, brows and stubble, and transient folds, redness and tears.
 
-The picture is a square map that looks at the face from the front, `MAP_SIDE` texels for `MAP_WIDTH` decimetres. It
-belongs to the places of the mesh at rest, so it moves with the skin, whatever the identity and the action.
+The texture is a square front view of the face, `MAP_SIDE` texels for `MAP_WIDTH` decimetres. Its coordinates refer to
+the mesh at rest, so it moves with the skin for every identity and action.
 """
 
 from functools import lru_cache
@@ -20,14 +20,7 @@ MAP_LEFT, MAP_TOP = -1.0, 8.2
 
 
 def paint(identity: Identity) -> Array:
-    """The face's map.
-
-    Args:
-        identity: whose.
-
-    Returns:
-        (MAP_SIDE, MAP_SIDE, 3) float32 RGB, 0..255, the colour in full light.
-    """
+    """The face's texture, (MAP_SIDE, MAP_SIDE, 3) float32 RGB, 0..255, in full light."""
     x, y = _texels()
     side = np.abs(x)
     still = _still_layers()
@@ -46,10 +39,10 @@ def paint(identity: Identity) -> Array:
 
 
 def transient_masks() -> tuple[dict[str, Array], dict[str, Index]]:
-    """What can appear on a face for a while: redness, wet lids, tears, folds of the skin.
+    """Masks of redness, wet lids, tears and folds of the skin.
 
     Returns:
-        name -> (MAP_SIDE, MAP_SIDE) where it shows, 0..1, and name -> (4,) rows and columns outside which it is zero.
+        name -> (MAP_SIDE, MAP_SIDE) mask, 0..1, and name -> (4,) bounding box in rows and columns.
     """
     boxes = {}
     for name, mask in _masks().items():
@@ -59,7 +52,7 @@ def transient_masks() -> tuple[dict[str, Array], dict[str, Index]]:
 
 
 def map_places(vertices: Array) -> Array:
-    """Where vertices at rest lie on the face's map, (V, 2) in texels, right and down."""
+    """Texture coordinates of vertices at rest, (V, 2) in texels, right and down."""
     scale = MAP_SIDE / MAP_WIDTH
     return np.stack([(vertices[:, 0] - MAP_LEFT) * scale, (MAP_TOP - vertices[:, 1]) * scale], axis=1).astype(
         np.float32
@@ -76,7 +69,7 @@ def _brows(side: Array, y: Array, brow: tuple[float, float, float]) -> Array:
 
 
 def _smooth(coarse: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """A coarse square of values, interpolated to the size of the map."""
+    """A coarse square of values, interpolated to the size of the texture."""
     places, known = np.linspace(0, len(coarse) - 1, MAP_SIDE), np.arange(len(coarse))
     rows = np.stack([np.interp(places, known, row) for row in coarse])
     return np.stack([np.interp(places, known, column) for column in rows.T], axis=1)
@@ -99,11 +92,13 @@ def _texels() -> tuple[Array, Array]:
 
 @lru_cache(maxsize=1)
 def _still_layers() -> dict[str, Array]:
-    """What every painted face is made of: grain and patches of skin, where it is rosy, shaded, bearded."""
+    """Layers that all faces share: grain and patches of skin, rosy, shaded and bearded areas."""
     x, y = _texels()
     side = np.abs(x)
     rng = np.random.default_rng(0)
-    inner = np.minimum(np.clip((y - 6.2) / 0.12, 0, 1), np.clip((1 - side) / 0.1, 0, 1))  # beyond the map: plain skin
+    inner = np.minimum(
+        np.clip((y - 6.2) / 0.12, 0, 1), np.clip((1 - side) / 0.1, 0, 1)
+    )  # plain skin outside the texture
     sockets = 0.26 * np.exp(-(((side - 0.3) / 0.17) ** 2) - ((y - 7.33) / 0.085) ** 2)
     lashes = 0.35 * np.exp(-(((side - 0.31) / 0.13) ** 4) - ((y - 7.345 + 0.9 * (side - 0.32) ** 2) / 0.022) ** 2)
     layers = {

@@ -1,1 +1,1 @@
-"""What happens in a scene, what is said and written about it, and the best possible answer."""
+"""The scene model: emotions and cues, sentences, written texts, and the best possible answer."""

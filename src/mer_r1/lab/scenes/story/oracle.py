@@ -1,12 +1,12 @@
-"""The best possible score: an observer who knows the world's probabilities and sees the cues without error.
+"""The best possible score: an observer that knows the world's probabilities and sees the cues without error.
 
-For a scene's observed cues the posterior over (primary, second, conflict) is exact: every factor of `world` is a small
-table. The oracle answers with the set of one to three emotions whose expected F1 on the wheels is highest, in the most
-common word of each. Hiding a channel from it says what that channel is worth. Run
+The posterior over (primary, second, conflict) given a scene's cues is exact: every factor of `world` is a small table.
+The oracle answers with the set of one to three emotions with the highest expected F1 on the wheels, using the most
+common word of each. Hiding a channel from the oracle measures the channel's value. Run
 
     python -m mer_r1.lab.scenes.story.oracle --scenes 2000
 
-A model sees pictures and sound instead of cues, so this is an upper bound and not a target.
+A model sees frames and audio instead of cues, so this is an upper bound, not a target.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class State:
-    """A hidden state: the emotions and the conflict, with its prior probability."""
+    """A hidden state: emotions and conflict, with prior probability."""
 
     primary: str
     secondary: str | None
@@ -41,9 +41,9 @@ class Oracle:
     """Exact inference over the world for one choice of `Chances`.
 
     Args:
-        chances: The probabilities of the world.
-        taxonomy: The wheels to be scored on; the built-in ones if not given.
-        largest_answer: How many emotions an answer may name at most.
+        chances: the world's probabilities.
+        taxonomy: the emotion wheels for scoring; None uses the built-in wheels.
+        largest_answer: maximum number of emotions in an answer.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Oracle:
         return table[self._pattern_of]
 
     def _seen(self, shown: Mapping[str, float], seen: str, near: Mapping[str, tuple[str, ...]]) -> float:
-        """P(a pattern is seen | the shares of what is shown)."""
+        """P(a pattern is seen | shares of the shown patterns)."""
         hidden = 1.0 - self.chances.shown - self.chances.near
         total = 0.0
         for true, share in shown.items():
@@ -139,7 +139,7 @@ class Oracle:
         return total
 
     def _second_shown(self) -> dict[str | None, Array]:
-        """Where the second emotion shows -> P(it shows there | state), each (states,)."""
+        """Channel of the second emotion -> P(channel | state), each (states,)."""
         parts = dict(zip(("sign", "modifier", "theme"), self.chances.second_in, strict=True))
         table: dict[str | None, Array] = {name: np.where(self._has_second, part, 0.0) for name, part in parts.items()}
         table[None] = 1.0 - np.sum(list(table.values()), axis=0)
@@ -158,7 +158,7 @@ class Oracle:
         )
 
     def _sign_likelihood(self, found: Sequence[str], by_second: bool) -> Array:
-        """P(set of signs | state): a slot of the primary (or a stray sign), one of the second; equal signs merge."""
+        """P(set of signs | state): one of the primary emotion (or stray), one of the second; equal signs merge."""
         signs = self.world.signs
         share = np.where(self._acted, self.chances.leak, self.chances.sign)
         stray = np.minimum(self.chances.stray, 1.0 - share)
@@ -186,12 +186,12 @@ class Oracle:
         return share * self._share_of("modifiers", name)[self._second if by_second else self._primary]
 
     def _share_of(self, kind: str, name: str) -> Array:
-        """Emotion -> how often its sign (or modifier) is this one, (emotions,)."""
+        """P(sign or modifier | emotion), (emotions,)."""
         rows = [getattr(row, kind) for row in self.world.emotions.values()]
         return np.array([items.count(name) / len(items) for items in rows])
 
     def _gold_matrix(self) -> Array:
-        """P(set of emotions that the gold words name | state), shape (states, gold sets)."""
+        """P(emotions named by the gold words | state), shape (states, gold sets)."""
         matrix = np.zeros((len(self.states), len(self._gold_sets)))
         places = {gold: index for index, gold in enumerate(self._gold_sets)}
         unnamed = self.chances.second_words[0]
@@ -204,7 +204,7 @@ class Oracle:
         return matrix
 
     def _answer_values(self) -> Array:
-        """F1 of every answer against every gold set, averaged over wheels, shape (answers, gold sets)."""
+        """F1 of every answer for every gold set, mean over wheels, shape (answers, gold sets)."""
         total = np.zeros((len(self.answers), len(self._gold_sets)))
         placed = np.zeros(len(self._gold_sets))
         for wheel in self.taxonomy.wheels:
@@ -223,7 +223,7 @@ class Oracle:
 
 
 def without_faint(chances: Chances) -> Chances:
-    """The probabilities as they look to somebody who cannot see faint cues (a faint pattern looks plain)."""
+    """The probabilities for an observer who cannot see faint cues (a faint pattern looks plain)."""
     big, small = 1.0 - chances.strengths[0], 1.0 - chances.small_strengths[0]
     sign, modifier, theme = chances.second_in
     return replace(
@@ -239,7 +239,7 @@ def without_faint(chances: Chances) -> Chances:
 
 
 def hide_faint(scene: Scene) -> Scene:
-    """The scene as it looks to somebody who cannot see faint cues."""
+    """The scene for an observer who cannot see faint cues."""
     face, voice = (
         replace(cue, name=PLAIN) if cue.strength == STRENGTHS[0] else cue for cue in (scene.face, scene.voice)
     )
@@ -254,11 +254,11 @@ def channel_scores(
     """Mean precision, recall and F1 of the oracle for subsets of the channels.
 
     Args:
-        n_scenes: How many scenes are drawn (a mean over 2,000 is good to about 0.006).
-        seed: Of the scenes.
-        chances: The probabilities of the world.
-        subsets: Which channels the oracle sees; by default every subset, the empty one ("none") included, and all
-            channels without the faint cues ("all but faint").
+        n_scenes: number of scenes (the standard error of a mean over 2,000 is about 0.006).
+        seed: seed for the scenes.
+        chances: the world's probabilities.
+        subsets: subsets of channels that the oracle sees; by default every subset including the empty one ("none"), and
+            all channels without faint cues ("all but faint").
 
     Returns:
         Subset ("face+voice") -> {"precision", "recall", "f1"}, each in [0, 1].
@@ -289,8 +289,8 @@ def _score(
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scenes", type=int, default=2000, help="how many scenes to draw")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=2000, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the scenes")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name, row in channel_scores(given.scenes, given.seed).items():

@@ -1,7 +1,7 @@
-"""What is said in a scene: sentences from a small grammar, several hundred to several thousand for each theme.
+"""The subtitles: sentences from a small grammar, several hundred to several thousand per theme.
 
-A sentence belongs to one split for ever, by a hash of its words (without an opener such as "well,"), so that training,
-validation and test never share one; they share words and turns of phrase, as people do.
+A hash of its words (without an opener such as "well,") assigns each sentence to one split, so training, validation and
+test never share a sentence; they share words and phrases.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _OPENED = 0.3
 
 
 def split_of(sentence: str) -> Split:
-    """The split that a sentence belongs to: by a hash of its words, the same on every machine.
+    """The split of a sentence, from a hash of its words; the same on every machine.
 
     >>> split_of("the weather was mild today") == split_of("The weather was mild today.")
     True
@@ -42,14 +42,14 @@ def split_of(sentence: str) -> Split:
 
 
 def sample_sentence(theme: str, split: Split, rng: np.random.Generator) -> str:
-    """A sentence of 4 to 10 words about `theme`, out of those that belong to `split`.
+    """A sentence of 4 to 10 words about `theme` that belongs to `split`.
 
     Raises:
-        UserError: Unknown theme or split.
+        UserError: if the theme or split is unknown.
     """
     grammar = _grammar()
     if theme not in grammar["themes"] or split not in SPLITS:
-        raise UserError(f"sentence: no theme {theme!r} or no split {split!r} (splits: {', '.join(SPLITS)})")
+        raise UserError(f"sentence: unknown theme {theme!r} or split {split!r} (splits: {', '.join(SPLITS)})")
     rows = grammar["themes"][theme]
     weights = _pattern_weights(theme)
     while True:
@@ -62,7 +62,7 @@ def sample_sentence(theme: str, split: Split, rng: np.random.Generator) -> str:
 
 @lru_cache(maxsize=32)
 def _pattern_weights(theme: str) -> npt.NDArray[np.float64]:
-    """Patterns with many fillings come more often: by the square root of their number."""
+    """Probability of each pattern: proportional to the square root of its number of fillings."""
     grammar = _grammar()
     rows = grammar["themes"][theme]
     sizes = [

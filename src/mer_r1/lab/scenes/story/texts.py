@@ -1,11 +1,10 @@
-"""What annotators write about a scene: reasoning, description, and the labels of careful and of generous annotators.
+"""Annotations of a scene as text: reasoning, description, remark, and labels of careful and generous annotators.
 
-The cold start's *reasoning* does what careful annotators do: it names what is evident, mostly what is moderate, never
-what is faint; it weighs (a conflict between visible cues is named) and concludes with the careful labels. The base
-stage's *description* lists cues without a conclusion, its *broad labels* are many and partly wrong, and its *remark* is
-what people say of somebody in passing: what struck them, and what they take it for. A label costs nothing, so many are
-given; who writes a sentence commits himself, so a remark concludes with as few words as a careful annotator's. All come
-from the observed cues only, so a text can be as wrong as its annotator: that noise is part of the world.
+The cold start's *reasoning* imitates careful annotators: it names evident cues, most moderate ones and no faint ones,
+names a visible conflict and concludes with the careful labels. The base stage's *description* lists cues without a
+conclusion, its *broad labels* are many and partly wrong, and its *remark* is a short comment that concludes with as few
+words as a careful annotator's. All texts come from the observed cues only, so they contain the errors of annotators:
+this noise is part of the world.
 """
 
 import json
@@ -30,7 +29,7 @@ LONGEST = 35
 
 @dataclass(frozen=True)
 class Texts:
-    """What is written about one scene. All label lists are non-empty."""
+    """The texts of one scene. All label lists are non-empty."""
 
     reasoning: str
     description: str
@@ -43,9 +42,9 @@ def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Text
     """All texts of a scene.
 
     Args:
-        scene: The scene.
-        low_voice: Whether the speaker's voice is a low one (the description says so).
-        rng: Source of the choice of words.
+        scene: the scene.
+        low_voice: whether the speaker's voice is low; the description mentions it.
+        rng: random generator for the choice of words.
     """
     careful = careful_labels(scene, rng)
     reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
@@ -54,9 +53,9 @@ def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Text
 
 
 def careful_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """The first word of the primary emotion almost always, a further gold word only where its evidence can be seen.
+    """The first gold word with `CAREFUL_FIRST`, further gold words with `CAREFUL_FURTHER` by their visible evidence.
 
-    Even then only with `CAREFUL_FURTHER`: a careful annotator rather leaves a word out than writes a wrong one.
+    A careful annotator prefers omitting a word to writing a wrong one.
     """
     kept = []
     for index, gold in enumerate(scene.gold):
@@ -82,9 +81,9 @@ def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator)
     """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named.
 
     Args:
-        scene: The scene.
-        conclusion: The labels that it ends with.
-        rng: Source of the choice of words.
+        scene: the scene.
+        conclusion: the labels of the last sentence.
+        rng: random generator for the choice of words.
     """
     named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *_small(scene))}
     face, voice = named[scene.face], named[scene.voice]
@@ -104,28 +103,24 @@ def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator)
 
 
 def description(scene: Scene, low_voice: bool, rng: np.random.Generator) -> str:
-    """A plain list of the cues, faint ones mostly included, with the pitch of the speaker and without a conclusion."""
+    """A list of the cues, most faint ones included, with the speaker's pitch and without a conclusion."""
     faces = [("face", scene.face), *(("signs", cue) for cue in scene.signs)]
     voices = [("voice", scene.voice), *([("modifiers", scene.modifier)] if scene.modifier else [])]
-    told = []
+    named = []
     for cues in (faces, voices):
         kept = [cue for cue in cues if cue[1].strength != "faint" or rng.random() < KEEP_FAINT]
         phrases = [_phrase(kind, cue.name, cue.strength, rng) for kind, cue in kept]
-        told.append(", ".join(phrases) or _phrase("face" if cues is faces else "voice", PLAIN, "evident", rng))
+        named.append(", ".join(phrases) or _phrase("face" if cues is faces else "voice", PLAIN, "evident", rng))
     rows = _lexicon()["description"]
     pitch = _choose(rows["pitch"]["low" if low_voice else "high"], rng)
     words = _phrase("words", scene.theme, "evident", rng)
-    return " ".join(
-        (
-            _choose(rows["face"], rng).format(face=told[0]),
-            _choose(rows["voice"], rng).format(pitch=pitch, voice=told[1]),
-            _choose(rows["words"], rng).format(words=words),
-        )
-    )
+    face = _choose(rows["face"], rng).format(face=named[0])
+    voice = _choose(rows["voice"], rng).format(pitch=pitch, voice=named[1])
+    return " ".join((face, voice, _choose(rows["words"], rng).format(words=words)))
 
 
 def _evidence(scene: Scene, emotion: str) -> str:
-    """The greatest strength among the cues that come of the emotion; a theme counts as moderate, nothing as faint."""
+    """The greatest strength among the emotion's cues; a theme counts as moderate, no cue as faint."""
     found = [cue.strength for cue in (scene.face, scene.voice, *_small(scene)) if cue.of == emotion]
     found += ["moderate"] if scene.theme_of == emotion else []
     return max(found, key=STRENGTHS.index, default="faint")
@@ -165,7 +160,7 @@ def _opening(scene: Scene, face: bool, voice: bool, rng: np.random.Generator) ->
 
 
 def _visible_conflict(scene: Scene, face: bool, voice: bool) -> str | None:
-    """Which disagreement between the named cues an annotator would point out, if any."""
+    """The disagreement between the named cues that an annotator mentions, or None."""
     valence = world().valence
     in_face = valence["face"][scene.face.name] if face else 0
     in_voice = valence["voice"][scene.voice.name] if voice else 0
@@ -177,7 +172,7 @@ def _visible_conflict(scene: Scene, face: bool, voice: bool) -> str | None:
 
 
 def _ending(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
-    """The conclusion: the primary emotion's words first, then, with a "perhaps", those of the second emotion."""
+    """The conclusion: the primary emotion's words, then, after a "perhaps", those of the second emotion."""
     emotion = {gold.word: gold.emotion for gold in scene.gold}
     lead = emotion.get(conclusion[0], conclusion[0])
     first = [word for word in conclusion if emotion.get(word, word) == lead]
@@ -191,7 +186,7 @@ def _say(kind: str, rng: np.random.Generator, **slots: str) -> str:
 
 
 def _phrase(kind: str, name: str, strength: str, rng: np.random.Generator) -> str:
-    """A noun phrase for one cue, with a word of degree where the phrase has room for one."""
+    """A noun phrase for one cue, with an adverb of degree if the phrase has a slot for one."""
     lexicon = _lexicon()
     degree = _choose(lexicon["degrees"][strength], rng)
     return _choose(lexicon[kind][name], rng).format(d=degree)

@@ -1,13 +1,13 @@
 """The generative model of the built-in scenes: emotions -> cues in three channels -> gold labels.
 
-An emotion is coded *jointly*. Each has a few ways of showing, and a way is a pair (face pattern, voice pattern): most
-face patterns are shared by emotions that only the voice tells apart, and the other way round. What is spoken about
-narrows the choice or misleads. In a conflict one channel is acted (a social smile, polite words, a held voice) and
-the other channels tell the truth. A second emotion adds one small sign in one channel. Each channel shows its pattern
-only with some probability and with some strength, so that a perfect score is impossible; `scenes.oracle` says what
-the best possible is. The tables stand in `world.json`; the probabilities in `Chances`.
+Emotions are coded *jointly*: each shows in a few ways, and a way is a pair (face pattern, voice pattern). Most face
+patterns are shared by emotions that differ only in the voice, and vice versa. The theme of the words narrows the choice
+or misleads. In a conflict one channel is acted (a social smile, polite words, a controlled voice) and the other
+channels are genuine. A second emotion adds one small sign in one channel. Each channel shows its pattern only with some
+probability and strength, so a perfect score is impossible; `oracle` computes the best possible one. The tables are in
+`world.json`, the probabilities in `Chances`.
 
-This is a world for learning and for studying methods. It is not a theory of human expression.
+The world is made for learning and for studying methods; it is not a theory of human expression.
 """
 
 import json
@@ -27,25 +27,25 @@ SMALL_TALK = "talk"
 
 @dataclass(frozen=True)
 class Chances:
-    """Every probability of the world (all in [0, 1]).
+    """All probabilities of the world, each in [0, 1].
 
     Attributes:
-        second: That a scene has a second emotion.
-        conflict: That one channel is acted, for an emotion that can hide (those with a valence).
-        conflict_kinds: Given a conflict, that the acted channel is the face, the words, the voice.
-        shown: That face and voice show their pattern; else a neighbouring one (`near`) or a plain one.
-        near: That face and voice show a neighbouring pattern.
-        spoken: That the words are about the emotion's theme; else small talk (`idle`) or any theme.
-        idle: That the words are small talk although the emotion has other themes.
-        sign: That the primary emotion adds a sign of face or head (`leak` in a conflict).
-        leak: The same in a conflict: the body tells the truth.
-        stray: That a meaningless sign takes the place of the primary emotion's sign.
-        modifier: That the primary emotion adds a modifier of the voice.
-        second_in: Given a second emotion, that it shows as a sign, as a modifier, as the theme; the rest: not at all.
-        strengths: Of a face or voice pattern: faint, moderate, evident.
-        small_strengths: The same for signs and modifiers.
-        second_words: That the second emotion gives 0, 1, 2 gold words.
-        two_words: That the primary emotion gives two gold words instead of one.
+        second: P(a scene has a second emotion).
+        conflict: P(one channel is acted), for emotions with a valence.
+        conflict_kinds: P(the acted channel is the face, the words, the voice | conflict).
+        shown: P(face and voice show their pattern); otherwise a neighbouring (`near`) or plain pattern.
+        near: P(face and voice show a neighbouring pattern).
+        spoken: P(the words are about the emotion's theme); otherwise small talk (`idle`) or a random theme.
+        idle: P(the words are small talk although the emotion has other themes).
+        sign: P(the primary emotion adds a sign of face or head), without a conflict.
+        leak: P(the primary emotion adds a sign | conflict).
+        stray: P(a meaningless sign replaces the primary emotion's sign).
+        modifier: P(the primary emotion adds a modifier of the voice).
+        second_in: P(the second emotion shows as a sign, as a modifier, as the theme); the rest: not at all.
+        strengths: P(faint, moderate, evident) of a face or voice pattern.
+        small_strengths: P(faint, moderate, evident) of signs and modifiers.
+        second_words: P(the second emotion has 0, 1, 2 gold words).
+        two_words: P(the primary emotion has two gold words instead of one).
     """
 
     second: float = 0.55
@@ -68,7 +68,7 @@ class Chances:
 
 @dataclass(frozen=True)
 class Emotion:
-    """One row of the table: `valence` -1, 0 or 1; `ways` (face, voice) -> probability; the rest as in `world.json`."""
+    """One emotion: `valence` -1, 0 or 1; `ways` (face, voice) -> probability; other fields as in `world.json`."""
 
     name: str
     valence: int
@@ -82,7 +82,7 @@ class Emotion:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A channel that is acted: `shows` gives what it shows instead; for emotions of one `valence` only."""
+    """An acted channel: `shows` gives the patterns that it shows instead; for emotions of one `valence`."""
 
     name: str
     channel: str
@@ -92,7 +92,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class World:
-    """The tables: what exists, and how it hangs together. `faces`, `voices`: pattern -> neighbours."""
+    """The tables of `world.json`. `faces`, `voices`: pattern -> neighbouring patterns."""
 
     emotions: Mapping[str, Emotion]
     faces: Mapping[str, tuple[str, ...]]
@@ -104,7 +104,7 @@ class World:
     valence: Mapping[str, Mapping[str, int]]
 
     def conflicts_of(self, emotion: str) -> dict[str, float]:
-        """Conflict -> probability among the conflicts that fit the emotion's valence; {} where none does."""
+        """Conflict -> probability, among the conflicts of the emotion's valence; {} if there is none."""
         kinds = dict(zip(("face", "words", "voice"), Chances.conflict_kinds, strict=True))
         valence = self.emotions[emotion].valence
         return {name: kinds[row.channel] for name, row in self.conflicts.items() if row.valence == valence}
@@ -112,7 +112,7 @@ class World:
 
 @dataclass(frozen=True)
 class Cue:
-    """One observed cue: its `name`, its `strength` (of `STRENGTHS`) and the emotion it comes `of` (None: nothing)."""
+    """One observed cue: `name`, `strength` (one of `STRENGTHS`), and `of`, its emotion (None: no emotion)."""
 
     name: str
     strength: str
@@ -121,7 +121,7 @@ class Cue:
 
 @dataclass(frozen=True)
 class GoldWord:
-    """One gold label and the emotion that it names."""
+    """One gold label and its emotion."""
 
     word: str
     emotion: str
@@ -129,18 +129,18 @@ class GoldWord:
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in one clip, before it is acted: the emotions, the cues as they can be observed, the gold words.
+    """The content of one clip: emotions, observable cues, gold words.
 
     Attributes:
-        primary: The main emotion.
-        secondary: The second emotion, or None.
-        conflict: Name of the conflict, or None.
-        face: Pattern of the face.
-        voice: Pattern of the voice.
-        theme: What is spoken about.
-        theme_of: The emotion the theme comes from, or None for idle or acted words.
+        primary: the main emotion.
+        secondary: the second emotion, or None.
+        conflict: name of the conflict, or None.
+        face: pattern of the face.
+        voice: pattern of the voice.
+        theme: topic of the words.
+        theme_of: the emotion of the theme, or None for small talk or acted words.
         signs: 0 to 2 further signs of face and head.
-        modifier: A small change of the voice, or None.
+        modifier: a small change of the voice, or None.
         gold: 1 to 4 gold words.
     """
 
@@ -157,7 +157,7 @@ class Scene:
 
     @property
     def labels(self) -> list[str]:
-        """The gold words, as the manifest has them."""
+        """The gold words."""
         return [gold.word for gold in self.gold]
 
 
@@ -205,7 +205,7 @@ def _shares(weights: Mapping[Item, float]) -> dict[Item, float]:
 
 
 def sample_scene(rng: np.random.Generator, chances: Chances | None = None) -> Scene:
-    """Draw one scene. The order of draws is part of the format: a changed order changes every corpus."""
+    """Draw one scene. The order of random draws is part of the format: changing it changes every corpus."""
     chances = chances or Chances()
     tables = world()
     primary = tables.emotions[_pick(rng, list(tables.emotions))]
@@ -243,7 +243,7 @@ def _second_channel(rng: np.random.Generator, chances: Chances) -> str | None:
 def _patterns(
     rng: np.random.Generator, primary: Emotion, conflict: Conflict | None, chances: Chances
 ) -> tuple[Cue, Cue]:
-    """Face and voice: one of the emotion's ways, the acted channel replaced, then seen through noise."""
+    """Face and voice: one of the emotion's ways, with the acted channel replaced, then noise."""
     face, voice = _weighted(rng, primary.ways)
     acted = conflict.channel if conflict else None
     if conflict and acted == "face":
@@ -290,7 +290,7 @@ def _signs(
     conflict: Conflict | None,
     chances: Chances,
 ) -> tuple[Cue, ...]:
-    """At most one sign of each emotion; a stray sign takes the primary's place."""
+    """At most one sign per emotion; a stray sign replaces the primary emotion's."""
     cues: dict[str, Cue] = {}
     luck = rng.random()
     share = chances.leak if conflict else chances.sign
@@ -321,7 +321,7 @@ def _small_cue(rng: np.random.Generator, name: str, of: str | None, chances: Cha
 def _gold(
     rng: np.random.Generator, primary: Emotion, secondary: Emotion | None, chances: Chances
 ) -> tuple[GoldWord, ...]:
-    """1-2 words of the primary and 0-2 of the second emotion; common words more often than rare ones."""
+    """1-2 words of the primary and 0-2 of the second emotion; common words are more likely than rare ones."""
     counts = [1 + (rng.random() < chances.two_words)]
     if secondary:
         counts.append(_weighted(rng, dict(zip((0, 1, 2), chances.second_words, strict=True))))
@@ -343,7 +343,7 @@ def _pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
 
 
 def _weighted(rng: np.random.Generator, shares: Mapping[Item, float]) -> Item:
-    """One key of `shares` by its probability (they sum to 1)."""
+    """Draw one key of `shares` by its probability (they sum to 1)."""
     edges = np.cumsum(list(shares.values()))
     place = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
     return list(shares)[min(place, len(shares) - 1)]

@@ -1,8 +1,8 @@
-"""Sound shaping for the scenes' voices: what the synthesiser's own knobs cannot do, as short array functions.
+"""Audio effects for the scenes' voices that the synthesiser lacks, as short array functions.
 
-All functions take and give mono waveforms (S,) float64 or float32 at `SAMPLING_RATE` unless they say otherwise. Levels
-are RMS over the parts where somebody speaks, in dB relative to full scale. The reference level leaves room: a voice
-10 dB above it still peaks below full scale, and a soft limit catches the rest.
+All functions take and return mono waveforms (S,) float64 or float32 at `SAMPLING_RATE` unless stated otherwise. Levels
+are RMS over the speaking parts, in dB relative to full scale. The reference level leaves headroom: a voice 10 dB above
+it still peaks below full scale, and a soft limiter handles the rest.
 """
 
 from functools import lru_cache
@@ -11,13 +11,13 @@ import numpy as np
 from scipy import fft, signal
 
 SAMPLING_RATE = 16_000
-"""Samples per second of everything the scenes write."""
+"""Samples per second of all audio in the scenes."""
 REFERENCE_DB = -26.0
 """RMS level (dB re full scale) of neutral speech."""
 
 _FRAME = 320  # 20 ms
-_CONTROL_FPS = 200  # values a second of slow curves
-_BANK_SECONDS = 40  # noise kept per kind; excerpts start anywhere in it
+_CONTROL_FPS = 200  # values per second of slow curves
+_BANK_SECONDS = 40  # noise per kind; excerpts start at a random place
 _LIMIT_KNEE = 0.7
 _TREMOR_SEMITONES, _TREMOR_DB = 1.7, 8.0
 
@@ -42,24 +42,24 @@ def from_22050(waveform: np.ndarray) -> np.ndarray:
 
 
 def band_pass(waveform: np.ndarray, low_hz: float, high_hz: float | None) -> np.ndarray:
-    """Keep the band from `low_hz` to `high_hz` (None: everything above `low_hz`)."""
+    """Band pass from `low_hz` to `high_hz` (None: high pass above `low_hz`)."""
     return np.asarray(signal.sosfilt(_band(low_hz, high_hz), waveform))
 
 
 def low_pass(waveform: np.ndarray, cutoff_hz: float) -> np.ndarray:
-    """First-order low pass: falls 6 dB an octave above `cutoff_hz`."""
+    """First-order low pass: 6 dB per octave above `cutoff_hz`."""
     pole = float(np.exp(-2 * np.pi * cutoff_hz / SAMPLING_RATE))
     return np.asarray(signal.lfilter([1 - pole], [1, -pole], waveform))
 
 
 def slow_noise(rng: np.random.Generator, size: int, rate_hz: float, fps: float) -> np.ndarray:
-    """Smooth random curve (size,) at `fps` values a second, `rate_hz` of them independent, variance near 1."""
+    """Smooth random curve (size,) at `fps` values per second, `rate_hz` of them independent, variance near 1."""
     knots = rng.standard_normal(int(size * rate_hz / fps) + 3)
     return np.interp(np.arange(size) * (rate_hz / fps) + 0.5, np.arange(knots.size), knots)
 
 
 def speech_level_db(waveform: np.ndarray) -> float:
-    """RMS level in dB over the 20 ms frames that are within 30 dB of the loudest; -inf for silence.
+    """RMS level in dB over the 20 ms frames within 30 dB of the loudest; -inf for silence.
 
     >>> round(speech_level_db(np.tile([0.1, -0.1], 1600)), 1)
     -20.0
@@ -81,7 +81,7 @@ def set_level(waveform: np.ndarray, level_db: float) -> np.ndarray:
 
 
 def soft_limit(waveform: np.ndarray) -> np.ndarray:
-    """Bend samples beyond 0.7 of full scale towards 1, so that nothing is cut off; quieter samples stay as they are."""
+    """Compress samples above 0.7 of full scale towards 1 instead of clipping; quieter samples are unchanged."""
     size = np.abs(waveform)
     over = size > _LIMIT_KNEE
     if not over.any():
@@ -93,24 +93,24 @@ def soft_limit(waveform: np.ndarray) -> np.ndarray:
 
 
 def effort_tilt(waveform: np.ndarray, loudness_db: float) -> np.ndarray:
-    """Brighten loud and dull soft speech: half of `loudness_db` on the spectrum above about 1 kHz (vocal effort)."""
+    """Vocal effort: apply half of `loudness_db` to the spectrum above about 1 kHz; loud speech is brighter."""
     below = low_pass(waveform, 1000.0)
     return below + (waveform - below) * 10 ** (0.5 * loudness_db / 20)
 
 
 def wobble(waveform: np.ndarray, depth: float, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Tremor: the pitch swings by up to +-1.7 semitones and the level by up to 8 dB, 5 to 7 times a second.
+    """Tremor: modulate the pitch by up to +-1.7 semitones and the level by up to 8 dB, 5 to 7 times per second.
 
-    A slight random drift of the pitch (about 0.15 semitones) is always there: no human voice is perfectly steady.
+    A slight random drift of the pitch (about 0.15 semitones) is always added, as in human voices.
 
     Args:
-        waveform: Speech (S,).
+        waveform: speech (S,).
         depth: 0 (steady) to 1.
-        sampling_rate: Its samples a second.
-        rng: Source of the rate, the phases and the drift.
+        sampling_rate: samples per second of the waveform.
+        rng: random generator for rate, phases and drift.
 
     Returns:
-        Speech of the same length (time is stretched by less than a millisecond or so).
+        Speech of the same length (time shifts by about a millisecond at most).
     """
     step = sampling_rate // _CONTROL_FPS
     fps, count = sampling_rate / step, waveform.size // step + 2
@@ -130,12 +130,12 @@ def wobble(waveform: np.ndarray, depth: float, sampling_rate: int, rng: np.rando
 
 
 def breathe(waveform: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
-    """Breathiness: the voice loses its upper harmonics, and hiss that follows its loudness takes their place.
+    """Breathiness: replace upper harmonics with hiss that follows the voice's loudness.
 
     Args:
-        waveform: Speech (S,) at 16 kHz.
+        waveform: speech (S,) at 16 kHz.
         amount: 0 (clear) to 1 (nearly a whisper).
-        rng: Source of the hiss.
+        rng: random generator for the hiss.
 
     Returns:
         Speech of the same length.
@@ -149,9 +149,9 @@ def breathe(waveform: np.ndarray, amount: float, rng: np.random.Generator) -> np
 
 
 def in_breath(amount: float, rng: np.random.Generator) -> np.ndarray:
-    """An audible breath drawn before speaking: noise of 0.2 to 0.45 s and a short gap; empty for amounts under 0.1.
+    """An audible in-breath before speaking: noise of 0.2 to 0.45 s and a short gap; empty for amounts below 0.1.
 
-    Its level belongs to speech at `REFERENCE_DB`.
+    Its level is relative to speech at `REFERENCE_DB`.
     """
     if amount < 0.1:
         return np.zeros(0)
@@ -164,7 +164,7 @@ def in_breath(amount: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def reverberate(waveform: np.ndarray, seconds: float, wet_db: float, rng: np.random.Generator) -> np.ndarray:
-    """A small room: a random tail that falls by 60 dB in `seconds`, `wet_db` below the direct sound; same length."""
+    """Reverberation of a small room: a random tail, -60 dB after `seconds`, `wet_db` relative to the direct sound."""
     size = max(int(seconds * SAMPLING_RATE * 0.6), 2)
     tail = excerpt("white", rng, size) * 10 ** (-3.0 * np.arange(size) / (seconds * SAMPLING_RATE))
     tail[: int(0.004 * SAMPLING_RATE)] = 0.0
@@ -179,12 +179,12 @@ def _white(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _hiss(rng: np.random.Generator, size: int) -> np.ndarray:
-    """What breath sounds like in a mouth: noise above 1.5 kHz."""
+    """Breath noise: noise above 1.5 kHz."""
     return band_pass(rng.standard_normal(size), 1500.0, 7000.0)
 
 
 def _pink(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Noise that falls 3 dB an octave."""
+    """Noise that falls 3 dB per octave."""
     spectrum = np.fft.rfft(rng.standard_normal(size))
     spectrum[1:] /= np.sqrt(np.arange(1, spectrum.size))
     spectrum[0] = 0.0
@@ -201,13 +201,13 @@ def _hum(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _street(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Rumble of passing cars: low noise that swells and fades."""
+    """Rumble of passing cars: low noise with a slowly varying level."""
     swell = 1 + 0.6 * np.tanh(slow_noise(rng, size, 0.8, SAMPLING_RATE))
     return low_pass(rng.standard_normal(size), 250.0) * swell
 
 
 def _cafe(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Many far voices: speech-shaped noise in three bands, each swelling at the pace of syllables."""
+    """Many distant voices: speech-shaped noise in three bands, each modulated at a syllable rate."""
     total = np.zeros(size)
     for low, high, gain in ((150.0, 600.0, 1.0), (600.0, 1800.0, 0.6), (1800.0, 4500.0, 0.25)):
         swell = np.exp(0.6 * slow_noise(rng, size, 7.0, SAMPLING_RATE))
@@ -222,19 +222,19 @@ NOISES = ("white", "pink", "hum", "street", "cafe")
 
 @lru_cache(maxsize=len(_MAKERS))
 def _bank(kind: str) -> np.ndarray:
-    """A long stretch of one kind of noise, made once in a process from a fixed seed, with unit variance."""
+    """`_BANK_SECONDS` of one kind of noise from a fixed seed, with unit variance; cached per process."""
     noise = _MAKERS[kind](np.random.default_rng(sum(kind.encode())), _BANK_SECONDS * SAMPLING_RATE)
     return (noise / noise.std()).astype(np.float32)
 
 
 def excerpt(kind: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random stretch (size,) float32 of noise with a variance near 1: one of `NOISES`, or "hiss"."""
+    """A random excerpt (size,) float32 of noise with a variance near 1: one of `NOISES`, or "hiss"."""
     bank = _bank(kind)
     start = int(rng.integers(bank.size))
     return bank.take(np.arange(start, start + size), mode="wrap") if start + size > bank.size else bank[start:][:size]
 
 
 def background(kind: str, rng: np.random.Generator, size: int, level_db: float) -> np.ndarray:
-    """Background noise (size,) of one of `NOISES`, with an RMS level of `level_db` dB re full scale."""
+    """Background noise (size,), one of `NOISES`, with an RMS level of `level_db` dB relative to full scale."""
     noise = excerpt(kind, rng, size)
     return noise * np.float32(10 ** (level_db / 20) / np.sqrt(np.mean(np.square(noise))))

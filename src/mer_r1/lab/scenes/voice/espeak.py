@@ -1,12 +1,12 @@
-"""The speech synthesiser: one sentence through libespeak-ng inside this process, always the same for the same request.
+"""The speech synthesiser: one sentence through libespeak-ng in this process, deterministic for each request.
 
-The library keeps state between sentences (wave phase, cycle counters, gain control), so that a sentence sounds slightly
-different after another one. Parameters do not reset that state; unloading the library does. So every sentence loads the
-library (about 2 ms), speaks, and unloads it; the random numbers, which make breath noise, are seeded each time.
+The library keeps state between sentences (wave phase, cycle counters, gain control), which changes the next sentence
+slightly. Parameters do not reset this state; unloading the library does. So every sentence loads the library (about
+2 ms), speaks, and unloads it; the random numbers of breath noise are seeded each time.
 
-A voice is a text of the synthesiser's own voice-file lines, which is handed over as a file in memory: that gives the
-pitch range freely, where the synthesiser's range parameter ends at twice the normal one. The voice files are those of
-the package `espeakng-loader`, read where it installed them; nothing of them is copied here.
+A voice is a text in the synthesiser's voice-file format, passed as an in-memory file: this allows any pitch range,
+while the synthesiser's range parameter is limited to twice the normal one. The voice files are those of the package
+`espeakng-loader`, read from its installation; none are copied here.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ import numpy as np
 from mer_r1.errors import UserError
 
 RATE = 22050
-"""Samples per second of what the synthesiser makes."""
+"""Samples per second of the synthesiser's output."""
 
 _RETRIEVE_SYNCHRONOUSLY = 2
 _PHONEME_EVENTS, _DO_NOT_EXIT = 1, 0x8000
@@ -33,7 +33,7 @@ _UTF8, _SSML, _END_PAUSE = 1, 0x10, 0x1000
 _RATE_PARAMETER, _VOLUME_PARAMETER, _PITCH_PARAMETER = 1, 2, 3
 _VOLUME = 50  # the default of 100 clips the louder timbres
 _END_OF_EVENTS, _PHONEME = 0, 7
-_PATH_LIMIT = 59  # bytes of a voice's path that the library keeps
+_PATH_LIMIT = 59  # longest path of a voice file, in bytes
 _VOICE_LINES = {"formant", "breath", "breathw", "voicing", "consonants", "klatt", "stressamp", "tone"}
 _lock = threading.Lock()
 _libc = ctypes.CDLL(None) if os.name == "posix" else None
@@ -59,17 +59,17 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Request:
-    """What the synthesiser is asked for.
+    """A request to the synthesiser.
 
     Attributes:
-        ssml: The sentence, text in it escaped already, with `<break/>` elements; no `<speak>` around it, since its end
-            tag makes the library say the last word in its default voice.
-        accent: The language file, for example "en-US".
-        variant: The voice-variant file, for example "f2".
-        base: The voice file's lower pitch in Hz (the voice's formants follow it slightly).
-        width: The voice file's pitch width in Hz.
-        pitch: The library's pitch parameter, 0..99; 50 leaves `base` as it is.
-        rate: Words per minute, 80..450.
+        ssml: the sentence, escaped, with `<break/>` elements; without `<speak>`, whose end tag makes the library say
+            the last word in its default voice.
+        accent: the language file, for example "en-US".
+        variant: the voice-variant file, for example "f2".
+        base: the voice file's lower pitch in Hz (the voice's formants follow it slightly).
+        width: the voice file's pitch width in Hz.
+        pitch: the library's pitch parameter, 0..99; 50 leaves `base` as it is.
+        rate: words per minute, 80..450.
     """
 
     ssml: str
@@ -83,7 +83,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What came back: samples (S,) int16 at `RATE`, and phonemes as (start sample, mnemonic), pauses named "_..."."""
+    """Synthesised speech: samples (S,) int16 at `RATE`, and phonemes (start sample, mnemonic); pauses are "_..."."""
 
     samples: np.ndarray
     phonemes: tuple[tuple[int, str], ...]
@@ -94,26 +94,23 @@ def _package() -> tuple[str, Path]:
     """The library's file and its data folder.
 
     Raises:
-        UserError: If the package is not installed.
+        UserError: if the package is not installed.
     """
     try:
         loader: Any = importlib.import_module("espeakng_loader")
     except ImportError as error:
-        raise UserError(
-            "the speech synthesiser is missing: espeakng-loader was expected, install it with "
-            "`pip install 'mer-r1[scenes]'`"
-        ) from error
+        raise UserError("the scenes need the package espeakng-loader: pip install 'mer-r1[scenes]'") from error
     return str(loader.get_library_path()), Path(loader.get_data_path())
 
 
 @lru_cache(maxsize=256)
 def _voice_lines(accent: str, variant: str) -> str:
-    """The lines of the accent's file, then those of the variant that shape its timbre (not pitch, echo, lengths)."""
+    """The lines of the accent's file, then the variant's lines on timbre (not pitch, echo, lengths)."""
     data = _package()[1]
     files = (data / "lang" / "gmw" / accent, data / "voices" / "!v" / variant)
     for file in files:
         if not file.is_file():
-            raise UserError(f"voice file {file.name!r}: not in the installed speech synthesiser (1.52 was expected)")
+            raise UserError(f"voice file {file.name!r}: missing in the installed espeak-ng (expected version 1.52)")
     language = files[0].read_text(encoding="utf-8")
     timbre = [
         line
@@ -124,7 +121,7 @@ def _voice_lines(accent: str, variant: str) -> str:
 
 
 def _voice_file(lines: str) -> tuple[str, int | None]:
-    """Put the lines where the library can open them: a path, and the descriptor that keeps a file in memory alive."""
+    """Write the lines to a file for the library: its path, and the descriptor of an in-memory file."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("voice")
         os.write(descriptor, lines.encode())
@@ -134,14 +131,12 @@ def _voice_file(lines: str) -> tuple[str, int | None]:
     os.close(handle)
     if len(os.fsencode(path)) > _PATH_LIMIT:
         Path(path).unlink()
-        raise UserError(
-            f"temporary folder {tempfile.gettempdir()!r}: the path is too long, expected under 40 characters"
-        )
+        raise UserError(f"temporary folder {tempfile.gettempdir()!r}: path too long, expected under 40 characters")
     return path, None
 
 
 def _drop_voice_file(path: str, descriptor: int | None) -> None:
-    """Remove what `_voice_file` made."""
+    """Remove the file of `_voice_file`."""
     if descriptor is None:
         Path(path).unlink(missing_ok=True)
     else:
@@ -149,7 +144,7 @@ def _drop_voice_file(path: str, descriptor: int | None) -> None:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    """Unload the library, so that nothing of this sentence reaches the next one."""
+    """Unload the library and its state."""
     import _ctypes
 
     handle = library._handle
@@ -160,7 +155,7 @@ def _unload(library: ctypes.CDLL) -> None:
 
 
 def _check(status: int, doing: str) -> None:
-    """Turn a status of the library into an error."""
+    """Raise an error if the library's status is not 0."""
     if status != 0:
         raise RuntimeError(f"speech synthesiser: {doing} failed with status {status}")
 
@@ -184,8 +179,8 @@ def _synthesise(library: ctypes.CDLL, request: Request, voice_path: str) -> Spok
     data = os.fsencode(_package()[1])
     rate = library.espeak_Initialize(_RETRIEVE_SYNCHRONOUSLY, 0, data, _PHONEME_EVENTS | _DO_NOT_EXIT)
     if rate != RATE:
-        raise RuntimeError(f"speech synthesiser: it answered the sampling rate {rate}, expected {RATE}")
-    # After initialising, which seeds with the time of day.
+        raise RuntimeError(f"speech synthesiser: expected the sampling rate {RATE}, got {rate}")
+    # After the initialisation, which seeds with the time of day.
     library.espeak_ng_SetRandSeed.argtypes = (ctypes.c_long,)
     library.espeak_ng_SetRandSeed(1)
     if _libc is not None:
@@ -205,18 +200,18 @@ def _synthesise(library: ctypes.CDLL, request: Request, voice_path: str) -> Spok
 
 
 def synthesise(request: Request) -> Spoken:
-    """Speak one sentence; the same request gives the same samples in any process and after any other sentence.
+    """Synthesise one sentence; the same request gives the same samples in any process and after any other sentence.
 
-    Safe under fork and spawn (nothing stays loaded between calls) and from several threads (one speaks at a time).
+    Safe with fork and spawn (nothing stays loaded between calls) and with threads (a lock serialises calls).
 
     Args:
-        request: Text, voice and parameters.
+        request: text, voice and parameters.
 
     Returns:
-        The samples and the phonemes' times.
+        Samples and phoneme times.
 
     Raises:
-        UserError: If the synthesiser or a voice file is missing.
+        UserError: if the synthesiser or a voice file is missing.
     """
     lines = _voice_lines(request.accent, request.variant) + f"pitch {request.base} {request.base + request.width}\n"
     with _lock:

@@ -1,7 +1,7 @@
-"""From phonemes to mouth shapes: how far the jaw opens, how wide or round the lips are, when they close.
+"""Mouth shapes from phonemes: jaw opening, width and roundness of the lips, lip closure.
 
-Each phoneme mnemonic of the synthesiser has a target shape; a diphthong has two, one for each half. The targets are
-held for the phoneme's time and smoothed, since lips move before and after the sound (coarticulation).
+Each phoneme mnemonic of the synthesiser has a target shape; a diphthong has two, one per half. Targets are held for the
+phoneme's duration and smoothed, because lips move before and after the phoneme (coarticulation).
 """
 
 from functools import lru_cache
@@ -9,14 +9,14 @@ from functools import lru_cache
 import numpy as np
 
 MOUTH_FPS = 50
-"""Mouth shapes a second."""
+"""Mouth shapes per second."""
 MOUTH_COLUMNS = ("jaw_open", "mouth_wide", "mouth_round", "lips_closed")
-"""The columns of a mouth curve."""
+"""Columns of a mouth curve."""
 
-_STEPS = 4  # fine steps in a frame, before smoothing
+_STEPS = 4  # smoothing steps per frame
 _SIGMA = 0.028  # seconds
 
-# (jaw open, wide, round, lips closed) of the mnemonics' first letters; longer entries win
+# First letters of a mnemonic -> (jaw open, wide, round, lips closed); longer entries take precedence
 _SHAPES: dict[str, tuple[float, float, float, float]] = {
     "a": (0.85, 0.35, 0.0, 0.0),
     "A": (0.95, 0.15, 0.0, 0.0),
@@ -56,13 +56,13 @@ _VOWELS = frozenset("aA0OoV@3eEiIuU")
 
 
 def is_pause(mnemonic: str) -> bool:
-    """Whether a phoneme event stands for silence (also the empty one that ends a sentence)."""
+    """Whether a phoneme event is silence (including the empty event at the end of a sentence)."""
     return mnemonic == "" or mnemonic.startswith("_")
 
 
 @lru_cache(maxsize=1024)
 def _targets(mnemonic: str) -> tuple[tuple[float, float, float, float], ...]:
-    """The mouth shapes that a phoneme passes through: one, or two for a diphthong."""
+    """The mouth shapes of a phoneme: one, or two for a diphthong."""
     name = mnemonic.lstrip("',%=|")
     if name[:1] in _VOWELS:
         letters = [letter for letter in name if letter in _VOWELS][:2]
@@ -74,12 +74,12 @@ def mouth_curve(phonemes: list[tuple[float, float, str]], seconds: float, openin
     """Mouth shapes over time.
 
     Args:
-        phonemes: (start second, end second, mnemonic), in order; pauses may be among them.
-        seconds: Length of the curve.
-        opening: Factor on the jaw: above 1 for loud speech, below 1 for mumbling.
+        phonemes: (start second, end second, mnemonic), in order, including pauses.
+        seconds: length of the curve.
+        opening: factor on the jaw opening: above 1 for loud speech, below 1 for mumbling.
 
     Returns:
-        Array (T, 4) float32 in 0..1, `MOUTH_FPS` rows a second, columns `MOUTH_COLUMNS`; all zero in silence.
+        Array (T, 4) float32 in 0..1, `MOUTH_FPS` rows per second, columns `MOUTH_COLUMNS`; zero in silence.
     """
     frames = int(np.ceil(seconds * MOUTH_FPS))
     fine = MOUTH_FPS * _STEPS
@@ -96,7 +96,7 @@ def mouth_curve(phonemes: list[tuple[float, float, str]], seconds: float, openin
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (_SIGMA * fine)) ** 2)
     kernel /= kernel.sum()
     smooth = np.stack([np.convolve(column, kernel, mode="full")[reach:-reach] for column in track.T], axis=1)
-    # A closure lasts 50-80 ms, so smoothing would leave the lips half open: lift it again.
+    # A closure lasts 50-80 ms; amplify it, because smoothing leaves the lips half open.
     smooth[:, 3] = np.minimum(smooth[:, 3] * 1.5, 1.0)
     smooth[:, 0] *= opening
     smooth[smooth < 0.02] = 0.0

@@ -1,26 +1,24 @@
-"""The scenes' voices: a sentence spoken by somebody, with a prosody that is known because we set it.
+"""The scenes' voices: a sentence spoken with a known, controlled prosody.
 
-The synthesiser (`scenes/espeak.py`) gives words, accent, timbre, pitch, pitch range and rate; `scenes/acoustics.py`
-adds what it lacks: tremor, breath, vocal effort, a room, noise, other voices. Prosody is relative to the speaker's own
-neutral way of speaking, as listeners judge it. To make that audible from one sentence of an unseen speaker, neutral
-pitches do not vary without limit: they lie within +-2.5 semitones of 112 Hz (low group) or of 200 Hz (high group).
+The synthesiser (`espeak`) provides words, accent, timbre, pitch, pitch range and rate; `acoustics` adds tremor, breath,
+vocal effort, a room, noise and other voices. Prosody is relative to the speaker's neutral voice. To make it audible
+from one sentence of an unseen speaker, neutral pitches are limited to +-2.5 semitones around 112 Hz (low group) or
+200 Hz (high group).
 
-The voices are generated: their prosody is controlled, which is not the same as felt.
+The voices are synthetic: their prosody is controlled, not felt.
 """
 
 from dataclasses import dataclass, fields
 from html import escape
-from typing import Literal
 
 import numpy as np
 
 from mer_r1.errors import UserError
+from mer_r1.lab.scenes.story.sentences import Split
 from mer_r1.lab.scenes.voice import acoustics
 from mer_r1.lab.scenes.voice.acoustics import NOISES, REFERENCE_DB, SAMPLING_RATE
 from mer_r1.lab.scenes.voice.espeak import RATE, Request, Spoken, synthesise
 from mer_r1.lab.scenes.voice.lip_sync import is_pause, mouth_curve
-
-Split = Literal["train", "val", "test"]
 
 ACCENTS = ("en", "en-US", "en-GB-scotland", "en-029", "en-GB-x-rp", "en-GB-x-gbclan", "en-GB-x-gbcwmd", "en-US-nyc")
 """Language files: British, American, Scottish, Caribbean, RP, Lancaster, West Midlands, New York."""
@@ -28,10 +26,9 @@ ACCENTS = ("en", "en-US", "en-GB-scotland", "en-029", "en-GB-x-rp", "en-GB-x-gbc
 GROUP_PITCHES = {"low": 112.0, "high": 200.0}
 """Centre of the neutral pitches of each group, in Hz."""
 PITCH_SPREAD = 2.5
-"""How far a speaker's neutral pitch lies from the group's centre at most, in semitones."""
+"""Maximum distance of a speaker's neutral pitch from the group's centre, in semitones."""
 
-# Timbres (voice-variant files). Variants that differ only slightly are kept in one split, so that a speaker of one
-# split has no near twin in another.
+# Timbres (voice-variant files). Similar variants are in the same split, so no speaker has a near copy in another split.
 VARIANTS: dict[Split, dict[str, tuple[str, ...]]] = {
     "train": {
         "low": (
@@ -47,11 +44,11 @@ VARIANTS: dict[Split, dict[str, tuple[str, ...]]] = {
 
 _LIMITS = {"pitch": (-8, 10), "range": (0.2, 2.2), "loudness": (-10, 10), "tempo": (0.65, 1.5)}
 _LIMITS |= {"tremor": (0, 1), "breath": (0, 1), "pauses": (0, 3)}
-# Where in the pitch width of a voice file the median of a spoken sentence lies (measured over all variants).
+# Place of a sentence's median pitch within the voice file's pitch width (measured over all variants).
 _MEDIAN_IN_WIDTH = 0.83
 _NEUTRAL_WIDTH = 0.38  # pitch width over median pitch
-_FILE_OFFSET = 9  # Hz that the synthesiser takes off a voice file's lower pitch
-_TAIL = 0.06  # seconds of sound kept after the last phoneme
+_FILE_OFFSET = 9  # Hz that the synthesiser subtracts from a voice file's lower pitch
+_TAIL = 0.06  # seconds of audio after the last phoneme
 _FADE = 0.02
 
 
@@ -60,10 +57,10 @@ class Voice:
     """One speaker.
 
     Attributes:
-        accent: One of `ACCENTS`.
-        variant: One of the timbres in `VARIANTS`.
-        pitch: Neutral median pitch in Hz.
-        rate: Neutral speaking rate in words per minute.
+        accent: one of `ACCENTS`.
+        variant: one of the timbres in `VARIANTS`.
+        pitch: neutral median pitch in Hz.
+        rate: neutral speaking rate in words per minute.
         group: "low" or "high".
     """
 
@@ -81,19 +78,19 @@ class Voice:
 
 @dataclass(frozen=True)
 class Prosody:
-    """How a sentence is said, relative to the speaker's own neutral.
+    """Prosody of a sentence, relative to the speaker's neutral voice.
 
     Attributes:
-        pitch: Semitones, -8..10.
-        range: Factor on the pitch range, 0.2 (flat) .. 2.2 (very lively).
+        pitch: semitones, -8..10.
+        range: factor on the pitch range, 0.2 (flat)..2.2 (very lively).
         loudness: dB, -10..10.
-        tempo: Factor on the speaking rate, 0.65..1.5.
-        tremor: Wobble of pitch and level, 0..1.
-        breath: Breathiness and an audible in-breath before the sentence, 0..1.
-        pauses: Hesitations inside the sentence, 0..3 (at most one at each gap between words).
+        tempo: factor on the speaking rate, 0.65..1.5.
+        tremor: modulation of pitch and level, 0..1.
+        breath: breathiness and an audible in-breath before the sentence, 0..1.
+        pauses: number of hesitations in the sentence, 0..3 (at most one per gap between words).
 
     Raises:
-        UserError: If a value is outside its range.
+        UserError: if a value is outside its range.
     """
 
     pitch: float = 0.0
@@ -117,11 +114,11 @@ class Speech:
     """A spoken sentence.
 
     Attributes:
-        waveform: (S,) float32 in [-1, 1]: in-breath if any, then the sentence; no silence around it.
+        waveform: (S,) float32 in [-1, 1]: in-breath if any, then the sentence, without surrounding silence.
         sampling_rate: 16000.
         mouth: (T, 4) float32 in 0..1 at 50 Hz: jaw_open, mouth_wide, mouth_round, lips_closed; zero in silence.
-        speaking: Start and end of the words in seconds.
-        truncated: Whether the sentence was cut at `max_seconds`.
+        speaking: start and end of the words in seconds.
+        truncated: whether the sentence was cut at `max_seconds`.
     """
 
     waveform: np.ndarray
@@ -135,14 +132,14 @@ def sample_voice(rng: np.random.Generator, split: Split) -> Voice:
     """Draw a speaker of a split.
 
     Args:
-        rng: Source of randomness.
+        rng: random generator.
         split: "train", "val" or "test"; their timbres are disjoint.
 
     Returns:
         The voice.
 
     Raises:
-        UserError: If the split is unknown.
+        UserError: if the split is unknown.
     """
     if split not in VARIANTS:
         raise UserError(f"split {split!r}: expected one of {', '.join(VARIANTS)}")
@@ -158,7 +155,7 @@ def sample_voice(rng: np.random.Generator, split: Split) -> Voice:
 
 
 def _ssml(text: str, pauses: int, rng: np.random.Generator) -> str:
-    """The sentence as SSML, hesitations put at random gaps between words."""
+    """The sentence as SSML, with hesitations at random gaps between words."""
     readable = "".join(letter if letter.isprintable() else " " for letter in text)
     words = [escape(word.encode("utf-8", "replace").decode("utf-8")) for word in readable.split()]
     if not any(letter.isalnum() for letter in readable):
@@ -170,16 +167,16 @@ def _ssml(text: str, pauses: int, rng: np.random.Generator) -> str:
 
 
 def _request(ssml: str, voice: Voice, prosody: Prosody) -> Request:
-    """Turn pitch and range into the synthesiser's numbers.
+    """Convert pitch and range to the synthesiser's parameters.
 
-    The synthesiser's pitch is base + width * intonation, with the sentence's median at 0.83 of the width; so the base
-    is what the median leaves, and the range scales with the pitch, to stay the same in semitones.
+    The synthesiser's pitch is base + width * intonation, with the sentence's median at 0.83 of the width, so
+    base = median - 0.83 * width; the width scales with the pitch, to stay the same in semitones.
     """
     neutral_base = voice.pitch * (1 - _MEDIAN_IN_WIDTH * _NEUTRAL_WIDTH)
     median = voice.pitch * 2 ** (prosody.pitch / 12)
     width = _NEUTRAL_WIDTH * prosody.range * median
     base = median - _MEDIAN_IN_WIDTH * width
-    # The pitch parameter moves the base by up to an octave and the formants hardly; the file's base does the rest.
+    # The pitch parameter shifts the base by up to an octave with little effect on formants; the file's base the rest.
     parameter = int(np.clip(round(50 + 50 * float(np.log2(base / neutral_base))), 5, 95))
     file_base = base / 2 ** ((parameter - 50) / 50) + _FILE_OFFSET
     rate = int(np.clip(round(voice.rate * prosody.tempo), 80, 450))
@@ -206,25 +203,25 @@ def _shape(samples: np.ndarray, prosody: Prosody, rng: np.random.Generator) -> n
 
 
 def speak(text: str, voice: Voice, prosody: Prosody, rng: np.random.Generator, max_seconds: float = 4.0) -> Speech:
-    """Say a sentence. The same arguments, with `rng` in the same state, give the same samples in any process.
+    """Speak a sentence; the same arguments and state of `rng` give the same samples in any process.
 
     Args:
-        text: What to say; markup and control characters in it are harmless.
-        voice: Who says it.
-        prosody: How.
-        rng: Source of where pauses fall, of breath noise and of the slight unsteadiness of every voice.
-        max_seconds: Longer speech is cut there, with `truncated` set.
+        text: text of the sentence; markup and control characters are escaped.
+        voice: the speaker.
+        prosody: the prosody.
+        rng: random generator for the places of pauses, breath noise and pitch drift.
+        max_seconds: limit; longer speech is cut and `truncated` is set.
 
     Returns:
         The speech.
 
     Raises:
-        UserError: If there is nothing to say or the synthesiser is not installed.
+        UserError: if the text has no words, or the synthesiser is not installed.
     """
     spoken = synthesise(_request(_ssml(text, prosody.pauses, rng), voice, prosody))
     phonemes = _timed_phonemes(spoken)
     if not phonemes:
-        raise UserError(f"text {text!r}: the synthesiser finds nothing to speak in it, expected words")
+        raise UserError(f"text {text!r}: the synthesiser found nothing to speak, expected words")
     first, last = phonemes[0][0], phonemes[-1][1] + _TAIL
     words = _shape(spoken.samples[int(first * RATE) : int(last * RATE)], prosody, rng)
     breath = acoustics.in_breath(prosody.breath, rng) * 10 ** (0.5 * prosody.loudness / 20)
@@ -257,24 +254,24 @@ def mix(
     other_voice: np.ndarray | None = None,
     other_db: float = -12.0,
 ) -> np.ndarray:
-    """Put speech into a clip's sound track: in a room, over noise, with somebody else in the background.
+    """Mix speech into a clip's audio track with room, noise and another voice.
 
     Args:
-        speech: The speech.
-        rng: Source of the room, the noise and where the other voice starts.
-        seconds: Length of the track.
-        offset_seconds: When the speech starts; what reaches beyond the track is cut.
-        reverb: Whether to add a small room.
-        noise: One of `NOISES`; None draws one.
-        noise_db: Noise level in dB relative to neutral speech (so that soft speech drowns sooner); None for no noise.
-        other_voice: Another waveform (S,) at 16 kHz; repeated or cut to the track's length.
-        other_db: Its level in dB relative to neutral speech.
+        speech: the speech.
+        rng: random generator for the room, the noise and the start of the other voice.
+        seconds: length of the track.
+        offset_seconds: start of the speech; speech beyond the track is cut.
+        reverb: whether to add the reverberation of a small room.
+        noise: one of `NOISES`; None draws one.
+        noise_db: noise level in dB relative to neutral speech, whatever the speech's own level; None adds no noise.
+        other_voice: waveform (S,) of another voice at 16 kHz; repeated or cut to the track's length.
+        other_db: level of the other voice in dB relative to neutral speech.
 
     Returns:
         Track (seconds * 16000,) float32 in [-1, 1].
 
     Raises:
-        UserError: If the noise is unknown or a time is not positive.
+        UserError: if the noise is unknown or a time is not positive.
     """
     if seconds <= 0 or offset_seconds < 0:
         raise UserError(f"track of {seconds} s with speech at {offset_seconds} s: expected positive times")

@@ -1,23 +1,23 @@
-"""The paper's claims as differences between two numbers, and whether each holds here.
+"""The paper's claims as differences between two numbers, and whether each holds.
 
-Every claim is a difference of test means, taken seed by seed (`intervals.paired`). "holds" and "does not hold" need the
-whole 95 % interval on one side of 0; else it is "undecided". A claim that something is *not* better (sign -1) holds
-where it is shown to be worse, and does not where it is shown to be better.
+Every claim is a difference of test means, paired by seed (`intervals.paired`). "holds" and "does not hold" need the
+whole 95 % interval on one side of 0; otherwise the claim is "undecided". A claim that something is *not* better
+(sign -1) holds if it is shown to be worse, and does not hold if it is shown to be better.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mer_r1.lab.study.results.intervals import Estimate, paired, verdict
+from mer_r1.lab.study.results.intervals import Estimate, estimate, paired, verdict
 
 Place = tuple[str, ...]
-"""Where a number stands: variant, then keys such as "test", "slow", "f1"; in `CLAIMS` with slashes between them."""
+"""Path of a number: variant, then keys such as "test", "slow", "f1"; in `CLAIMS` joined by slashes."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim: `first` - `second` is above 0 (sign 1), or is not (sign -1)."""
+    """One claim: `first` - `second` is above 0 (sign 1) or not above 0 (sign -1)."""
 
     study: str
     text: str
@@ -35,18 +35,17 @@ def _slow_beats_fast(study: str, variant: str, title: str, sign: int) -> Claim:
     return Claim(study, text, f"{variant}/test/slow/f1", f"{variant}/test/fast/f1", sign)
 
 
-def _paradox(study: str, variant: str, title: str) -> tuple[Claim, ...]:
-    def compared(text: str, more: str, less: str, number: str) -> Claim:
-        return Claim(
-            study, f"{text} after {title}", f"{variant}/test/{more}/{number}", f"{variant}/test/{less}/{number}"
-        )
-
-    return (
-        compared("fast recall > slow recall", "fast", "slow", "recall"),
-        compared("slow precision > fast precision", "slow", "fast", "precision"),
-        compared("fast F1 > slow F1", "fast", "slow", "f1"),
-        compared("fast answers name more categories", "fast", "slow", "categories"),
+def _paradox(study: str, variant: str, title: str) -> list[Claim]:
+    compared = (
+        ("fast recall > slow recall", "fast", "slow", "recall"),
+        ("slow precision > fast precision", "slow", "fast", "precision"),
+        ("fast F1 > slow F1", "fast", "slow", "f1"),
+        ("fast answers name more categories", "fast", "slow", "categories"),
     )
+    return [
+        Claim(study, f"{text} after {title}", f"{variant}/test/{more}/{number}", f"{variant}/test/{less}/{number}")
+        for text, more, less, number in compared
+    ]
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -98,14 +97,14 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim("auto", "MER-R1 auto F1 > F1-GRPO auto F1", "mer-r1/auto/auto/f1", "f1/auto/auto/f1"),
 )
-"""Every claim that the study decides, or leaves undecided."""
+"""Every claim of the studies."""
 
 
 def by_seed(numbers: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str, float | None]:
-    """Seed -> number at a place; seeds whose run lacks it are left out.
+    """Seed -> number at a place; seeds without it are left out.
 
     Args:
-        numbers: variant -> seed -> tree of numbers.
+        numbers: variant -> seed -> nested numbers.
         place: variant and keys.
     """
     found = {}
@@ -118,8 +117,18 @@ def by_seed(numbers: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str,
     return found
 
 
+def estimate_at(data: Mapping[str, Any], *place: str) -> Estimate:
+    """Mean and interval over seeds of one number.
+
+    Args:
+        data: from `collect.collect`.
+        place: variant and keys.
+    """
+    return estimate(list(by_seed(data["numbers"], place).values()))
+
+
 def decide(study: str, numbers: Mapping[str, Mapping[str, Any]], split: str = "test") -> list[dict[str, Any]]:
-    """Claims of one study with difference, interval and verdict.
+    """The claims of one study with difference, interval and verdict.
 
     Args:
         study: key of `variants.STUDIES`.
@@ -127,14 +136,9 @@ def decide(study: str, numbers: Mapping[str, Mapping[str, Any]], split: str = "t
         split: "val" decides them on validation clips.
     """
     rows = []
-    for claim in claims_of(study):
+    for claim in [claim for claim in CLAIMS if claim.study == study]:
         places = ([split if key == "test" else key for key in p.split("/")] for p in (claim.first, claim.second))
         first, second = (by_seed(numbers, tuple(place)) for place in places)
-        difference: Estimate = paired(first, second)
+        difference = paired(first, second)
         rows.append({"claim": claim.text, **difference, "verdict": verdict(difference, claim.sign).value})
     return rows
-
-
-def claims_of(study: str) -> Sequence[Claim]:
-    """The claims that belong to a study."""
-    return [claim for claim in CLAIMS if claim.study == study]

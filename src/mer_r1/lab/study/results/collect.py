@@ -1,22 +1,23 @@
-"""From finished runs to one small JSON per study: every number that tables, figures and claims are made of.
+"""Collect finished runs into one small JSON per study: every number in its tables, figures and claims.
 
-Only means over clips are kept, one per variant, seed, split and mode; the records themselves stay in the runs' folders.
-The threshold of thinking when it pays is chosen here, on the validation records of each run, and applied to its test
-records. Reading a run's records takes a second or two, so what was read is kept beside them.
+Only means over clips are kept, per variant, seed, split and mode; the records stay in the runs' folders. The threshold
+of adaptive thinking is chosen here, on the validation records of each run, and applied to its test records. Reading a
+run's records takes a second or two, so the result is cached beside them.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 from mer_r1.evaluation.summary import summarise
-from mer_r1.lab.study.runs.jobs import Job, content_hash
+from mer_r1.lab.study.runs.jobs import StudyJob, content_hash
 from mer_r1.lab.study.runs.schedule import DONE_FILE
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS
 
@@ -24,74 +25,73 @@ NUMBERS = (
     *("precision", "recall", "f1", "labels", "categories", "well_formed"),
     *("tokens", "seconds", "confidence_correct", "confidence_incorrect"),
 )
-"""What is kept of each split and mode, means over clips."""
+"""Numbers kept per split and mode, means over clips."""
 KEPT = {"baselines": ("cost",), "theory": ("theory", "gradients"), "auto": ("auto",)}
-"""What of a run a study's tables and figures show besides its scores."""
+"""Study -> what its tables and figures show of a run besides scores."""
 SCORES_FILE = "scores.json"
 FORMAT = 1
-"""Raised whenever the same records would give other numbers."""
+"""Version of the cached scores; raise it when the same records give other numbers."""
 LOGGED: tuple[str, ...] = ("sigma_recall", "sigma_precision", "rho")
 LOGGED += ("predicted_recall", "predicted_precision", "measured_recall", "measured_precision")
 SECONDS = ("sampling", "scoring", "training")
 
 
-def collect(study: str, jobs: Sequence[Job], out: Path) -> dict[str, Any]:
-    """The numbers of one study, as far as its runs are finished.
+def collect(study: str, jobs: Sequence[StudyJob], out: Path) -> dict[str, Any]:
+    """The numbers of one study's finished runs.
 
     Args:
         study: key of `STUDIES`.
-        jobs: of the plan, at least those of this study.
+        jobs: jobs of the plan, at least those of this study.
         out: folder of the study.
 
     Returns:
-        `study`, `question`, `split` (whose scores are kept: "test", or "val" where no test clips were asked about),
-        `titles`, `numbers` (variant -> seed -> what `_run_numbers` gives), `missing` (how many of the study's runs are
-        not finished) and `provenance`.
+        `study`, `question`, `split` (of the scores: "test", or "val" without evaluations on test clips), `titles`,
+        `numbers` (variant -> seed -> result of `_run_numbers`), `missing` (number of unfinished runs) and `provenance`.
 
     Raises:
-        UserError: no run of it is finished.
+        UserError: if no run of the study is finished.
     """
     plan = STUDIES[study]
-    runs = [job for job in jobs if job.facts.get("kind") in ("rl", "sft") and job.facts["variant"] in plan.variants]
-    asked = {job.facts["split"] for job in jobs if job.facts.get("variant") in plan.variants and "split" in job.facts}
-    split = "test" if "test" in asked & {*plan.splits} else "val"
+    own = [job for job in jobs if job.facts.get("variant") in plan.variants]
+    runs = [job for job in own if job.facts["kind"] in ("rl", "sft")]
+    split = "test" if "test" in plan.splits and any(job.facts.get("split") == "test" for job in own) else "val"
     shown = (*([split] if plan.splits else []), *KEPT.get(study, ()))
-    numbers: dict[str, dict[str, Any]] = {name: {} for name in plan.variants}
-    done, missing = [], 0
-    for job in runs:
-        children = [child for child in jobs if child.facts.get("run") == job.name]
-        if not all((out / child.name / DONE_FILE).is_file() for child in (job, *children)):
-            missing += 1
-            continue
-        done += [_read_json(out / child.name / DONE_FILE) for child in (job, *children)]
-        found = _run_numbers(out / job.name)
-        kept_of_run = {key: found[key] for key in shown if key in found}
-        numbers[job.facts["variant"]][str(job.facts["seed"])] = kept_of_run
+    numbers: dict[str, dict[str, Any]] = {}
+    done = []
+    finished = [(run, entries) for run in runs if (entries := _done_entries(run, jobs, out))]
+    for run, entries in finished:
+        done += entries
+        found = _run_numbers(out / run.name)
+        kept = {key: found[key] for key in shown if key in found}
+        numbers.setdefault(run.facts["variant"], {})[str(run.facts["seed"])] = kept
     if not done:
         raise UserError(f"{out}: no run of the study {study!r} is finished")
-    titles = {name: VARIANTS[name].title for name in plan.variants}
-    kept = {name: seeds for name, seeds in numbers.items() if seeds}
     return {
         "study": study,
         "question": plan.question,
         "split": split,
-        "titles": titles,
-        "numbers": kept,
-        "missing": missing,
+        "titles": {name: VARIANTS[name].title for name in plan.variants},
+        "numbers": {name: numbers[name] for name in plan.variants if name in numbers},
+        "missing": len(runs) - len(finished),
         "provenance": {**_provenance(done, runs), "base": _base(jobs)},
     }
 
 
+def _done_entries(run: StudyJob, jobs: Sequence[StudyJob], out: Path) -> list[Any]:
+    """`done.json` of a run, its evaluations and gradients; empty while one of them is unfinished."""
+    paths = [out / job.name / DONE_FILE for job in (run, *(job for job in jobs if job.facts.get("run") == run.name))]
+    return [_read_json(path) for path in paths] if all(path.is_file() for path in paths) else []
+
+
 def _run_numbers(folder: Path) -> dict[str, Any]:
-    """`val` and `test` (mode -> number), `auto`, `cost`, `theory` and `gradients` of one run."""
+    """`val` and `test` (mode -> numbers), `auto`, `cost`, `theory` and `gradients` of one run."""
     found: dict[str, Any] = {}
     paths = {split: folder / split / RECORDS_FILE for split in ("val", "test")}
     paths = {split: path for split, path in paths.items() if path.is_file()}
     if paths:
         found |= _scores(folder, paths)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    found["cost"] = cost(log)
-    found["theory"] = theory(log)
+    found |= {"cost": cost(log), "theory": theory(log)}
     gradients = folder / "gradients" / "gradients.json"
     if gradients.is_file():
         found["gradients"] = _rounded(_read_json(gradients))
@@ -104,53 +104,48 @@ def _scores(folder: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
     if kept.is_file() and (found := _read_json(kept)).get("stamp") == stamp:
         return dict(found["scores"])
     scores = score_splits({split: read_records(path) for split, path in paths.items()})
-    kept.write_text(json.dumps({"stamp": stamp, "scores": scores}) + "\n", encoding="utf-8")
+    write_atomically(kept, json.dumps({"stamp": stamp, "scores": scores}) + "\n")
     return scores
 
 
 def score_splits(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """Means over clips of each split and mode, and thinking when it pays, its threshold from `val`.
+    """Means over clips per split and mode, and adaptive thinking with the threshold chosen on "val".
 
     Args:
-        records: of "val" and, where test clips were asked about, of "test".
+        records: split -> records of both modes; "test" is optional.
     """
     found: dict[str, Any] = {}
     for split, rows in records.items():
         modes = summarise(rows, resamples=1)["modes"]
-        found[split] = {mode: {name: row[name]["mean"] for name in NUMBERS} for mode, row in modes.items()}  # type: ignore[literal-required]
-        for mode, row in modes.items():
-            found[split][mode]["clips"] = row["n"]
-            found[split][mode]["errors"] = row["n_errors"]
+        found[split] = {
+            mode: {
+                **{name: row[name]["mean"] for name in NUMBERS},  # type: ignore[literal-required]
+                "clips": row["n"],
+                "errors": row["n_errors"],
+            }
+            for mode, row in modes.items()
+        }
     if {"val", "test"} <= records.keys():
-        found["auto"] = think_when_it_pays(records["val"], records["test"])
+        found["auto"] = _adaptive(records["val"], records["test"])
     return dict(_rounded(found))
 
 
-def think_when_it_pays(validation: Sequence[Record], test: Sequence[Record]) -> dict[str, Any]:
-    """What the threshold that is best on validation clips brings on test clips, beside fast, slow and the oracle.
-
-    Args:
-        validation: records of both modes.
-        test: records of both modes.
-    """
+def _adaptive(validation: Sequence[Record], test: Sequence[Record]) -> dict[str, Any]:
+    """Adaptive thinking on test clips with the best threshold on validation clips, beside fast, slow and oracle."""
     gate = choose_threshold(validation, {"split": "val"})
     both = pairs(test)
     points = {"auto": at_threshold(both, gate.threshold), "oracle": oracle(both)}
-    points |= {"fast": at_threshold([(fast, fast) for fast, _ in both], 0.0), "slow": _always_slow(both)}
+    points["fast"] = at_threshold([(fast, fast) for fast, _ in both], 0.0)
+    points["slow"] = at_threshold([(slow, slow) for _, slow in both], 0.0)  # without the tokens of a fast answer
     found = {name: asdict(point) for name, point in points.items()}
     return {**found, "curve": [[p.share, p.tokens, p.f1] for p in curve(both)], "threshold": gate.threshold}
 
 
-def _always_slow(both: Sequence[tuple[Record, Record]]) -> Any:
-    # Who always thinks does not answer fast first.
-    return at_threshold([(slow, slow) for _, slow in both], 0.0)
-
-
 def cost(log: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """What a run took: steps, generated tokens, and seconds in total and in each part.
+    """Cost of a run: steps, generated tokens, and seconds in total and per part.
 
     Args:
-        log: lines of `log.jsonl`; times and lengths are means over the steps since the line before.
+        log: lines of `log.jsonl`; times and lengths are means over the steps since the previous line.
     """
     lines = [line for line in log if "step" in line and "loss" in line]
     steps = [line["step"] for line in lines]
@@ -165,7 +160,7 @@ def cost(log: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def theory(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """The statistics of `interference` along training: name -> a value for each logged "step"; empty without any."""
+    """The statistics of `interference` during training: name -> value per logged "step"; empty if not logged."""
     lines = [line for line in log if "interference/rho" in line]
     if not lines:
         return {}
@@ -183,8 +178,7 @@ def _weighted_mean(lines: Sequence[Mapping[str, Any]], spans: Sequence[int], key
     return None if total is None else total / sum(s for line, s in zip(lines, spans, strict=True) if key in line)
 
 
-def _provenance(done: Iterable[Mapping[str, Any]], runs: Sequence[Job]) -> dict[str, Any]:
-    entries = list(done)
+def _provenance(entries: Sequence[Mapping[str, Any]], runs: Sequence[StudyJob]) -> dict[str, Any]:
     settings = {json.dumps(entry["settings"], sort_keys=True) for entry in entries if "settings" in entry}
     return {
         "commits": sorted({str(entry["commit"]) for entry in entries}),
@@ -196,9 +190,9 @@ def _provenance(done: Iterable[Mapping[str, Any]], runs: Sequence[Job]) -> dict[
     }
 
 
-def _base(jobs: Sequence[Job]) -> str | None:
-    # Fingerprint of the base that every cold start begins with: processors round differently, so that the same commands
-    # make another base on another kind of machine, and other numbers.
+def _base(jobs: Sequence[StudyJob]) -> str | None:
+    # Fingerprint of the base model: processors round differently, so the same commands give another base, and other
+    # numbers, on another kind of machine.
     folder = next(Path(job.facts["start"]) for job in jobs if job.facts.get("kind") == "sft")
     return content_hash(folder) if (folder / "model.safetensors").is_file() else None
 

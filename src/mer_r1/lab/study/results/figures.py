@@ -1,10 +1,10 @@
-"""A study's numbers as pictures (matplotlib, PNG): one a study, from the same JSON as the tables."""
+"""Figures of the studies (matplotlib, PNG), one per study, from the same JSON as the tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mer_r1.lab.study.results.claims import by_seed
+from mer_r1.lab.study.results.claims import by_seed, estimate_at
 from mer_r1.lab.study.results.intervals import Estimate, estimate
 from mer_r1.lab.study.runs.variants import STUDIES, split_of, titles_of
 
@@ -12,12 +12,12 @@ COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#
 DPI = 110
 
 
-def draw(data: Mapping[str, Any], path: Path) -> Path:
-    """Draw the picture of a study.
+def draw(data: Mapping[str, Any], path: Path) -> None:
+    """Draw the figure of a study.
 
     Args:
         data: from `collect.collect`.
-        path: PNG to write.
+        path: PNG file to write.
     """
     import matplotlib
 
@@ -29,11 +29,6 @@ def draw(data: Mapping[str, Any], path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})  # the same numbers give the same bytes
     pyplot.close(figure)
-    return path
-
-
-def _at(data: Mapping[str, Any], *place: str) -> Estimate:
-    return estimate(list(by_seed(data["numbers"], place).values()))
 
 
 def _bar(number: Estimate) -> list[list[float]]:
@@ -43,11 +38,13 @@ def _bar(number: Estimate) -> list[list[float]]:
 
 
 def _plane(axes: Any, data: Mapping[str, Any]) -> None:
-    """Precision over recall, an arrow from slow to fast of each stage."""
+    """Precision over recall, with an arrow from slow to fast for each variant."""
     for (variant, title), mark in zip(titles_of(data).items(), "osD^vP", strict=False):
         spots = {}
         for mode in ("slow", "fast"):
-            recall, precision = (_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision"))
+            recall, precision = (
+                estimate_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision")
+            )
             if recall["mean"] is None or precision["mean"] is None:
                 continue
             spots[mode] = (recall["mean"], precision["mean"])
@@ -65,7 +62,7 @@ def _plane(axes: Any, data: Mapping[str, Any]) -> None:
 
 
 def _rows(axes: Any, data: Mapping[str, Any]) -> None:
-    """F1 of each variant, slow and fast, mean and 95 % interval over seeds, and each seed as a dot."""
+    """F1 of each variant, slow and fast: mean and 95 % interval over seeds, one dot per seed."""
     split = split_of(data)
     titles = titles_of(data)
     for place, variant in enumerate(titles):
@@ -85,34 +82,29 @@ def _rows(axes: Any, data: Mapping[str, Any]) -> None:
 
 
 def _weights(axes: Any, data: Mapping[str, Any]) -> None:
-    """Effective weight of recall along training: measured (line) and predicted (dashed)."""
+    """Effective weights of recall and precision during training: measured, and predicted (dotted) for RD."""
     for variant, title in titles_of(data).items():
         runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
         if not runs:
             continue
         steps = min((run["step"] for run in runs), key=len)
-        shades = {"recall": None, "precision": None}
-        for objective, mark in (("recall", "-"), ("precision", "--")):
-            means = [
-                estimate([run[f"measured_{objective}"][place] for run in runs])["mean"] for place in range(len(steps))
-            ]
-            (line,) = axes.plot(steps, means, mark, color=shades["recall"], label=f"{title}: {objective}")
-            shades["recall"] = line.get_color()
+        (line,) = axes.plot(steps, _means(runs, "measured_recall", len(steps)), "-", label=f"{title}: recall")
+        precision = _means(runs, "measured_precision", len(steps))
+        axes.plot(steps, precision, "--", color=line.get_color(), label=f"{title}: precision")
         if variant == "rd":
-            for objective in shades:
-                means = [
-                    estimate([run[f"predicted_{objective}"][place] for run in runs])["mean"]
-                    for place in range(len(steps))
-                ]
-                label = "+ RD: predicted" if objective == "recall" else None
-                axes.plot(steps, means, ":", color="black", label=label)
+            for objective, label in (("recall", "+ RD: predicted"), ("precision", None)):
+                axes.plot(steps, _means(runs, f"predicted_{objective}", len(steps)), ":", color="black", label=label)
     axes.axhline(1.0, color="#bbbbbb", linewidth=0.8)
     axes.set(xlabel="step", ylabel="effective weight")
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
+def _means(runs: Sequence[Mapping[str, Any]], key: str, length: int) -> list[float | None]:
+    return [estimate([run[key][place] for run in runs])["mean"] for place in range(length)]
+
+
 def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
-    """F1 over generated tokens: the curve of all thresholds, and fast, slow, auto and the oracle on it."""
+    """F1 over generated tokens: the curve over all thresholds, with fast, slow, auto and the oracle marked."""
     marks = {"fast": "v", "slow": "^", "auto": "o", "oracle": "*"}
     for index, (variant, title) in enumerate(titles_of(data).items()):
         runs = [run["auto"] for run in data["numbers"][variant].values() if run.get("auto")]
@@ -123,10 +115,10 @@ def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
         mean = [[estimate([run["curve"][p][axis] for run in runs])["mean"] for axis in (1, 2)] for p in range(length)]
         axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, alpha=0.5, label=title)
         for how, mark in marks.items():
-            tokens, f1 = (_at(data, variant, "auto", how, key) for key in ("tokens", "f1"))
+            tokens, f1 = (estimate_at(data, variant, "auto", how, key) for key in ("tokens", "f1"))
             label = how if index == 0 else None
             axes.plot(tokens["mean"], f1["mean"], mark, color=colour, markersize=8, label=label)
-    axes.set(xlabel="generated tokens a clip", ylabel="F1 (test scenes)")
+    axes.set(xlabel="generated tokens per clip", ylabel="F1 (test scenes)")
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
@@ -135,4 +127,4 @@ DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
     "theory": _weights,
     "auto": _tokens,
 }
-"""What a study shows -> its picture; scores otherwise."""
+"""`Study.shows` -> the figure; scores (`_rows`) otherwise."""

@@ -1,8 +1,8 @@
-"""How much would other seeds have changed a mean? Student's t interval over a handful of runs.
+"""Student's t intervals of means over seeds, paired differences, and verdicts.
 
-A study has about eight seeds: too few for a bootstrap, whose intervals are then too narrow. Differences between
-variants are taken seed by seed (same cold start, same clips), and the interval is that of their mean (Student 1908). It
-assumes roughly normal differences, which means over a thousand clips justify.
+A study has about eight seeds: too few for a bootstrap, whose intervals would be too narrow. Differences between
+variants are paired by seed (same cold start, same clips), and the interval is that of their mean (Student 1908). It
+assumes approximately normal differences, which is justified for means over a thousand clips.
 """
 
 import math
@@ -21,7 +21,7 @@ NORMAL_975 = 1.959964
 
 
 class Estimate(TypedDict):
-    """A mean over `n` seeds with its 95 % interval; no interval below two seeds."""
+    """A mean over `n` seeds with its 95 % interval; no interval for fewer than two seeds."""
 
     mean: float | None
     low: float | None
@@ -29,8 +29,8 @@ class Estimate(TypedDict):
     n: int
 
 
-class Verdict(StrEnum):
-    """Whether a claim holds, as far as the seeds can tell."""
+class ClaimVerdict(StrEnum):
+    """Whether the interval over seeds supports a claim."""
 
     HOLDS = "holds"
     FAILS = "does not hold"
@@ -38,7 +38,7 @@ class Verdict(StrEnum):
 
 
 def t_quantile(degrees: int) -> float:
-    """0.975 quantile of Student's t; beyond 30 degrees by the first terms of its expansion, right to 1e-3.
+    """0.975 quantile of Student's t; above 30 degrees of freedom a series expansion, accurate to 1e-3.
 
     >>> t_quantile(7)
     2.365
@@ -52,7 +52,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
-    """Mean and 95 % t interval; unknown values are left out.
+    """Mean and 95 % t interval; None and NaN are left out.
 
     >>> estimate([1.0, 2.0, 3.0])
     {'mean': 2.0, 'low': -0.484338, 'high': 4.484338, 'n': 3}
@@ -67,7 +67,7 @@ def estimate(values: Sequence[float | None]) -> Estimate:
 
 
 def paired(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> Estimate:
-    """Mean difference first - second over the seeds that both have.
+    """Mean difference first - second over the common seeds.
 
     Args:
         first: seed -> number.
@@ -77,14 +77,14 @@ def paired(first: Mapping[str, float | None], second: Mapping[str, float | None]
     return estimate([a - b for a, b in pairs if a is not None and b is not None])
 
 
-def verdict(difference: Estimate, sign: int = 1) -> Verdict:
-    """Whether a difference is above 0 (or, with sign -1, not above it): its whole interval has to say so.
+def verdict(difference: Estimate, sign: int = 1) -> ClaimVerdict:
+    """Whether a difference is above 0 (with sign -1: not above 0); undecided while its interval contains 0.
 
     Args:
-        difference: with its interval.
-        sign: 1 claims that it is above 0; -1 that it is not: decided once the interval lies on one side.
+        difference: mean difference with its interval.
+        sign: 1 claims that it is above 0, -1 that it is not.
     """
     low, high = difference["low"], difference["high"]
     if low is None or high is None or low <= 0 <= high:
-        return Verdict.UNDECIDED
-    return Verdict.HOLDS if (low > 0) == (sign > 0) else Verdict.FAILS
+        return ClaimVerdict.UNDECIDED
+    return ClaimVerdict.HOLDS if (low > 0) == (sign > 0) else ClaimVerdict.FAILS

@@ -1,9 +1,9 @@
-"""From a study's folder to its report, and from committed results to ``docs/study.md``.
+"""Report of a study's folder, and ``docs/study.md`` from the committed results.
 
-`write_report` collects each study's numbers into `report/NAME.json` with `NAME.png` and one `report.md`. Results that
-are worth keeping are copied to ``docs/study/``; `fill_document` then writes their tables between the markers of
-``docs/study.md`` (`<!-- study:NAME -->` to `<!-- end -->`) and all claims at its head (`<!-- verdicts -->`), so that no
-number there is ever typed by hand. A test fails if the page and the JSON differ.
+`write_report` collects each study's numbers into `report/NAME.json` with `NAME.png` and one `report.md`. `publish`
+copies results to ``docs/study/`` and writes their tables between the markers of ``docs/study.md``
+(`<!-- study:NAME -->` to `<!-- end -->`) and all claims at its top (`<!-- verdicts -->`), so that no number there is
+typed by hand. A test fails if the page and the JSON differ.
 """
 
 import json
@@ -12,29 +12,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 from mer_r1.lab.study.results.claims import decide
 from mer_r1.lab.study.results.collect import collect
 from mer_r1.lab.study.results.figures import draw
-from mer_r1.lab.study.results.intervals import Verdict
+from mer_r1.lab.study.results.intervals import ClaimVerdict
 from mer_r1.lab.study.results.tables import shown, table, tables
-from mer_r1.lab.study.results.tables import title as question
-from mer_r1.lab.study.runs.jobs import Job
+from mer_r1.lab.study.runs.jobs import StudyJob
 from mer_r1.lab.study.runs.variants import STUDIES, split_of
 
 _BLOCK = re.compile(r"(<!-- (?:study:([\w-]+)|verdicts) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write_report(studies: Mapping[str, str], jobs: Sequence[Job], out: Path) -> Path:
-    """Tables, figures and JSON of the studies that have results; returns `report/report.md` in the study's folder.
+def write_report(studies: Mapping[str, str], jobs: Sequence[StudyJob], out: Path) -> Path:
+    """Write tables, figures and JSON of the studies with results; returns the path of `report/report.md`.
 
     Args:
-        studies: keys of `STUDIES`, each with what a reader would type to repeat it, kept in the JSON.
-        jobs: of their plan.
+        studies: key of `STUDIES` -> command that repeats the study, kept in the JSON.
+        jobs: jobs of their plan.
         out: folder of the study.
 
     Raises:
-        UserError: none of them has a finished run.
+        UserError: if none of them has a finished run.
     """
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write_report(studies: Mapping[str, str], jobs: Sequence[Job], out: Path) -> 
         data["provenance"]["command"] = command
         (folder / f"{study}.json").write_text(_json(data), encoding="utf-8")
         draw(data, folder / f"{study}.png")
-        parts += [f"## {question(study)}", f"![{study}]({study}.png)", block(data)]
+        parts += [f"## {STUDIES[study].question}", f"![{study}]({study}.png)", block(data)]
     if not parts:
         raise UserError(f"{out}: no run of {', '.join(studies)} is finished")
     page = folder / "report.md"
@@ -56,7 +56,7 @@ def write_report(studies: Mapping[str, str], jobs: Sequence[Job], out: Path) -> 
 
 
 def block(data: Mapping[str, Any]) -> str:
-    """What a page shows of a study: its tables, then what they rest on.
+    """A study's tables with a footnote on their provenance, in Markdown.
 
     Args:
         data: from `collect.collect`.
@@ -65,14 +65,14 @@ def block(data: Mapping[str, Any]) -> str:
 
 
 def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A page with the tables of the results between its markers.
+    """Fill a page: put the tables of the results between its markers.
 
     Args:
-        text: of the page.
-        results: study -> its JSON; a study without results is said to have none.
+        text: text of the page.
+        results: study -> its JSON.
 
     Raises:
-        UserError: a marker names no study.
+        UserError: if a marker names no study.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -80,7 +80,7 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
         if study is None:
             return f"{match[1]}{verdicts(results)}\n{match[3]}"
         if study not in STUDIES:
-            raise UserError(f"the page asks for the study {study!r}; there are {', '.join(STUDIES)}")
+            raise UserError(f"marker study:{study}: expected one of {', '.join(STUDIES)}")
         if study not in results:
             return f"{match[1]}No results are committed yet.\n{match[3]}"
         picture = f"![{study}](study/{study}.png)"
@@ -90,7 +90,7 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All claims of all results in one table, those that hold first; what two studies claim stands there once.
+    """All claims of all results in one table, those that hold first; claims of two studies appear once.
 
     Args:
         results: study -> its JSON.
@@ -99,7 +99,7 @@ def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
     for study in [study for study in STUDIES if study in results]:
         for row in decide(study, results[study]["numbers"], split_of(results[study])):
             found.setdefault(row["claim"], [row["claim"], shown(row, signed=True), study, f"**{row['verdict']}**"])
-    order = [f"**{verdict}**" for verdict in Verdict]
+    order = [f"**{verdict}**" for verdict in ClaimVerdict]
     rows = sorted(found.values(), key=lambda row: order.index(row[-1]))
     return table(["claim", "paired difference", "study", ""], rows)
 
@@ -108,19 +108,16 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """The committed results: study -> JSON.
 
     Args:
-        folder: with one `NAME.json` a study.
+        folder: folder with one `NAME.json` per study.
 
     Raises:
-        UserError: a file is no JSON, or of no study.
+        UserError: if a file is not valid JSON or its name is not a study's.
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
-        try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is no JSON: {error}") from error
         if path.stem not in STUDIES:
-            raise UserError(f"{path}: there is no study of that name, only {', '.join(STUDIES)}")
+            raise UserError(f"{path}: expected the name of a study: {', '.join(STUDIES)}")
+        found[path.stem] = read_object(path)
     return found
 
 
@@ -129,10 +126,10 @@ def publish(out: Path, docs: Path) -> list[Path]:
 
     Args:
         out: folder of the study.
-        docs: with `study.md`.
+        docs: folder with `study.md`.
 
     Raises:
-        UserError: no report in `out`, or one of trials; no page in `docs`.
+        UserError: if `out` has no report, or one of trials, or `docs` has no page.
     """
     page = docs / "study.md"
     found = sorted((out / "report").glob("*.json"))
@@ -140,7 +137,7 @@ def publish(out: Path, docs: Path) -> list[Path]:
         raise UserError(f"expected results in {out / 'report'} (`mer-r1 study report`) and a page {page}")
     for study, data in read_results(out / "report").items():
         if "test" in STUDIES[study].splits and data["split"] != "test":
-            raise UserError(f"{out} holds trials on validation clips; results are those on test clips")
+            raise UserError(f"{out} holds trials on validation clips; expected results on test clips")
     (docs / "study").mkdir(exist_ok=True)
     written = []
     for source in (*found, *(path.with_suffix(".png") for path in found)):
@@ -157,7 +154,7 @@ def _footnote(data: Mapping[str, Any]) -> str:
     changed = " with uncommitted changes" if kept["changed"] else ""
     of_rl = [settings for settings in kept["settings"] if "method" in settings]
     steps = sorted({settings["max_steps"] for settings in of_rl if "max_steps" in settings}, key=int)
-    said = [
+    parts = [
         "95 % t intervals over seeds; differences are paired by seed",
         f"seeds {', '.join(map(str, kept['seeds']))}",
         *([f"{' or '.join(steps)} steps of RL"] if steps else []),
@@ -167,12 +164,12 @@ def _footnote(data: Mapping[str, Any]) -> str:
         f"{kept['process_hours']:.1f} process hours",
     ]
     if data["missing"]:
-        said.append(f"**{data['missing']} runs are not finished**")
+        parts.append(f"**{data['missing']} runs are not finished**")
     command = f"\n\nCommand: `{kept['command']}`" if kept.get("command") else ""
-    return f"{'; '.join(said)}.{command}"
+    return f"{'; '.join(parts)}.{command}"
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    # One line a seed: small to keep, and a changed number shows as one changed line.
+    # One line per seed: a changed number is one changed line in a diff.
     text = json.dumps(data, indent=1, sort_keys=True)
     return re.sub(r"\n {4,}", " ", re.sub(r"\n {3,}[\]}]", lambda found: found[0].strip(), text)) + "\n"

@@ -1,15 +1,16 @@
-"""A study's numbers as Markdown tables: everything shown is computed from the study's JSON, nothing is typed in."""
+"""A study's numbers as Markdown tables, all computed from the study's JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from mer_r1.lab.study.results.claims import by_seed, decide
+from mer_r1.lab.study.results.claims import decide, estimate_at
 from mer_r1.lab.study.results.intervals import Estimate, estimate
 from mer_r1.lab.study.runs.variants import STUDIES, split_of, titles_of
 
 MODES = ("slow", "fast")
 COST_ROWS = {
+    "steps": "steps",
     "seconds": "seconds of RL",
     "seconds_sampling": "sampling",
     "seconds_scoring": "scoring",
@@ -20,7 +21,7 @@ COST_ROWS = {
 
 
 def tables(data: Mapping[str, Any]) -> list[str]:
-    """The Markdown blocks of a study, in reading order: scores, what is special to the study, claims.
+    """The Markdown tables of a study, in reading order: scores, the study's own table, claims.
 
     Args:
         data: from `collect.collect`.
@@ -37,7 +38,7 @@ def tables(data: Mapping[str, Any]) -> list[str]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned right."""
+    """A Markdown table; all columns but the first are right-aligned."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -55,18 +56,11 @@ def shown(number: Mapping[str, Any] | Estimate, digits: int = 3, signed: bool = 
     return text if number["low"] is None else f"{text} [{number['low']:{style}}, {number['high']:{style}}]"
 
 
-def _mean(data: Mapping[str, Any], *place: str) -> Estimate:
-    return estimate(list(by_seed(data["numbers"], place).values()))
-
-
 def _scores(data: Mapping[str, Any], head: str = "") -> str:
     names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
+    split = split_of(data)
     rows = [
-        [
-            title,
-            mode,
-            *(shown(_mean(data, variant, split_of(data), mode, name), digits) for name, digits in names.items()),
-        ]
+        [title, mode, *(shown(estimate_at(data, variant, split, mode, name), digits) for name, digits in names.items())]
         for variant, title in titles_of(data).items()
         for mode in MODES
     ]
@@ -74,9 +68,9 @@ def _scores(data: Mapping[str, Any], head: str = "") -> str:
 
 
 def _confidences(data: Mapping[str, Any]) -> str:
+    split, sides = split_of(data), ("correct", "incorrect")
     rows = [
-        [title, mode, *(shown(_mean(data, variant, split_of(data), mode, f"confidence_{side}")) for side in sides)]
-        for sides in [("correct", "incorrect")]
+        [title, mode, *(shown(estimate_at(data, variant, split, mode, f"confidence_{side}")) for side in sides)]
         for variant, title in titles_of(data).items()
         for mode in MODES
     ]
@@ -84,7 +78,7 @@ def _confidences(data: Mapping[str, Any]) -> str:
 
 
 def _alphas(data: Mapping[str, Any]) -> str:
-    # The seeds that every alpha has, so that no alpha is favoured by an easy seed.
+    # Only seeds that every alpha has, so that no alpha is favoured by an easy seed.
     seeds = set.intersection(*(set(found) for found in data["numbers"].values()))
     numbers = {name: {seed: found[seed] for seed in sorted(seeds)} for name, found in data["numbers"].items()}
     notes = {"ad": " (no calibration)", "mer-r1": " (the recipe's alpha)"}
@@ -94,9 +88,10 @@ def _alphas(data: Mapping[str, Any]) -> str:
 
 def _costs(data: Mapping[str, Any]) -> str:
     variants = titles_of(data)
-    rows = [["steps", *(shown(_mean(data, name, "cost", "steps"), 0) for name in variants)]]
-    for key, what in COST_ROWS.items():
-        rows.append([what, *(shown(_mean(data, name, "cost", key), 0) for name in variants)])
+    rows = [
+        [what, *(shown(estimate_at(data, name, "cost", key), 0) for name in variants)]
+        for key, what in COST_ROWS.items()
+    ]
     return table(["cost of RL, mean over seeds", *variants.values()], rows)
 
 
@@ -109,7 +104,7 @@ def _theory(data: Mapping[str, Any]) -> str:
     for variant, title in titles_of(data).items():
         runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
         if runs:
-            # What normalising first predicts is 1 and 1, whatever the spreads.
+            # Normalising before the sum (AD) predicts weights of 1, whatever the standard deviations.
             means = {name: estimate([fmean(run[name]) for run in runs]) for name in names}
             first = variant in ("ad", "mer-r1")
             cells = ["1" if first and n.startswith("predicted") else shown(means[n]) for n in names]
@@ -143,17 +138,10 @@ def _auto(data: Mapping[str, Any]) -> str:
     rows = []
     for variant, title in titles_of(data).items():
         for how in ("fast", "slow", "auto", "oracle"):
-            cells = [
-                shown(_mean(data, variant, "auto", how, key), digits) for key, digits in (("f1", 3), ("tokens", 1))
-            ]
-            thought = shown(_mean(data, variant, "auto", how, "share"), 2) if how in ("auto", "oracle") else "–"
-            rows.append([title, how, *cells, thought])
+            f1, tokens, share = (estimate_at(data, variant, "auto", how, key) for key in ("f1", "tokens", "share"))
+            thought = shown(share, 2) if how in ("auto", "oracle") else "–"
+            rows.append([title, how, shown(f1), shown(tokens, 1), thought])
     return table(["", "thinking", "F1", "generated tokens", "thinks slowly"], rows)
-
-
-def title(study: str) -> str:
-    """The question of a study."""
-    return STUDIES[study].question
 
 
 EXTRA: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -163,6 +151,6 @@ EXTRA: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "theory": _theory,
     "auto": _auto,
 }
-"""What a study shows -> its own table, behind the scores."""
+"""`Study.shows` -> the study's own table, after the scores."""
 UNSCORED = ("alphas", "theory")
-"""Those whose own table stands alone."""
+"""Values of `Study.shows` without the table of scores."""

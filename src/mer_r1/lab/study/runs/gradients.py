@@ -1,12 +1,12 @@
-"""Do recall and precision pull the policy in different directions? Their gradients on the same rollouts, compared.
+"""Interference between recall and precision: the angles between their gradients on the same rollouts.
 
-For a batch of prompts the policy samples G rollouts each; the gradient of the policy-gradient loss is taken four times
-on the same rollouts: with the standardised recall as the advantage, with the standardised precision, with their sum
-normalised once (RD) and with each normalised before the sum (AD). The cosine between the first two is the conflict; the
-cosines of RD and AD with each say whom a combined update follows. Next to each stands the prediction of
-``docs/theory.md``, which needs only spreads and correlation, and assumes that score vectors of different rollouts are
-uncorrelated, over prompts too (its section 6 says what happens if they are not). Format and calibration are left out
-here, as in the formulas.
+The policy samples G rollouts per prompt; the gradient of the policy-gradient loss is computed four times on the same
+rollouts: with the normalised recall as the advantage, with the normalised precision, with their sum normalised once
+(RD) and with each normalised before the sum (AD). The cosine between the first two is the conflict; the cosines of RD
+and AD with each show which objective a combined update follows. Each is compared with the prediction of
+``docs/theory.md``, which needs only standard deviations and correlation and assumes that score vectors of different
+rollouts are uncorrelated, across prompts too (its section 6 treats the other case). Format and calibration are left
+out, as in the formulas.
 
 Shapes: B prompts, G rollouts each, R = B*G rows.
 """
@@ -35,25 +35,26 @@ from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.rollout import rollout
 
 BATCHES, PROMPTS, GENERATIONS, NEW_TOKENS, CHUNK = 4, 8, 8, 72, 16
-"""As in training: 8 prompts with 8 rollouts; four such batches per model; rows per backward pass."""
+"""Batches per model; as in training, prompts per batch, rollouts per prompt, token limit; rows per backward pass."""
 KINDS = ("recall", "precision", "rd", "ad")
 
 
 def measure(
     run: str, models: Sequence[str], manifest: str, seed: int, clips: str = ":", batches: int = BATCHES
 ) -> list[dict[str, Any]]:
-    """Gradient geometry at some points of a run.
+    """Gradient geometry at some checkpoints of a run.
 
     Args:
         run: folder of the run.
-        models: "model" (its end) or "checkpoint" (its first one).
-        manifest: of the training clips.
-        seed: of prompts and rollouts.
+        models: "model" (final weights) or "checkpoint" (the first checkpoint).
+        manifest: manifest of the training clips.
+        seed: seed for prompts and rollouts.
         clips: slice of the training clips that RL uses ("2600:").
-        batches: how many batches are measured at each point.
+        batches: number of batches per checkpoint.
 
     Returns:
-        One entry a model: `model`, `step` (None for the end), and the means over batches of `batch_geometry`.
+        One entry per model: `model`, `step` (None for the final weights), and the means of `batch_geometry` over
+        batches.
     """
     chosen = chosen_clips(manifest, "train", clips)
     found = []
@@ -75,20 +76,20 @@ def measure(
 
 
 def chosen_clips(manifest: str, split: str, clips: str) -> list[Clip]:
-    """Rows of a manifest with a split, of those a slice such as "2600:"."""
+    """A slice such as "2600:" of a manifest's clips of one split."""
     start, _, end = clips.partition(":")
     rows = [clip for clip in read_manifest(Path(manifest)) if clip.split == split]
     return rows[slice(int(start) if start else None, int(end) if end else None)]
 
 
 def batch_geometry(omni: Omni, clips: Sequence[Clip], prompts: Sequence[Prompt], seed: int) -> dict[str, float]:
-    """Cosines and lengths of the objectives' gradients on one batch of rollouts, with their predictions.
+    """Cosines and norms of the objectives' gradients on one batch of rollouts, with their predictions.
 
     Args:
-        omni: the policy; gradients are taken for every weight that is not frozen.
+        omni: the policy; gradients cover every weight that is not frozen.
         clips: B clips with gold labels.
-        prompts: their prompts.
-        seed: of the rollouts.
+        prompts: their B prompts.
+        seed: seed for the rollouts.
 
     Returns:
         `cos_X_Y` (measured) and `predicted_X_Y` for pairs of `KINDS`, `length_X`, and the statistics of
@@ -129,7 +130,7 @@ def _predictions(statistics: dict[str, float]) -> dict[str, float]:
 def _gradients(
     omni: Omni, prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], advantages: dict[str, Tensor]
 ) -> dict[str, list[Tensor]]:
-    # GRPO's loss at the sampling policy (ratio 1): minus the mean over rows of advantage x mean log-probability.
+    # GRPO's loss at the sampling policy (ratio 1): -mean over rows of (advantage * mean log-probability).
     weights = [weight for weight in omni.model.parameters() if weight.requires_grad]
     sums = {name: [torch.zeros_like(weight) for weight in weights] for name in advantages}
     for start in range(0, len(prompts), CHUNK):
@@ -165,7 +166,7 @@ def _model_folder(run: Path, name: str) -> tuple[Path, int | None]:
         return run / "model", None
     found = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     if not found:
-        raise UserError(f"{run} has no checkpoint: expected one of the run's middle")
+        raise UserError(f"{run} has no checkpoint: expected a folder checkpoint-*")
     return found[0], int(found[0].name.rpartition("-")[2])
 
 

@@ -1,8 +1,8 @@
-"""From studies and seeds to runs: what has to be done, in which order, and which of it is the same.
+"""Plan of a study: the jobs that its variants and seeds need, in order, each once.
 
-A job is one command in a folder of its own, named after what it makes and a hash of everything that decides it: the
-recipe's section with all overrides, the seed, and the content of what it starts from. Two studies that need the same
-run find the same folder; a changed recipe gives a new one and never mixes with old results.
+A job is one command with its own folder. The folder's name contains a hash of everything that determines the result:
+the recipe's section with all overrides, the seed, and the content of what it starts from. Two studies that need the
+same run use the same folder; a changed recipe gets a new folder and never mixes with old results.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, Variant
 CLI, WORKER, LAUNCHER = "mer_r1.cli", "mer_r1.lab.study.runs.worker", "torch.distributed.run"
 TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS = 3600, 300, 1000
 NEW_TOKENS = {"once": 96, "twice": 112}
-"""Longest completions when asked, by form: more than in training, so that an answer is rarely cut."""
+"""Token limit of evaluation by answer form: higher than in training, so that few answers are cut."""
 METHOD_ONLY = ("alpha", "space", "sides", "anchors", "confidence_level", "confidence_clip")
-"""Settings that only a calibrating method reads: others run once, whatever these say."""
+"""Settings that only a calibrating method reads; they do not change the runs of other methods."""
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """One command.
 
     Attributes:
-        name: folder below the study's, and identity.
-        module: what is run with ``python -m``.
-        arguments: its command line.
-        needs: names of the jobs that come first.
-        facts: what it is about: kind, and for policies variant, seed, settings.
-        alone: takes all cores.
+        name: folder below the study's folder; identifies the job.
+        module: module to run with ``python -m``.
+        arguments: command line.
+        needs: names of the jobs that must finish first.
+        facts: metadata kept with the result: kind, and for policies variant, seed, settings.
+        alone: whether the job uses all cores.
     """
 
     name: str
@@ -49,19 +49,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Options:
-    """What a study is run with.
+    """Options of a study.
 
     Attributes:
-        out: folder of everything.
-        recipe: the recipe file whose sections are overridden.
-        seeds: how many, from 0 on.
-        scenes: manifest of the training clips, if not made here.
-        base: folder of the base model, if not made here.
-        exam: manifest of validation and test clips, if not made here.
+        out: folder of the study.
+        recipe: recipe file whose sections are overridden.
+        seeds: number of seeds, counted from 0.
+        scenes: manifest of the training clips; None generates them.
+        base: folder of the base model; None builds it.
+        exam: manifest of the validation and test clips; None generates them.
         settings: further overrides of RL ("max_steps=8").
         sft_settings: further overrides of the cold start.
-        clips: of training, validation and test, where they are made here.
-        trial: ask about validation clips only, whatever a study is judged by.
+        clips: numbers of training, validation and test clips to generate.
+        trial: whether to evaluate on validation clips only.
     """
 
     out: Path
@@ -76,42 +76,43 @@ class Options:
     trial: bool = False
 
 
-def plan(studies: Sequence[str], options: Options) -> list[Job]:
-    """All jobs of some studies, those that others need first, whole seeds one after the other.
+def plan(studies: Sequence[str], options: Options) -> list[StudyJob]:
+    """All jobs of some studies, each after the jobs that it needs, seed by seed.
 
     Args:
         studies: keys of `STUDIES`.
-        options: folder, seeds, what is already there.
+        options: options of the study.
 
     Raises:
-        UserError: an option that cannot be read.
+        UserError: if an option is invalid.
     """
     planner = _Planner(options)
-    wanted = [STUDIES[name] for name in studies]
-    names = list(dict.fromkeys(variant for study in wanted for variant in study.variants))
-    asked = {name: {split for study in wanted if name in study.variants for split in study.splits} for name in names}
-    if options.trial:
-        if whole := [name for name in studies if {"val", "test"} <= {*STUDIES[name].splits}]:
-            raise UserError(f"the study {whole[0]!r} chooses on validation clips and judges on test clips: no --trial")
-        asked = {name: {"val"} for name in names}
-    measured = {variant for study in wanted if study.gradients for variant in study.variants}
+    splits = _splits_of(studies, options.trial)
+    measured = {variant for name in studies if STUDIES[name].gradients for variant in STUDIES[name].variants}
     for seed in range(options.seeds):
-        for name in names:
-            variant = VARIANTS[name]
-            if seed >= (variant.seeds or options.seeds):
-                continue
-            run = planner.cold_start(variant, seed) if variant.rl is None else planner.reinforce(name, seed)
-            planner.evaluate(run, planner.form(variant), name, seed, sorted(asked[name]))
-            if name in measured:
-                planner.gradients(run, name, seed, ("model",) if variant.rl is None else ("checkpoint", "model"))
+        for name in splits:
+            if seed < (VARIANTS[name].seeds or options.seeds):
+                planner.add_variant(name, seed, sorted(splits[name]), name in measured)
     return list(planner.jobs.values())
 
 
+def _splits_of(studies: Sequence[str], trial: bool) -> dict[str, set[str]]:
+    """Variant -> the splits it is evaluated on, in the order of the studies."""
+    found: dict[str, set[str]] = {}
+    for name in studies:
+        study = STUDIES[name]
+        if trial and {"val", "test"} <= {*study.splits}:
+            raise UserError(f"--trial: study {name!r} chooses on validation clips and judges on test clips")
+        for variant in study.variants:
+            found.setdefault(variant, set()).update(("val",) if trial else study.splits)
+    return found
+
+
 def section(recipe: Path, name: str) -> dict[str, Any]:
-    """A stage's section of a recipe laid over the common one, as texts.
+    """A stage's section of a recipe merged over the common one, values as text.
 
     Raises:
-        UserError: no such file, or no such section in it.
+        UserError: if the file or a section is missing.
     """
     try:
         content = _parsed(recipe.read_text(encoding="utf-8"))
@@ -126,24 +127,24 @@ def _parsed(text: str) -> Any:
 
 
 def overrides(texts: Iterable[str]) -> dict[str, str]:
-    """key=value texts as a mapping.
+    """Parse key=value texts.
 
     Raises:
-        UserError: a text without "=".
+        UserError: if a text has no "=".
     """
     found = {}
     for text in texts:
         key, given, value = text.partition("=")
         if not given:
-            raise UserError(f"cannot read {text!r}: settings are given as key=value")
+            raise UserError(f"invalid setting {text!r}: expected key=value")
         found[key.strip()] = value.strip()
     return found
 
 
 def settings_of(variant: Variant, options: Options) -> dict[str, str]:
-    """The overrides of a variant's RL run; those that its method does not read are left out.
+    """The overrides of a variant's RL run, without those that its method does not read.
 
-    What the user set for all variants does not override what makes a variant what it is.
+    The variant's own overrides take precedence over the user's settings for all variants.
     """
     wanted = {**overrides(options.settings), **(variant.rl or {})}
     if wanted.get("method") != "mer-r1":
@@ -152,10 +153,10 @@ def settings_of(variant: Variant, options: Options) -> dict[str, str]:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a manifest's or a model's content.
+    """Hash of the content of a manifest or a model folder.
 
     Raises:
-        UserError: there is no such file.
+        UserError: if the file cannot be read.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     try:
@@ -165,10 +166,10 @@ def content_hash(path: Path) -> str:
 
 
 class _Planner:
-    """Collects jobs; asking for the same one twice gives the same one."""
+    """Collects jobs; adding the same job twice keeps one."""
 
     def __init__(self, options: Options) -> None:
-        self.options, self.out, self.jobs = options, options.out, dict[str, Job]()
+        self.options, self.out, self.jobs = options, options.out, dict[str, StudyJob]()
         self.shared: list[str] = []
         train, val, test = options.clips
         self.scenes = options.scenes or self._scenes("scenes", {"train": train})
@@ -182,18 +183,18 @@ class _Planner:
         sections = {"base": "build"}
         return content_hash(given) if given else _hash([made, section(self.options.recipe, sections.get(made, "rl"))])
 
-    def _add(self, job: Job) -> str:
+    def _add(self, job: StudyJob) -> str:
         self.jobs.setdefault(job.name, job)
         return job.name
 
     def _scenes(self, name: str, splits: Mapping[str, int]) -> Path:
-        folder = self.out / name / "corpus"  # of its own: beside it lies what the schedule keeps
-        told = json.dumps({"out": str(folder), "splits": dict(splits)})
-        self.shared.append(self._add(Job(name, WORKER, ("scenes", told), facts={"kind": "scenes"}, alone=True)))
+        folder = self.out / name / "corpus"  # a subfolder: the job's folder also holds the schedule's files
+        values = json.dumps({"out": str(folder), "splits": dict(splits)})
+        self.shared.append(self._add(StudyJob(name, WORKER, ("scenes", values), facts={"kind": "scenes"}, alone=True)))
         return folder / "manifest.jsonl"
 
     def _base(self) -> Path:
-        # Over two processes, as in the demo: it is the one job that nothing can run beside.
+        # Two processes, as in the demo: every other job waits for this one.
         folder = self.out / "base"
         clips = int(section(self.options.recipe, "build")["per_device_train_batch_size"])
         arguments: tuple[str, ...] = ("--standalone", "--nproc_per_node", "2", "-m", CLI, "build", "--tiny")
@@ -201,42 +202,46 @@ class _Planner:
         arguments += (f"per_device_train_batch_size={clips // 2}", f"output_dir={folder}")
         arguments += ("disable_tqdm=true", "resume_from_checkpoint=true")
         needs = tuple(self.shared)
-        self.shared.append(self._add(Job("base", LAUNCHER, arguments, needs, {"kind": "base"}, alone=True)))
+        self.shared.append(self._add(StudyJob("base", LAUNCHER, arguments, needs, {"kind": "base"}, alone=True)))
         return folder / "model"
 
     def _features(self) -> None:
-        # Once, before runs that would all do the same side by side. The towers are frozen: the features are everyone's.
-        # Only of clips that are used: SFT's, RL's and the exam's.
+        # The towers are frozen, so all runs share these features. Only clips that SFT, RL or evaluation use.
         parts = [[str(self.scenes), "train", self._clips(stage)] for stage in ("sft", "rl")]
         parts += [[str(self.exam), split, ":"] for split in ("val", "test")]
-        told = json.dumps({"model": str(self.base), "parts": parts})
-        name = f"features-{_hash(self.origin)}"
-        self.shared = [self._add(Job(name, WORKER, ("features", told), tuple(self.shared), {"kind": "features"}, True))]
+        values = json.dumps({"model": str(self.base), "parts": parts})
+        job = f"features-{_hash(self.origin)}", WORKER, ("features", values), tuple(self.shared), {"kind": "features"}
+        self.shared = [self._add(StudyJob(*job, alone=True))]
 
     def _clips(self, stage: str) -> str:
         given = overrides(self.options.sft_settings if stage == "sft" else self.options.settings)
         return given.get("clips") or section(self.options.recipe, stage).get("clips", ":")
 
-    def form(self, variant: Variant) -> str:
-        return "twice" if variant.sft.get("targets") == "twice" else "once"
+    def add_variant(self, name: str, seed: int, splits: Sequence[str], measured: bool) -> None:
+        """One variant with one seed: its run, the run's evaluations and, if `measured`, its gradients."""
+        cold = VARIANTS[name].rl is None
+        run = self._cold_start(VARIANTS[name], seed) if cold else self._reinforce(name, seed)
+        self._evaluate(run, name, seed, splits)
+        if measured:
+            self._gradients(run, name, seed, ("model",) if cold else ("checkpoint", "model"))
 
-    def cold_start(self, variant: Variant, seed: int) -> str:
+    def _cold_start(self, variant: Variant, seed: int) -> str:
         changed = {**overrides(self.options.sft_settings), **variant.sft}
         key = _hash([self.origin, section(self.options.recipe, "sft"), changed, seed])
-        name = f"runs/sft-{self.form(variant)}-s{seed}-{key}"
+        name = f"runs/sft-{_form(variant)}-s{seed}-{key}"
         arguments = self._train("sft", name, self.base, changed, seed)
         alone = next(name for name, kind in VARIANTS.items() if kind.rl is None and kind.sft == variant.sft)
         facts = {"kind": "sft", "variant": alone, "seed": seed, "settings": changed, "start": str(self.base)}
-        return self._add(Job(name, CLI, arguments, tuple(self.shared), facts))
+        return self._add(StudyJob(name, CLI, arguments, tuple(self.shared), facts))
 
-    def reinforce(self, name: str, seed: int) -> str:
+    def _reinforce(self, name: str, seed: int) -> str:
         variant = VARIANTS[name]
-        start = self.cold_start(variant, seed)
+        start = self._cold_start(variant, seed)
         changed = settings_of(variant, self.options)
         folder = f"runs/{name}-s{seed}-{_hash([start, section(self.options.recipe, 'rl'), changed, seed])}"
         arguments = self._train("rl", folder, self.out / start / "model", changed, seed)
         facts = {"kind": "rl", "variant": name, "seed": seed, "settings": changed, "start": start}
-        return self._add(Job(folder, CLI, arguments, (start,), facts))
+        return self._add(StudyJob(folder, CLI, arguments, (start,), facts))
 
     def _train(self, stage: str, folder: str, model: Path, changed: Mapping[str, str], seed: int) -> tuple[str, ...]:
         fixed = {"manifest": self.scenes, "model": model, "output_dir": self.out / folder, "seed": seed}
@@ -244,27 +249,25 @@ class _Planner:
         settings = (f"{key}={value}" for key, value in {**fixed, **changed}.items())
         return (stage, "--config", str(self.options.recipe), *settings)
 
-    def evaluate(self, run: str, form: str, variant: str, seed: int, splits: Sequence[str]) -> None:
+    def _evaluate(self, run: str, variant: str, seed: int, splits: Sequence[str]) -> None:
         for split in splits:
             name = f"{run}/{split}"
-            arguments: tuple[str, ...] = (
-                "evaluate",
-                "--model",
-                str(self.out / run / "model"),
-                "--manifest",
-                str(self.exam),
-            )
+            model = self.out / run / "model"
+            arguments: tuple[str, ...] = ("evaluate", "--model", str(model), "--manifest", str(self.exam))
             arguments += ("--out", str(self.out / name), "--split", split, "--batch-size", "64", "--json")
-            arguments += ("--max-new-tokens", str(NEW_TOKENS[form]))
+            arguments += ("--max-new-tokens", str(NEW_TOKENS[_form(VARIANTS[variant])]))
             facts = {"kind": "evaluate", "variant": variant, "seed": seed, "split": split, "run": run}
-            self._add(Job(name, CLI, arguments, (run,), facts))
+            self._add(StudyJob(name, CLI, arguments, (run,), facts))
 
-    def gradients(self, run: str, variant: str, seed: int, models: Sequence[str]) -> None:
-        told = {"run": str(self.out / run), "models": list(models), "manifest": str(self.scenes), "seed": seed}
-        told["out"] = str(self.out / run / "gradients")
-        told["clips"] = self._clips("rl")
+    def _gradients(self, run: str, variant: str, seed: int, models: Sequence[str]) -> None:
+        values = {"run": str(self.out / run), "models": list(models), "manifest": str(self.scenes), "seed": seed}
+        values |= {"out": str(self.out / run / "gradients"), "clips": self._clips("rl")}
         facts = {"kind": "gradients", "variant": variant, "seed": seed, "run": run}
-        self._add(Job(f"{run}/gradients", WORKER, ("gradients", json.dumps(told)), (run,), facts))
+        self._add(StudyJob(f"{run}/gradients", WORKER, ("gradients", json.dumps(values)), (run,), facts))
+
+
+def _form(variant: Variant) -> str:
+    return "twice" if variant.sft.get("targets") == "twice" else "once"
 
 
 def _hash(value: Any) -> str:

@@ -1,16 +1,17 @@
-"""Running jobs side by side, each a process of its own, so that being killed costs little.
+"""Run jobs in parallel, one process per job, resumable.
 
-Each has one thread, but for those that take the whole machine (`Job.alone`). A finished job leaves `done.json`
-(command, commit, versions, seconds) in its folder; without it the job is run again, and the training commands go on
-from their last checkpoint. While a job runs, its process holds a lock on `job.lock`. The lock outlives whoever started
-the process: after ``kill -9`` of a study its orphans finish in peace, and a second study on the same folder takes other
-jobs meanwhile. Ctrl-C and ``kill`` end the jobs that run too.
+Jobs use one thread each, except those that need the whole machine (`StudyJob.alone`). A finished job leaves `done.json`
+(command, commit, versions, seconds) in its folder; without it the job runs again, and training commands resume from
+their last checkpoint. A running job holds a lock on `job.lock`. The lock belongs to the job's process: after
+``kill -9`` of a study, its orphaned jobs finish, and a second study on the same folder runs other jobs meanwhile.
+Ctrl-C and ``kill`` also terminate the running jobs.
 """
 
 import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,40 +22,41 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
-from mer_r1.lab.study.runs.jobs import Job
+from mer_r1.lab.study.runs.jobs import StudyJob
 
 logger = logging.getLogger(__name__)
 
 DONE_FILE, LOCK_FILE, CONSOLE = "done.json", "job.lock", "console.log"
 POLL_SECONDS = 0.5
-Told = Callable[[str], object]
+Report = Callable[[str], object]
 
 
 @dataclass
 class _Running:
-    job: Job
+    job: StudyJob
     process: subprocess.Popen[bytes]
     began: float
     lock: IO[str]
 
 
-def is_done(out: Path, job: Job) -> bool:
-    """Whether a job has been finished, by whatever study."""
+def is_done(out: Path, job: StudyJob) -> bool:
+    """Whether a job is finished."""
     return (out / job.name / DONE_FILE).is_file()
 
 
-def run_jobs(jobs: Sequence[Job], out: Path, cores: int, told: Told = lambda _: None) -> None:
-    """Run what is not done yet, in the order given as far as needs allow.
+def run_jobs(jobs: Sequence[StudyJob], out: Path, cores: int, report: Report = lambda _: None) -> None:
+    """Run the unfinished jobs, in the given order as far as their needs allow.
 
     Args:
-        jobs: every job with the jobs it needs.
+        jobs: the jobs, with all jobs that they need.
         out: folder of the study.
-        cores: processes at once.
-        told: called with one line for each job that starts, ends or fails.
+        cores: number of parallel processes.
+        report: callback called with one line when a job starts, ends or fails.
 
     Raises:
-        UserError: if jobs failed (after everything that does not need them was run).
+        UserError: if jobs failed, after all jobs that do not depend on them.
     """
     failed: dict[str, str] = {}
     running: list[_Running] = []
@@ -64,8 +66,8 @@ def run_jobs(jobs: Sequence[Job], out: Path, cores: int, told: Told = lambda _: 
             for ended in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(ended)
                 left = sum(not is_done(out, job) for job in jobs) - 1
-                _conclude(ended, out, failed, told, left)
-            busy = _start_ready(jobs, out, cores, running, failed, told)
+                _conclude(ended, out, failed, report, left)
+            busy = _start_ready(jobs, out, cores, running, failed, report)
             if not running and not busy:
                 break
             time.sleep(POLL_SECONDS)
@@ -77,17 +79,17 @@ def run_jobs(jobs: Sequence[Job], out: Path, cores: int, told: Told = lambda _: 
         signal.signal(signal.SIGTERM, before)
     if failed:
         name, reason = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} runs failed; the first, {name}: {reason} ({out / name / CONSOLE} has the rest)")
+        raise UserError(f"{len(failed)} runs failed; the first, {name}: {reason} (see {out / name / CONSOLE})")
 
 
 def _stop(number: int, _: object) -> None:
-    raise SystemExit(128 + number)  # as a shell says it; left to itself, SIGTERM would leave the jobs running
+    raise SystemExit(128 + number)  # a shell's exit status; the default SIGTERM would leave the jobs running
 
 
 def _start_ready(
-    jobs: Sequence[Job], out: Path, cores: int, running: list[_Running], failed: dict[str, str], told: Told
+    jobs: Sequence[StudyJob], out: Path, cores: int, running: list[_Running], failed: dict[str, str], report: Report
 ) -> bool:
-    # Fills the free cores. True if a job could run but for another study that is at it: worth waiting for.
+    # Fill the free cores. True if another study is running a job that is otherwise ready.
     waiting = False
     names = {entry.job.name for entry in running}
     for job in jobs:
@@ -102,12 +104,12 @@ def _start_ready(
             continue
         running.append(entry)
         names.add(job.name)
-        told(f"start  {job.name}")
+        report(f"start  {job.name}")
     return waiting
 
 
-def _start(job: Job, out: Path) -> _Running | None:
-    import fcntl  # no such module on Windows, where the rest of the package runs
+def _start(job: StudyJob, out: Path) -> _Running | None:
+    import fcntl  # missing on Windows, where the rest of the package works
 
     folder = out / job.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def _start(job: Job, out: Path) -> _Running | None:
     except BlockingIOError:
         lock.close()
         return None
-    if is_done(out, job):  # by another study, just now
+    if is_done(out, job):  # another study has just finished it
         lock.close()
         return None
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
@@ -136,27 +138,25 @@ def _start(job: Job, out: Path) -> _Running | None:
     return _Running(job, process, time.perf_counter(), lock)
 
 
-def _conclude(ended: _Running, out: Path, failed: dict[str, str], told: Told, left: int) -> None:
+def _conclude(ended: _Running, out: Path, failed: dict[str, str], report: Report, left: int) -> None:
     job, seconds = ended.job, time.perf_counter() - ended.began
     ended.lock.close()
     folder = out / job.name
     if ended.process.returncode:
         failed[job.name] = _reason(folder / CONSOLE, ended.process.returncode)
-        told(f"FAILED {job.name}: {failed[job.name]}")
+        report(f"FAILED {job.name}: {failed[job.name]}")
         return
     command = shlex.join(["python", "-m", job.module, *job.arguments])
     entry = {**job.facts, "command": command, "seconds": round(seconds, 1), **provenance()}
-    unfinished = folder / f"{DONE_FILE}.partial"
-    unfinished.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(folder / DONE_FILE)
+    write_atomically(folder / DONE_FILE, json.dumps(entry, indent=2) + "\n")
     if job.facts.get("kind") in ("rl", "sft"):
-        _prune(folder)  # not before: what is run again goes on from whole checkpoints
-    told(f"done   {job.name}  {seconds:.0f} s  ({left} left)")
+        _prune(folder)  # only now: an unfinished job resumes from complete checkpoints
+    report(f"done   {job.name}  {seconds:.0f} s  ({left} left)")
 
 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, Any]:
-    """Commit, whether the sources differ from it, and the versions of what decides a result."""
+    """Commit, whether the sources differ from it, and the package versions."""
     from mer_r1.evaluation.records import commit, versions
 
     package = Path(__file__).resolve().parents[3]
@@ -168,18 +168,16 @@ def provenance() -> dict[str, Any]:
 
 def _reason(console: Path, status: int) -> str:
     lines = console.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.removeprefix("mer-r1: ").strip() for line in lines if line.startswith("mer-r1: ")]
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no word")
-    return f"ended with status {status}: {(said or [last])[-1]:.300}"
+    errors = [line.removeprefix("mer-r1: ").strip() for line in lines if line.startswith("mer-r1: ")]
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"ended with status {status}: {(errors or [last])[-1]:.300}"
 
 
 def _prune(folder: Path) -> None:
-    # The first checkpoint is kept, for the gradients along the way; what only resuming needs goes.
+    # Keep the first checkpoint's weights, whose gradients are measured; delete what only resuming needs.
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     for later in checkpoints[1:]:
-        for file in sorted(later.rglob("*"), reverse=True):
-            file.rmdir() if file.is_dir() else file.unlink()
-        later.rmdir()
+        shutil.rmtree(later)
     for first in checkpoints[:1]:
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
             (first / name).unlink(missing_ok=True)

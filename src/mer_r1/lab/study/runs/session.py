@@ -1,6 +1,6 @@
-"""What a study's folder was started with, kept so that it can be reported on without saying it again.
+"""The options that a study's folder was started with, saved so that `mer-r1 study report` needs only the folder.
 
-Several studies may share a folder as long as they share its recipe, scenes and seeds' meaning; the file lists them all.
+Several studies may share a folder if they share recipe, scenes and base; the session file lists them all.
 """
 
 import json
@@ -8,34 +8,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.errors import UserError
-from mer_r1.lab.study.runs.jobs import Job, Options, plan
+from mer_r1.lab.study.runs.jobs import Options, StudyJob, plan
 from mer_r1.lab.study.runs.variants import STUDIES, chosen_studies
 
 SESSION_FILE, RECIPE_FILE = "study.json", "recipe.yaml"
 PATHS = ("scenes", "exam", "base", "recipe")
 FIXED = ("scenes", "exam", "base", "clips", "trial")
-"""What may not change within a folder: everything in it is trained and asked on the same."""
+"""Options that all studies of a folder share."""
 
 
-def to_options(out: Path, told: Mapping[str, Any]) -> Options:
+def to_options(out: Path, given: Mapping[str, Any]) -> Options:
     """The options of a command line.
 
     Args:
         out: folder of the study.
-        told: the command's values by name; `recipe` None is the tiny one, `clips` "TRAIN,VAL,TEST".
+        given: the command's values by name; `recipe` None is the tiny one, `clips` "TRAIN,VAL,TEST".
 
     Raises:
-        UserError: clips that are not three numbers, or a path that is not there.
+        UserError: if `clips` is not three numbers, or a path does not exist.
     """
-    values: dict[str, Any] = {key: Path(v) if v and key in PATHS else v for key, v in told.items()}
+    values: dict[str, Any] = {key: Path(v) if v and key in PATHS else v for key, v in given.items()}
     try:
         train, val, test = (int(part) for part in str(values.pop("clips")).split(","))
     except ValueError as error:
-        raise UserError(f"--clips: expected TRAIN,VAL,TEST such as 3600,300,1000; got {told['clips']!r}") from error
+        raise UserError(f"--clips: expected TRAIN,VAL,TEST such as 3600,300,1000; got {given['clips']!r}") from error
     for name in ("scenes", "exam", "base"):
         if values.get(name) and not values[name].exists():
-            raise UserError(f"--{name}: there is no {values[name]}")
+            raise UserError(f"--{name}: {values[name]} does not exist")
     values["trial"] = bool(values.get("trial"))
     values["recipe"] = values.get("recipe") or _recipe(out)
     for name in ("settings", "sft_settings"):
@@ -43,44 +44,40 @@ def to_options(out: Path, told: Mapping[str, Any]) -> Options:
     return Options(out=out, clips=(train, val, test), **values)
 
 
-def keep_session(name: str, out: Path, told: Mapping[str, Any], command: str) -> None:
-    """Add a study to its folder's file.
+def keep_session(name: str, out: Path, given: Mapping[str, Any], command: str) -> None:
+    """Add a study to its folder's session file.
 
     Args:
         name: key of `STUDIES`, or "all".
         out: folder of the study.
-        told: the command's values.
-        command: the whole line.
+        given: the command's values by name.
+        command: the command line.
 
     Raises:
-        UserError: the folder was started with other scenes or another base.
+        UserError: if the folder was started with a different value of one of `FIXED`, or another recipe.
     """
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in told.items()}
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     kept = _read(out) if (out / SESSION_FILE).is_file() else {"studies": {}}
     for key in FIXED:
-        if kept["studies"] and any(
-            (entry["told"].get(key) or None) != (values.get(key) or None) for entry in kept["studies"].values()
-        ):
+        if any((entry["told"].get(key) or None) != (values.get(key) or None) for entry in kept["studies"].values()):
             raise UserError(f"{out} was started with another {key}: choose another --out")
     kept["studies"][name] = {"told": {**values, "recipe": None}, "command": command}
     out.mkdir(parents=True, exist_ok=True)
-    _keep_recipe(out, told.get("recipe"))
-    unfinished = out / f"{SESSION_FILE}.partial"
-    unfinished.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(out / SESSION_FILE)
+    _keep_recipe(out, given.get("recipe"))
+    write_atomically(out / SESSION_FILE, json.dumps(kept, indent=2) + "\n")
 
 
-def read_session(out: Path) -> tuple[dict[str, str], list[Job]]:
-    """The studies of a folder, each with the command line that asked for it, and all their jobs.
+def read_session(out: Path) -> tuple[dict[str, str], list[StudyJob]]:
+    """The studies of a folder, each with its command line, and all their jobs.
 
     Args:
         out: folder of a study.
 
     Raises:
-        UserError: it is none.
+        UserError: if the folder holds no study.
     """
     kept = _read(out)
-    found: dict[str, Job] = {}
+    found: dict[str, StudyJob] = {}
     commands: dict[str, str] = {}
     for name, entry in kept["studies"].items():
         chosen = chosen_studies(name)
@@ -90,7 +87,7 @@ def read_session(out: Path) -> tuple[dict[str, str], list[Job]]:
 
 
 def _recipe(out: Path) -> Path:
-    # The one that the folder was started with, else the tiny one.
+    # The recipe that the folder was started with, else the tiny one.
     if (out / RECIPE_FILE).is_file():
         return out / RECIPE_FILE
     from mer_r1.training.recipe_info import shipped_recipes
@@ -99,18 +96,18 @@ def _recipe(out: Path) -> Path:
 
 
 def _keep_recipe(out: Path, given: Path | None) -> None:
-    # A recipe that is edited while a study rests must not change the study.
+    # A copy: editing the recipe must not change a study that has started.
     kept = out / RECIPE_FILE
     text = Path(given or _recipe(out)).read_text(encoding="utf-8")
     if kept.is_file() and kept.read_text(encoding="utf-8") != text:
         raise UserError(f"{given} differs from {kept}, with which {out} was started: choose another --out")
-    kept.write_text(text, encoding="utf-8")
+    write_atomically(kept, text)
 
 
 def _read(out: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((out / SESSION_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        return read_object(out / SESSION_FILE)
+    except UserError as error:
         raise UserError(
-            f"{out} is no study's folder: {error}; start one with `mer-r1 study NAME --out {out}`"
+            f"{out} is not a study's folder: {error}; start with `mer-r1 study NAME --out {out}`"
         ) from error

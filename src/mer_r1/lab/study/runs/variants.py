@@ -1,7 +1,7 @@
 """The studies as data: which variants each compares, as overrides of one recipe.
 
-A variant is a set of overrides of the section `rl` of ``recipes/tiny.yaml`` and, where it starts differently, of
-`sft`; a cold start by itself is a variant without RL. Two studies that name the same variant share its runs.
+A variant is a set of overrides of the section `rl` of ``recipes/tiny.yaml`` and, if its cold start differs, of `sft`;
+a cold start alone is a variant without RL. Studies that name the same variant share its runs.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ class Variant:
     """One way of training.
 
     Attributes:
-        title: what tables call it.
+        title: name in tables.
         rl: overrides of the recipe's RL section; None stops after the cold start.
         sft: overrides of the recipe's cold start.
-        seeds: at most so many; None for all.
+        seeds: maximum number of seeds; None for all.
     """
 
     title: str
@@ -27,13 +27,13 @@ class Variant:
 
 
 HARDER = {"learning_rate": "7e-4", "num_train_epochs": "4"}
-"""A cold start that bends the policy further to the annotators' way: nearly twice the learning rate, twice as long."""
+"""A stronger cold start: nearly twice the learning rate, twice as many epochs."""
 TWICE = {"targets": "twice"}
 STRONG = {"anchors": "first", "alpha": "1.0"}
-"""Ten times the recipe's calibration, where an answer that repeats a word does not earn it."""
+"""Ten times the recipe's calibration, with anchors that do not reward repeating a word."""
 
 VARIANTS: dict[str, Variant] = {
-    # Every cold start that a variant begins with is one too.
+    # Every cold start that other variants start from is a variant itself.
     "sft": Variant("SFT"),
     "sft-harder": Variant("harder SFT", sft=HARDER),
     "sft-twice": Variant("SFT, two answers", sft=TWICE),
@@ -51,15 +51,15 @@ VARIANTS: dict[str, Variant] = {
     "reward-strong": Variant("the same, B1: reward space", {"method": "mer-r1", "space": "reward", **STRONG}),
     "r1-omni": Variant("R1-Omni", {"method": "r1-omni"}),
     "affectgpt-r1": Variant("AffectGPT-R1", {"method": "affectgpt-r1"}),
-    # Two answers take more tokens; the limit leaves as many for the reasoning as the others have.
+    # Two answers take more tokens; this limit leaves as many for the reasoning as the other methods have.
     "videoauto-r1": Variant("VideoAuto-R1", {"method": "videoauto-r1", "max_completion_length": "88"}, TWICE),
     "f1-harder": Variant("harder SFT, F1-GRPO", {"method": "f1"}, HARDER),
     "mer-r1-harder": Variant("harder SFT, MER-R1", {"method": "mer-r1"}, HARDER),
 }
-"""Everything that is compared on test scenes, and what it starts from."""
+"""Every variant that is compared on test clips, and the cold starts."""
 
 ALPHAS = ("0.3", "1.0")
-"""Tried on validation scenes beside none at all ("ad") and the recipe's own alpha ("mer-r1")."""
+"""Compared on validation clips with no calibration ("ad") and the recipe's alpha ("mer-r1")."""
 VARIANTS |= {
     f"alpha-{alpha}": Variant(f"alpha {alpha}", {"method": "mer-r1", "alpha": alpha}, seeds=4) for alpha in ALPHAS
 }
@@ -70,12 +70,12 @@ class Study:
     """One question.
 
     Attributes:
-        question: in words.
+        question: the question as a sentence.
         variants: names in `VARIANTS`, in the order of the table.
-        gradients: whether the objectives' gradients are measured too, along the training of what has any.
-        splits: what its policies are asked about: validation clips where something is chosen, test clips where judged.
-        shows: its tables and picture, a key of `tables.EXTRA` or `figures.DRAWERS`; scores alone if of neither.
-        follow_up: whether it was asked because of another's result; `all` leaves it out.
+        gradients: whether the objectives' gradients are measured too, during and after training.
+        splits: splits to evaluate on: validation clips to choose settings, test clips to judge.
+        shows: its tables and figure, a key of `tables.EXTRA` or `figures.DRAWERS`; otherwise scores only.
+        follow_up: whether another study's result raised the question; `all` omits it.
     """
 
     question: str
@@ -89,28 +89,28 @@ class Study:
 STUDIES: dict[str, Study] = {
     "paradox": Study("Does reasoning hurt after ordinary training?", ("sft", "f1"), shows="paradox"),
     "harder": Study(
-        "And after a cold start that bends the policy further?",
+        "Does it hurt after a stronger cold start?",
         ("sft-harder", "f1-harder", "mer-r1-harder"),
         shows="paradox",
     ),
     "parts": Study("What does each part of MER-R1 bring?", ("sft", "f1", "rd", "ad", "mer-r1")),
     "calibration": Study(
-        "How should slow thinking be held against fast?",
+        "How should slow and fast confidence be compared?",
         ("mer-r1", "word", "recall-side", "reward-space", "mixed-space", "first-anchor"),
     ),
     "alpha": Study(
-        "How much calibration? (validation scenes only)",
+        "How much calibration? (validation clips only)",
         ("ad", "mer-r1", *(f"alpha-{alpha}" for alpha in ALPHAS)),
         splits=("val",),
         shows="alphas",
     ),
     "anchors": Study(
-        "And more of it, where repeating a word does not pay?",
+        "Does more calibration help if repeating a word earns nothing?",
         ("ad", "mer-r1", "first-anchor", "first-anchor-strong", "word-strong", "reward-strong"),
         follow_up=True,
     ),
     "baselines": Study(
-        "How does it compare, at the same budget?",
+        "How does MER-R1 compare with other methods at the same budget?",
         ("f1", "r1-omni", "affectgpt-r1", "videoauto-r1", "mer-r1"),
         shows="costs",
     ),
@@ -121,13 +121,15 @@ STUDIES: dict[str, Study] = {
         splits=(),
         shows="theory",
     ),
-    "auto": Study("When does thinking pay?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test"), shows="auto"),
+    "auto": Study(
+        "When is reasoning worth its tokens?", ("f1", "videoauto-r1", "mer-r1"), splits=("val", "test"), shows="auto"
+    ),
 }
-"""`all` is every one of them but follow-ups."""
+"""All studies by name; `all` runs every one but follow-ups."""
 
 
 def chosen_studies(name: str) -> list[str]:
-    """The studies that a name stands for; calibration brings its alpha sweep along.
+    """The studies that a name stands for; "calibration" includes the alpha sweep.
 
     Args:
         name: a key of `STUDIES`, or "all".
@@ -138,7 +140,7 @@ def chosen_studies(name: str) -> list[str]:
 
 
 def titles_of(data: Mapping[str, Any]) -> dict[str, str]:
-    """Variant -> title of what has results in a study's JSON, in the order of its table.
+    """Variant -> title of the variants with results in a study's JSON, in the order of its table.
 
     Args:
         data: from `collect.collect`, or read back.
@@ -147,5 +149,5 @@ def titles_of(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def split_of(data: Mapping[str, Any]) -> str:
-    """Whose clips a study's numbers are about: "test", or "val" where settings are chosen or tried."""
+    """The split of a study's numbers: "test", or "val" where settings are chosen or tried."""
     return str(data.get("split", "test"))
