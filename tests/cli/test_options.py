@@ -103,6 +103,19 @@ def test_one_command_is_not_renamed_by_the_table_of_another(tmp_path):
     assert given["data"] == tmp_path
 
 
+def test_a_command_that_moved_runs_in_its_module_with_a_note(monkeypatch, capsys):
+    program, called = typer.main.get_command(cli.app), []
+    program.commands.pop("lmms-answers", None)
+    monkeypatch.setattr(subprocess, "call", lambda words: called.append(words) or 3)
+    with pytest.raises(SystemExit) as stop:
+        program(["lmms-answers", "a.jsonl", "--out", "o"])
+    assert stop.value.code == 3
+    module = ["-m", "mer_r1.integrations.lmms_eval", "answers"]
+    assert called == [[sys.executable, *module, "a.jsonl", "--out", "o"]]
+    written = capsys.readouterr()
+    assert (written.out, written.err) == ("", f"mer-r1 lmms-answers is now: python {' '.join(module)}\n")
+
+
 def test_a_number_of_clips_for_a_study():
     study = dict(commands())["study paradox"]
     given = study.make_context("mer-r1 study paradox", ["--clips", "8,4,4", "--jobs", "2"]).params

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from mer_r1 import __version__
-from mer_r1.cli.options import App
+from mer_r1.cli.options import MOVED, App
 from mer_r1.errors import UserError
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -35,6 +36,14 @@ class Root(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """List the commands in the order of the help."""
         return sorted(super().list_commands(ctx), key=lambda name: name == "env")
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; those that moved to a module run there, with a note on stderr."""
+        if args[0] not in MOVED or args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        words = ["-m", *MOVED[args[0]]]
+        typer.echo(f"mer-r1 {args[0]} is now: python {' '.join(words)}", err=True)
+        sys.exit(subprocess.call([sys.executable, *words, *args[1:]]))
 
     def get_params(self, ctx: Any) -> list[Any]:
         """List the options of the program."""

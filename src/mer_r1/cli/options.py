@@ -212,6 +212,10 @@ RENAMED: dict[str, dict[str, str]] = {
 RENAMED_VALUES = {"--llm-sampling": {"ours": "greedy"}, "--llm-replies": {"ours": "checked"}}
 """Old spelling of an option -> old value -> its name now."""
 
+_LMMS = "mer_r1.integrations.lmms_eval"
+MOVED = {"lmms-tasks": (_LMMS, "tasks"), "lmms-answers": (_LMMS, "answers")}
+"""Command of the last release -> module that has it now, and its name there."""
+
 
 class Command(TyperCommand):
     """A command that also takes the spellings of the last release, with a note on stderr."""
