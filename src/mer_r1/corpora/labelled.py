@@ -99,6 +99,11 @@ def _session(name: str) -> str:
     return session
 
 
+def _parts(n_test: int) -> dict[str, Part]:
+    counts = {"test": n_test, "val": None, "train": None}
+    return {name: Part(name, count, f"{name}_corpus") for name, count in counts.items()}
+
+
 DIALOGUE_SETS = (
     DataSet(
         name="meld",
@@ -106,11 +111,7 @@ DIALOGUE_SETS = (
         kind="discrete",
         folder="meld-process",
         read=labelled_clips,
-        parts={
-            "test": Part("test", 2610, "test_corpus"),
-            "val": Part("val", None, "val_corpus"),
-            "train": Part("train", None, "train_corpus"),
-        },
+        parts=_parts(2610),
         video=("subvideo",),
         audio=("subaudio",),
         vocabulary=("anger", "joy", "sadness", "neutral", "disgust", "fear", "surprise"),
@@ -135,21 +136,9 @@ DIALOGUE_SETS = (
 
 
 def _sentiment_set(name: str, title: str, clips: int, video: str, audio: str, others: tuple[str, ...] = ()) -> DataSet:
-    parts = {
-        "test": Part("test", clips, "test_corpus"),
-        "val": Part("val", None, "val_corpus"),
-        "train": Part("train", None, "train_corpus"),
-    }
+    folder, parts = f"{name}-process", _parts(clips)
     return DataSet(
-        name,
-        title,
-        "sentiment",
-        f"{name}-process",
-        labelled_clips,
-        parts,
-        video=(video,),
-        audio=(audio,),
-        others=others,
+        name, title, "sentiment", folder, labelled_clips, parts, video=(video,), audio=(audio,), others=others
     )
 
 

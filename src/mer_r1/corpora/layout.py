@@ -87,3 +87,8 @@ class DataSet:
             folder.notes[f"clips that {self.subtitles[0]} lacks (their subtitle is empty)"] += 1
             return ""
         return table[name][self.subtitles[1]]
+
+
+def letters(name: str) -> str:
+    """Lower-case letters and digits of a name, to compare spellings; "+" counts as "plus"."""
+    return "".join(letter for letter in name.lower().replace("+", "plus") if letter.isalnum())

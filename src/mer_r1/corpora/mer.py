@@ -150,17 +150,8 @@ def _reasoning(folder: Folder, reason: str | None) -> str | None:
 
 
 def _six_way(name: str, title: str, parts: dict[str, Part], subtitles: tuple[str, str]) -> DataSet:
-    return DataSet(
-        name,
-        title,
-        "discrete",
-        f"{name}-dataset-process",
-        labelled_clips,
-        parts,
-        labels="label-6way.npz",
-        subtitles=subtitles,
-        vocabulary=SIX_EMOTIONS,
-    )
+    more: dict[str, Any] = {"labels": "label-6way.npz", "subtitles": subtitles, "vocabulary": SIX_EMOTIONS}
+    return DataSet(name, title, "discrete", f"{name}-dataset-process", labelled_clips, parts, **more)
 
 
 MER_SETS = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.corpora.folder import Folder
-from mer_r1.corpora.layout import DataSet, Part
+from mer_r1.corpora.layout import DataSet, Part, letters
 from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError, printable
 
@@ -98,14 +98,14 @@ def _gold(row: dict[str, Any], where: str) -> tuple[str | list[str], list[str]]:
 
 def _task_files(root: Path) -> dict[str, Path]:
     """Task -> its file."""
-    tasks = {_letters(task): task for task in TASKS}
+    tasks = {letters(task): task for task in TASKS}
     found: dict[str, Path] = {}
     try:
         files = sorted(root.glob("*.json")) + sorted(root.glob("*/*.json"))
     except OSError as error:
         raise UserError(f"{printable(root)}: cannot be read ({error.strerror})") from None
     for file in files:
-        task = tasks.get(_letters(file.stem))
+        task = tasks.get(letters(file.stem))
         if task is not None:
             found.setdefault(task, file)
     return found
@@ -144,10 +144,6 @@ def _candidates(value: Any) -> list[str]:
     if not isinstance(value, list):
         return []
     return [word for item in value if (word := str(item).strip().strip("'\"").strip())]
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _stem(task: str) -> str:

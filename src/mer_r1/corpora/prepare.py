@@ -15,7 +15,7 @@ from typing import Any
 
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.labelled import DIALOGUE_SETS, SENTIMENT_SETS
-from mer_r1.corpora.layout import DataSet
+from mer_r1.corpora.layout import DataSet, letters
 from mer_r1.corpora.mer import MER_SETS, OPEN_SETS, TRAINING_SETS
 from mer_r1.corpora.mme_emotion import MME_EMOTION
 from mer_r1.corpora.tables import DEFAULT_ENCODING
@@ -67,9 +67,9 @@ def named(name: str) -> DataSet:
     >>> named("CH-SIMS v2").name
     'simsv2'
     """
-    wanted = _letters(name)
+    wanted = letters(name)
     for data in DATA_SETS.values():
-        if wanted in (_letters(data.name), *data.others):
+        if wanted in (letters(data.name), *data.others):
             return data
     raise UserError(f"data set: got {name!r:.60}, expected one of {', '.join(DATA_SETS)}")
 
@@ -286,7 +286,3 @@ def _gold_counts(clips: Iterable[Clip]) -> dict[str, int]:
             counts["positive" if value > 0 else "negative" if value < 0 else "neutral"] += 1
         counts.update(clip.labels or ())
     return dict(counts.most_common())
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower().replace("+", "plus") if letter.isalnum())

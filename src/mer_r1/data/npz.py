@@ -31,12 +31,10 @@ MAX_ENTRY_BYTES = 512 * 2**20
 MAX_ITEMS = 2**26
 """Items above which an array is refused."""
 MAX_DEPTH = 40
-"""Containers within containers above which a pickle is refused."""
+"""Containers within containers above which a pickle is refused, and axes above which an array is."""
 MAX_BITS = 1023
 """Length above which an integer is refused: longer ones are no floats and cannot be printed."""
 
-MAX_SIDES = 32
-"""Axes above which an array is refused."""
 
 _CALLS = pickle.INST + pickle.OBJ + pickle.NEWOBJ + pickle.NEWOBJ_EX
 _SPEC = re.compile(r"[|<>=]?(?:b1|[iu][1248]|f[248]|[US]\d{1,7}|O[48]?|[?bBhHiIlLqQefdO])")
@@ -196,8 +194,6 @@ class _PlainUnpickler(pickle._Unpickler):
 class _DType:
     """What a pickle says of a `numpy.dtype`: booleans, numbers, strings and objects, no records and no sub-arrays."""
 
-    __slots__ = ("spec",)
-
     def __init__(self, spec: Any, *_: Any) -> None:
         if not isinstance(spec, str) or not _SPEC.fullmatch(spec):
             raise pickle.UnpicklingError(f"it has an array of type {printable(repr(spec)):.40}, which is no plain one")
@@ -213,27 +209,26 @@ class _DType:
 class _Array:
     """Holds an array; a pickle names it before it says what is in it."""
 
-    __slots__ = ("content",)
-
     def __init__(self, content: "np.ndarray[Any, Any] | None" = None) -> None:
         self.content = content
 
 
 def _array(shape: Any, dtype: Any, fortran: bool, data: Any) -> "np.ndarray[Any, Any]":
     """An array from its flat content: a list of objects in row order, or the bytes of numbers or strings."""
-    sides = shape if type(shape) is tuple and all(type(side) is int and side >= 0 for side in shape) else None
-    if sides is None or len(sides) > MAX_SIDES or type(dtype) is not _DType:
-        raise pickle.UnpicklingError("it has an array without shape or type")
-    kind, count = np.dtype(dtype.spec), math.prod(sides)
+    if type(shape) is not tuple or not all(type(side) is int and side >= 0 for side in shape[: MAX_DEPTH + 1]):
+        raise pickle.UnpicklingError("it has an array without shape")
+    if len(shape) > MAX_DEPTH or type(dtype) is not _DType:
+        raise pickle.UnpicklingError("it has an array without type, or of too many sides")
+    kind, count = np.dtype(dtype.spec), math.prod(shape)
     expected = (list, count) if kind.hasobject else (bytes, count * kind.itemsize)
-    if (type(data), len(data)) != expected:
-        raise pickle.UnpicklingError(f"it is damaged: {len(data)} bytes or items for an array of shape {sides!s:.80}")
-    if math.prod(side or 1 for side in sides) > MAX_ITEMS:
-        raise pickle.UnpicklingError(f"it has an array that is too large, of shape {sides!s:.80}")
+    if (type(data), len(data)) != expected or math.prod(side or 1 for side in shape) > MAX_ITEMS:
+        raise pickle.UnpicklingError(
+            f"it is damaged or too large: {len(data)} bytes or items for an array of shape {shape!s:.80}"
+        )
     if kind.hasobject:
-        return np.fromiter(data, object, count).reshape(sides)
+        return np.fromiter(data, object, count).reshape(shape)
     flat = np.frombuffer(data, kind) if data else np.zeros(count, kind)
-    return flat.reshape(sides, order="F" if fortran else "C")
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:

@@ -50,10 +50,8 @@ class PictureTrack(Track):
         self.reached = max(self.reached, displayed_at)
         if self.cut:
             return
-        if (displayed_at if decoded_at is None else decoded_at) >= self.limits.max_seconds:
-            self.cut = True
-            return
-        if self._bytes + packet.size > self.limits.max_bytes or len(self._packets) >= MAX_PACKETS:
+        late = (displayed_at if decoded_at is None else decoded_at) >= self.limits.max_seconds
+        if late or self._bytes + packet.size > self.limits.max_bytes or len(self._packets) >= MAX_PACKETS:
             self.cut = True
             return
         self._bytes += packet.size

@@ -134,9 +134,12 @@ class _Reading:
         self.container, self.limits, self.notes = container, limits, notes
         self.video: PictureTrack | None = None
         self.audio: SoundTrack | None = None
-        self.tracks: list[PictureTrack | SoundTrack] = []
-        self.missing: list[str] = []
-        """Wanted channels that the file lacks."""
+        self.wanted: list[str] = []
+
+    @property
+    def tracks(self) -> list[PictureTrack | SoundTrack]:
+        """The chosen tracks, video first."""
+        return [track for track in (self.video, self.audio) if track is not None]
 
     def choose_streams(self, threads: int, *, picture: bool, sound: bool) -> None:
         """Take one stream of each wanted kind.
@@ -144,43 +147,36 @@ class _Reading:
         Raises:
             UserError: there is none.
         """
-        start = (self.container.start_time or 0) / 1e6
-        wanted = [name for name, want in (("picture", picture), ("sound", sound)) if want]
-        streams = self.container.streams
-        chosen = {name: self._choose(streams.video if name == "picture" else streams.audio, name) for name in wanted}
-        self.missing = [name for name, stream in chosen.items() if stream is None]
-        if self.missing == wanted:
-            raise UserError(f"no {' or '.join(wanted)} in it")
-        if (stream := chosen.get("picture")) is not None:
-            self.video = PictureTrack(stream, start, self.limits, threads)
-            self.tracks.append(self.video)
-        if (stream := chosen.get("sound")) is not None:
-            self.audio = SoundTrack(stream, start, self.limits, threads)
-            self.tracks.append(self.audio)
+        start, streams = (self.container.start_time or 0) / 1e6, self.container.streams
+        self.wanted = [name for name, want in (("picture", picture), ("sound", sound)) if want]
+        video = self._choose(streams.video, "picture") if picture else None
+        audio = self._choose(streams.audio, "sound") if sound else None
+        if video is None and audio is None:
+            raise UserError(f"no {' or '.join(self.wanted)} in it")
+        self.video = None if video is None else PictureTrack(video, start, self.limits, threads)
+        self.audio = None if audio is None else SoundTrack(audio, start, self.limits, threads)
 
     def _choose(self, streams: Sequence[Any], name: str) -> Any:
         """The stream marked as default, else the first; cover images do not count, nor streams without a decoder."""
         usable = [stream for stream in streams if stream.codec_context is not None and not stream.disposition & _COVER]
         if len(usable) > 1:
             self.notes.append(f"{len(usable)} {name} tracks, one is used")
-        return next((stream for stream in usable if stream.disposition & _DEFAULT), usable[0] if usable else None)
+        return max(usable, key=lambda stream: bool(stream.disposition & _DEFAULT), default=None)
 
     def demux(self) -> None:
         """Feed the tracks until each has what it needs."""
-        by_index = {track.stream.index: track for track in self.tracks}
+        tracks, last = self.tracks, self.limits.max_seconds + _INTERLEAVING_SECONDS
+        by_index = {track.stream.index: track for track in tracks}
         try:
-            for packet in self.container.demux([track.stream for track in self.tracks]):
+            for packet in self.container.demux([track.stream for track in tracks]):
                 track = by_index[packet.stream.index]  # a flush packet's own stream_index is always 0
                 track.add(packet)
-                if track.cut and (
-                    all(other.cut for other in self.tracks)
-                    or track.reached > self.limits.max_seconds + _INTERLEAVING_SECONDS
-                ):
+                if track.cut and (all(other.cut for other in tracks) or track.reached > last):
                     break
         except UserError:
             raise
         except DECODING_ERRORS:
-            self.notes.append(f"damaged: reading stopped at {max(track.reached for track in self.tracks):.1f} s")
+            self.notes.append(f"damaged: reading stopped at {max(track.reached for track in tracks):.1f} s")
 
     def decoded(self) -> Media:
         """Frames, waveform and notes.
@@ -198,48 +194,38 @@ class _Reading:
         audio_seconds = len(waveform) / self.limits.sampling_rate if waveform is not None else 0.0
         seconds = max(video_seconds, audio_seconds)
         self._note_missing(frames, waveform)
-        self.notes += self._length_notes(seconds) + _sound_notes(waveform) + _size_notes(self.video, frames)
+        self._note_length(seconds)
+        if waveform is not None and np.abs(waveform).max() < _SILENCE:
+            self.notes.append("the sound is silent")
+        self.notes += _size_notes(self.video, frames)
         if sampled is not None and waveform is not None:
             self.notes += _difference_notes(video_seconds, audio_seconds)
         return Media(frames, moments, fps, waveform, self.limits.sampling_rate, seconds, tuple(self.notes))
 
     def _note_missing(self, frames: np.ndarray | None, waveform: np.ndarray | None) -> None:
-        if "picture" in self.missing:
-            self.notes.append("no picture")
-        elif self.video and frames is None:
-            self.notes.append("the picture cannot be decoded")
-        if "sound" in self.missing:
-            self.notes.append("no sound")
-        elif self.audio and waveform is None:
-            self.notes.append("the sound cannot be decoded, or is of zero length")
+        if "picture" in self.wanted and frames is None:
+            self.notes.append("the picture cannot be decoded" if self.video else "no picture")
+        if "sound" in self.wanted and waveform is None:
+            self.notes.append("the sound cannot be decoded, or is of zero length" if self.audio else "no sound")
 
-    def _length_notes(self, seconds: float) -> list[str]:
-        notes = []
+    def _note_length(self, seconds: float) -> None:
         total = (self.container.duration or 0) / 1e6
         if any(track.cut for track in self.tracks):
             if total > seconds + 0.1:
-                notes.append(f"cut to the first {seconds:.3g} s of {total:.4g} s")
+                self.notes.append(f"cut to the first {seconds:.3g} s of {total:.4g} s")
         elif total > 1.05 * seconds + 0.25 and self.container.format.name.split(",")[0] in _EXACT_LENGTH:
-            notes.append(f"cut off: {seconds:.3g} s of the {total:.4g} s that its header states")
-        damaged = sum(track.damaged for track in self.tracks)
-        if damaged:
-            notes.append(f"{damaged} damaged packets left out")
-        return notes
-
-
-def _sound_notes(waveform: np.ndarray | None) -> list[str]:
-    if waveform is not None and np.abs(waveform).max() < _SILENCE:
-        return ["the sound is silent"]
-    return []
+            self.notes.append(f"cut off: {seconds:.3g} s of the {total:.4g} s that its header states")
+        if damaged := sum(track.damaged for track in self.tracks):
+            self.notes.append(f"{damaged} damaged packets left out")
 
 
 def _size_notes(video: PictureTrack | None, frames: np.ndarray | None) -> list[str]:
     if video is None or frames is None or video.limits.size is not None:
         return []
-    (height, width), scaled = video.source_size, frames.shape[2:]
-    return (
-        [] if scaled == (height, width) else [f"pictures scaled from {width} × {height} to {scaled[1]} × {scaled[0]}"]
-    )
+    (height, width), (new_height, new_width) = video.source_size, frames.shape[2:]
+    if (height, width) == (new_height, new_width):
+        return []
+    return [f"pictures scaled from {width} × {height} to {new_width} × {new_height}"]
 
 
 def _difference_notes(video_seconds: float, audio_seconds: float) -> list[str]:
