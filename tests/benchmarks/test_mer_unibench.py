@@ -565,7 +565,7 @@ def test_gold_that_is_not_there_or_twice(tmp_path):
     with pytest.raises(UserError, match=r"meld.json: 'a': labels: '\['"):
         read_gold([write(tmp_path / "meld.json", {"a": "["})])
     path = write(tmp_path / "meld.json", {"a": "sad"})
-    with pytest.raises(UserError, match="gold of MELD comes twice"):
+    with pytest.raises(UserError, match="gold of MELD is given twice"):
         read_gold([path, path])
 
 

@@ -218,7 +218,9 @@ def test_a_finished_evaluation_loads_no_model_and_says_the_same(whole, taught_fo
 def test_a_folder_takes_no_answers_that_were_made_otherwise(whole, taught_folder, data, program, tmp_path):
     code, _, error = program(*command(taught_folder, data, whole[0], *TINY, "--temperature", 0))
     assert code == 2
-    assert "its answers were made otherwise (decoding.temperature: 0.7, now 0.0); choose another folder" in error
+    assert (
+        "its answers were made with other settings (decoding.temperature: 0.7, now 0.0); choose another folder" in error
+    )
     assert error.count("\n") == 1
 
 
@@ -470,7 +472,7 @@ def test_manifests_are_made_where_there_are_none_and_only_there(tmp_path):
     (folder / "label.npz").unlink()
     assert find_manifests(tmp_path, ["meld"]) == (made, {})
     (tmp_path / "meld.jsonl").write_bytes((folder / "meld.jsonl").read_bytes())
-    with pytest.raises(UserError, match="the manifest of MELD is there twice"):
+    with pytest.raises(UserError, match="two manifests of MELD"):
         find_manifests(tmp_path, ["meld"])
 
 

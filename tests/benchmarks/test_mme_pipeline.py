@@ -143,7 +143,7 @@ def test_the_first_frame_of_each_second_is_taken_and_at_most_ten(tmp_path, fps, 
 
 def test_a_frame_rate_below_one_is_refused(tmp_path):
     video = write_media(tmp_path / "v.mp4", frames=3, times=[0, 2, 4])
-    with pytest.raises(UserError, match=r"v\.mp4: 0\.\d+ frames a second, expected at least 1"):
+    with pytest.raises(UserError, match=r"v\.mp4: 0\.\d+ frames per second, expected at least 1"):
         judge_frames(video)
 
 
@@ -295,7 +295,7 @@ def test_answers_from_elsewhere_find_their_clips(tmp_path, manifest):
     (tmp_path / "SA.json").write_text(json.dumps(rows), encoding="utf-8")
     first, second = run.given_items([tmp_path], run.benchmark_clips(manifest))
     assert (first.gold, first.step, first.response, first.video.name) == ("negative", "Step 1: bad", "bad", "SA.mp4")
-    assert (second.response, second.problem, second.video) == (None, "model_response is no text", None)
+    assert (second.response, second.problem, second.video) == (None, "model_response is not a text", None)
     (tmp_path / "SA.json").write_text(json.dumps(rows[:1] * 2), encoding="utf-8")
     with pytest.raises(UserError, match=r"item 2: video_id: got 'SA\.mp4', expected a new id"):
         run.given_items([tmp_path], [])

@@ -380,7 +380,7 @@ def test_notes_say_what_a_reader_should_know(folder):
     rows = read_judged([folder / "SA.json"])
     lines = "\n".join(notes(score_report(rows)))
     assert "overall is over 1 of 8 tasks" in lines
-    assert "missing items are not known" in lines
+    assert "missing items are unknown" in lines
     assert "SA_edge" in lines
 
 

@@ -105,7 +105,7 @@ def test_a_gate_is_kept_with_the_model(tmp_path: Path) -> None:
     gate = Gate(0.4, {"split": "val"}, 0.3, 0.5, 20.0)
     assert read_gate(write_gate(gate, tmp_path).parent) == gate
     (tmp_path / "think_auto.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match="no gate"):
+    with pytest.raises(UserError, match="not a threshold file"):
         read_gate(tmp_path)
 
 

@@ -108,12 +108,15 @@ def test_evaluating_asks_slowly_only_where_fast_is_unsure(taught, corpus, tmp_pa
     first = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, 0.0, **how))
     sure = sorted(record.sureness for record in first if record.mode == "fast" and record.labels)
     middle = sure[len(sure) // 2]
+    steps: list[tuple[int, int]] = []
+    how["progress"] = lambda more, total: steps.append((more, total))
     found = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, middle, **how))
     unsure = {
         record.id for record in found if record.mode == "fast" and (not record.labels or record.sureness < middle)
     }
     assert {record.id for record in found if record.mode == "slow"} == unsure
     assert 0 < len(unsure) < len(first)
+    assert sum(more for more, _ in steps) == steps[-1][1] == len(found)
     told = [
         "--model",
         str(tmp_path / "model"),

@@ -1,4 +1,4 @@
-"""Asking: every clip gets its records whatever happens to the others, exchanges touch one sense, runs go on."""
+"""Prediction: one record per clip whatever happens to the others, exchanges of one channel, resuming."""
 
 import json
 import shutil
@@ -237,9 +237,10 @@ def keys(file):
 
 def test_an_evaluation_writes_what_predict_gives(taught_folder, work, records):
     told = []
-    file = evaluate(taught_folder, work, split="all", progress=lambda more, total: told.append(more))
+    file = evaluate(taught_folder, work, split="all", progress=lambda *step: told.append(step))
     assert file == work / "out" / RECORDS_FILE
-    assert sum(told) == 2 * 8
+    assert sum(more for more, _ in told) == 2 * 8
+    assert {total for _, total in told} == {2 * 8}
     found = {(record.id, record.mode): record.completion for record in read_records(file)}
     assert found == {(record.id, record.mode): record.completion for record in records}
     assert read_records(file)[0].model == str(taught_folder)

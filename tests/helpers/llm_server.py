@@ -1,4 +1,4 @@
-"""A chat server on loopback that behaves as badly as it is told to.
+"""A chat server on loopback whose behaviour a test scripts, failures included.
 
 `with Server(behave) as server:` serves OpenAI's chat completions at `server.base_url` over real HTTP. `behave(call)`
 decides each answer: one of the functions below (`said`, `status`, `breaks_off` ...), or plain text for a proper reply.

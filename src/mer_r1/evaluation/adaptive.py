@@ -118,7 +118,7 @@ def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) ->
     """
     both = pairs(records)
     if not both:
-        raise UserError("a threshold is chosen on clips with gold labels that were answered slowly and fast; got none")
+        raise UserError("a threshold needs clips with gold labels and records of both modes; got none")
     best = max(curve(both), key=lambda point: (round(point.f1, 6), -point.tokens))
     return Gate(best.threshold, {**chosen_on, "clips": len(both)}, best.share, best.f1, best.tokens)
 
@@ -144,7 +144,7 @@ def read_gate(folder: Path | str) -> Gate:
             f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold"
         ) from error
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file} is no gate: {error}; `mer-r1 threshold` writes one") from error
+        raise UserError(f"{file} is not a threshold file: {error}; `mer-r1 threshold` writes one") from error
 
 
 def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Record]:

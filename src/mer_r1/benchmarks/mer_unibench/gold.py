@@ -60,7 +60,9 @@ def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
         gold = _gold_of_json(path) if path.suffix.lower() == ".json" else _gold_of_manifest(path)
         name = gold.entry.name
         if name in found:
-            raise UserError(f"gold of {gold.entry.title} comes twice: {printable(sources[name])} and {printable(path)}")
+            raise UserError(
+                f"gold of {gold.entry.title} is given twice: {printable(sources[name])} and {printable(path)}"
+            )
         found[name], sources[name] = gold, path
     return {name: found[name] for name in SETS if name in found}
 
@@ -205,7 +207,7 @@ def _existing(root: Path, name: str) -> Path | None:
     places = [path for pattern in (f"{name}.jsonl", f"*/{name}.jsonl") for path in sorted(root.glob(pattern))]
     if len(places) > 1:
         listed = " and ".join(printable(path) for path in places)
-        raise UserError(f"{printable(root)}: the manifest of {SETS[name].title} is there twice: {listed}")
+        raise UserError(f"{printable(root)}: two manifests of {SETS[name].title}: {listed}")
     return places[0] if places else None
 
 

@@ -113,7 +113,7 @@ def _labels(row: dict[str, Any]) -> tuple[Any, bool]:
     text = next((row[key] for key in ("completion", "text") if isinstance(row.get(key), str)), None)
     by_rule = None if text is None else labels_by_rule(text)
     if by_rule is None:
-        raise UserError("no labels, only a text: `mer-r1 extract` has it read")
+        raise UserError("no labels, only a text: `mer-r1 extract` reads it")
     return by_rule.value, False
 
 

@@ -77,7 +77,9 @@ def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
     if old != new:
         names = [name for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
         differing = "; ".join(f"{name}: {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
-        raise UserError(f"{printable(out)}: its answers were made otherwise ({differing}); choose another folder")
+        raise UserError(
+            f"{printable(out)}: its answers were made with other settings ({differing}); choose another folder"
+        )
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -74,10 +74,10 @@ def remarks(report: Mapping[str, Any]) -> Iterator[str]:
     if report["wheels"] != "official":
         yield "scored on the built-in wheels: not comparable with published numbers (--wheels names the official ones)"
     if report["missing"]:
-        yield f"no mean of nine: not scored are {', '.join(SETS[name].title for name in report['missing'])}"
+        yield f"no mean of nine; not scored: {', '.join(SETS[name].title for name in report['missing'])}"
     for name, entry in sets.items():
         if name not in NINE:
-            yield f"{entry['title']} is not among the nine and enters no mean"
+            yield f"{entry['title']} is not one of the nine sets and enters no mean"
     yield from _joined(
         "not the benchmark's clips, so not comparable with published numbers",
         (f"{e['title']} {e['n_gold']} of {e['n_expected']}" for e in sets.values() if e["n_gold"] != e["n_expected"]),
@@ -118,9 +118,9 @@ def _mode_remarks(parts: Mapping[str, Any]) -> Iterator[str]:
         score = _percent(audited["score_missing_wrong"])
         yield f"{audited['n_missing']} clips without an answer ({reasons}); {score} with all of them wrong"
     if audited["n_unread"]:
-        yield f"{audited['n_unread']} answers hold no list of words and count as empty; `mer-r1 extract` has them read"
+        yield f"{audited['n_unread']} answers hold no list of words and count as empty; `mer-r1 extract` reads them"
     if audited["n_not_in_gold"]:
-        yield f"{audited['n_not_in_gold']} predictions are of clips that the gold lacks"
+        yield f"{audited['n_not_in_gold']} predictions are of clips without gold"
 
 
 def _word_remarks(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -221,7 +221,7 @@ def _given(row: Row, task: str, known: dict[tuple[str, str], Clip]) -> Item | No
         mode=GIVEN,
         gold=gold if isinstance(gold, str) else gold_text(clip) if clip else str(gold),
         response=response if isinstance(response, str) else None,
-        problem="model_response is no text",
+        problem="model_response is not a text",
         step=step if isinstance(step, str) else None,
         video=clip.video if clip else None,
         audio=clip.audio if clip else None,

@@ -17,7 +17,7 @@ _CHECKS = {
     "skipped_ratings": "ratings that the task's parser skips",
     "above_one": "ratings above 1",
     "failed_extractions": "failed extractions judged as answers",
-    "repeated_ids": "items of an id that is there already",
+    "repeated_ids": "items with a repeated id",
 }
 
 
@@ -100,14 +100,14 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         if len({name.rpartition(" #")[0] for name in entry.get("agreement", {}).get("runs", ())}) > 1:
             lines.append(f"{before}scored as {entry['judge']} judged; see --judge for the others")
         if missing:
-            lines.append(f"{before}overall is over {len(entry['tasks'])} of 8 tasks; not there: {', '.join(missing)}")
+            lines.append(f"{before}overall is over {len(entry['tasks'])} of 8 tasks; missing: {', '.join(missing)}")
         for kind, meaning in _CHECKS.items():
             found = checks[kind]
             if found["n"]:
                 shown = ", ".join(found["ids"]) + (", ..." if found["n"] > len(found["ids"]) else "")
                 lines.append(f"{before}{found['n']} {meaning} ({shown})")
         if not entry["audited"]["missing_known"]:
-            lines.append(f"{before}missing items are not known: give the manifest with --data")
+            lines.append(f"{before}missing items are unknown: give the manifest with --data")
     return lines
 
 

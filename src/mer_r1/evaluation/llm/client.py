@@ -258,7 +258,7 @@ def _read_key(variable: str, base_url: str) -> str:
     """The key in an environment variable; "" where it is not set and the server is not OpenAI's."""
     key = os.environ.get(variable, "").strip()
     if not key and (urlsplit(base_url).hostname or "").endswith("openai.com"):
-        raise UserError(f"{base_url} wants a key: set the environment variable {variable}")
+        raise UserError(f"{base_url} needs a key: set the environment variable {variable}")
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"environment variable {variable}: expected a key of printable ASCII characters without blanks")
     return key
