@@ -121,14 +121,14 @@ def _declared(file: str, name: str, group: str) -> list[RecipeField]:
             item.target.id,
             _plain(ast.unparse(item.annotation)),
             _as_yaml(ast.literal_eval(item.value)),
-            helps[item.target.id],
+            helps.get(item.target.id, ""),  # empty where a subclass only changes the default
             group,
         )
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
-        and item.target.id in helps
         and item.value
+        and item.target.id.islower()
     ]
 
 
