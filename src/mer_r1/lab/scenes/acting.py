@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from mer_r1.lab.scenes.face.renderer import Pose
 from mer_r1.lab.scenes.story.world import Scene
+from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS
 from mer_r1.lab.scenes.voice.speech import Prosody
 
 SCALES = {"faint": 0.35, "moderate": 0.75, "evident": 1.05}
 """Strength -> share of the full pattern."""
 SCALE_NOISE = 0.06
-MOUTH_RATE = 50
 FASTEST = 1.5
 _FACTORS = ("range", "tempo")
 _MOVES = ("gaze_x", "gaze_y", "yaw", "pitch", "roll", "nod", "shake", "blush", "tears")
@@ -54,7 +54,7 @@ def poses(scene: Scene, mouth: Array, n_frames: int, fps: int, rng: np.random.Ge
 
     Args:
         scene: the scene.
-        mouth: the mouth's speech movement, (T, 4) at 50 Hz: jaw open, wide, round, lips closed; each in [0, 1].
+        mouth: the mouth's speech movement, (T, 4) at `MOUTH_FPS`: jaw open, wide, round, lips closed; each in [0, 1].
         n_frames: number of frames.
         fps: frames per second.
         rng: random generator for timing, blinks and head movement.
@@ -116,7 +116,7 @@ def _add(
 
 def _add_speech(actions: dict[str, Array], mouth: Array, times: Array) -> None:
     """Add the mouth's speech movement to the expression, sampled at the middle of each frame."""
-    places = np.clip((times * MOUTH_RATE).astype(int), 0, len(mouth) - 1)
+    places = np.clip((times * MOUTH_FPS).astype(int), 0, len(mouth) - 1)
     jaw, wide, narrow, closed = mouth[places].T
     held = actions.get("jawOpen", np.zeros(len(times)))
     actions["jawOpen"] = held * (1.0 - 0.5 * closed) + 0.5 * jaw

@@ -22,6 +22,7 @@ from mer_r1.lab.scenes.face.renderer import FaceRenderer
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split, sample_sentence
 from mer_r1.lab.scenes.story.texts import Texts, write_texts
 from mer_r1.lab.scenes.story.world import SMALL_TALK, Cue, Scene, sample_scene
+from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS
 from mer_r1.lab.scenes.voice.speech import Prosody, Speech, Voice, mix, sample_voice, speak
 
 FPS = 8
@@ -180,14 +181,14 @@ def _speaker(drawn: Script) -> Person:
 
 
 def _spoken(drawn: Script, act: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """The audio track, a whole number of frames long, and the mouth shapes at `acting.MOUTH_RATE`."""
+    """The audio track, a whole number of frames long, and the mouth shapes at `MOUTH_FPS`."""
     lead, tail = act.uniform(0.15, 0.35), act.uniform(0.2, 0.45)
     manner = acting.prosody(drawn.scene, act)
     rng = _stream(drawn.seed, drawn.split, drawn.index, "voice")
     speech = _say(drawn.subtitle, _speaker(drawn).voice, manner, rng, LONGEST - lead - tail)
     seconds = float(np.clip(lead + len(speech.waveform) / SAMPLING_RATE + tail, SHORTEST, LONGEST))
     n_frames = int(np.ceil(seconds * FPS - 1e-6))
-    mouth = np.concatenate([np.zeros((round(lead * acting.MOUTH_RATE), 4)), speech.mouth, np.zeros((1, 4))])
+    mouth = np.concatenate([np.zeros((round(lead * MOUTH_FPS), 4)), speech.mouth, np.zeros((1, 4))])
     return _track(drawn, speech, n_frames / FPS, lead), mouth
 
 

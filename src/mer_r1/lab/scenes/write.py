@@ -50,7 +50,7 @@ def write_scenes(
     seed: int = 0,
     splits: Mapping[str, float] | None = None,
     workers: int | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any]:
     """Write `clips` generated scenes and their manifest.
 
@@ -81,7 +81,6 @@ def write_scenes(
     rows = {job: script(job.seed, job.split, job.index).row() for job in jobs if job.path.exists()}
     missing = [job for job in jobs if job not in rows]
     kept = len(rows)
-    progress = progress or (lambda done: None)
     if kept:
         logger.info("scenes: %d of %d clips exist already", kept, len(jobs))
         progress(kept)

@@ -5,6 +5,8 @@ interpolated (Gouraud); the material of a point, such as lips, brows or iris, is
 sharp. Compiled by numba for one thread; the order of additions is fixed, so the same input gives the same bits.
 """
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,27 @@ LIP_EDGE, HAIR_EDGE, CLOTH_EDGE = 0.5, 0.05, 0.02
 Points = npt.NDArray[np.int32]
 Triple = tuple[float, float, float]
 _jit = numba.njit(cache=True, error_model="numpy")
+
+
+class Surface(NamedTuple):
+    """A person's mesh with its materials, constant over a clip.
+
+    Attributes:
+        triangles: (T, 3) vertex indices.
+        material: (T,) material of each triangle.
+        at: (V, 3) skin: place on the face's texture (2) and strand of hair; eyes: direction from the eye's middle.
+        fields: (V, 3) lips, hair, cloth; edges are where lips are 0.5, hair and cloth 0. In the mouth the first field
+            is the share of the light that gets there.
+        palette: (6, 3) colours of lips, hair, cloth, iris, ambient light and key light.
+        strands: (STRANDS,) brightness of strands of hair.
+    """
+
+    triangles: Index
+    material: npt.NDArray[np.int8]
+    at: Array
+    fields: Array
+    palette: Array
+    strands: Array
 
 
 @_jit
@@ -224,38 +247,21 @@ def _edge(value: float, softness: float) -> float:
 
 @_jit
 def shade(
-    seen: Points,
-    place: Array,
-    triangles: Index,
-    material: npt.NDArray[np.int8],
-    lit: Array,
-    at: Array,
-    fields: Array,
-    face: Array,
-    palette: Array,
-    strands: Array,
-    gaze: Array,
-    glint: Array,
-    image: Array,
+    seen: Points, place: Array, surface: Surface, lit: Array, face: Array, gaze: Array, glint: Array, image: Array
 ) -> None:
     """Colour the points that `cover` found, and average 2 x 2 points into each pixel of the image.
 
     Args:
         seen: (2S, 2S) from `cover`.
         place: (2S, 2S, 3) from `cover`.
-        triangles: (T, 3) vertex indices.
-        material: (T,) material of each triangle.
+        surface: the mesh with its materials.
         lit: (V, 3) from `light_vertices`.
-        at: (V, 3) skin: place on the face's texture (2) and strand of hair; eyes: direction from the eye's middle.
-        fields: (V, 3) lips, hair, cloth; edges are where lips are 0.5, hair and cloth 0. In the mouth the first field
-            is the share of the light that gets there.
         face: (T, T, 3) the face's texture.
-        palette: (6, 3) colours of lips, hair, cloth, iris, ambient light and key light.
-        strands: (STRANDS,) brightness of strands of hair.
         gaze: (2, 3) directions of the left and the right pupil, in the head's frame.
         glint: (3,) direction of the eyes' reflection of the light, in the head's frame.
         image: (S, S, 3) background, overwritten where the person is visible.
     """
+    triangles, material, at, fields, palette, strands = surface
     side = image.shape[0]
     colour = np.zeros(3, dtype=np.float32)
     total = np.zeros(3, dtype=np.float32)

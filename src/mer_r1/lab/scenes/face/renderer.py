@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mer_r1.errors import UserError
-from mer_r1.lab.scenes.face import appearance as looks
 from mer_r1.lab.scenes.face import raster
-from mer_r1.lab.scenes.face import skin as paint
-from mer_r1.lab.scenes.face.appearance import Framing, Identity, sample_framing, sample_identity
+from mer_r1.lab.scenes.face.appearance import Framing, Identity, cloth_field, curtain, hair_field, room
 from mer_r1.lab.scenes.face.head import (
     CLOTH,
     HAIR,
@@ -32,8 +30,7 @@ from mer_r1.lab.scenes.face.head import (
     Index,
     load_head,
 )
-
-__all__ = ["ACTIONS", "FaceRenderer", "Framing", "Identity", "Pose", "sample_framing", "sample_identity"]
+from mer_r1.lab.scenes.face.skin import MAP_SIDE, map_places, paint, transient_masks
 
 _BOTH_SIDES = (
     *("browDown", "browOuterUp", "cheekSquint", "eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp"),
@@ -106,17 +103,12 @@ class Pose:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A head with hair, in the shape of one identity. See `raster.shade` for the last six fields."""
+    """A head with hair, in the shape of one identity, and its texture."""
 
     vertices: Array
     free: Array  # (V,) share of the head's rotation that a vertex follows; 0 on the shoulders
-    triangles: Index
-    material: npt.NDArray[np.int8]
-    at: Array
-    fields: Array
+    surface: raster.Surface
     face: Array
-    palette: Array
-    strands: Array
 
 
 class FaceRenderer:
@@ -135,11 +127,11 @@ class FaceRenderer:
         self.size = size
         self.head = load_head()
         self._on = {kind: _vertices_of(self.head, kind) for kind in range(10)}
-        self._masks, self._boxes = paint.transient_masks()
+        self._masks, self._boxes = transient_masks()
         # Buffers are reused: allocating them would cost more than rendering into them.
         self._image = np.empty((size, size, 3), dtype=np.float32)
         self._seen = np.empty((2 * size, 2 * size), dtype=np.int32)
-        self._face = np.empty((paint.MAP_SIDE, paint.MAP_SIDE, 3), dtype=np.float32)
+        self._face = np.empty((MAP_SIDE, MAP_SIDE, 3), dtype=np.float32)
         self._place = np.zeros((2 * size, 2 * size, 3), dtype=np.float32)
 
     def render(
@@ -162,7 +154,7 @@ class FaceRenderer:
         if not poses:
             raise UserError("a clip of a face needs at least one pose, got none")
         figure = self._figure(identity)
-        background = looks.room(framing, self.size)
+        background = room(framing, self.size)
         wet = np.minimum(np.cumsum([pose.tears for pose in poses]) / TEARS_TO_FLOW, 1.0)
         tint = np.array([1 + 0.08 * framing.warmth, 1.0, 1 - 0.1 * framing.warmth]) * framing.exposure
         frames = np.empty((len(poses), self.size, self.size, 3), dtype=np.uint8)
@@ -176,21 +168,21 @@ class FaceRenderer:
     def _figure(self, identity: Identity) -> _Figure:
         head = self.head
         vertices = self._shaped(identity)
-        hair_field = looks.hair_field(head.vertices, identity)
-        fields = np.stack([head.lips, hair_field, looks.cloth_field(head.vertices, identity)], axis=1)
+        hair = hair_field(head.vertices, identity)
+        fields = np.stack([head.lips, hair, cloth_field(head.vertices, identity)], axis=1)
         on_head = self._on[SKIN]
         for kind in (TEETH, TONGUE, MOUTH):  # the deeper in the mouth, the darker
             inside = np.setdiff1d(self._on[kind], on_head)
             fields[inside, 0] = np.clip((head.vertices[inside, 2] - 0.85) / 0.55, 0.12, 1.0)
         off = np.zeros(len(vertices), dtype=np.float32)
-        grown = np.clip(hair_field[on_head] / 0.22, 0, 1) ** 0.8
+        grown = np.clip(hair[on_head] / 0.22, 0, 1) ** 0.8
         off[on_head] = identity.hair_volume * grown + 0.035 * (fields[on_head, 2] > 0)
         vertices += raster.vertex_normals(vertices, head.triangles) * off[:, None]
-        sheet, sheet_triangles = looks.curtain(vertices[on_head][hair_field[on_head] > 0.1], identity)
+        sheet, sheet_triangles = curtain(vertices[on_head][hair[on_head] > 0.1], identity)
         around = np.concatenate([vertices, sheet])
         free = np.clip((np.concatenate([head.vertices, sheet])[:, 1] - 5.6) / 0.9, 0, 1)
         at = np.zeros((len(around), 3), dtype=np.float32)
-        at[: len(vertices), :2] = paint.map_places(head.vertices)
+        at[: len(vertices), :2] = map_places(head.vertices)
         at[:, 2] = (np.arctan2(around[:, 0], around[:, 2] - 0.35) / (2 * np.pi) + 0.5) * 3 * raster.STRANDS
         for kind in (LEFT_EYE, RIGHT_EYE):
             eye = self._on[kind]
@@ -198,17 +190,15 @@ class FaceRenderer:
         lips = np.array(identity.skin) * (1 - identity.lip_red) * 0.8 + np.array([178, 62, 72]) * identity.lip_red
         night, day = (0.97, 0.99, 1.04), (1.03, 1.0, 0.95)  # ambient light is cooler than the key light
         strands = np.random.default_rng(identity.blotches + 1).uniform(0.72, 1.18, raster.STRANDS)
-        return _Figure(
-            vertices=around.astype(np.float32),
-            free=free.astype(np.float32),
+        surface = raster.Surface(
             triangles=np.concatenate([head.triangles, sheet_triangles + len(vertices)]),
             material=np.concatenate([_materials(head, fields), np.full(len(sheet_triangles), HAIR, dtype=np.int8)]),
             at=at,
             fields=np.concatenate([fields, np.zeros((len(sheet), 3))]).astype(np.float32),
-            face=paint.paint(identity),
             palette=np.array([lips, identity.hair, identity.cloth, identity.iris, night, day], dtype=np.float32),
             strands=strands.astype(np.float32),
         )
+        return _Figure(around.astype(np.float32), free.astype(np.float32), surface, paint(identity))
 
     def _shaped(self, identity: Identity) -> Array:
         """The identity's vertices, with the base mesh's eye position and a head of `FACE_HEIGHT`."""
@@ -226,7 +216,7 @@ class FaceRenderer:
         return vertices.astype(np.float32)
 
     def _draw(self, figure: _Figure, framing: Framing, pose: Pose, wet: float) -> None:
-        vertices = figure.vertices.copy()
+        vertices, surface = figure.vertices.copy(), figure.surface
         for name, strength in {**_looking(pose), **pose.actions}.items():
             if name not in self.head.actions:
                 raise UserError(
@@ -237,16 +227,14 @@ class FaceRenderer:
         raster.turn(vertices, figure.free, turned, np.array(NECK, dtype=np.float32))
         raster.look(vertices, camera, np.array(PIVOT, dtype=np.float32))
         light = np.array(framing.light, dtype=np.float32) / np.float32(np.linalg.norm(framing.light))
-        lit = raster.light_vertices(raster.vertex_normals(vertices, figure.triangles), light, framing.ambient)
+        lit = raster.light_vertices(raster.vertex_normals(vertices, surface.triangles), light, framing.ambient)
         side = 2 * self.size
         right, down = side * (0.5 + framing.offset[0]), side * (0.52 + framing.offset[1])
         raster.project(vertices, CAMERA_DISTANCE, framing.height * side / FACE_HEIGHT, right, down)
-        raster.cover(vertices, figure.triangles, figure.material, self._seen, self._place)
+        raster.cover(vertices, surface.triangles, surface.material, self._seen, self._place)
         self._paint(figure.face, pose, wet)
-        raster.shade(
-            self._seen, self._place, figure.triangles, figure.material, lit, figure.at, figure.fields,
-            self._face, figure.palette, figure.strands, _gaze(pose), _glint(light, camera @ turned), self._image,
-        )  # fmt: skip
+        glint = _glint(light, camera @ turned)
+        raster.shade(self._seen, self._place, surface, lit, self._face, _gaze(pose), glint, self._image)
 
     def _paint(self, face: Array, pose: Pose, wet: float) -> None:
         """Paint this frame's folds, blush and tears on the face's texture; tears reach down to `wet`, 0..1."""
@@ -255,7 +243,7 @@ class FaceRenderer:
             if depth > 0:
                 raster.fold(self._face, self._masks[name], self._boxes[name], DEEPEST_FOLD * min(depth, 1.0))
         if pose.blush > 0:
-            flush = BLUSH * face[paint.MAP_SIDE // 2, paint.MAP_SIDE // 2]
+            flush = BLUSH * face[MAP_SIDE // 2, MAP_SIDE // 2]
             raster.tinge(self._face, self._masks["cheeks"], self._boxes["cheeks"], flush, 0.85 * min(pose.blush, 1.0))
         if pose.tears > 0:
             reached = self._boxes["streaks"].copy()

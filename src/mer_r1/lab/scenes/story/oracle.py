@@ -14,13 +14,13 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from mer_r1.emotions.metrics import mean_scores, wheel_scores
-from mer_r1.emotions.wheels import Taxonomy, builtin
+from mer_r1.emotions.wheels import builtin
 from mer_r1.lab.scenes.story.world import PLAIN, SMALL_TALK, STRENGTHS, Chances, Scene, World, sample_scene, world
 
 CHANNELS = ("face", "voice", "words")
@@ -42,15 +42,11 @@ class Oracle:
 
     Args:
         chances: the world's probabilities.
-        taxonomy: the emotion wheels for scoring; None uses the built-in wheels.
-        largest_answer: maximum number of emotions in an answer.
     """
 
-    def __init__(
-        self, chances: Chances | None = None, taxonomy: Taxonomy | None = None, largest_answer: int = 3
-    ) -> None:
+    def __init__(self, chances: Chances | None = None) -> None:
         self.chances = chances or Chances()
-        self.taxonomy = taxonomy or builtin()
+        self.taxonomy = builtin()
         self.world: World = world()
         self.states = list(self._enumerate())
         names = list(self.world.emotions)
@@ -62,11 +58,8 @@ class Oracle:
         pairs = sorted({(state.primary, state.conflict) for state in self.states}, key=str)
         self._patterns: Array = np.array([self._pattern_table(*pair) for pair in pairs])
         self._pattern_of = np.array([pairs.index((row.primary, row.conflict)) for row in self.states])
-        self.answers = list(chain.from_iterable(combinations(names, size) for size in range(1, largest_answer + 1)))
-        self._gold_sets = sorted(
-            {(state.primary,) for state in self.states}
-            | {(state.primary, state.secondary) for state in self.states if state.secondary}
-        )
+        self.answers = [*combinations(names, 1), *combinations(names, 2), *combinations(names, 3)]
+        self._gold_sets = sorted({tuple(filter(None, (row.primary, row.secondary))) for row in self.states})
         self._to_gold = self._gold_matrix()
         self._values = self._answer_values()
 

@@ -15,6 +15,8 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -120,27 +122,23 @@ def _voice_lines(accent: str, variant: str) -> str:
     return language + "\n" + "\n".join(timbre) + "\nflutter 0\nroughness 0\necho 0 0\n"
 
 
-def _voice_file(lines: str) -> tuple[str, int | None]:
-    """Write the lines to a file for the library: its path, and the descriptor of an in-memory file."""
+@contextmanager
+def _voice_file(lines: str) -> Iterator[str]:
+    """The path of a file with the lines, in memory if possible."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("voice")
         os.write(descriptor, lines.encode())
-        return f"/proc/self/fd/{descriptor}", descriptor
-    handle, path = tempfile.mkstemp(prefix="mer")
-    os.write(handle, lines.encode())
-    os.close(handle)
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        Path(path).unlink()
-        raise UserError(f"temporary folder {tempfile.gettempdir()!r}: path too long, expected under 40 characters")
-    return path, None
-
-
-def _drop_voice_file(path: str, descriptor: int | None) -> None:
-    """Remove the file of `_voice_file`."""
-    if descriptor is None:
-        Path(path).unlink(missing_ok=True)
-    else:
-        os.close(descriptor)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+    with tempfile.TemporaryDirectory(prefix="mer") as folder:
+        path = Path(folder) / "v"
+        if len(os.fsencode(path)) > _PATH_LIMIT:
+            raise UserError(f"temporary folder {tempfile.gettempdir()!r}: path too long, expected under 40 characters")
+        path.write_text(lines, encoding="utf-8")
+        yield str(path)
 
 
 def _unload(library: ctypes.CDLL) -> None:
@@ -214,13 +212,9 @@ def synthesise(request: Request) -> Spoken:
         UserError: if the synthesiser or a voice file is missing.
     """
     lines = _voice_lines(request.accent, request.variant) + f"pitch {request.base} {request.base + request.width}\n"
-    with _lock:
-        path, descriptor = _voice_file(lines)
+    with _lock, _voice_file(lines) as path:
+        library = ctypes.CDLL(_package()[0])
         try:
-            library = ctypes.CDLL(_package()[0])
-            try:
-                return _synthesise(library, request, path)
-            finally:
-                _unload(library)
+            return _synthesise(library, request, path)
         finally:
-            _drop_voice_file(path, descriptor)
+            _unload(library)

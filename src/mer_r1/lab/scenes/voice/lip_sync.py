@@ -10,8 +10,6 @@ import numpy as np
 
 MOUTH_FPS = 50
 """Mouth shapes per second."""
-MOUTH_COLUMNS = ("jaw_open", "mouth_wide", "mouth_round", "lips_closed")
-"""Columns of a mouth curve."""
 
 _STEPS = 4  # smoothing steps per frame
 _SIGMA = 0.028  # seconds
@@ -79,7 +77,8 @@ def mouth_curve(phonemes: list[tuple[float, float, str]], seconds: float, openin
         opening: factor on the jaw opening: above 1 for loud speech, below 1 for mumbling.
 
     Returns:
-        Array (T, 4) float32 in 0..1, `MOUTH_FPS` rows per second, columns `MOUTH_COLUMNS`; zero in silence.
+        Array (T, 4) float32 in 0..1, `MOUTH_FPS` rows per second; columns jaw open, mouth wide, mouth round, lips
+        closed; zero in silence.
     """
     frames = int(np.ceil(seconds * MOUTH_FPS))
     fine = MOUTH_FPS * _STEPS

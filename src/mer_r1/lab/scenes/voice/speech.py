@@ -70,11 +70,6 @@ class Voice:
     rate: float
     group: str
 
-    @property
-    def name(self) -> str:
-        """A short name such as "en-US+f2@197Hz/168"."""
-        return f"{self.accent}+{self.variant}@{self.pitch:.0f}Hz/{self.rate:.0f}"
-
 
 @dataclass(frozen=True)
 class Prosody:
@@ -114,15 +109,13 @@ class Speech:
     """A spoken sentence.
 
     Attributes:
-        waveform: (S,) float32 in [-1, 1]: in-breath if any, then the sentence, without surrounding silence.
-        sampling_rate: 16000.
+        waveform: (S,) float32 at 16 kHz in [-1, 1]: in-breath if any, then the sentence, without surrounding silence.
         mouth: (T, 4) float32 in 0..1 at 50 Hz: jaw_open, mouth_wide, mouth_round, lips_closed; zero in silence.
         speaking: start and end of the words in seconds.
         truncated: whether the sentence was cut at `max_seconds`.
     """
 
     waveform: np.ndarray
-    sampling_rate: int
     mouth: np.ndarray
     speaking: tuple[float, float]
     truncated: bool
@@ -235,7 +228,6 @@ def speak(text: str, voice: Voice, prosody: Prosody, rng: np.random.Generator, m
     placed = [(start - first + lead, end - first + lead, name) for start, end, name in phonemes]
     return Speech(
         waveform=acoustics.soft_limit(waveform).astype(np.float32),
-        sampling_rate=SAMPLING_RATE,
         mouth=mouth_curve(placed, seconds, opening=float(np.clip(1 + 0.035 * prosody.loudness, 0.65, 1.35))),
         speaking=(lead, min(placed[-1][1], seconds)),
         truncated=truncated,

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +55,23 @@ def collect(study: str, jobs: Sequence[StudyJob], out: Path) -> dict[str, Any]:
     plan = STUDIES[study]
     own = [job for job in jobs if job.facts.get("variant") in plan.variants]
     runs = [job for job in own if job.facts["kind"] in ("rl", "sft")]
-    split = "test" if "test" in plan.splits and any(job.facts.get("split") == "test" for job in own) else "val"
-    shown = (*([split] if plan.splits else []), *KEPT.get(study, ()))
-    numbers: dict[str, dict[str, Any]] = {}
-    done = []
-    finished = [(run, entries) for run in runs if (entries := _done_entries(run, jobs, out))]
-    for run, entries in finished:
-        done += entries
-        found = _run_numbers(out / run.name)
-        kept = {key: found[key] for key in shown if key in found}
-        numbers.setdefault(run.facts["variant"], {})[str(run.facts["seed"])] = kept
+    done = {run.name: entries for run in runs if (entries := _done_entries(run, jobs, out))}
     if not done:
         raise UserError(f"{out}: no run of the study {study!r} is finished")
+    split = "test" if "test" in {job.facts.get("split") for job in own} & {*plan.splits} else "val"
+    shown = (*((split,) if plan.splits else ()), *KEPT.get(study, ()))
+    numbers: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run.name in done:
+            numbers.setdefault(run.facts["variant"], {})[str(run.facts["seed"])] = _run_numbers(out / run.name, shown)
     return {
         "study": study,
         "question": plan.question,
         "split": split,
         "titles": {name: VARIANTS[name].title for name in plan.variants},
         "numbers": {name: numbers[name] for name in plan.variants if name in numbers},
-        "missing": len(runs) - len(finished),
-        "provenance": {**_provenance(done, runs), "base": _base(jobs)},
+        "missing": len(runs) - len(done),
+        "provenance": {**_provenance([*chain(*done.values())], runs), "base": _base(jobs)},
     }
 
 
@@ -83,8 +81,8 @@ def _done_entries(run: StudyJob, jobs: Sequence[StudyJob], out: Path) -> list[An
     return [_read_json(path) for path in paths] if all(path.is_file() for path in paths) else []
 
 
-def _run_numbers(folder: Path) -> dict[str, Any]:
-    """`val` and `test` (mode -> numbers), `auto`, `cost`, `theory` and `gradients` of one run."""
+def _run_numbers(folder: Path, shown: Sequence[str]) -> dict[str, Any]:
+    """The `shown` ones of `val` and `test` (mode -> numbers), `auto`, `cost`, `theory` and `gradients` of one run."""
     found: dict[str, Any] = {}
     paths = {split: folder / split / RECORDS_FILE for split in ("val", "test")}
     paths = {split: path for split, path in paths.items() if path.is_file()}
@@ -95,7 +93,7 @@ def _run_numbers(folder: Path) -> dict[str, Any]:
     gradients = folder / "gradients" / "gradients.json"
     if gradients.is_file():
         found["gradients"] = _rounded(_read_json(gradients))
-    return found
+    return {key: found[key] for key in shown if key in found}
 
 
 def _scores(folder: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
