@@ -9,7 +9,6 @@ from mer_r1.cli import score as score
 from mer_r1.cli.benchmarks import mer_unibench_score as mer_unibench_score
 from mer_r1.cli.benchmarks import mer_unibench as mer_unibench
 from mer_r1.cli.benchmarks import mme_emotion as mme_emotion
-from mer_r1.cli import lmms as lmms
 from mer_r1.cli import study as study
 from mer_r1.cli.app import app, main
 
