@@ -287,7 +287,7 @@ def test_any_text_is_spoken_or_refused(text):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_mix_has_the_noise_level_asked_for(noise):
-    silent = Speech(np.zeros(0, np.float32), 16000, np.zeros((0, 4), np.float32), (0.0, 0.0), False)
+    silent = Speech(np.zeros(0, np.float32), np.zeros((0, 4), np.float32), (0.0, 0.0), False)
     track = mix(silent, np.random.default_rng(0), 3.0, noise=noise, noise_db=-10.0)
     assert track.shape == (48000,)
     assert track.dtype == np.float32
