@@ -1,4 +1,4 @@
-"""The scenes' voices: the same words for the same request, and every knob of the prosody moves what it names."""
+"""The scenes' voices: deterministic audio, and every prosody parameter changes what it names."""
 
 import json
 import subprocess
@@ -271,7 +271,7 @@ def test_odd_text_is_spoken(text):
 
 
 def test_markup_in_the_text_is_no_command():
-    """A break asked for in the text itself would add nine seconds."""
+    """A break element in the text itself would add nine seconds."""
     assert said(text="hello <break time='9000ms'/> there", max_seconds=30.0).waveform.size < 8 * 16000
 
 
