@@ -1,11 +1,11 @@
-"""Can an answer earn calibration by saying its word again? The terms of the same rollouts, first word repeated.
+"""Does repeating a word earn calibration? The calibration terms of the same rollouts with the first word repeated.
 
 Run: python perf/repeated_words.py --model runs/study/runs/mer-r1-s0-.../model \
          --manifest runs/study/scenes/corpus/manifest.jsonl
 
-A policy samples one rollout a clip. Of each its reasoning and its first word are kept, and the answer becomes that word
-once, twice, four times and so on. Delta+ (correct categories) and Delta- (incorrect ones) should not care: nothing is
-said that was not said before. Printed are mean and standard deviation over rollouts, for both choices of anchors.
+A policy samples one rollout per clip. Its reasoning and first word are kept, and the answer repeats that word once,
+twice, four times and so on. Delta+ (correct categories) and Delta- (incorrect ones) should not change, because the
+repetition adds no information. Prints mean and standard deviation over rollouts, for both choices of anchors.
 """
 
 import argparse
@@ -26,12 +26,16 @@ from mer_r1.rl.rollout import anchor_rows, rescore, rollout
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a policy")
-    parser.add_argument("--manifest", type=Path, required=True, help="of training clips with labels")
+    parser.add_argument("--model", required=True, help="folder of the policy")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest of training clips with labels")
     parser.add_argument("--clips", default="2600:2696", help="slice of the training clips")
-    parser.add_argument("--level", choices=Method.ALLOWED["level"], default="category", help="of what confidence is")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    args = parser.parse_args()
+    levels = Method.ALLOWED["confidence_level"]
+    parser.add_argument("--level", choices=levels, default="category", help="unit whose confidence is measured")
+    parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of repetitions")
+    measure(parser.parse_args())
+
+
+def measure(args: argparse.Namespace) -> None:
     omni, taxonomy = load(args.model), builtin()
     omni.model.eval()
     omni.freeze_towers()
@@ -39,8 +43,8 @@ def main() -> None:
     clips = chosen_clips(str(args.manifest), "train", args.clips)
     prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in clips]
     ids = rollout(omni, prompts, 1, Sampling(72, seed=0)).completion_ids
-    said = [parse(omni.tokenizer.decode(completion, skip_special_tokens=True)) for completion in ids]
-    found = [row for row in zip(clips, prompts, said, strict=True) if row[2].labels and row[2].reasoning]
+    parsed = [parse(omni.tokenizer.decode(completion, skip_special_tokens=True)) for completion in ids]
+    found = [row for row in zip(clips, prompts, parsed, strict=True) if row[2].labels and row[2].reasoning]
     gold, prompts = [clip.labels for clip, *_ in found], [prompt for _, prompt, _ in found]
     print(f"{len(found)} of {len(clips)} rollouts have reasoning and a word to repeat")
     categories = category_tokens(taxonomy, omni.tokenizer, args.level)
@@ -53,10 +57,8 @@ def main() -> None:
         for anchors in ("all", "first"):
             scores = (confidence(probabilities, rows, len(found), anchors) for probabilities in (slow, fast))
             terms = terms_of(Method(), taxonomy, categories, gold, *scores)
-            kept = [term[~term.isnan()] for term in terms]
-            cells = [
-                f"{name} {t.mean():+.3f} (sd {t.std():.3f})" for name, t in zip(("Delta+", "Delta-"), kept, strict=True)
-            ]
+            plus, minus = (term[~term.isnan()] for term in terms)
+            cells = [f"{name} {t.mean():+.3f} (sd {t.std():.3f})" for name, t in (("Delta+", plus), ("Delta-", minus))]
             print(f"{times:3} times, {anchors:5} anchors: {'  '.join(cells)}")
 
 

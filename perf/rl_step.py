@@ -1,19 +1,19 @@
-"""What one RL step costs, ours against the straightforward way, and what each part of ours brings.
+"""Cost of one RL step against a straightforward implementation, and the contribution of each optimisation.
 
 Run: python perf/rl_step.py                      the demo's lengths, and prompts of 1,000 tokens, on a CPU
      python perf/rl_step.py --size 7b            7B-shaped random weights, bf16, LoRA, on one GPU
 
-One trainer on one model does the same step (sampling, scoring, reference, training) in several ways, which take turns:
+One trainer on one model runs the same step (sampling, scoring, reference, training) in several variants, in turn:
 
   ours            prompts shared in sampling and training, features cached, fast confidence on the prompts' KV cache
-  no packing      the training and reference passes run every rollout's prompt
+  no packing      the training and reference passes compute every rollout's prompt
   no features     the towers run in every pass
-  no calibration  without confidences (what they cost is ours / no calibration)
-  straightforward nothing is shared and nothing kept: towers and prompt for every rollout in every pass, and the fast
-                  confidence as one more forward per rollout over prompt and answer
+  no calibration  without confidences (their cost is ours / no calibration)
+  straightforward no sharing and no caching: towers and prompt for every rollout in every pass, and the fast confidence
+                  as one more forward pass per rollout over prompt and answer
 
-Only ratios count, each with its spread over the rounds, beside what the multiply-adds predict (`step_arithmetic`).
-Completions are scripted (the draw is computed and then overruled), so that all ways process the same lengths.
+Prints ratios with their range over the rounds, beside the ratios of multiply-adds (`step_arithmetic`). Completions are
+scripted (sampled tokens are replaced), so all variants process the same lengths.
 """
 
 import argparse

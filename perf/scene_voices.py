@@ -1,11 +1,10 @@
-"""Do the scenes' voices sound as intended? Measured from outside, by openSMILE and Praat, which know nothing of us.
+"""Validate the scenes' voices with independent tools, openSMILE and Praat.
 
-Speakers of all splits say sentences with random prosody. What the tools find is turned into one number for each knob,
-and rank correlations with the intended values are printed: within speakers (is the knob audible against the same
-person's other sentences?) and pooled over speakers without any normalisation (is it audible from a stranger?).
-With --room the sentences are heard in a room with noise, as in a clip.
+Speakers of all splits say sentences with random prosody. The tools' features give one number per prosody parameter, and
+their rank correlations with the intended values are printed: within speakers, and pooled over speakers without
+normalisation (as for an unknown speaker). With --room the sentences are in a room with noise, as in a clip.
 
-The tools have licences of their own, so they are no dependencies. In a throw-away environment:
+The tools have their own licences, so they are not dependencies. In a temporary environment:
 
     pip install opensmile praat-parselmouth espeakng-loader==0.2.4 scipy
     PYTHONPATH=src python perf/scene_voices.py --room
@@ -21,7 +20,7 @@ from scipy import signal, stats
 
 from mer_r1.lab.scenes.voice.speech import Prosody, mix, sample_voice, speak
 
-SENTENCES = (  # with their syllables
+SENTENCES = (  # with their numbers of syllables
     ("I really did not expect to see you here again.", 13),
     ("We are moving to another town in the summer.", 12),
     ("You said that you would call me yesterday.", 11),
@@ -120,15 +119,15 @@ def collect(args, smile):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--voices", type=int, default=15)
-    parser.add_argument("--utterances", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--room", action="store_true")
+    parser.add_argument("--voices", type=int, default=15, help="number of speakers")
+    parser.add_argument("--utterances", type=int, default=12, help="sentences per speaker")
+    parser.add_argument("--seed", type=int, default=0, help="seed for speakers and prosody")
+    parser.add_argument("--room", action="store_true", help="add a room and noise")
     args = parser.parse_args()
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.LowLevelDescriptors)
     rows = collect(args, smile)
     print(f"{len(rows)} utterances of {args.voices} voices, {'in a room with noise' if args.room else 'clean'}")
-    print(f"{'knob':10s} {'measured as':18s} within voice   lowest voice   pooled over voices")
+    print(f"{'parameter':10s} {'measured as':18s} within voice   lowest voice   pooled over voices")
     for knob, name in MEASURED_BY.items():
         each = [rank_correlation([r for r in rows if r["voice"] == v], knob, knob) for v in range(args.voices)]
         print(

@@ -1,9 +1,9 @@
-"""How long does scoring take, from the start of the process?
+"""Time of `mer-r1 score openset`, including process start.
 
-Twenty prediction files of 332 clips are made from the words of the tables and scored against one gold file with all
-twelve metrics (M1, M2, five wheels on two rings), as `mer-r1 score openset` does it, in a fresh process each time.
-Printed are wall and processor time of several runs, of a process that only prints its help, and where the time goes:
-the stages by themselves, and the functions that take most (under the profiler, which slows everything down).
+Twenty prediction files of 332 clips are generated from the words of the tables and scored against one gold file with
+all twelve metrics (M1, M2, five wheels on two levels), in a new process each time. Prints wall and CPU time of several
+runs and of a process that only prints its help, the time of each stage, and the slowest functions (under the profiler,
+which slows everything down).
 
     PYTHONPATH=src python perf/score_speed.py                       # the built-in wheels
     PYTHONPATH=src python perf/score_speed.py --wheels DIR          # the official tables
@@ -29,7 +29,7 @@ from mer_r1.emotions.metrics import openset_report
 
 FILES, CLIPS, MOST_WORDS = 20, 332, 8
 BUDGET = 2.0
-"""Seconds that the whole command should stay under."""
+"""Maximum seconds of the whole command."""
 
 
 def write_files(folder, words, seed=0):
@@ -44,7 +44,7 @@ def write_files(folder, words, seed=0):
 
 
 def timed(arguments):
-    """Wall and processor seconds of one fresh process."""
+    """Wall and CPU seconds of one new process."""
     before, start = os.times(), time.perf_counter()
     subprocess.run([sys.executable, "-m", "mer_r1.cli", *arguments], check=True, capture_output=True)
     wall, after = time.perf_counter() - start, os.times()
@@ -60,7 +60,7 @@ def show(name, runs):
 
 
 def stages(wheels, gold, predictions):
-    """Seconds of each stage in this process, imports apart."""
+    """Seconds of each stage in this process, without imports."""
     marks = [("", time.perf_counter())]
     words = taxonomy.load(wheels)
     marks.append(("read the tables", time.perf_counter()))
@@ -79,8 +79,8 @@ def stages(wheels, gold, predictions):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", help="folder of the official tables; the built-in wheels if not given")
-    parser.add_argument("--runs", type=int, default=5, help="fresh processes")
+    parser.add_argument("--wheels", help="folder of the official tables; default: built-in wheels")
+    parser.add_argument("--runs", type=int, default=5, help="number of new processes")
     arguments = parser.parse_args()
     where = ["--wheels", arguments.wheels] if arguments.wheels else []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""What one RL step has to compute: multiply-adds counted from lengths, for each way of doing it.
+"""Multiply-adds of one RL step, computed from lengths, for each implementation.
 
-Counted are tokens through the language model's matrices, attention over what a token sees, the head where logits are
-made, and the towers. A backward pass is twice a forward, once where only an adapter learns; checkpointing adds a
-forward. What a mask computes in vain is not counted: that is the implementation's own loss.
+Counts tokens through the language model's matrices, attention over visible tokens, the head where logits are computed,
+and the towers. A backward pass costs two forward passes, or one if only an adapter is trained; checkpointing adds one
+forward pass. Masked computation is not counted: it is the implementation's overhead.
 """
 
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Way:
-    """How a step is done.
+    """An implementation of a step.
 
     Attributes:
-        packing: training and reference run each prompt once for its rollouts.
-        features: the towers have run before; else they run in every pass.
-        calibration: the fast confidence is computed.
-        straight: sampling prefills every rollout for itself, and the fast confidence is one more forward per rollout.
+        packing: whether training and reference compute each prompt once for its rollouts.
+        features: whether tower features are cached; otherwise the towers run in every pass.
+        calibration: whether the fast confidence is computed.
+        straight: whether sampling prefills every rollout separately, with one more forward pass per rollout for the
+            fast confidence.
     """
 
     packing: bool = True
@@ -27,7 +28,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of a step: counts of prompts and rollouts of each, and of tokens; patches and mel frames of a clip."""
+    """Numbers of prompts, rollouts per prompt, tokens, and of patches and mel frames per clip."""
 
     prompts: int
     group: int
@@ -40,7 +41,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Model:
-    """Multiply-adds a token: in the layers, per seen token in attention, in the head; of a clip in the towers."""
+    """Multiply-adds per token in the layers, per visible token in attention, in the head; per clip in the towers."""
 
     layers: int
     attention: int
@@ -52,7 +53,7 @@ class Model:
 
 
 def of_model(omni, lengths: Lengths, on_cpu: bool, adapter: bool = False, checkpointing: bool = False) -> Model:
-    """The figures of a thinker."""
+    """The multiply-adds of a thinker."""
     text, parts = omni.model.config.text_config, omni.model.model
 
     def size(module) -> int:

@@ -18,11 +18,11 @@ GOLD = [
     ("bored",),
     ("sad",),
 ]
-SILENT, HEARD_ONLY, APART = 1, 2, 3  # a video without sound, a sound without picture, sound in a file of its own
+SILENT, HEARD_ONLY, APART = 1, 2, 3  # video without audio, audio without video, audio in a separate file
 
 
 def moving_square(shade: int):
-    """A square that crosses a picture of its own shade."""
+    """A square that moves across a frame of one shade."""
 
     def picture(index: int) -> np.ndarray:
         frame = np.full((48, 64, 3), 20 * shade, np.uint8)

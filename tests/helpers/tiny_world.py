@@ -1,4 +1,4 @@
-"""A tiny untrained policy and a handful of synthetic clips, for tests of everything that touches a model."""
+"""A tiny untrained policy and a few synthetic clips, for tests that need a model."""
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def some_prompts(omni: Omni, lengths: tuple[float, ...] = (2.0, 2.7, 3.4, 2.0)) 
 
 
 def teach(omni: Omni, prompts: list[Prompt], steps: int = 60) -> None:
-    """A minute's worth of manners in two seconds: slow-format answers, so that rewards have something to differ in."""
+    """Train a few steps on slow-format answers, so that rewards differ between rollouts."""
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(omni.model.parameters(), lr=3e-3)
     end = [omni.tokenizer.eos_token_id]

@@ -48,7 +48,7 @@ def frames(renderer, who, *poses, **changes):
 
 
 def change(renderer, who, pose, before=None):
-    """How much each pixel differs from the neutral picture, summed over colours, (S, S)."""
+    """Absolute difference of each pixel from the neutral frame, summed over colours, (S, S)."""
     neutral, acted = frames(renderer, who, before or Pose(), pose)
     return np.abs(acted - neutral).sum(axis=2)
 

@@ -1,4 +1,4 @@
-"""One optimizer out of two: who gets which parameter, equality with each alone, schedules, state."""
+"""One optimizer from two: which parameters each gets, equality with each alone, schedules, state."""
 
 import pytest
 import torch

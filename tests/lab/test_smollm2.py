@@ -133,7 +133,7 @@ def test_the_shipped_recipe_trains_the_towers_first_and_then_all(built, corpus, 
 
 @needs_weights
 def test_the_base_stage_begins_with_what_its_towers_learned(original, corpus, tmp_path, monkeypatch):
-    """The recipe's `build`, without the generated lessons of eyes and ears (`test_pretrain` has those)."""
+    """The recipe's `build`, without pretraining the towers (see `test_pretrain`)."""
     monkeypatch.setattr(module, "pretrained", lambda: original)
     few = {name: getattr(SMALL, name) for name in ("frame_size", "vision_size", "vision_layers", "audio_layers")}
     small = [

@@ -344,7 +344,7 @@ GEOMETRY = {
 
 
 def finish(out: Path, jobs: list[StudyJob]) -> None:
-    """What finished runs leave behind, with made-up records."""
+    """Write the files of finished runs, with synthetic records."""
     for job in jobs:
         folder = out / job.name
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The scenes' voices: the same words for the same request, and every knob of the prosody moves what it names."""
+"""The scenes' voices: deterministic audio, and every prosody parameter changes what it names."""
 
 import json
 import subprocess
@@ -271,7 +271,7 @@ def test_odd_text_is_spoken(text):
 
 
 def test_markup_in_the_text_is_no_command():
-    """A break asked for in the text itself would add nine seconds."""
+    """A break element in the text itself would add nine seconds."""
     assert said(text="hello <break time='9000ms'/> there", max_seconds=30.0).waveform.size < 8 * 16000
 
 
@@ -287,7 +287,7 @@ def test_any_text_is_spoken_or_refused(text):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_mix_has_the_noise_level_asked_for(noise):
-    silent = Speech(np.zeros(0, np.float32), 16000, np.zeros((0, 4), np.float32), (0.0, 0.0), False)
+    silent = Speech(np.zeros(0, np.float32), np.zeros((0, 4), np.float32), (0.0, 0.0), False)
     track = mix(silent, np.random.default_rng(0), 3.0, noise=noise, noise_db=-10.0)
     assert track.shape == (48000,)
     assert track.dtype == np.float32

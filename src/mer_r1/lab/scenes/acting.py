@@ -5,15 +5,15 @@ within the first third of a clip, holds, and may fall again; the mouth's speech 
 small random errors are added. `acting.json` holds the patterns at full strength.
 """
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mer_r1.data.jsonl import read_object
 from mer_r1.lab.scenes.face.renderer import Pose
 from mer_r1.lab.scenes.story.world import Scene
 from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS
@@ -98,11 +98,7 @@ def _envelope(times: Array, seconds: float, rng: np.random.Generator) -> Array:
 
 
 def _add(
-    actions: dict[str, Array],
-    moves: dict[str, Array],
-    pattern: Mapping[str, float],
-    envelope: Array,
-    side: float = 1.0,
+    actions: dict[str, Array], moves: dict[str, Array], pattern: Mapping[str, float], envelope: Array, side: float = 1.0
 ) -> None:
     two_sided = _tables()["two_sided"]
     for name, value in pattern.items():
@@ -164,6 +160,4 @@ def _as_poses(actions: Mapping[str, Array], moves: Mapping[str, Array]) -> list[
 
 @lru_cache(maxsize=1)
 def _tables() -> Mapping[str, Any]:
-    text = resources.files("mer_r1.lab.scenes").joinpath("acting.json").read_text(encoding="utf-8")
-    tables: dict[str, Any] = json.loads(text)
-    return tables
+    return read_object(Path(__file__).with_name("acting.json"))

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.lab.scenes import acting
 from mer_r1.lab.scenes.face.appearance import Identity, sample_framing, sample_identity
-from mer_r1.lab.scenes.face.renderer import FaceRenderer
+from mer_r1.lab.scenes.face.renderer import face_renderer
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split, sample_sentence
 from mer_r1.lab.scenes.story.texts import Texts, write_texts
-from mer_r1.lab.scenes.story.world import SMALL_TALK, Cue, Scene, sample_scene
+from mer_r1.lab.scenes.story.world import SMALL_TALK, Scene, sample_scene
 from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS
 from mer_r1.lab.scenes.voice.speech import Prosody, Speech, Voice, mix, sample_voice, speak
 
@@ -78,11 +78,11 @@ class Script:
                 "voice": self.person,
                 "emotions": [scene.primary, *([scene.secondary] if scene.secondary else [])],
                 "cues": {
-                    "face": _cue(scene.face),
-                    "voice": _cue(scene.voice),
+                    "face": asdict(scene.face),
+                    "voice": asdict(scene.voice),
                     "theme": {"name": scene.theme, "of": scene.theme_of},
-                    "signs": [_cue(cue) for cue in scene.signs],
-                    "modifier": _cue(scene.modifier) if scene.modifier else None,
+                    "signs": [asdict(cue) for cue in scene.signs],
+                    "modifier": asdict(scene.modifier) if scene.modifier else None,
                     "conflict": scene.conflict,
                 },
                 "description": self.texts.description,
@@ -133,7 +133,7 @@ def record(drawn: Script) -> Recording:
     rng = _stream(drawn.seed, drawn.split, drawn.index, "render")
     identity, n_frames = _speaker(drawn).identity, round(len(waveform) / SAMPLING_RATE * FPS)
     poses = acting.poses(drawn.scene, mouth, n_frames, FPS, act)
-    return Recording(_renderer().render(identity, sample_framing(rng), poses, rng), waveform)
+    return Recording(face_renderer(SIZE).render(identity, sample_framing(rng), poses, rng), waveform)
 
 
 def sound(drawn: Script) -> npt.NDArray[np.float32]:
@@ -217,11 +217,6 @@ def _track(drawn: Script, speech: Speech, seconds: float, lead: float) -> npt.ND
 
 
 @lru_cache(maxsize=1)
-def _renderer() -> FaceRenderer:
-    return FaceRenderer(size=SIZE)
-
-
-@lru_cache(maxsize=1)
 def _video_codec() -> str:
     import av
 
@@ -241,7 +236,3 @@ def _audio_packets(stream: Any, waveform: npt.NDArray[np.float32]) -> Iterator[A
 
 def _stream(seed: int, split: Split, index: int, stream: str) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), index, _STREAMS.index(stream)])
-
-
-def _cue(cue: Cue) -> dict[str, str | None]:
-    return asdict(cue)

@@ -5,7 +5,6 @@ Audio costs an eighth of a clip.
 """
 
 from collections.abc import Iterator
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +12,12 @@ import numpy.typing as npt
 
 from mer_r1.lab.scenes.clip import script, sound
 from mer_r1.lab.scenes.story.world import world
+from mer_r1.lab.tiny.stills import in_processes
 
 MANNERS: tuple[str, ...] = tuple(world().valence["voice"])
 """Names of the vocal patterns."""
 _PER_SEED = 8
 _KEY = 4_000_037
-_CHUNK = 8
 
 
 class Sound(NamedTuple):
@@ -37,12 +36,7 @@ def draw_sounds(count: int, seed: int, workers: int = 2) -> Iterator[Sound]:
         seed: seed for scenes and speakers.
         workers: number of processes.
     """
-    jobs = [(seed, number) for number in range(count)]
-    if workers < 2:
-        yield from map(_draw, jobs)
-        return
-    with get_context("fork").Pool(workers) as pool:
-        yield from pool.imap(_draw, jobs, chunksize=_CHUNK)
+    return in_processes(_draw, [(seed, number) for number in range(count)], workers)
 
 
 def _draw(job: tuple[int, int]) -> Sound:

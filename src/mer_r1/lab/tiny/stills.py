@@ -5,17 +5,16 @@ who are in no split of the corpus; targets are the strength of each facial actio
 and tears, and the name of the expression.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mer_r1.lab.scenes import acting
 from mer_r1.lab.scenes.face.appearance import sample_framing, sample_identity
-from mer_r1.lab.scenes.face.renderer import ACTIONS, FaceRenderer, Pose
+from mer_r1.lab.scenes.face.renderer import ACTIONS, Pose, face_renderer
 from mer_r1.lab.scenes.story.world import sample_scene, world
 
 MOVES = ("yaw", "pitch", "roll", "gaze_x", "gaze_y", "blush", "tears")
@@ -27,6 +26,8 @@ _DEGREES = 15.0
 _PER_PERSON = 4
 _KEY = 2_000_003
 _CHUNK = 8
+Item = TypeVar("Item")
+Drawn = TypeVar("Drawn")
 
 
 class Stills(NamedTuple):
@@ -54,7 +55,7 @@ def draw_stills(count: int, seed: int, size: int = 128, workers: int = 2) -> Sti
         workers: number of processes.
     """
     jobs = [(seed, number, size) for number in range(-(-count // _PER_PERSON))]
-    return Stills(*(np.concatenate(parts) for parts in zip(*_drawn(jobs, workers), strict=True)))
+    return Stills(*(np.concatenate(parts) for parts in zip(*in_processes(_person, jobs, workers), strict=True)))
 
 
 def mirrored() -> tuple[list[int], npt.NDArray[np.float32]]:
@@ -64,12 +65,13 @@ def mirrored() -> tuple[list[int], npt.NDArray[np.float32]]:
     return [TARGETS.index(name) for name in names], signs
 
 
-def _drawn(jobs: list[tuple[int, int, int]], workers: int) -> Iterator[Stills]:
+def in_processes(draw: Callable[[Item], Drawn], jobs: Iterable[Item], workers: int) -> Iterator[Drawn]:
+    """Map a function over jobs in `workers` processes; results keep the order of the jobs."""
     if workers < 2:
-        yield from map(_person, jobs)
+        yield from map(draw, jobs)
         return
     with get_context("fork").Pool(workers) as pool:
-        yield from pool.imap(_person, jobs, chunksize=_CHUNK)
+        yield from pool.imap(draw, jobs, chunksize=_CHUNK)
 
 
 def _person(job: tuple[int, int, int]) -> Stills:
@@ -82,7 +84,7 @@ def _person(job: tuple[int, int, int]) -> Stills:
         scene = sample_scene(rng)
         poses.append(acting.poses(scene, mouth, 6, 2, rng)[int(rng.integers(2, 5))])
         patterns.append(PATTERNS.index(scene.face.name))
-    images = _renderer(size).render(identity, framing, poses, rng)
+    images = face_renderer(size).render(identity, framing, poses, rng)
     return Stills(images, np.array([_target(pose) for pose in poses], np.float32), np.array(patterns))
 
 
@@ -90,8 +92,3 @@ def _target(pose: Pose) -> list[float]:
     scales = [_DEGREES if name in ("yaw", "pitch", "roll") else 1.0 for name in MOVES]
     moves = [getattr(pose, name) / scale for name, scale in zip(MOVES, scales, strict=True)]
     return [*(float(pose.actions.get(name, 0.0)) for name in ACTIONS), *moves]
-
-
-@lru_cache(maxsize=2)
-def _renderer(size: int) -> FaceRenderer:
-    return FaceRenderer(size)

@@ -283,7 +283,7 @@ def shade(
                 if kind >= LEFT_EYE:
                     direction = _interpolate(at, triangles, t, u, v)
                     gloss = _eye(direction, gaze[kind - LEFT_EYE], glint, palette[3], colour)
-                    ambient, key, shine = EYE_AMBIENT + EYE_FILL * ambient, EYE_KEY * key, np.float32(1.0)
+                    ambient, key, shine = EYE_AMBIENT + EYE_FILL * ambient, EYE_KEY * key, 1.0
                 elif kind in (TEETH, TONGUE, MOUTH, LASH):
                     gloss = _plain(kind, _interpolate(fields, triangles, t, u, v)[0], colour)
                 else:

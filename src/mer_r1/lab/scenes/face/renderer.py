@@ -8,6 +8,7 @@ person's left.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -250,6 +251,12 @@ class FaceRenderer:
             reached[1] = min(reached[1], reached[0] + 1 + int(wet * (reached[1] - reached[0])))
             for name, box in (("lids", self._boxes["lids"]), ("streaks", reached)):
                 raster.tinge(self._face, self._masks[name], box, WATER, 0.62 * min(pose.tears, 1.0))
+
+
+@lru_cache(maxsize=2)
+def face_renderer(size: int) -> FaceRenderer:
+    """The renderer for a frame size, cached per process."""
+    return FaceRenderer(size)
 
 
 def _vertices_of(head: Head, kind: int) -> Index:

@@ -5,16 +5,16 @@ test never share a sentence; they share words and phrases.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from mer_r1.data.jsonl import read_object
 from mer_r1.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -80,9 +80,7 @@ def _without_opener(sentence: str) -> str:
 
 @lru_cache(maxsize=1)
 def _grammar() -> dict[str, Any]:
-    text = resources.files("mer_r1.lab.scenes.story").joinpath("sentences.json").read_text(encoding="utf-8")
-    grammar: dict[str, Any] = json.loads(text)
-    return grammar
+    return read_object(Path(__file__).with_name("sentences.json"))
 
 
 def _fill(pattern: str, own: Mapping[str, list[str]], shared: Mapping[str, list[str]], rng: np.random.Generator) -> str:

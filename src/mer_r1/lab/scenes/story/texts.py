@@ -7,15 +7,15 @@ words as a careful annotator's. All texts come from the observed cues only, so t
 this noise is part of the world.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mer_r1.data.jsonl import read_object
 from mer_r1.lab.scenes.story.world import PLAIN, STRENGTHS, Cue, Scene, world
 
 KEEP_MODERATE = 0.75
@@ -198,6 +198,4 @@ def _choose(items: Sequence[str], rng: np.random.Generator) -> str:
 
 @lru_cache(maxsize=1)
 def _lexicon() -> Mapping[str, Any]:
-    text = resources.files("mer_r1.lab.scenes.story").joinpath("phrases.json").read_text(encoding="utf-8")
-    lexicon: dict[str, Any] = json.loads(text)
-    return lexicon
+    return read_object(Path(__file__).with_name("phrases.json"))

@@ -10,14 +10,15 @@ probability and strength, so a perfect score is impossible; `oracle` computes th
 The world is made for learning and for studying methods; it is not a theory of human expression.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from mer_r1.data.jsonl import read_object
 
 Item = TypeVar("Item")
 STRENGTHS = ("faint", "moderate", "evident")
@@ -164,8 +165,7 @@ class Scene:
 @lru_cache(maxsize=1)
 def world() -> World:
     """The tables of `world.json`, read once."""
-    text = resources.files("mer_r1.lab.scenes.story").joinpath("world.json").read_text(encoding="utf-8")
-    tables: dict[str, Any] = json.loads(text)
+    tables = read_object(Path(__file__).with_name("world.json"))
     emotions = {name: _emotion(name, row) for name, row in tables["emotions"].items()}
     return World(
         emotions=emotions,
@@ -267,11 +267,7 @@ def _seen(rng: np.random.Generator, pattern: str, near: Sequence[str], chances: 
 
 
 def _theme(
-    rng: np.random.Generator,
-    primary: Emotion,
-    spoken_by: Emotion | None,
-    conflict: Conflict | None,
-    chances: Chances,
+    rng: np.random.Generator, primary: Emotion, spoken_by: Emotion | None, conflict: Conflict | None, chances: Chances
 ) -> tuple[str, str | None]:
     if conflict and conflict.channel == "words":
         return _weighted(rng, conflict.shows), None
@@ -284,11 +280,7 @@ def _theme(
 
 
 def _signs(
-    rng: np.random.Generator,
-    primary: Emotion,
-    secondary: Emotion | None,
-    conflict: Conflict | None,
-    chances: Chances,
+    rng: np.random.Generator, primary: Emotion, secondary: Emotion | None, conflict: Conflict | None, chances: Chances
 ) -> tuple[Cue, ...]:
     """At most one sign per emotion; a stray sign replaces the primary emotion's."""
     cues: dict[str, Cue] = {}

@@ -5,6 +5,7 @@ are RMS over the speaking parts, in dB relative to full scale. The reference lev
 it still peaks below full scale, and a soft limiter handles the rest.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -174,10 +175,6 @@ def reverberate(waveform: np.ndarray, seconds: float, wet_db: float, rng: np.ran
     return waveform + fft.irfft(spectrum, length)[: waveform.size]
 
 
-def _white(rng: np.random.Generator, size: int) -> np.ndarray:
-    return rng.standard_normal(size)
-
-
 def _hiss(rng: np.random.Generator, size: int) -> np.ndarray:
     """Breath noise: noise above 1.5 kHz."""
     return band_pass(rng.standard_normal(size), 1500.0, 7000.0)
@@ -215,7 +212,14 @@ def _cafe(rng: np.random.Generator, size: int) -> np.ndarray:
     return total
 
 
-_MAKERS = {"white": _white, "pink": _pink, "hum": _hum, "street": _street, "cafe": _cafe, "hiss": _hiss}
+_MAKERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "white": np.random.Generator.standard_normal,
+    "pink": _pink,
+    "hum": _hum,
+    "street": _street,
+    "cafe": _cafe,
+    "hiss": _hiss,
+}
 NOISES = ("white", "pink", "hum", "street", "cafe")
 """Kinds of background noise."""
 

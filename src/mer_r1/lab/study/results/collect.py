@@ -20,7 +20,7 @@ from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 from mer_r1.evaluation.summary import summarise
 from mer_r1.lab.study.runs.jobs import StudyJob, content_hash
 from mer_r1.lab.study.runs.schedule import DONE_FILE
-from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS
+from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, Study
 
 NUMBERS = (
     *("precision", "recall", "f1", "labels", "categories", "well_formed"),
@@ -58,21 +58,26 @@ def collect(study: str, jobs: Sequence[StudyJob], out: Path) -> dict[str, Any]:
     done = {run.name: entries for run in runs if (entries := _done_entries(run, jobs, out))}
     if not done:
         raise UserError(f"{out}: no run of the study {study!r} is finished")
-    split = "test" if "test" in {job.facts.get("split") for job in own} & {*plan.splits} else "val"
+    split = _split_of(plan, own)
     shown = (*((split,) if plan.splits else ()), *KEPT.get(study, ()))
-    numbers: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, dict[str, Any]] = {name: {} for name in plan.variants}
     for run in runs:
         if run.name in done:
-            numbers.setdefault(run.facts["variant"], {})[str(run.facts["seed"])] = _run_numbers(out / run.name, shown)
+            numbers[run.facts["variant"]][str(run.facts["seed"])] = _run_numbers(out / run.name, shown)
     return {
         "study": study,
         "question": plan.question,
         "split": split,
         "titles": {name: VARIANTS[name].title for name in plan.variants},
-        "numbers": {name: numbers[name] for name in plan.variants if name in numbers},
+        "numbers": {name: seeds for name, seeds in numbers.items() if seeds},
         "missing": len(runs) - len(done),
         "provenance": {**_provenance([*chain(*done.values())], runs), "base": _base(jobs)},
     }
+
+
+def _split_of(plan: Study, jobs: Sequence[StudyJob]) -> str:
+    """The split of the scores: "test" if the study is judged on test clips, unless this is a trial."""
+    return "test" if "test" in {job.facts.get("split") for job in jobs} & {*plan.splits} else "val"
 
 
 def _done_entries(run: StudyJob, jobs: Sequence[StudyJob], out: Path) -> list[Any]:

@@ -122,9 +122,5 @@ def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
-DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {
-    "paradox": _plane,
-    "theory": _weights,
-    "auto": _tokens,
-}
+DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {"paradox": _plane, "theory": _weights, "auto": _tokens}
 """`Study.shows` -> the figure; scores (`_rows`) otherwise."""
