@@ -29,32 +29,10 @@ if TYPE_CHECKING:
     from mer_r1.training.rl_stage import run_rl
     from mer_r1.training.sft_stage import run_sft
 
-__all__ = [
-    "Clip",
-    "MERR1Trainer",
-    "Method",
-    "RLRecipe",
-    "SFTRecipe",
-    "builtin_wheels",
-    "calibration_terms",
-    "check_manifest",
-    "f1_reward",
-    "format_reward",
-    "load_model",
-    "method_advantages",
-    "official_wheels",
-    "parse",
-    "precision_reward",
-    "predict",
-    "read_manifest",
-    "read_records",
-    "recall_reward",
-    "run_rl",
-    "run_sft",
-    "summarise",
-    "wheel_scores",
-    "write_manifest",
-]
+__all__ = ["Clip", "MERR1Trainer", "Method", "RLRecipe", "SFTRecipe"]
+__all__ += ["builtin_wheels", "calibration_terms", "check_manifest", "f1_reward", "format_reward", "load_model"]
+__all__ += ["method_advantages", "official_wheels", "parse", "precision_reward", "predict", "read_manifest"]
+__all__ += ["read_records", "recall_reward", "run_rl", "run_sft", "summarise", "wheel_scores", "write_manifest"]
 
 _PLACES = {
     "Clip": "data.clip.Clip",

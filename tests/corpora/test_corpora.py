@@ -91,7 +91,7 @@ def test_every_layout_is_read_from_its_folder_or_from_the_one_above(name, tmp_pa
     loaded = read(name, tmp_path)
     assert loaded == read(name, folder)
     assert len(loaded.clips) == (32 if name == "mme-emotion" else 4)
-    assert loaded.no_video == loaded.no_audio == []
+    assert loaded.folder.no_video == loaded.folder.no_audio == []
     for clip in loaded.clips:
         assert clip.meta["dataset"] == name
         assert clip.video.is_file()
@@ -193,7 +193,7 @@ def test_the_ending_that_a_release_does_not_use_is_found_too(tmp_path):
     (folder / "video" / "sample_00000000.mp4").rename(folder / "video" / "sample_00000000.avi")
     loaded = read("mer2023", tmp_path)
     assert [clip.video.suffix for clip in loaded.clips] == [".avi", ".mp4"]
-    assert loaded.no_video == []
+    assert loaded.folder.no_video == []
 
 
 def test_an_archive_unpacked_into_a_folder_of_its_own_name(tmp_path):
@@ -202,7 +202,7 @@ def test_an_archive_unpacked_into_a_folder_of_its_own_name(tmp_path):
     (folder / "video").mkdir()
     (folder / "inner").rename(folder / "video" / "video")
     loaded = read("mercaptionplus", tmp_path)
-    assert loaded.no_video == []
+    assert loaded.folder.no_video == []
     assert loaded.clips[0].video == folder / "video" / "video" / "samplenew_00000000.mp4"
 
 

@@ -162,5 +162,5 @@ def test_mme_emotion_other_spellings(tmp_path):
         ["joy", "hope"],
         ["joy", "hope"],
     )
-    assert (clip.subtitle, clip.meta["question"], clip.video.name, loaded.no_video) == ("Hi.", "?", "a.avi", [])
+    assert (clip.subtitle, clip.meta["question"], clip.video.name, loaded.folder.no_video) == ("Hi.", "?", "a.avi", [])
     assert "items that are in fg-er.json again: 1" in loaded.warnings

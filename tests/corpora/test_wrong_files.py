@@ -125,8 +125,8 @@ def test_absent_media_are_counted_and_listed_and_nothing_vanishes(tmp_path):
         (folder / "subvideo_new" / f"-3g5yACwYnA_{index}.mp4").unlink()
     loaded = read("cmumosei", tmp_path)
     assert len(loaded.clips) == 5
-    assert loaded.no_video == [f"-3g5yACwYnA_{index}" for index in range(1, 5)]
-    assert len(loaded.no_audio) == 5
+    assert loaded.folder.no_video == [f"-3g5yACwYnA_{index}" for index in range(1, 5)]
+    assert len(loaded.folder.no_audio) == 5
     assert loaded.clips[4].video == folder / "subvideo_new" / "-3g5yACwYnA_4.mp4"  # fails later, with this path
     assert loaded.clips[0].audio is None
     said = "\n".join(loaded.warnings)

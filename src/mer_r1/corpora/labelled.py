@@ -21,10 +21,6 @@ from mer_r1.corpora.layout import DataSet, Part
 from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError, printable
 
-SESSION = 4
-"""Index of the session's number in a clip's name: the fifth character of `Ses05F_impro01_F000`."""
-TEST_SESSION = "5"
-
 
 def labelled_clips(
     data: DataSet, folder: Folder, part: str, wanted: Callable[[str], bool] | None = None
@@ -47,14 +43,11 @@ def labelled_clips(
         if wanted is not None and not wanted(name):
             continue
         where = f"{file}: {name!r:.80}"
-        meta: dict[str, Any] = {"dataset": data.name, "part": part}
-        labels = None
-        if data.kind == "sentiment":
-            meta["sentiment"] = _value(label, where)
-        else:
-            labels = (_word(data, label, where),)
+        sentiment = {"sentiment": _value(label, where)} if data.kind == "sentiment" else {}
+        labels = None if sentiment else (_word(data, label, where),)
         subtitle = data.subtitle(folder, subtitles, name)
         video, audio = folder.media(name, data.video, data.audio, data.suffixes)
+        meta = {"dataset": data.name, "part": part, **sentiment}
         yield Clip(name, video, audio, subtitle, labels, None, chosen.split, meta)
 
 
@@ -83,20 +76,14 @@ def iemocap_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip]:
     Raises:
         UserError: see `labelled_clips`; or a name holds no session.
     """
-    testing = data.part(part).split == "test"
-    yield from labelled_clips(data, folder, part, lambda name: (_session(name) == TEST_SESSION) == testing)
 
+    def wanted(name: str) -> bool:
+        session = name[4:5]
+        if session not in tuple("12345"):
+            raise UserError(f"IEMOCAP: the name {name!r:.80} tells no session, expected one like Ses05F_impro01_F000")
+        return (session == "5") == (part == "test")
 
-def _session(name: str) -> str:
-    """The session of an IEMOCAP clip.
-
-    >>> _session("Ses05F_impro01_F000")
-    '5'
-    """
-    session = name[SESSION : SESSION + 1]
-    if session not in tuple("12345"):
-        raise UserError(f"IEMOCAP: the name {name!r:.80} tells no session, expected one like Ses05F_impro01_F000")
-    return session
+    yield from labelled_clips(data, folder, part, wanted)
 
 
 def _parts(n_test: int) -> dict[str, Part]:

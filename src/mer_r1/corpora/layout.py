@@ -5,7 +5,7 @@ for training). A reader turns files into clips; `prepare.DATA_SETS` collects all
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from mer_r1.corpora.folder import Folder
@@ -69,7 +69,7 @@ class DataSet:
     suffixes: tuple[str, ...] = (".mp4", ".avi")
     vocabulary: tuple[str, ...] = ()
     indexed: bool = False
-    others: tuple[str, ...] = field(default=())
+    others: tuple[str, ...] = ()
 
     def part(self, name: str) -> Part:
         """Look up a part by its name.

@@ -57,7 +57,7 @@ def mme_emotion_clips(data: DataSet, folder: Folder, part: str) -> Iterator[Clip
             where = f"{file}: item {number}"
             video_id = _field(row, "video_id", where)
             if not isinstance(video_id, str):
-                raise UserError(f"{where}: video_id: got {_quoted(video_id)}, expected a text")
+                raise UserError(f"{where}: video_id: got {video_id!r:.60}, expected a text")
             if seen.setdefault(video_id, row) is row:
                 yield _clip(folder, data, task, files[task].stem, video_id, row, where)
             elif seen[video_id] != row:
@@ -72,8 +72,7 @@ def _clip(folder: Folder, data: DataSet, task: str, stem: str, video_id: str, ro
     question = _field(row, "question")
     if isinstance(question, str) and question.strip():
         meta["question"] = question
-    candidates = _candidates(_field(row, "candidates"))
-    if candidates:
+    if candidates := _candidates(_field(row, "candidates")):
         meta["candidates"] = candidates
     subtitle = _field(row, "subtitle")
     path = Path(video_id)
@@ -92,7 +91,7 @@ def _gold(row: dict[str, Any], where: str) -> tuple[str | list[str], list[str]]:
     golds = [str(word) for word in gold] if isinstance(gold, list) else [str(gold)]
     words = [word.strip() for text in golds for word in text.split(",") if word.strip()]
     if not words or isinstance(gold, dict | bool):
-        raise UserError(f"{where}: ground_truth: got {_quoted(gold)}, expected a label or a list of labels")
+        raise UserError(f"{where}: ground_truth: got {gold!r:.60}, expected a label or a list of labels")
     return golds if isinstance(gold, list) else golds[0], words
 
 
@@ -105,8 +104,7 @@ def _task_files(root: Path) -> dict[str, Path]:
     except OSError as error:
         raise UserError(f"{printable(root)}: cannot be read ({error.strerror})") from None
     for file in files:
-        task = tasks.get(letters(file.stem))
-        if task is not None:
+        if task := tasks.get(letters(file.stem)):
             found.setdefault(task, file)
     return found
 
@@ -148,10 +146,6 @@ def _candidates(value: Any) -> list[str]:
 
 def _stem(task: str) -> str:
     return task.replace("-", "_")
-
-
-def _quoted(value: Any) -> str:
-    return printable(repr(value))[:60]
 
 
 MME_EMOTION = DataSet(

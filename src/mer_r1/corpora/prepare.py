@@ -9,13 +9,13 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mer_r1.corpora.folder import Folder
 from mer_r1.corpora.labelled import DIALOGUE_SETS, SENTIMENT_SETS
-from mer_r1.corpora.layout import DataSet, letters
+from mer_r1.corpora.layout import DataSet, Part, letters
 from mer_r1.corpora.mer import MER_SETS, OPEN_SETS, TRAINING_SETS
 from mer_r1.corpora.mme_emotion import MME_EMOTION
 from mer_r1.corpora.tables import DEFAULT_ENCODING
@@ -37,20 +37,16 @@ class Loaded:
     Attributes:
         data: the data set.
         part: name of the part.
-        root: its folder.
+        folder: its folder, and what is missing there.
         clips: the clips, in the order of the data set's own files.
         warnings: differences from the expected data set, one line each.
-        no_video: names of clips whose video file is missing.
-        no_audio: names of clips whose audio file is missing.
     """
 
     data: DataSet
     part: str
-    root: Path
+    folder: Folder
     clips: list[Clip]
-    warnings: list[str] = field(default_factory=list)
-    no_video: list[str] = field(default_factory=list)
-    no_audio: list[str] = field(default_factory=list)
+    warnings: list[str]
 
     @property
     def expected(self) -> int | None:
@@ -126,9 +122,7 @@ def read_set(
     clips = list(data.read(data, folder, part))
     if not clips:
         raise UserError(f"{printable(root)}: no clips in the part {part!r} of {data.title}")
-    loaded = Loaded(data, part, root, clips, no_video=folder.no_video, no_audio=folder.no_audio)
-    loaded.warnings = _warnings(loaded, folder)
-    return loaded
+    return Loaded(data, part, folder, clips, _warnings(data.parts[part], len(clips), folder))
 
 
 def prepare(
@@ -170,32 +164,30 @@ def prepare(
     """
     loaded = read_set(name, root, split, allow_pickle=allow_pickle, encoding=encoding)
     clips = loaded.clips
-    if drop_missing and loaded.no_video:
+    if drop_missing and loaded.folder.no_video:
         clips = [clip for clip in clips if clip.video is not None and clip.video.is_file()]
         loaded.warnings.append(f"{len(loaded.clips) - len(clips)} clips without a video file are left out")
-    path = Path(out) if out is not None else loaded.root / f"{loaded.data.name}.jsonl"
+    path = Path(out) if out is not None else loaded.folder.root / f"{loaded.data.name}.jsonl"
     if not absolute:
         _require_above(path, clips)
-    manifests = {path: clips} if split_sft is None else _two_manifests(path, clips, split_sft, seed)
+    manifests = {path: clips}
+    if split_sft is not None:
+        stages = zip(("sft", "rl"), split_clips(clips, split_sft, seed), strict=True)
+        manifests = {path.with_name(f"{path.stem}-{stage}{path.suffix}"): part for stage, part in stages}
     for target, chosen in manifests.items():
         write_manifest(target, chosen, absolute=absolute)
     return {
         "dataset": loaded.data.name,
         "part": loaded.part,
-        "root": str(loaded.root),
+        "root": str(loaded.folder.root),
         "manifests": {str(target): len(chosen) for target, chosen in manifests.items()},
         "clips": len(loaded.clips),
         "expected": loaded.expected,
-        "missing_video": loaded.no_video,
-        "missing_audio": loaded.no_audio,
+        "missing_video": loaded.folder.no_video,
+        "missing_audio": loaded.folder.no_audio,
         "gold": _gold_counts(clips),
         "warnings": loaded.warnings,
     }
-
-
-def _two_manifests(path: Path, clips: Sequence[Clip], n_sft: int, seed: int) -> dict[Path, list[Clip]]:
-    first, rest = split_clips(clips, n_sft, seed)
-    return {path.with_name(f"{path.stem}-{stage}{path.suffix}"): part for stage, part in (("sft", first), ("rl", rest))}
 
 
 def split_clips(clips: Sequence[Clip], n_sft: int, seed: int = 0) -> tuple[list[Clip], list[Clip]]:
@@ -225,11 +217,8 @@ def split_clips(clips: Sequence[Clip], n_sft: int, seed: int = 0) -> tuple[list[
 
 def _first_part(data: DataSet, root: Path) -> str:
     """The default part; of EMER, the first release in the folder."""
-    if data.name == "emer":
-        for name, part in data.parts.items():
-            if (root / part.key).is_file():
-                return name
-    return next(iter(data.parts))
+    present = (name for name, part in data.parts.items() if data.name == "emer" and (root / part.key).is_file())
+    return next(present, next(iter(data.parts)))
 
 
 def _require_files(data: DataSet, root: Path, part: str) -> None:
@@ -261,14 +250,14 @@ def _require_above(path: Path, clips: Iterable[Clip]) -> None:
             )
 
 
-def _warnings(loaded: Loaded, folder: Folder) -> list[str]:
-    part, found, found_clips = loaded.data.parts[loaded.part], [], len(loaded.clips)
+def _warnings(part: Part, found_clips: int, folder: Folder) -> list[str]:
+    found = []
     if part.clips is not None and (found_clips < part.clips if part.at_least else found_clips != part.clips):
         least = "at least " if part.at_least else ""
         found.append(f"{found_clips} clips, expected {least}{part.clips}: results do not compare with published ones")
     for names, what, then in (
-        (loaded.no_video, "a video file", "their rows are kept and will fail; --drop-missing leaves them out"),
-        (loaded.no_audio, "a sound file", "the sound of the video is heard instead"),
+        (folder.no_video, "a video file", "their rows are kept and will fail; --drop-missing leaves them out"),
+        (folder.no_audio, "a sound file", "the sound of the video is heard instead"),
     ):
         if names:
             listed = ", ".join(printable(name) for name in names[:NAMED_IN_WARNINGS])
@@ -281,8 +270,7 @@ def _gold_counts(clips: Iterable[Clip]) -> dict[str, int]:
     """Number of clips of each gold: words, or the sign of the sentiment."""
     counts: Counter[str] = Counter()
     for clip in clips:
-        value = clip.meta.get("sentiment")
-        if value is not None:
+        if (value := clip.meta.get("sentiment")) is not None:
             counts["positive" if value > 0 else "negative" if value < 0 else "neutral"] += 1
         counts.update(clip.labels or ())
     return dict(counts.most_common())

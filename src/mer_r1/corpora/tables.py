@@ -13,10 +13,8 @@ from pathlib import Path
 from mer_r1.errors import UserError, printable
 
 MISSING_CELLS = frozenset(
-    " #N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".strip().split(
-        "|"
-    )
-) | {""}
+    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")  # noqa: SIM905
+)
 """Cells that `pandas.read_csv` takes as missing by default (documented there as `na_values`)."""
 DEFAULT_ENCODING = "utf-8"
 
@@ -67,9 +65,9 @@ def read_table(
                     raise UserError(f"{where}: {key}: {name!r:.80} is there twice, and the rows differ")
                 repeated += 1
     except csv.Error as error:
-        raise UserError(f"{printable(path)}:{reader.line_num}: no CSV ({error})") from None
+        raise UserError(f"{file}:{reader.line_num}: no CSV ({error})") from None
     if header is None:
-        raise UserError(f"{printable(path)}: empty, expected a header with {', '.join([key, *columns])}")
+        raise UserError(f"{file}: empty, expected a header with {', '.join([key, *columns])}")
     return rows, repeated
 
 

@@ -180,7 +180,7 @@ def check_manifest(
     clips = [clip for _, clip in valid_rows]
     probes = probe_clips(clips, limits, workers, progress)
     for (number, clip), probe in zip(valid_rows, probes, strict=True):
-        unplaced = _unplaced(clip, is_known)
+        unplaced = [label for label in clip.labels or () if is_known and not is_known(label)]
         problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
         if unplaced and len(unplaced) == len(clip.labels or ()):
             problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
@@ -214,7 +214,3 @@ def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe
             "median": statistics.median(lengths),
             "longest": max(lengths),
         }
-
-
-def _unplaced(clip: Clip, is_known: Callable[[str], bool] | None) -> list[str]:
-    return [label for label in clip.labels or () if is_known and not is_known(label)]

@@ -8,7 +8,7 @@ found at once, so that `mer-r1 check` can list them.
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,24 @@ def parse_row(line: bytes, folder: Path, allow_absolute: bool = False) -> tuple[
     row = _json_object(line)
     if isinstance(row, str):
         return None, None, [row]
-    problems = [_unknown_key(key) for key in row if key not in KEYS]
-    clip_id = _id(row, problems)
-    video, audio = (_path(row, name, folder, allow_absolute, problems) for name in ("video", "audio"))
-    subtitle = _text(row, "subtitle", problems) or ""
-    reasoning = _text(row, "reasoning", problems)
-    labels = _labels(row, problems)
-    split = _split(row, problems)
-    meta = _meta(row, problems)
+    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in row if key not in KEYS]
+
+    def field_of(name: str, parse: Callable[[Any], Any]) -> Any:
+        try:
+            return None if row.get(name) is None else parse(row[name])
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+            return None
+
+    clip_id = field_of("id", _id)
+    if row.get("id") is None:
+        problems.append(f"id: got {'null' if 'id' in row else 'nothing'}, expected a unique text")
+    video, audio = (field_of(name, lambda path: _path(path, folder, allow_absolute)) for name in ("video", "audio"))
+    subtitle = field_of("subtitle", _text) or ""
+    reasoning = field_of("reasoning", _text)
+    labels = field_of("labels", _labels)
+    split = field_of("split", _split)
+    meta = field_of("meta", _meta) or {}
     if not problems and not (video or audio or subtitle.strip()):
         problems.append("video, audio and subtitle are all empty, expected at least one of them")
     if problems:
@@ -165,84 +175,56 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _unknown_key(key: str) -> str:
-    return f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}"
-
-
-def _id(row: Mapping[str, Any], problems: list[str]) -> str | None:
-    value = row.get("id")
+def _id(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        problems.append(f"id: got {_quoted(value) if 'id' in row else 'nothing'}, expected a unique text")
-        return None
+        raise UserError(f"got {_quoted(value)}, expected a unique text")
     if len(value) > MAX_ID_CHARACTERS or not value.isprintable():
-        problems.append(f"id: got {_quoted(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
-        return None
+        raise UserError(f"got {_quoted(value)}, expected at most {MAX_ID_CHARACTERS} printable characters")
     return value
 
 
-def _text(row: Mapping[str, Any], name: str, problems: list[str]) -> str | None:
-    value = row.get(name)
-    if value is None:
-        return None
+def _text(value: Any) -> str:
     if not isinstance(value, str):
-        problems.append(f"{name}: got {_quoted(value)}, expected a text or null")
-        return None
-    return value if _is_unicode(name, value, problems) else None
+        raise UserError(f"got {_quoted(value)}, expected a text or null")
+    return _unicode(value)
 
 
-def _labels(row: Mapping[str, Any], problems: list[str]) -> tuple[str, ...] | None:
-    value = row.get("labels")
-    if value is None:
-        return None
+def _labels(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        problems.append(f"labels: got {_quoted(value)}, expected a list of emotion words, or null without annotation")
-        return None
+        raise UserError(f"got {_quoted(value)}, expected a list of emotion words, or null without annotation")
     for label in value:
         if not isinstance(label, str) or not label.strip():
-            problems.append(f"labels: got {_quoted(label)} in the list, expected an emotion word")
-            return None
-        if not _is_unicode("labels", label, problems):
-            return None
+            raise UserError(f"got {_quoted(label)} in the list, expected an emotion word")
+        _unicode(label)
     return tuple(value)
 
 
-def _split(row: Mapping[str, Any], problems: list[str]) -> str | None:
-    value = row.get("split")
-    if value is not None and value not in SPLITS:
-        problems.append(f"split: got {_quoted(value)}, expected one of {', '.join(SPLITS)} or null")
-        return None
+def _split(value: Any) -> str:
+    if value not in SPLITS:
+        raise UserError(f"got {_quoted(value)}, expected one of {', '.join(SPLITS)} or null")
+    return str(value)
+
+
+def _meta(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"got {_quoted(value)}, expected an object")
     return value
 
 
-def _meta(row: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    value = row.get("meta")
-    if value is not None and not isinstance(value, dict):
-        problems.append(f"meta: got {_quoted(value)}, expected an object")
-        return {}
-    return value or {}
-
-
-def _path(row: Mapping[str, Any], name: str, folder: Path, allow_absolute: bool, problems: list[str]) -> Path | None:
-    value = row.get(name)
-    if value is None:
-        return None
+def _path(value: Any, folder: Path, allow_absolute: bool) -> Path:
     if not isinstance(value, str):
-        problems.append(f"{name}: got {_quoted(value)}, expected a path or null")
-        return None
-    problem = path_problem(value, folder, allow_absolute)
-    if problem:
-        problems.append(f"{name}: got {_quoted(value)}, {problem}")
-        return None
+        raise UserError(f"got {_quoted(value)}, expected a path or null")
+    if problem := path_problem(value, folder, allow_absolute):
+        raise UserError(f"got {_quoted(value)}, {problem}")
     return folder / value
 
 
-def _is_unicode(name: str, value: str, problems: list[str]) -> bool:
+def _unicode(value: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        problems.append(f"{name}: got {_quoted(value)}, expected text without half characters (lone surrogates)")
-        return False
-    return True
+        raise UserError(f"got {_quoted(value)}, expected text without half characters (lone surrogates)") from None
+    return value
 
 
 def _quoted(value: Any) -> str:

@@ -79,16 +79,7 @@ def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = 
 
 
 def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
-    row = {
-        "id": clip.id,
-        "video": _written(clip.video, folder, absolute),
-        "audio": _written(clip.audio, folder, absolute),
-        "subtitle": clip.subtitle,
-        "labels": None if clip.labels is None else list(clip.labels),
-        "reasoning": clip.reasoning,
-        "split": clip.split,
-        "meta": clip.meta,
-    }
+    row = vars(clip) | {name: _written(getattr(clip, name), folder, absolute) for name in ("video", "audio")}
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -102,6 +93,4 @@ def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
 def _written(file: Path | None, folder: Path, absolute: bool) -> str | None:
     if file is None:
         return None
-    if absolute:
-        return Path(os.path.abspath(file)).as_posix()
-    return Path(os.path.relpath(file, folder)).as_posix()
+    return Path(os.path.abspath(file) if absolute else os.path.relpath(file, folder)).as_posix()

@@ -19,6 +19,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,6 @@ MAX_DEPTH = 40
 """Containers within containers above which a pickle is refused, and axes above which an array is."""
 MAX_BITS = 1023
 """Length above which an integer is refused: longer ones are no floats and cannot be printed."""
-
 
 _CALLS = pickle.INST + pickle.OBJ + pickle.NEWOBJ + pickle.NEWOBJ_EX
 _SPEC = re.compile(r"[|<>=]?(?:b1|[iu][1248]|f[248]|[US]\d{1,7}|O[48]?|[?bBhHiIlLqQefdO])")
@@ -206,11 +206,11 @@ class _DType:
         self.spec = order.replace("|", "=") + self.spec.lstrip("|<>=")
 
 
+@dataclass(eq=False)
 class _Array:
     """Holds an array; a pickle names it before it says what is in it."""
 
-    def __init__(self, content: "np.ndarray[Any, Any] | None" = None) -> None:
-        self.content = content
+    content: "np.ndarray[Any, Any] | None" = None
 
 
 def _array(shape: Any, dtype: Any, fortran: bool, data: Any) -> "np.ndarray[Any, Any]":
@@ -261,10 +261,6 @@ def _reconstruct(kind: Any, *_: Any) -> _Array:
     return _Array()
 
 
-def _scalar(dtype: Any, raw: Any) -> Any:
-    return _array((), dtype, False, raw).item()
-
-
 def _frombuffer(raw: Any, dtype: Any, shape: Any, order: str, *_: Any) -> _Array:
     return _Array(_array(shape, dtype, order == "F", raw))
 
@@ -287,5 +283,5 @@ for _module in ("builtins", "__builtin__"):  # protocols from 3, protocols befor
     _ADMITTED |= {(_module, "set"): set, (_module, "frozenset"): frozenset, (_module, "bytes"): lambda: b""}
 for _module in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
     _ADMITTED[f"{_module}.multiarray", "_reconstruct"] = _reconstruct
-    _ADMITTED[f"{_module}.multiarray", "scalar"] = _scalar
+    _ADMITTED[f"{_module}.multiarray", "scalar"] = lambda dtype, raw: _array((), dtype, False, raw).item()
     _ADMITTED[f"{_module}.numeric", "_frombuffer"] = _frombuffer

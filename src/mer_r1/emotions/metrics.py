@@ -18,7 +18,6 @@ from typing import NamedTuple
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
 
-SENTIMENTS = {"positive": 1, "negative": -1, "neutral": 0}
 Report = dict[str, dict[str, float]]
 
 
@@ -210,7 +209,7 @@ def sentiment_report(gold: Mapping[str, object], predicted: Mapping[str, object]
 
     Args:
         gold: clip name -> sentiment value.
-        predicted: clip name -> reply, one of "positive", "negative", "neutral" (anything else counts as neutral).
+        predicted: clip name -> reply, one of "positive", "negative", "neutral".
 
     Returns:
         `waf` (weighted F1), `accuracy`, `n_scored`, `n_skipped`.
@@ -226,7 +225,7 @@ def sentiment_report(gold: Mapping[str, object], predicted: Mapping[str, object]
     if not names:
         raise UserError(f"gold: all {len(gold)} sentiment values are 0 (neutral), so there is nothing to score")
     gold_classes = [float(gold[name]) > 0 for name in names]  # type: ignore[arg-type]
-    predicted_classes = [_sentiment(predicted[name]) > 0 for name in names]
+    predicted_classes = [predicted[name] == "positive" for name in names]
     return {
         "waf": weighted_f1(gold_classes, predicted_classes),
         "accuracy": accuracy(gold_classes, predicted_classes),
@@ -259,10 +258,6 @@ def weighted_f1(gold: Sequence[Hashable], predicted: Sequence[Hashable]) -> floa
         n_both = sum(left == right == label for left, right in pairs)
         weighted += n_gold * 2 * n_both / (n_gold + n_predicted)
     return weighted / len(pairs)
-
-
-def _sentiment(reply: object) -> int:
-    return SENTIMENTS.get(reply, 0) if isinstance(reply, str) else 0
 
 
 def _mapped(mapping: Callable[[str], str | None], words: list[str]) -> frozenset[str]:

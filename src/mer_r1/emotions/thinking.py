@@ -33,7 +33,7 @@ SHORT_QUESTION = "{subtitle} Weigh face, voice and words."
 DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
 REMARK_QUESTION = "{subtitle} What would people say?"
 
-_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PIECE = re.compile(r"[^,;\n\r/、，；]+")
 _WORD = re.compile(r"\S+")
 _WRAPPING = frozenset("[](){}<>【】「」『』《》\"'“”‘’`*_.。!！?？:：•-")
@@ -82,11 +82,7 @@ def question(subtitle: str | None, style: Literal["full", "short"] = "full", tol
 
 
 def describe_question(subtitle: str | None) -> str:
-    """A question of the tiny model's base stage: describe video and audio.
-
-    Args:
-        subtitle: spoken words.
-    """
+    """A question of the tiny model's base stage: describe video and audio."""
     return DESCRIBE_QUESTION.format(subtitle=subtitle_sentence(subtitle))
 
 
@@ -94,7 +90,7 @@ def remark_question(subtitle: str | None, told: str = "") -> str:
     """A question of the tiny model's base stage: what people would say about the clip.
 
     Args:
-        subtitle: spoken words.
+        subtitle: see `question`.
         told: text that describes video and audio, for prompts without them.
     """
     return REMARK_QUESTION.format(subtitle=f"{subtitle_sentence(subtitle)} {told}".strip())
@@ -117,12 +113,12 @@ def format_completion(reasoning: str, labels: Sequence[str]) -> str:
     '<think></think><answer> happy, excited </answer>'
     """
     reasoning = reasoning.strip()
-    if _TAG.search(reasoning):
+    if TAG.search(reasoning):
         raise UserError(f"reasoning: must not contain think or answer tags, got {reasoning!r:.80}")
     if not labels:
         raise UserError("labels: expected at least one emotion word for the answer, got none")
     for label in labels:
-        spans = [] if _TAG.search(label) else list(_label_spans(label, 0, len(label)))
+        spans = [] if TAG.search(label) else list(_label_spans(label, 0, len(label)))
         if [label[start:end] for start, end in spans] != [label.strip()]:
             raise UserError(f"labels: {label!r:.80} would not be read back as one emotion word")
     think = f"<think> {reasoning} </think>" if reasoning else "<think></think>"
@@ -135,12 +131,12 @@ def parse(completion: str) -> Parsed:
     Labels come from the last <answer>, closed or not; without one, from the text that a lone </answer> closes or that
     follows the last </think>. A text without any of these tags has no labels: it is reasoning cut short.
     """
-    tags = list(_TAG.finditer(completion))
+    tags = list(TAG.finditer(completion))
     start, end = _answer_range(completion, tags)
-    labels = dict.fromkeys(_label_at(completion, span) for span in _label_spans(completion, start, end))
-    return Parsed(
-        _reasoning(completion, tags), completion[start:end].strip(), tuple(labels), _well_formed(completion, tags)
-    )
+    words = (completion[first:last] for first, last in _label_spans(completion, start, end))
+    labels = dict.fromkeys(" ".join(word.lower().split()) for word in words)
+    well_formed = consists_of(TAGS, completion, tags)
+    return Parsed(_reasoning(completion, tags), completion[start:end].strip(), tuple(labels), well_formed)
 
 
 def answer_word_spans(completion: str) -> list[tuple[int, int]]:
@@ -152,7 +148,7 @@ def answer_word_spans(completion: str) -> list[tuple[int, int]]:
     >>> answer_word_spans("<think></think><answer> sad, ill at ease </answer>")
     [(24, 27), (29, 40)]
     """
-    return list(_label_spans(completion, *_answer_range(completion, list(_TAG.finditer(completion)))))
+    return list(_label_spans(completion, *_answer_range(completion, list(TAG.finditer(completion)))))
 
 
 def subtitle_sentence(subtitle: str | None) -> str:
@@ -166,12 +162,12 @@ def subtitle_sentence(subtitle: str | None) -> str:
     return 'Subtitle: "' + text.replace("<", "‹").replace(">", "›").replace('"', "'") + '"'
 
 
-def _well_formed(completion: str, tags: Sequence[re.Match[str]]) -> bool:
-    if [tag.group() for tag in tags] != list(TAGS):
-        return False
-    think, _, answer, end = tags
-    outside = completion[: think.start()] + completion[tags[1].end() : answer.start()] + completion[end.end() :]
-    return not outside.strip()
+def consists_of(form: Sequence[str], completion: str, tags: Sequence[re.Match[str]]) -> bool:
+    """Whether a completion has exactly these pairs of tags, and only white space outside of them."""
+    ends = [0, *(tag.end() for tag in tags[1::2])]
+    starts = [*(tag.start() for tag in tags[::2]), len(completion)]
+    outside = "".join(completion[end:start] for end, start in zip(ends, starts, strict=False))
+    return [tag.group() for tag in tags] == list(form) and not outside.strip()
 
 
 def _reasoning(completion: str, tags: Sequence[re.Match[str]]) -> str:
@@ -221,7 +217,3 @@ def _unwrapped(text: str, words: Sequence[tuple[int, int]]) -> Iterator[tuple[in
         end -= 1
     if start < end:
         yield start, end
-
-
-def _label_at(completion: str, span: tuple[int, int]) -> str:
-    return " ".join(completion[span[0] : span[1]].lower().split())

@@ -9,20 +9,17 @@ our answer tags. Its escape answer ("let's analyze ...", with a bonus of its own
 emotion words can always be guessed.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from mer_r1.emotions.thinking import Parsed, ThinkingMode, answer_word_spans, format_completion, parse
+from mer_r1.emotions.thinking import TAG, Parsed, ThinkingMode, answer_word_spans, consists_of, format_completion, parse
 
 ONCE, TWICE = "once", "twice"
 FORMS = (ONCE, TWICE)
 """Forms of a completion: think and answer, or answer, think and answer."""
 
-_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _ANSWER_END = "</answer>"
-_STRICT_TAGS = ["<answer>", _ANSWER_END, "<think>", "</think>", "<answer>", _ANSWER_END]
+_STRICT_TAGS = ("<answer>", _ANSWER_END, "<think>", "</think>", "<answer>", _ANSWER_END)
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,7 @@ def parse_twice(completion: str) -> ParsedTwice:
 
     A completion that was cut short has no second answer: its first answer does not count as final.
     """
-    tags = list(_TAG.finditer(completion))
-    names = [tag.group() for tag in tags]
+    tags = list(TAG.finditer(completion))
     ends = [*(tag.start() for tag in tags[1:]), len(completion)][: len(tags)]
     answers = [
         f"<answer>{completion[tag.end() : end]}</answer>"
@@ -72,16 +68,9 @@ def parse_twice(completion: str) -> ParsedTwice:
     ]
     words = [parse(answer).labels for answer in (*answers[:1], *answers[1:][-1:])]
     repeats = any(len(answer_word_spans(answer)) > len(parse(answer).labels) for answer in answers)
-    between = [completion[end:start] for end, start in _outside(tags, len(completion))]
-    well_formed = names == _STRICT_TAGS and not "".join(between).strip()
     first, final = (*words, (), ())[:2]
+    well_formed = consists_of(_STRICT_TAGS, completion, tags)
     return ParsedTwice(first, parse(completion).reasoning, final, repeats, well_formed)
-
-
-def _outside(tags: Sequence[re.Match[str]], length: int) -> list[tuple[int, int]]:
-    """(start, end) of the text before the first tag, after each closing tag, and after the last."""
-    edges = [(tag.end(), following.start()) for tag, following in pairwise(tags) if "/" in tag[0]]
-    return [(0, tags[0].start()), *edges, (tags[-1].end(), length)] if tags else [(0, length)]
 
 
 def first_answer_end(completion: str) -> int | None:
@@ -110,6 +99,5 @@ def read_completion(completion: str, mode: str = ThinkingMode.SLOW, form: str = 
     both = parse_twice(completion)
     if mode == ThinkingMode.SLOW:
         return Parsed(both.reasoning, ", ".join(both.final), both.final, both.well_formed)
-    tags = [tag.group() for tag in _TAG.finditer(completion)]
-    outside = completion[: completion.find("<answer>")] + completion[first_answer_end(completion) or 0 :]
-    return Parsed("", ", ".join(both.first), both.first, tags == _STRICT_TAGS[:2] and not outside.strip())
+    well_formed = consists_of(_STRICT_TAGS[:2], completion, list(TAG.finditer(completion)))
+    return Parsed("", ", ".join(both.first), both.first, well_formed)

@@ -74,7 +74,6 @@ class Taxonomy:
     synonyms: Mapping[str, tuple[str, ...]]
     alphabetical: bool = False
     _placed: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict, init=False, repr=False)
-    _members: dict[tuple[str, int], dict[str, tuple[str, ...]]] = field(default_factory=dict, init=False, repr=False)
 
     def base(self, word: str) -> str | None:
         """The base word of a surface form (`case1`, M1 of MER-UniBench), or None for an unknown word."""
@@ -113,18 +112,10 @@ class Taxonomy:
         Raises:
             UserError: the wheel has no such sector.
         """
-        chosen = self.wheel(wheel)
-        key = (chosen.name, level)
-        if key not in self._members:
-            members: dict[str, list[str]] = {name: [] for name in self.sectors(chosen, level)}
-            for form, place in sorted(self.placed(chosen, level).items()):
-                members[place].append(form)
-            self._members[key] = {name: tuple(words) for name, words in members.items()}
-        if sector not in self._members[key]:
-            raise UserError(
-                f"sector {sector!r}: wheel {chosen.name!r} has at level {level} only {', '.join(self._members[key])}"
-            )
-        return self._members[key][sector]
+        if sector not in (sectors := self.sectors(wheel, level)):
+            name = self.wheel(wheel).name
+            raise UserError(f"sector {sector!r}: wheel {name!r} has at level {level} only {', '.join(sectors)}")
+        return tuple(sorted(form for form, place in self.placed(wheel, level).items() if place == sector))
 
     def map_row(self, word: str) -> dict[str, str]:
         """Every mapping of a word, "" = dropped: `word`, `case1`, `case2`, `wheel1_level1` ..., `wheel1_level2` ..."""
@@ -140,8 +131,10 @@ class Taxonomy:
         key = (chosen.name, level)
         if key not in self._placed:
             places = chosen.level(level)
-            first = ((form, self._first_label(labels, places)) for form, labels in self._candidates.items())
-            self._placed[key] = {form: places[label] for form, label in first if label is not None}
+            known = (
+                (form, [label for label in labels if label in places]) for form, labels in self._candidates.items()
+            )
+            self._placed[key] = {form: places[labels[0]] for form, labels in known if labels}
         return self._placed[key]
 
     def wheel(self, wheel: Wheel) -> EmotionWheel:
@@ -168,11 +161,6 @@ class Taxonomy:
             for form, bases in self.forms.items()
         }
         return {form: sorted(set(labels)) for form, labels in found.items()} if self.alphabetical else found
-
-    @staticmethod
-    def _first_label(candidates: Iterable[str], places: Mapping[str, str]) -> str | None:
-        """The first candidate label that the wheel has."""
-        return next((label for label in candidates if label in places), None)
 
 
 def load(folder: str | Path | None = None) -> Taxonomy:

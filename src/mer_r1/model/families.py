@@ -59,9 +59,8 @@ class Family:
     engine: bool
 
 
-def _by_the_tower(model: Any, mel_frames: Tensor) -> Tensor:
-    lengths: Tensor = model.model.audio_tower._get_feat_extract_output_lengths(mel_frames)[1]
-    return lengths
+def _by_the_tower(model: Any, mel_frames: Tensor) -> Any:
+    return model.model.audio_tower._get_feat_extract_output_lengths(mel_frames)[1]
 
 
 def _thirteen_per_chunk(model: Any, mel_frames: Tensor) -> Tensor:

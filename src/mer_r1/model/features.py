@@ -35,8 +35,7 @@ def tower_fingerprint(omni: Omni) -> str:
     """Hash of the towers' weights, in memory or not."""
     digest = hashlib.blake2b(digest_size=8)
     for tower in omni.towers():
-        weights = tower.weights() if isinstance(tower, AbsentTower) else tower.state_dict().items()
-        for name, value in weights:
+        for name, value in tower.weights() if isinstance(tower, AbsentTower) else tower.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -45,13 +44,13 @@ def tower_fingerprint(omni: Omni) -> str:
 def preprocessing_fingerprint(omni: Omni) -> str:
     """Hash of all settings that determine the tower inputs of a clip."""
     processor = omni.processor
+    settings = asdict(omni.settings)
     parts = {
-        "settings": asdict(omni.settings),
+        # Settings of texts do not change the tower inputs.
+        "settings": {name: value for name, value in settings.items() if name not in ("question", "form")},
         "video": json.loads(processor.video_processor.to_json_string()),
         "audio": json.loads(processor.feature_extractor.to_json_string()),
     }
-    for name in ("question", "form"):  # settings of texts do not change the tower inputs
-        parts["settings"].pop(name)
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
@@ -65,8 +64,7 @@ class FeatureCache:
     """
 
     def __init__(self, omni: Omni, folder: Path | str, towers: bool = True) -> None:
-        self.omni = omni
-        self.towers = towers
+        self.omni, self.towers = omni, towers
         kind = f"features-{tower_fingerprint(omni)}" if towers else "inputs"
         self.folder = Path(folder) / f"{kind}-{preprocessing_fingerprint(omni)}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -158,9 +156,7 @@ class FeatureCache:
                 progress(len(batch))
         return len(missing)
 
-    def _store(
-        self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str], broken: list[str] | None = None
-    ) -> None:
+    def _store(self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str], broken: list[str] | None) -> None:
         decoded = {path: item for path, item in zip(paths, batch, strict=True) if not isinstance(item, str)}
         for message in (item for item in batch if isinstance(item, str)):
             if broken is None:

@@ -106,8 +106,7 @@ def num_tokens(omni: Omni, tensors: dict[str, Tensor]) -> dict[str, int]:
     if "video_grid_thw" in tensors:
         counts["video"] = int(tensors["video_grid_thw"].prod()) // omni.model.spatial_merge_size**2
     if "mel_frames" in tensors or "input_features" in tensors:
-        length = _mel_frames(tensors)
-        counts["audio"] = int(audio_tokens(omni.model, length))
+        counts["audio"] = int(audio_tokens(omni.model, _mel_frames(tensors)))
     return counts
 
 

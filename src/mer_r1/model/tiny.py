@@ -95,18 +95,29 @@ def thinker_config(config: TinyConfig, tokenizer: Any, family: Family, text: dic
         text: fields of the language model that differ from the tiny policy's (those of a pretrained one).
     """
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in family.tokens.items()}
-    deep = family.deepstack
-    suffix = "id" if deep else "index"  # the families name the same three fields differently
+    language, vision, audio = _text(config, tokenizer), _vision(config), _audio(config)
+    all_layers = list(range(config.vision_layers))
+    if family.deepstack:
+        language |= {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": config.hidden_size // config.num_heads}
+        language["moe_intermediate_size"] = config.intermediate_size // 4
+        side = config.frame_size // config.patch_size
+        vision |= {"deepstack_visual_indexes": all_layers, "num_position_embeddings": side**2}
+        # Upstream counts 13 tokens per chunk for every window, so the window must be theirs.
+        audio |= {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 16}
+    else:
+        vision |= {"window_size": config.frame_size, "fullatt_block_indexes": all_layers}
+        audio["n_window"] = math.ceil(audio["max_source_positions"] / 2)
+    suffix = "id" if family.deepstack else "index"  # the families name the same three fields differently
     return family.config(
-        text_config=_text(config, tokenizer) | (_experts(config) if deep else {}) | (text or {}),
-        vision_config=_vision(config) | (_deepstack(config) if deep else _windows(config)),
-        audio_config=_audio(config) | (_chunks() if deep else _one_window(config)),
+        text_config=language | (text or {}),
+        vision_config=vision,
+        audio_config=audio,
         **{f"{name}_token_{suffix}": ids[f"{name}_token"] for name in ("audio", "image", "video")},
         audio_start_token_id=ids["audio_bos_token"],
         audio_end_token_id=ids["audio_eos_token"],
         vision_start_token_id=ids["vision_bos_token"],  # undeclared, yet read by get_rope_index; survives a reload
         vision_end_token_id=ids["vision_eos_token"],
-        position_id_per_seconds=13 if deep else 25,
+        position_id_per_seconds=13 if family.deepstack else 25,
         tie_word_embeddings=True,
     )
 
@@ -136,15 +147,6 @@ def _text(config: TinyConfig, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _experts(config: TinyConfig) -> dict[str, Any]:
-    return {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": config.intermediate_size // 4,
-        "head_dim": config.hidden_size // config.num_heads,
-    }
-
-
 def _vision(config: TinyConfig) -> dict[str, Any]:
     return {
         "depth": config.vision_layers,
@@ -157,15 +159,6 @@ def _vision(config: TinyConfig) -> dict[str, Any]:
     }
 
 
-def _windows(config: TinyConfig) -> dict[str, Any]:
-    return {"window_size": config.frame_size, "fullatt_block_indexes": list(range(config.vision_layers))}
-
-
-def _deepstack(config: TinyConfig) -> dict[str, Any]:
-    side = config.frame_size // config.patch_size
-    return {"deepstack_visual_indexes": list(range(config.vision_layers)), "num_position_embeddings": side**2}
-
-
 def _audio(config: TinyConfig) -> dict[str, Any]:
     return {
         "num_mel_bins": config.num_mel_bins,
@@ -174,21 +167,8 @@ def _audio(config: TinyConfig) -> dict[str, Any]:
         "encoder_ffn_dim": 2 * config.audio_size,
         "d_model": config.audio_size,
         "output_dim": config.hidden_size,
-        "max_source_positions": _mel_frames(config),
+        "max_source_positions": math.ceil(config.max_seconds) * 16000 // config.hop_length,
     }
-
-
-def _one_window(config: TinyConfig) -> dict[str, Any]:
-    return {"n_window": math.ceil(_mel_frames(config) / 2)}
-
-
-def _chunks() -> dict[str, Any]:
-    # Upstream counts 13 tokens per chunk for every window, so the window must be theirs.
-    return {"n_window": 50, "n_window_infer": 400, "downsample_hidden_size": 16}
-
-
-def _mel_frames(config: TinyConfig) -> int:
-    return math.ceil(config.max_seconds) * 16000 // config.hop_length
 
 
 def tiny(texts: Iterable[str], config: TinyConfig | None = None, seed: int = 0, family: Family = QWEN25) -> Omni:

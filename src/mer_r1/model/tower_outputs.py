@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mer_r1.model.families import audio_tokens, deepstack_added, family_of
 from mer_r1.model.omni import thinker
@@ -54,9 +55,7 @@ def _audio_features(model: Any, mels: Sequence[Tensor]) -> Sequence[Tensor]:
     """Vectors (N, D) of each mel spectrogram (bins, frames); the spectrograms are padded to one length."""
     lengths = torch.tensor([mel.shape[-1] for mel in mels])
     mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-    padded = torch.zeros(len(mels), mels[0].shape[0], mask.shape[1])
-    for row, mel in enumerate(mels):
-        padded[row, :, : mel.shape[-1]] = mel
+    padded = pad_sequence([mel.T.float() for mel in mels], batch_first=True).mT
     output = model.get_audio_features(padded.to(model.device), mask.to(model.device), return_dict=True)
     vectors: Sequence[Tensor] = output.last_hidden_state.split(audio_tokens(model, lengths).tolist())
     return vectors

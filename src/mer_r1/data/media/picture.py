@@ -103,7 +103,8 @@ class PictureTrack(Track):
             packet = self._packets[position] if position < len(self._packets) else None
             position += 1
             for frame in self._decode(packet):
-                time = self._frame_time(frame, before_time)
+                shown_at = self.seconds(frame.pts if frame.pts is not None else frame.dts)
+                time = before_time + self._frame_seconds if shown_at is None else shown_at
                 self._show(before, time - 1e-6, moments, images)
                 before, before_time = frame, time
         end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
@@ -114,10 +115,6 @@ class PictureTrack(Track):
         """Append the image of a frame for every moment that is still without one and lies before `until`."""
         while frame is not None and len(images) < len(moments) and moments[len(images)] < until:
             images.append(self._image(frame))
-
-    def _frame_time(self, frame: Any, before: float) -> float:
-        time = self.seconds(frame.pts if frame.pts is not None else frame.dts)
-        return before + self._frame_seconds if time is None else time
 
     def _image(self, frame: Any) -> np.ndarray:
         """(H, W, 3) uint8: upright, square pixels, scaled. All images of a track get the size of its first."""

@@ -122,31 +122,13 @@ def _read_file(path: Path, limits: MediaLimits, threads: int, *, picture: bool, 
 
 
 class _Reading:
-    """One pass over an open file: choose streams, demux, decode; `notes` grows on the way.
-
-    Args:
-        container: the open file.
-        limits: how much is read.
-        notes: notes about the file itself.
-    """
+    """One pass over an open file: choose streams, demux, decode; `notes` grows on the way."""
 
     def __init__(self, container: Any, limits: MediaLimits, notes: list[str]) -> None:
         self.container, self.limits, self.notes = container, limits, notes
-        self.video: PictureTrack | None = None
-        self.audio: SoundTrack | None = None
-        self.wanted: list[str] = []
-
-    @property
-    def tracks(self) -> list[PictureTrack | SoundTrack]:
-        """The chosen tracks, video first."""
-        return [track for track in (self.video, self.audio) if track is not None]
 
     def choose_streams(self, threads: int, *, picture: bool, sound: bool) -> None:
-        """Take one stream of each wanted kind.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Take one stream of each wanted kind; an error if there is none."""
         start, streams = (self.container.start_time or 0) / 1e6, self.container.streams
         self.wanted = [name for name, want in (("picture", picture), ("sound", sound)) if want]
         video = self._choose(streams.video, "picture") if picture else None
@@ -155,6 +137,7 @@ class _Reading:
             raise UserError(f"no {' or '.join(self.wanted)} in it")
         self.video = None if video is None else PictureTrack(video, start, self.limits, threads)
         self.audio = None if audio is None else SoundTrack(audio, start, self.limits, threads)
+        self.tracks = [track for track in (self.video, self.audio) if track is not None]
 
     def _choose(self, streams: Sequence[Any], name: str) -> Any:
         """The stream marked as default, else the first; cover images do not count, nor streams without a decoder."""
@@ -179,11 +162,7 @@ class _Reading:
             self.notes.append(f"damaged: reading stopped at {max(track.reached for track in tracks):.1f} s")
 
     def decoded(self) -> Media:
-        """Frames, waveform and notes.
-
-        Raises:
-            UserError: nothing can be decoded.
-        """
+        """Frames, waveform and notes; an error if nothing can be decoded."""
         sampled = self.video.sample() if self.video else None
         waveform = self.audio.waveform() if self.audio else None
         if sampled is None and waveform is None:
@@ -193,7 +172,10 @@ class _Reading:
         video_seconds = self.video.span[1] if self.video and sampled else 0.0
         audio_seconds = len(waveform) / self.limits.sampling_rate if waveform is not None else 0.0
         seconds = max(video_seconds, audio_seconds)
-        self._note_missing(frames, waveform)
+        if "picture" in self.wanted and frames is None:
+            self.notes.append("the picture cannot be decoded" if self.video else "no picture")
+        if "sound" in self.wanted and waveform is None:
+            self.notes.append("the sound cannot be decoded, or is of zero length" if self.audio else "no sound")
         self._note_length(seconds)
         if waveform is not None and np.abs(waveform).max() < _SILENCE:
             self.notes.append("the sound is silent")
@@ -201,12 +183,6 @@ class _Reading:
         if sampled is not None and waveform is not None:
             self.notes += _difference_notes(video_seconds, audio_seconds)
         return Media(frames, moments, fps, waveform, self.limits.sampling_rate, seconds, tuple(self.notes))
-
-    def _note_missing(self, frames: np.ndarray | None, waveform: np.ndarray | None) -> None:
-        if "picture" in self.wanted and frames is None:
-            self.notes.append("the picture cannot be decoded" if self.video else "no picture")
-        if "sound" in self.wanted and waveform is None:
-            self.notes.append("the sound cannot be decoded, or is of zero length" if self.audio else "no sound")
 
     def _note_length(self, seconds: float) -> None:
         total = (self.container.duration or 0) / 1e6

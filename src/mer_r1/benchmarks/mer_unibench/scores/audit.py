@@ -22,7 +22,7 @@ from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words
 from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, sentiment_tally
-from mer_r1.emotions.metrics import SENTIMENTS
+from mer_r1.emotions.sentiment import SENTIMENTS
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import Array, interval_of
