@@ -146,16 +146,7 @@ def run(
     read: Callable[[Reply], Row],
     watch: Watch | None = None,
 ) -> Tally:
-    """Ask every job without a valid row, and write a row for each.
-
-    Args:
-        stage: display name of the stage.
-        jobs: all its jobs.
-        client: asks the model.
-        version: version of the instruction; part of the cache's key.
-        ledger: holds the rows.
-        read: gives the fields of a row that depend on the reply.
-        watch: callback called with the progress.
+    """Ask every job of a stage without a valid row; write a row for each, with the fields that `read` gives.
 
     Raises:
         UserError: asking further is pointless (see `chat.TextModel.complete`); rows written so far stay.
