@@ -135,9 +135,8 @@ def extract_labels(
         read = iter([Extracted(None, "llm", error=missing)] * len(texts))
     else:
         asked = [ChatPrompt.user(f"{LABELS_INSTRUCTION}{text}\nList:") for text in texts]
-        judge = (lambda reply: read_labels(reply, taxonomy)) if checked else read_as_reference
-        read = iter(_ask(model, asked, LABELS_VERSION, judge, checked, on_reply))
-    return [next(read) if rule is None else _with_doubt(rule, taxonomy) for rule in found]
+        read = iter(_ask(model, asked, LABELS_VERSION, lambda reply: read_labels(reply, taxonomy), checked, on_reply))
+    return [next(read) if rule is None else replace(rule, doubt=doubt_about(rule.labels, taxonomy)) for rule in found]
 
 
 def extract_sentiments(
@@ -156,8 +155,7 @@ def extract_sentiments(
         UserError: as `TextModel.complete` does.
     """
     asked = [ChatPrompt.user(f"{SENTIMENT_INSTRUCTION}{words}\nSentiment:") for words in label_strings]
-    judge = read_sentiment if checked else read_as_reference
-    return _ask(model, asked, SENTIMENT_VERSION, judge, checked, on_reply)
+    return _ask(model, asked, SENTIMENT_VERSION, read_sentiment, checked, on_reply)
 
 
 def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None = None) -> list[Extracted]:
@@ -181,10 +179,6 @@ def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None =
     return found
 
 
-def _with_doubt(rule: Extracted, taxonomy: Taxonomy | None) -> Extracted:
-    return replace(rule, doubt=doubt_about(rule.labels, taxonomy))
-
-
 def _ask(
     model: TextModel,
     prompts: Sequence[ChatPrompt],
@@ -193,7 +187,8 @@ def _ask(
     checked: bool,
     on_reply: OnReply | None,
 ) -> list[Extracted]:
-    """Ask all prompts; if checked, send wrong or doubtful replies back once."""
+    """Ask all prompts; if checked, send wrong or doubtful replies back once, else read all as the reference does."""
+    read = read if checked else read_as_reference
     replies = model.complete(prompts, version, on_reply)
     verdicts = [_verdict(reply, read) for reply in replies]
     places = [i for i, reply in enumerate(replies) if checked and reply.text is not None and verdicts[i][1] is not None]
