@@ -171,11 +171,7 @@ def write_auto_summary(
 def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
     """Results of adaptive thinking, as mode "auto", beside those of the fast answers.
 
-    Args:
-        records: see `choose_by_confidence`; at least one of them fast.
-        threshold: see `Gate`.
-        seed: random seed of the bootstrap.
-        resamples: bootstrap resamples.
+    The arguments are those of `choose_by_confidence` and `summarise`.
 
     Raises:
         UserError: if there is no fast record.

@@ -238,14 +238,8 @@ def record_of_answer(
 ) -> Record:
     """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
 
-    Args:
-        clip: the clip that the completion is about.
-        mode: slow or fast.
-        completion: raw text, prefilled part included.
-        taxonomy: wheels for categories and scores.
-        source: fields of `provenance`.
-        form: "once" or "twice" (see `two_answers`).
-        measured: further fields: `seconds`, `tokens`, `sureness`, `confidence`.
+    The completion is the raw text, prefilled part included. `source` holds the fields of `provenance`, `measured`
+    further ones: `seconds`, `tokens`, `sureness`, `confidence`.
     """
     record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
     return _rescored(record, taxonomy, level=1)

@@ -193,7 +193,11 @@ def _ask(
     verdicts = [_verdict(reply, read) for reply in replies]
     places = [i for i, reply in enumerate(replies) if checked and reply.text is not None and verdicts[i][1] is not None]
     if places:
-        back = [prompts[i].again(str(replies[i].text), _correction(version, str(verdicts[i][1]))) for i in places]
+        form = "one of the three words"
+        if version == LABELS_VERSION:
+            form = "a list of English emotion words in square brackets"
+        problems = [f"This cannot be used: {verdicts[i][1]}. Write nothing but {form}." for i in places]
+        back = [prompts[i].again(str(replies[i].text), text) for i, text in zip(places, problems, strict=True)]
         for place, reply in zip(places, model.complete(back, version), strict=True):
             verdict = _verdict(reply, read)
             if verdict[0] is not None:  # else keep the first: a doubtful value is better than none
@@ -203,13 +207,6 @@ def _ask(
 
 def _verdict(reply: Reply, read: Callable[[str], Verdict]) -> Verdict:
     return (None, reply.error) if reply.text is None else read(reply.text)
-
-
-def _correction(version: str, problem: str) -> str:
-    form = (
-        "a list of English emotion words in square brackets" if version == LABELS_VERSION else "one of the three words"
-    )
-    return f"This cannot be used: {problem}. Write nothing but {form}."
 
 
 def _extracted(reply: Reply, verdict: Verdict) -> Extracted:

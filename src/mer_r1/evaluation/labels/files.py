@@ -67,12 +67,8 @@ def label_rows(
 ) -> list[Row]:
     """Rows with the fields `labels`, `openset`, `label_source`, `label_reply`, `label_doubt` and `label_model` added.
 
-    Args:
-        rows: predictions; those with an `error` stay as they are, unless it is of an earlier extraction.
-        model: reads texts without a list of words in an answer; None leaves them without labels.
-        taxonomy: wheels that tell whether a word is known.
-        checked: whether unusable replies are refused; see `extract.extract_labels`.
-        on_reply: callback called for each first reply.
+    Rows with an `error` stay as they are, unless it is of an earlier extraction. The other arguments are those of
+    `extract.extract_labels`.
 
     Returns:
         New rows in the same order. Where no labels were found, `labels` and `openset` are None and `error` says why.
@@ -93,13 +89,8 @@ def sentiment_rows(
 ) -> list[Row]:
     """Rows of `label_rows` with `sentiment`, `sentiment_source`, `sentiment_reply` and `sentiment_doubt` added.
 
-    Args:
-        rows: rows with `openset`; those with an `error` stay as they are.
-        by: "llm" asks `model`, "rules" uses the wheels.
-        model: language model; needed for "llm".
-        taxonomy: further wheels for "rules".
-        checked: whether unusable replies are refused; see `extract.extract_sentiments`.
-        on_reply: callback called for each first reply.
+    Rows with an `error` stay as they are. "llm" asks `model` (`extract.extract_sentiments`), "rules" uses the wheels
+    (`extract.sentiments_by_rule`); the other arguments are theirs.
 
     Raises:
         UserError: "llm" without a model, or as `TextModel.complete` does.

@@ -92,16 +92,14 @@ def panels(rows: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Panel]]:
     main = []
     for title, meaning, pattern in PANELS:
         claimed = {key: found for key in series if (found := re.fullmatch(pattern, key))}
-        named = {_line_name(key, found): series.pop(key) for key, found in claimed.items()}
+        named = {
+            next(filter(None, found.groups()), _LINE_NAMES.get(key, key)): series.pop(key)
+            for key, found in claimed.items()
+        }
         if named:
             main.append(_panel(title, meaning, named))
     rest = sorted(series)[:MAX_OTHER_PANELS]
     return main, [_panel(key, "", {key: series[key]}) for key in rest]
-
-
-def _line_name(key: str, found: re.Match[str]) -> str:
-    groups = [group for group in found.groups() if group]
-    return groups[0] if groups else _LINE_NAMES.get(key, key)
 
 
 def _panel(title: str, meaning: str, named: dict[str, list[Point]]) -> Panel:
