@@ -82,19 +82,13 @@ def pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
 
 
 def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Point:
-    """Result of a threshold on clips that were answered in both modes.
-
-    Args:
-        both: (fast, slow) records of each clip, from `pairs`.
-        threshold: see `Gate`.
-    """
+    """Result of a threshold on clips with records of both modes, from `pairs`."""
     return _point(both, [is_unsure(fast, threshold) for fast, _ in both], threshold)
 
 
 def oracle(both: Sequence[tuple[Record, Record]]) -> Point:
     """Upper bound: slow only where it scores higher than fast, which no gate can know."""
-    better = [_f1(slow) > _f1(fast) for fast, slow in both]
-    return _point(both, better, math.nan)
+    return _point(both, [_f1(slow) > _f1(fast) for fast, slow in both], math.nan)
 
 
 def curve(both: Sequence[tuple[Record, Record]]) -> list[Point]:
@@ -167,14 +161,7 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
 def write_auto_summary(
     out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
-    """As `summary.write_summary`, for adaptive thinking.
-
-    Args:
-        out_dir: folder with `records.jsonl`.
-        threshold: see `Gate`.
-        seed: random seed of the bootstrap.
-        wheels: folder of the official wheels; None takes the built-in ones.
-    """
+    """As `summary.write_summary`, for adaptive thinking."""
     records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
     summary = summarise_auto(records, threshold, seed)
     save_summary(out_dir, summary)
@@ -184,11 +171,7 @@ def write_auto_summary(
 def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
     """Results of adaptive thinking, as mode "auto", beside those of the fast answers.
 
-    Args:
-        records: see `choose_by_confidence`; at least one of them fast.
-        threshold: see `Gate`.
-        seed: random seed of the bootstrap.
-        resamples: bootstrap resamples.
+    The arguments are those of `choose_by_confidence` and `summarise`.
 
     Raises:
         UserError: if there is no fast record.
@@ -209,29 +192,19 @@ def evaluate_auto(
     out: Path,
     sampling: "Sampling",
     threshold: float,
-    split: str = "test",
     progress: Progress | None = None,
     **options: Any,
 ) -> Path:
     """Predict every clip fast, and those with an unsure fast answer slowly too; returns the file of records.
 
-    Args:
-        model: folder or hub name.
-        manifest: JSONL manifest.
-        out: folder of the records.
-        sampling: length, temperature, seed.
-        threshold: see `Gate`.
-        split: rows of this split, or "all".
-        progress: callback called with (newly finished predictions, all of them).
-        options: further arguments of `evaluate_model`.
+    `options` are further arguments of `evaluate_model`, which explains the others.
     """
-    options |= {"split": split, "progress": progress}
-    file = evaluate_model(model, manifest, out, [ThinkingMode.FAST], sampling, **options)
+    file = evaluate_model(model, manifest, out, [ThinkingMode.FAST], sampling, progress=progress, **options)
     fast = [record for record in read_records(file) if record.mode == ThinkingMode.FAST]
     unsure = {record.id for record in fast if record.error is None and is_unsure(record, threshold)}
-    if progress:  # the fast predictions stay part of the total
-        options["progress"] = lambda more, total: progress(more, len(fast) + total)
-    return evaluate_model(model, manifest, out, [ThinkingMode.SLOW], sampling, only=unsure, **options)
+    # The fast predictions stay part of the total.
+    tell = progress and (lambda more, total: progress(more, len(fast) + total))
+    return evaluate_model(model, manifest, out, [ThinkingMode.SLOW], sampling, only=unsure, progress=tell, **options)
 
 
 def predict_auto(
@@ -239,13 +212,7 @@ def predict_auto(
 ) -> Iterator[Record]:
     """One record per clip, in order: the fast one where it is sure, else the slow one (tokens and seconds of both).
 
-    Args:
-        omni: the model.
-        clips: clips to ask about.
-        taxonomy: wheels.
-        sampling: length, temperature, seed.
-        threshold: see `Gate`.
-        options: further arguments of `predict`.
+    `options` are further arguments of `predict`, which explains the others.
     """
     fast = list(predict(omni, clips, [ThinkingMode.FAST], taxonomy, sampling, **options))
     again = [c for c, r in zip(clips, fast, strict=True) if r.error is None and is_unsure(r, threshold)]
@@ -254,12 +221,11 @@ def predict_auto(
 
 
 def _point(both: Sequence[tuple[Record, Record]], slowly: Sequence[bool], threshold: float) -> Point:
-    f1 = [_f1(slow if think else fast) for (fast, slow), think in zip(both, slowly, strict=True)]
-    tokens = [
-        both_tokens(fast, slow) if think else fast.tokens for (fast, slow), think in zip(both, slowly, strict=True)
-    ]
+    asked = list(zip(both, slowly, strict=True))
+    f1 = math.fsum(_f1(slow if think else fast) for (fast, slow), think in asked)
+    tokens = sum(both_tokens(fast, slow) if think else fast.tokens for (fast, slow), think in asked)
     count = max(len(both), 1)
-    return Point(threshold, sum(slowly) / count, math.fsum(f1) / count, sum(tokens) / count)
+    return Point(threshold, sum(slowly) / count, f1 / count, tokens / count)
 
 
 def _f1(record: Record) -> float:

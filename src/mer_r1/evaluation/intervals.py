@@ -95,12 +95,8 @@ def interval_text(
 ) -> str:
     """A mean with its interval, `0.50 [0.45, 0.55]`, where there is one.
 
-    Args:
-        entry: `mean`, `low` and `high`; any of them may be None.
-        digits: decimals.
-        signed: whether positive numbers get a plus sign.
-        scale: factor; 100 for percent.
-        gap: what stands between mean and interval.
+    Any of `mean`, `low` and `high` in `entry` may be None; `gap` stands between mean and interval. The other arguments
+    are those of `number_text`.
     """
     mean, low, high = (number_text(entry[key], digits, signed, scale) for key in ("mean", "low", "high"))
     return mean if DASH in (mean, low) else f"{mean}{gap}[{low}, {high}]"

@@ -118,13 +118,9 @@ def encode_clip(omni: "Omni", clip: Clip) -> "dict[str, Tensor]":
 
 
 def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], channel: str) -> Tensors:
-    """Tower outputs with one channel taken from another clip: does the model use that channel?
+    """Tower outputs with one channel ("audio" or "video") taken from another clip: does the model use that channel?
 
-    Args:
-        get: gives a clip's own tensors.
-        clips: all clips.
-        donors: clip id -> id of the clip whose channel it gets.
-        channel: "audio" or "video".
+    `donors` maps the id of each of the clips to the id of the clip whose channel it gets.
     """
     by_id = {clip.id: clip for clip in clips}
     keys = CHANNELS[channel]

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import metadata
@@ -90,8 +91,7 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object; NaN is None."""
-        row: dict[str, Any] = without_nan(asdict(self))
-        return row
+        return dict(without_nan(asdict(self)))
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Record":
@@ -132,14 +132,10 @@ def _is_confidence(value: object) -> bool:
     return all(isinstance(wheel, dict) and all(p is None or _is_number(p) for p in wheel.values()) for wheel in wheels)
 
 
-_Check = tuple[str, Callable[[Any], bool]]
-_TEXT: _Check = ("a text", _is_text)
-_TEXT_OR_NULL: _Check = ("a text or null", lambda value: value is None or _is_text(value))
-_INTEGER: _Check = ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
-_EXPECTED: dict[str, _Check] = {
-    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), _TEXT),
-    **dict.fromkeys(("commit", "error"), _TEXT_OR_NULL),
-    **dict.fromkeys(("tokens", "seed"), _INTEGER),
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), ("a text", _is_text)),
+    **dict.fromkeys(("commit", "error"), ("a text or null", lambda value: value is None or _is_text(value))),
+    **dict.fromkeys(("tokens", "seed"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))),
     **dict.fromkeys(("labels", "without"), ("a list of words", _is_words)),
     "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
     "well_formed": ("true or false", lambda value: isinstance(value, bool)),
@@ -242,14 +238,8 @@ def record_of_answer(
 ) -> Record:
     """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
 
-    Args:
-        clip: the clip that the completion is about.
-        mode: slow or fast.
-        completion: raw text, prefilled part included.
-        taxonomy: wheels for categories and scores.
-        source: fields of `provenance`.
-        form: "once" or "twice" (see `two_answers`).
-        measured: further fields: `seconds`, `tokens`, `sureness`, `confidence`.
+    The completion is the raw text, prefilled part included. `source` holds the fields of `provenance`, `measured`
+    further ones: `seconds`, `tokens`, `sureness`, `confidence`.
     """
     record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
     return _rescored(record, taxonomy, level=1)
@@ -276,16 +266,11 @@ def _parse_line(line: bytes) -> Record:
 @lru_cache
 def versions(*names: str) -> dict[str, str]:
     """Versions of the installed ones among these packages; by default of all that decide a result."""
-    wanted = names or ("mer-r1", "torch", "transformers", "trl")
-    return {name: metadata.version(name) for name in wanted if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    found = {}
+    for name in names or ("mer-r1", "torch", "transformers", "trl"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 @lru_cache(maxsize=1)

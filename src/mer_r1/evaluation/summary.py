@@ -157,12 +157,7 @@ def write_summary(
 ) -> Summary:
     """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
 
-    Args:
-        out_dir: folder with `records.jsonl`.
-        seed: random seed of the bootstrap.
-        resamples: bootstrap resamples.
-        wheels: folder of the official wheels; None takes the built-in ones.
-        condition: change made to the clips.
+    `wheels` is the folder of the official wheels, None takes the built-in ones; the others are those of `summarise`.
 
     Raises:
         UserError: no records, or invalid ones.

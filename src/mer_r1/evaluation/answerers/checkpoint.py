@@ -1,7 +1,8 @@
 """Answer clips with a checkpoint in this process, with PyTorch (see `predict`)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.records import Record
 
 
+@dataclass(eq=False)
 class Checkpoint:
     """A local or hub checkpoint; it is loaded with the first question.
 
-    Args:
-        model: folder or hub name.
+    Attributes:
+        name: folder or hub name.
         taxonomy: wheels for categories, confidences and scores.
         decoding: how completions are sampled; `repetition_penalty` is ignored.
         batch_size: clips sampled together.
@@ -25,22 +27,12 @@ class Checkpoint:
         device: torch device; None is the CPU.
     """
 
-    def __init__(
-        self,
-        model: str,
-        taxonomy: Taxonomy,
-        decoding: Decoding,
-        batch_size: int = 16,
-        features_dir: Path | None = None,
-        device: str | None = None,
-    ) -> None:
-        self.name = model
-        self.batch_size = batch_size
-        self.taxonomy = taxonomy
-        self.decoding = decoding
-        self.features_dir = features_dir
-        self.device = device
-        self._loaded: tuple[Any, ...] | None = None
+    name: str
+    taxonomy: Taxonomy
+    decoding: Decoding
+    batch_size: int = 16
+    features_dir: Path | None = None
+    device: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,21 +45,20 @@ class Checkpoint:
         from mer_r1.evaluation.predict import predict
         from mer_r1.model.generation import Sampling
 
-        omni, tensors, categories = self._load()
+        omni, tensors, categories = self._loaded
         how = self.decoding
         sampling = Sampling(how.max_tokens, how.temperature, how.top_p or 1.0, how.seed)
         yield from predict(
             omni, clips, modes, self.taxonomy, sampling, len(clips), tensors, self.name, categories=categories
         )
 
-    def _load(self) -> tuple[Any, ...]:
+    @cached_property
+    def _loaded(self) -> tuple[Any, ...]:
         """The model, the source of its tower outputs, and the category tokens."""
         from mer_r1.model.features import FeatureCache
         from mer_r1.model.omni import load
         from mer_r1.rl.anchors import category_tokens
 
-        if self._loaded is None:
-            omni = load(self.name, device=self.device)
-            cache = FeatureCache(omni, self.features_dir) if self.features_dir else None
-            self._loaded = omni, cache and cache.get, category_tokens(self.taxonomy, omni.tokenizer)
-        return self._loaded
+        omni = load(self.name, device=self.device)
+        get = FeatureCache(omni, self.features_dir).get if self.features_dir else None
+        return omni, get, category_tokens(self.taxonomy, omni.tokenizer)

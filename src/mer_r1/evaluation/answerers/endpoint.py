@@ -141,9 +141,7 @@ class ServedModel:
 def clip_parts(clip: Clip, sending: Sending) -> list[dict[str, Any]]:
     """Video, audio and question of a clip as parts of a user's turn.
 
-    Args:
-        clip: the clip; a missing channel has no part.
-        sending: how they are sent.
+    A missing channel has no part.
 
     Raises:
         UserError: naming the clip: a file cannot be read, or is too large to be sent whole.
@@ -152,20 +150,16 @@ def clip_parts(clip: Clip, sending: Sending) -> list[dict[str, Any]]:
         media = read_media(
             clip.video, clip.audio, MediaLimits(max_frames=sending.num_frames, max_seconds=sending.max_seconds)
         )
-        return [*_picture(clip, media, sending), *_sound(media, sending), _text(clip)]
+        asked = {"type": "text", "text": question(clip.subtitle)}
+        return [*_picture(clip, media, sending), *_sound(media, sending), asked]
     except UserError as error:
         raise UserError(f"clip {clip.id}: {error}") from error
 
 
 def _prompt(parts: list[dict[str, Any]], mode: ThinkingMode) -> ChatPrompt:
-    turns: tuple[dict[str, Any], ...] = ({"role": "user", "content": parts},)
-    if begun := prefill(mode):
-        turns += ({"role": "assistant", "content": begun},)
-    return ChatPrompt(turns)
-
-
-def _text(clip: Clip) -> dict[str, Any]:
-    return {"type": "text", "text": question(clip.subtitle)}
+    asked: dict[str, Any] = {"role": "user", "content": parts}
+    begun = prefill(mode)
+    return ChatPrompt((asked, {"role": "assistant", "content": begun}) if begun else (asked,))
 
 
 def _picture(clip: Clip, media: Media, sending: Sending) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Answer clips with a vLLM engine in this process, through the same interface as checkpoints and endpoints."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from mer_r1.data.clip import Clip
@@ -12,22 +13,21 @@ from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
 
+@dataclass(eq=False)
 class EngineModel:
     """A checkpoint that runs in vLLM; the engine starts with the first question.
 
-    Args:
-        model: folder or hub name.
+    Attributes:
+        name: folder or hub name.
         taxonomy: wheels for categories and scores.
         decoding: how completions are sampled.
         batch_size: clips whose frames are held in memory, and passed to the engine, at a time.
     """
 
-    def __init__(self, model: str, taxonomy: Taxonomy, decoding: Decoding, batch_size: int = 64) -> None:
-        self.name = model
-        self.batch_size = batch_size
-        self.taxonomy = taxonomy
-        self.decoding = decoding
-        self._started: tuple[Any, ...] | None = None
+    name: str
+    taxonomy: Taxonomy
+    decoding: Decoding
+    batch_size: int = 64
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -41,15 +41,12 @@ class EngineModel:
         Raises:
             UserError: vLLM is not installed.
         """
-        engine, parameters, requests, version = self._start()
+        engine, parameters, requests, version = self._started
         source = provenance(self.name, self.decoding.seed, versions("mer-r1") | {"vllm": version})
         found = [requests.of(clip) for clip in clips]
         for mode in modes:
-            asked = [
-                {**request, "prompt": request["prompt"] + prefill(mode)}
-                for request in found
-                if not isinstance(request, str)
-            ]
+            readable = [request for request in found if not isinstance(request, str)]
+            asked = [request | {"prompt": request["prompt"] + prefill(mode)} for request in readable]
             outputs = iter(engine.generate(asked, parameters, use_tqdm=False) if asked else ())
             for clip, request in zip(clips, found, strict=True):
                 if isinstance(request, str):
@@ -59,18 +56,18 @@ class EngineModel:
                 tokens = len(said.token_ids)
                 yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, tokens=tokens)
 
-    def _start(self) -> tuple[Any, ...]:
+    @cached_property
+    def _started(self) -> tuple[Any, ...]:
+        """The engine, its sampling parameters, the source of its requests, and vLLM's version."""
         from mer_r1.rl.vllm.engine import Requests, start
 
-        if self._started is None:
-            how = self.decoding
-            vllm, engine = start(self.name, seed=how.seed or 0)
-            parameters = vllm.SamplingParams(
-                temperature=how.temperature,
-                top_p=1.0 if how.top_p is None else how.top_p,
-                repetition_penalty=1.0 if how.repetition_penalty is None else how.repetition_penalty,
-                max_tokens=how.max_tokens,
-                seed=how.seed,
-            )
-            self._started = engine, parameters, Requests(self.name), str(vllm.__version__)
-        return self._started
+        how = self.decoding
+        vllm, engine = start(self.name, seed=how.seed or 0)
+        parameters = vllm.SamplingParams(
+            temperature=how.temperature,
+            top_p=1.0 if how.top_p is None else how.top_p,
+            repetition_penalty=1.0 if how.repetition_penalty is None else how.repetition_penalty,
+            max_tokens=how.max_tokens,
+            seed=how.seed,
+        )
+        return engine, parameters, Requests(self.name), str(vllm.__version__)

@@ -135,9 +135,8 @@ def extract_labels(
         read = iter([Extracted(None, "llm", error=missing)] * len(texts))
     else:
         asked = [ChatPrompt.user(f"{LABELS_INSTRUCTION}{text}\nList:") for text in texts]
-        judge = (lambda reply: read_labels(reply, taxonomy)) if checked else read_as_reference
-        read = iter(_ask(model, asked, LABELS_VERSION, judge, checked, on_reply))
-    return [next(read) if rule is None else _with_doubt(rule, taxonomy) for rule in found]
+        read = iter(_ask(model, asked, LABELS_VERSION, lambda reply: read_labels(reply, taxonomy), checked, on_reply))
+    return [next(read) if rule is None else replace(rule, doubt=doubt_about(rule.labels, taxonomy)) for rule in found]
 
 
 def extract_sentiments(
@@ -156,8 +155,7 @@ def extract_sentiments(
         UserError: as `TextModel.complete` does.
     """
     asked = [ChatPrompt.user(f"{SENTIMENT_INSTRUCTION}{words}\nSentiment:") for words in label_strings]
-    judge = read_sentiment if checked else read_as_reference
-    return _ask(model, asked, SENTIMENT_VERSION, judge, checked, on_reply)
+    return _ask(model, asked, SENTIMENT_VERSION, read_sentiment, checked, on_reply)
 
 
 def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None = None) -> list[Extracted]:
@@ -181,10 +179,6 @@ def sentiments_by_rule(label_strings: Sequence[str], taxonomy: Taxonomy | None =
     return found
 
 
-def _with_doubt(rule: Extracted, taxonomy: Taxonomy | None) -> Extracted:
-    return replace(rule, doubt=doubt_about(rule.labels, taxonomy))
-
-
 def _ask(
     model: TextModel,
     prompts: Sequence[ChatPrompt],
@@ -193,12 +187,17 @@ def _ask(
     checked: bool,
     on_reply: OnReply | None,
 ) -> list[Extracted]:
-    """Ask all prompts; if checked, send wrong or doubtful replies back once."""
+    """Ask all prompts; if checked, send wrong or doubtful replies back once, else read all as the reference does."""
+    read = read if checked else read_as_reference
     replies = model.complete(prompts, version, on_reply)
     verdicts = [_verdict(reply, read) for reply in replies]
     places = [i for i, reply in enumerate(replies) if checked and reply.text is not None and verdicts[i][1] is not None]
     if places:
-        back = [prompts[i].again(str(replies[i].text), _correction(version, str(verdicts[i][1]))) for i in places]
+        form = "one of the three words"
+        if version == LABELS_VERSION:
+            form = "a list of English emotion words in square brackets"
+        problems = [f"This cannot be used: {verdicts[i][1]}. Write nothing but {form}." for i in places]
+        back = [prompts[i].again(str(replies[i].text), text) for i, text in zip(places, problems, strict=True)]
         for place, reply in zip(places, model.complete(back, version), strict=True):
             verdict = _verdict(reply, read)
             if verdict[0] is not None:  # else keep the first: a doubtful value is better than none
@@ -208,13 +207,6 @@ def _ask(
 
 def _verdict(reply: Reply, read: Callable[[str], Verdict]) -> Verdict:
     return (None, reply.error) if reply.text is None else read(reply.text)
-
-
-def _correction(version: str, problem: str) -> str:
-    form = (
-        "a list of English emotion words in square brackets" if version == LABELS_VERSION else "one of the three words"
-    )
-    return f"This cannot be used: {problem}. Write nothing but {form}."
 
 
 def _extracted(reply: Reply, verdict: Verdict) -> Extracted:

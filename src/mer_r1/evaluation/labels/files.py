@@ -24,10 +24,7 @@ Row = dict[str, Any]
 """A prediction: `id`, `completion` (or None), optionally `mode`, `error` and any other fields."""
 
 SentimentBy = Literal["llm", "rules"]
-_ID_FIELDS = ("id", "name")
-_TEXT_FIELDS = ("completion", "text")
 _OUR_ERRORS = ("labels: ", "sentiment: ")
-_REFERENCE_ENTRY = "name2reason"
 
 
 def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
@@ -48,7 +45,7 @@ def read_predictions(path: Path | str, allow_pickle: bool = False) -> list[Row]:
     if path.suffix.lower() == ".npz":
         from mer_r1.data.npz import read_npz
 
-        rows = _rows_of_object(path, read_npz(path, _REFERENCE_ENTRY, allow_pickle=allow_pickle))
+        rows = _rows_of_object(path, read_npz(path, "name2reason", allow_pickle=allow_pickle))
     elif path.suffix.lower() == ".json":
         rows = _rows_of_object(path, read_object(path))
     else:
@@ -70,21 +67,16 @@ def label_rows(
 ) -> list[Row]:
     """Rows with the fields `labels`, `openset`, `label_source`, `label_reply`, `label_doubt` and `label_model` added.
 
-    Args:
-        rows: predictions; those with an `error` stay as they are, unless it is of an earlier extraction.
-        model: reads texts without a list of words in an answer; None leaves them without labels.
-        taxonomy: wheels that tell whether a word is known.
-        checked: whether unusable replies are refused; see `extract.extract_labels`.
-        on_reply: callback called for each first reply.
+    Rows with an `error` stay as they are, unless it is of an earlier extraction. The other arguments are those of
+    `extract.extract_labels`.
 
     Returns:
         New rows in the same order. Where no labels were found, `labels` and `openset` are None and `error` says why.
     """
     rows = [_without_earlier_labels(row) for row in rows]
     asked = [row for row in rows if row.get("error") is None]
-    found = iter(extract_labels([row["completion"] for row in asked], model, taxonomy, checked, on_reply))
-    name = model.name if model else None
-    return [row | _label_fields(next(found), name) if row.get("error") is None else dict(row) for row in rows]
+    found = extract_labels([row["completion"] for row in asked], model, taxonomy, checked, on_reply)
+    return _with_fields(rows, found, "labels", model)
 
 
 def sentiment_rows(
@@ -97,26 +89,20 @@ def sentiment_rows(
 ) -> list[Row]:
     """Rows of `label_rows` with `sentiment`, `sentiment_source`, `sentiment_reply` and `sentiment_doubt` added.
 
-    Args:
-        rows: rows with `openset`; those with an `error` stay as they are.
-        by: "llm" asks `model`, "rules" uses the wheels.
-        model: language model; needed for "llm".
-        taxonomy: further wheels for "rules".
-        checked: whether unusable replies are refused; see `extract.extract_sentiments`.
-        on_reply: callback called for each first reply.
+    Rows with an `error` stay as they are. "llm" asks `model` (`extract.extract_sentiments`), "rules" uses the wheels
+    (`extract.sentiments_by_rule`); the other arguments are theirs.
 
     Raises:
         UserError: "llm" without a model, or as `TextModel.complete` does.
     """
     texts = [row["openset"] for row in rows if row.get("error") is None]
     if by == "rules":
-        found = iter(sentiments_by_rule(texts, taxonomy))
+        found = sentiments_by_rule(texts, taxonomy)
     elif model is None:
         raise UserError("sentiment by llm: no language model was given; name one, or take the wheels (rules)")
     else:
-        found = iter(extract_sentiments(texts, model, checked, on_reply))
-    name = model.name if model and by == "llm" else None
-    return [row | _sentiment_fields(next(found), name) if row.get("error") is None else dict(row) for row in rows]
+        found = extract_sentiments(texts, model, checked, on_reply)
+    return _with_fields(rows, found, "sentiment", model)
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
@@ -170,27 +156,24 @@ def _without_earlier_labels(row: Row) -> Row:
     return kept
 
 
-def _label_fields(found: Extracted, model: str | None) -> Row:
-    return {
-        "labels": None if found.value is None else found.labels,
-        "openset": found.value,
-        "label_source": found.source,
-        "label_reply": found.reply,
-        "label_doubt": found.doubt,
-        "label_model": model if found.source == "llm" else None,
-        "error": None if found.error is None else f"labels: {found.error}",
-    }
-
-
-def _sentiment_fields(found: Extracted, model: str | None) -> Row:
-    return {
-        "sentiment": found.value,
-        "sentiment_source": found.source,
-        "sentiment_reply": found.reply,
-        "sentiment_doubt": found.doubt,
-        "sentiment_model": model,
-        "error": None if found.error is None else f"sentiment: {found.error}",
-    }
+def _with_fields(
+    rows: Sequence[Row], found: Sequence[Extracted], kind: Literal["labels", "sentiment"], model: TextModel | None
+) -> list[Row]:
+    """New rows; those without an error get the fields of what was found for them."""
+    new, prefix = [dict(row) for row in rows], kind.removesuffix("s")
+    for row, answer in zip([row for row in new if row.get("error") is None], found, strict=True):
+        if kind == "labels":
+            row |= {"labels": None if answer.value is None else answer.labels, "openset": answer.value}
+        else:
+            row["sentiment"] = answer.value
+        row |= {
+            f"{prefix}_source": answer.source,
+            f"{prefix}_reply": answer.reply,
+            f"{prefix}_doubt": answer.doubt,
+            f"{prefix}_model": model.name if model and answer.source == "llm" else None,
+            "error": None if answer.error is None else f"{kind}: {answer.error}",
+        }
+    return new
 
 
 def _rows_of_object(path: Path, content: Any) -> list[Row]:
@@ -204,8 +187,7 @@ def _rows_of_object(path: Path, content: Any) -> list[Row]:
 
 def _row(line: bytes) -> Row:
     row = object_of(line, "a prediction")
-    name = next((row[field] for field in _ID_FIELDS if field in row), None)
-    words = next((row[field] for field in _TEXT_FIELDS if field in row), None)
+    name, words = row.get("id", row.get("name")), row.get("completion", row.get("text"))
     if not isinstance(name, str):
         raise UserError(f"expected an id or name as text; the fields are {', '.join(row) or 'none'}")
     if row.get("error") is None and not isinstance(words, str):

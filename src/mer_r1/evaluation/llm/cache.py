@@ -4,8 +4,7 @@ A reply depends on the model, on every word and image of the prompt, on its deco
 instruction. All of that, and nothing else, is the key (`reply_key`). The server is not part of it, and neither is any
 credential: no function of this module takes one. Images and audio enter the key and the file as hashes only.
 
-Each reply is committed the moment it arrives: an interrupted run resumes there. Failures are not
-kept; they are retried.
+Each reply is committed the moment it arrives: an interrupted run resumes there. Failures are not kept but retried.
 """
 
 import hashlib
@@ -13,9 +12,9 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mer_r1.errors import UserError
@@ -71,7 +70,7 @@ def without_media(value: Any) -> Any:
     return value
 
 
-class ReplyCache:
+class ReplyCache(AbstractContextManager["ReplyCache"]):
     """Replies in an SQLite file; several processes may share it."""
 
     def __init__(self, path: str | Path) -> None:
@@ -104,10 +103,8 @@ class ReplyCache:
         row = self._database.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
         if row is None:
             return None
-        text, finish_reason, structured, prompt_tokens, completion_tokens, seconds = row
-        return Reply(
-            text, None, finish_reason, bool(structured), prompt_tokens, completion_tokens, seconds, cached=True
-        )
+        text, finish_reason, structured, read, written, seconds = row
+        return Reply(text, None, finish_reason, bool(structured), read, written, seconds, cached=True)
 
     def put(self, key: str, reply: Reply, model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> None:
         """Keep a reply, committed at once; an existing one under the key stays.
@@ -141,12 +138,7 @@ class ReplyCache:
         """Close the file."""
         self._database.close()
 
-    def __enter__(self) -> "ReplyCache":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -168,16 +160,7 @@ class Replies:
         version: str,
         on_reply: OnReply | None = None,
     ) -> None:
-        """Look the prompts up.
-
-        Args:
-            prompts: prompts to ask.
-            cache: keeps the replies.
-            model: the model's name.
-            decoding: how replies are decoded.
-            version: version of the instruction.
-            on_reply: callback called for each reply as it arrives.
-        """
+        """Look the prompts up; the arguments are those of `reply_key` and of `chat.TextModel.complete`."""
         self._prompts, self._cache, self._on_reply = prompts, cache, on_reply
         self._asked = (model, decoding, version)
         self._replies: dict[int, Reply] = {}

@@ -6,7 +6,7 @@ is a text or the reason why there is none, so no prompt is ever lost. A `TextMod
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -102,10 +102,6 @@ class Reply:
     seconds: float = 0.0
     cached: bool = False
 
-    def with_text(self, text: str) -> "Reply":
-        """The same reply in other words."""
-        return replace(self, text=text)
-
 
 @dataclass(frozen=True)
 class Prices:
@@ -148,11 +144,8 @@ class Usage:
         return (self.prompt_tokens * prices.prompt + self.completion_tokens * prices.completion) / 1e6
 
 
-class OnReply(Protocol):
-    """Callback called for each reply as it arrives, with the prompt's index and the reply."""
-
-    def __call__(self, index: int, reply: Reply, /) -> None:
-        """Process the reply to prompt `index`."""
+OnReply = Callable[[int, Reply], Any]
+"""Callback called for each reply as it arrives, with the prompt's index and the reply."""
 
 
 class TextModel(Protocol):

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 _OPENAI_ONLY = ("temperature", "seed", "top_p")
 _SHAPE_REFUSED = (400, 415, 422)
-_HIDDEN = "[key]"
 
 
 @dataclass(eq=False)
@@ -39,7 +38,7 @@ class Client:
     """A model behind an OpenAI-compatible endpoint.
 
     Attributes:
-        model: the model's name at the server.
+        name: the model's name at the server.
         base_url: address of the API, usually ending in /v1.
         decoding: how replies are decoded.
         cache: keeps the replies; None keeps them for the client's lifetime only.
@@ -51,7 +50,7 @@ class Client:
         usage: counts of everything asked so far.
     """
 
-    model: str
+    name: str
     base_url: str
     decoding: Decoding = field(default_factory=Decoding)
     cache: ReplyCache | None = None
@@ -76,15 +75,10 @@ class Client:
         if self.cache is None:
             self.cache = ReplyCache(":memory:")
 
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.model
-
     def missing(self, prompts: Iterable[ChatPrompt], version: str) -> int:
         """How many different replies are not in the cache yet: what a run has to ask (and pay) for."""
         assert self.cache is not None
-        keys = {reply_key(self.model, prompt, self.decoding, version) for prompt in prompts}
+        keys = {reply_key(self.name, prompt, self.decoding, version) for prompt in prompts}
         return sum(self.cache.get(key) is None for key in keys)
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
@@ -94,12 +88,7 @@ class Client:
     async def acomplete(
         self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None
     ) -> list[Reply]:
-        """One reply per prompt, in the prompts' order: from the cache, else from the server.
-
-        Args:
-            prompts: prompts to ask; equal ones are asked once.
-            version: version of the instruction; part of the cache's key.
-            on_reply: callback called for each reply as it arrives.
+        """One reply per prompt, in the prompts' order: from the cache, else from the server; see `chat.TextModel`.
 
         Raises:
             UserError: the server refuses the key or the model (401, 402, 403, 404), a parameter, or many prompts in a
@@ -107,7 +96,7 @@ class Client:
                 cache.
         """
         assert self.cache is not None
-        replies = Replies(prompts, self.cache, self.model, self.decoding, version, on_reply)
+        replies = Replies(prompts, self.cache, self.name, self.decoding, version, on_reply)
         self.usage.cached += replies.n_cached
         self.usage.cached_prompt_tokens += sum(reply.prompt_tokens for reply in replies.cached)
         self.usage.cached_completion_tokens += sum(reply.completion_tokens for reply in replies.cached)
@@ -206,15 +195,17 @@ class _Run:
         try:
             raw = await asyncio.wait_for(self.create(**self._body(prompt, structured)), client.timeout)
         except (APIError, TimeoutError) as error:
-            return classify_error(error, client.model, client.base_url, client.key_variable, self._hide)
+            return classify_error(error, client.name, client.base_url, client.key_variable, self._hide)
         found, prompt_tokens, completion_tokens = read_reply(self._hide(raw.text), monotonic() - begin, structured)
         client.usage.prompt_tokens += prompt_tokens
         client.usage.completion_tokens += completion_tokens
-        return found if isinstance(found, RequestError) else found.with_text(self._hide(sound_text(str(found.text))))
+        return (
+            found if isinstance(found, RequestError) else replace(found, text=self._hide(sound_text(str(found.text))))
+        )
 
     def _body(self, prompt: ChatPrompt, structured: bool) -> dict[str, Any]:
         decoding = self.client.decoding
-        body: dict[str, Any] = {"model": self.client.model, "messages": list(prompt.messages)}
+        body: dict[str, Any] = {"model": self.client.name, "messages": list(prompt.messages)}
         body |= {name: value for name in _OPENAI_ONLY if (value := getattr(decoding, name)) is not None}
         body[self.client._tokens_name] = decoding.max_tokens
         if decoding.repetition_penalty is not None:
@@ -247,11 +238,11 @@ class _Run:
 
     def _halt(self, message: str) -> None:
         if self.stop is None:
-            self.stop = UserError(f"{self.client.model} at {self.client.base_url}: {message} (replies so far are kept)")
+            self.stop = UserError(f"{self.client.name} at {self.client.base_url}: {message} (replies so far are kept)")
             self.stopping.set()
 
     def _hide(self, text: str) -> str:
-        return text.replace(self.key, _HIDDEN) if self.key else text
+        return text.replace(self.key, "[key]") if self.key else text
 
 
 def _read_key(variable: str, base_url: str) -> str:

@@ -50,19 +50,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server and how it is asked.
+    """An OpenAI-compatible server and how it is asked; see `Client`, `Decoding` and `Retries`.
 
-    Attributes:
-        base_url: address of the API, usually ending in /v1.
-        key_variable: environment variable with the service's key; read when something is asked, kept nowhere.
-        concurrency: requests in flight at once.
-        timeout: seconds for one whole reply.
-        attempts: requests until a job counts as failed; None takes each prompt's own number.
-        first_wait: seconds before the second attempt; the reference of MME-Emotion waits 2.
-        max_tokens: longest reply.
-        temperature: sampling temperature of the replies; 0 takes the most likely token.
-        seed: random seed for sampling; None leaves it to the server, so that repetitions can differ.
-        prices: prices of tokens; None if unknown.
+    The reference of MME-Emotion waits 2 s before the second attempt. Without a seed, repetitions can differ.
     """
 
     base_url: str
@@ -146,16 +136,7 @@ def run(
     read: Callable[[Reply], Row],
     watch: Watch | None = None,
 ) -> Tally:
-    """Ask every job without a valid row, and write a row for each.
-
-    Args:
-        stage: display name of the stage.
-        jobs: all its jobs.
-        client: asks the model.
-        version: version of the instruction; part of the cache's key.
-        ledger: holds the rows.
-        read: gives the fields of a row that depend on the reply.
-        watch: callback called with the progress.
+    """Ask every job of a stage without a valid row; write a row for each, with the fields that `read` gives.
 
     Raises:
         UserError: asking further is pointless (see `chat.TextModel.complete`); rows written so far stay.

@@ -28,12 +28,8 @@ def read_rows(path: Path | str) -> list[Row]:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if path.suffix == ".json" or content.lstrip().startswith(b"["):
-        return _array(path, content)
-    return list(read_lines(path, object_of))
-
-
-def _array(path: Path, content: bytes) -> list[Row]:
+    if path.suffix != ".json" and not content.lstrip().startswith(b"["):
+        return list(read_lines(path, object_of))
     try:
         rows = json.loads(content)
     except (ValueError, RecursionError) as error:

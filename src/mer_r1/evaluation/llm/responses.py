@@ -72,11 +72,6 @@ class RequestError:
 def read_reply(text: str, seconds: float, structured: bool) -> tuple[Reply | RequestError, int, int]:
     """The reply in the body of a successful response, or what is wrong with it.
 
-    Args:
-        text: the body.
-        seconds: wall time of the request; goes into the reply.
-        structured: whether a schema was asked for; goes into the reply.
-
     Returns:
         The reply (its text is not blank) or the error; tokens read; tokens written.
     """
@@ -106,12 +101,7 @@ def classify_error(
 ) -> RequestError:
     """What an exception of the `openai` package, or a time-out, means for this request and the others.
 
-    Args:
-        error: the exception.
-        model: the model's name, for the message that it is not found.
-        base_url: the server's address, likewise.
-        key_variable: environment variable of the key, for the message that it is not accepted.
-        hide: blanks out secrets in a text before it is shortened.
+    The other arguments are for the message; `hide` blanks out secrets in a text before it is shortened.
     """
     import openai
 

@@ -5,7 +5,7 @@ without a group gets a panel of its own, further down the page.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,7 @@ MAX_OTHER_PANELS = 36
 PANELS: tuple[tuple[str, str, str], ...] = (
     ("Reward", "all objectives together", r"reward"),
     ("Objectives", "mean reward of each", r"rewards/(\w+?)(?:_reward)?/mean"),
-    (
-        "Confidence, correct",
-        "in categories of the gold words",
-        r"(?:confidence|calibration)/(slow|fast)_correct",
-    ),
+    ("Confidence, correct", "in categories of the gold words", r"(?:confidence|calibration)/(slow|fast)_correct"),
     ("Confidence, incorrect", "in all other categories", r"(?:confidence|calibration)/(slow|fast)_incorrect"),
     ("Calibration terms", "Δ+ correct, Δ− incorrect, in nats", r"calibration/delta_(\w+)"),
     ("Spread in a group", "standard deviation by objective", r"(?:spread|advantages)/(\w+?)(?:_std|_spread)?"),
@@ -83,49 +79,35 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> tuple[list[Panel], list[Panel]]:
-    """The panels of a log: the known groups, and all other logged values.
-
-    Args:
-        rows: log lines, each with "step".
+    """The panels of a log, whose lines have a "step" each: the known groups, and all other logged values.
 
     Returns:
         Main panels in the order of `PANELS`, then the others in alphabetical order, at most `MAX_OTHER_PANELS`.
     """
-    series = _series(rows)
+    series: dict[str, list[Point]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if not _NOT_CURVES.fullmatch(key) and _is_number(value):
+                series.setdefault(key, []).append((float(row["step"]), float(value)))
     main = []
     for title, meaning, pattern in PANELS:
         claimed = {key: found for key in series if (found := re.fullmatch(pattern, key))}
-        named = {_line_name(key, found): series.pop(key) for key, found in claimed.items()}
+        named = {
+            next(filter(None, found.groups()), _LINE_NAMES.get(key, key)): series.pop(key)
+            for key, found in claimed.items()
+        }
         if named:
             main.append(_panel(title, meaning, named))
     rest = sorted(series)[:MAX_OTHER_PANELS]
     return main, [_panel(key, "", {key: series[key]}) for key in rest]
 
 
-def _series(rows: Iterable[dict[str, Any]]) -> dict[str, list[Point]]:
-    found: dict[str, list[Point]] = {}
-    for row in rows:
-        for key, value in row.items():
-            if not _NOT_CURVES.fullmatch(key) and _is_number(value):
-                found.setdefault(key, []).append((float(row["step"]), float(value)))
-    return found
-
-
-def _line_name(key: str, found: re.Match[str]) -> str:
-    groups = [group for group in found.groups() if group]
-    return groups[0] if groups else _LINE_NAMES.get(key, key)
-
-
 def _panel(title: str, meaning: str, named: dict[str, list[Point]]) -> Panel:
-    styles = _styles(list(named))
+    # Slow and fast keep their colours everywhere, other lines take neutral ones in turn.
+    others = [name for name in named if name not in ("slow", "fast")]
+    styles = {name: name if name not in others else f"other{others.index(name) % 5}" for name in named}
     legend = tuple(styles.items()) if len(named) > 1 else ()
     return Panel(title, meaning, lines(named, title, styles), legend)
-
-
-def _styles(names: Sequence[str]) -> dict[str, str]:
-    """Class of each line: slow and fast keep their colours everywhere, other lines take neutral ones in turn."""
-    others = [name for name in names if name not in ("slow", "fast")]
-    return {name: name if name not in others else f"other{others.index(name) % 5}" for name in names}
 
 
 def _is_number(value: object) -> bool:

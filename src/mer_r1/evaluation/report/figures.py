@@ -42,7 +42,13 @@ def precision_recall(results: Sequence[Result]) -> Markup:
     parts = [axes(frame, "Recall", "Precision"), *_iso_f1(frame)]
     arrows: list[tuple[Point, Point]] = []
     for mode in dict.fromkeys(result.mode for result in known):
-        arrows += _draw_mode(frame, [result for result in known if result.mode == mode], parts)
+        track = [result for result in known if result.mode == mode]
+        spots = [_spot(frame, result) for result in track]
+        steps = list(pairwise(spots))
+        parts += [_arrow(start, end, mode) for start, end in steps]
+        parts += [_cross(frame, result) for result in track]
+        parts += [marker(*spot, mode) for spot in spots]
+        arrows += steps
     parts += _point_labels(frame, known, arrows)
     text = "; ".join(
         f"{r.stage} {r.mode}: precision {r.precision['mean']:.3f}, recall {r.recall['mean']:.3f}" for r in known
@@ -50,24 +56,11 @@ def precision_recall(results: Sequence[Result]) -> Markup:
     return svg(width, height, parts, f"Precision over recall. {text}", "chart")
 
 
-def _draw_mode(frame: Frame, track: Sequence[Result], parts: list[Markup]) -> list[tuple[Point, Point]]:
-    """Add the arrows, bars and markers of one mode to `parts`; returns the ends of the arrows."""
-    mode = track[0].mode
-    spots = [_spot(frame, result) for result in track]
-    arrows = list(pairwise(spots))
-    parts += [_arrow(start, end, mode) for start, end in arrows]
-    parts += [_cross(frame, result) for result in track]
-    parts += [marker(*spot, mode) for spot in spots]
-    return arrows
-
-
 def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str, str]) -> Markup:
     """One small learning-curve panel: faint raw values and their running mean over about a sixth of the points.
 
-    Args:
-        series: name -> (step, value) points; values that are not finite are left out.
-        title: what the panel shows, for screen readers.
-        styles: name -> class of the line.
+    `series` maps a name to (step, value) points; values that are not finite are left out. `styles` maps it to the class
+    of its line.
     """
     finite = {name: sorted(point for point in points if math.isfinite(point[1])) for name, points in series.items()}
     cleaned = {name: points for name, points in finite.items() if points}
@@ -122,12 +115,7 @@ def dots(rows: Sequence[tuple[str, Mapping[str, Interval]]], title: str) -> Mark
 def interval_bar(interval: Interval, low: float, high: float, style: str, zero: bool = False) -> Markup:
     """A mean with its interval as a strip for a table cell; `zero` draws the line of no difference.
 
-    Args:
-        interval: mean and interval; nothing is drawn without a mean.
-        low: left end of the scale shared by the table's rows.
-        high: right end.
-        style: class of bar and marker, "slow", "fast" or "both".
-        zero: whether to draw the line at 0.
+    Nothing is drawn without a mean. `low` and `high` are the ends of the scale that the table's rows share.
     """
     if interval["mean"] is None:
         return Markup("")
@@ -152,8 +140,7 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
     sums = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
     index = np.arange(len(values))
     first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    means = (sums[last] - sums[first]) / (last - first)
-    return [float(mean) for mean in means]
+    return list(((sums[last] - sums[first]) / (last - first)).tolist())
 
 
 def _is_steady(values: Sequence[float]) -> bool:

@@ -26,7 +26,6 @@ from mer_r1.evaluation.report.run_folder import Stage, read_clips, read_part, re
 from mer_r1.evaluation.summary import Difference, compare
 
 REPORT_FILE = "report.html"
-_MODES = tuple(mode.value for mode in ThinkingMode)
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,6 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     Args:
         run_dir: folder with `run.json` and what it names; every part may be missing.
         out: file to write; `report.html` in the run folder if None.
-
-    Returns:
-        The page.
 
     Raises:
         UserError: `run_dir` is not a folder, or the page cannot be written.
@@ -82,6 +78,11 @@ def contents(run_dir: Path) -> dict[str, Any]:
     clips, clips_problem = read_clips(run_dir, run)
     differences = stage_differences(judged, seed_of(run))
     senses, senses_problems = _senses(run_dir, run, judged)
+    results = [
+        figures.Result(stage.title, mode, row["precision"], row["recall"])
+        for stage in judged
+        for mode, row in _modes(stage).items()
+    ]
     title = run.get("title")
     return {
         "title": title if isinstance(title, str) and title.strip() else run_dir.resolve().name,
@@ -96,7 +97,7 @@ def contents(run_dir: Path) -> dict[str, Any]:
         "senses": senses,
         "senses_scale": _scale([row.difference["f1"] for row in senses], zero=True),
         "senses_problems": senses_problems,
-        "picture": figures.precision_recall(_results(judged)),
+        "picture": figures.precision_recall(results),
         "confidence": _confidence(judged),
         "cards": _cards(judged, clips, taxonomy),
         "clips_problem": clips_problem,
@@ -109,12 +110,12 @@ def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
     """Paired differences: each stage minus the one before in each mode, then slow minus fast at every stage."""
     rows = []
     for before, after in pairwise(stages):
-        for mode in _MODES:
+        for mode in ThinkingMode:
             difference = compare(after.records, before.records, mode, seed=seed)
             if difference["n"]:
                 rows.append(Compared(f"{after.title} {mode} − {before.title} {mode}", mode, difference))
     for stage in stages:
-        for difference in (stage.summary or {"differences": {}})["differences"].values():
+        for difference in stage.summary["differences"].values() if stage.summary else ():
             rows.append(Compared(f"{stage.title} slow − {stage.title} fast", "both", difference))
     return rows
 
@@ -148,7 +149,7 @@ def _senses(run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage]) -> t
     rows, problems = [], []
     for name, path in conditions.items():
         records, problem = read_part(run_dir, path, f"records of “{name}”")
-        compared = [(mode, compare(judged[-1].records, records, mode, seed=seed_of(run))) for mode in _MODES]
+        compared = [(mode, compare(judged[-1].records, records, mode, seed=seed_of(run))) for mode in ThinkingMode]
         found = [Compared(name, mode, difference) for mode, difference in compared if difference["n"]]
         rows += found
         if problem or not found:
@@ -178,20 +179,10 @@ def _gain(differences: Sequence[Compared], judged: Sequence[Stage]) -> Compared 
     return next((row for row in differences if row.name == wanted), None)
 
 
-def _results(judged: Sequence[Stage]) -> list[figures.Result]:
-    return [
-        figures.Result(stage.title, mode, row["precision"], row["recall"])
-        for stage in judged
-        for mode, row in _modes(stage).items()
-    ]
-
-
 def _confidence(judged: Sequence[Stage]) -> list[tuple[str, str, Markup]]:
     panels = []
-    for side, meaning in (
-        ("correct", "named by the gold words; higher is better"),
-        ("incorrect", "not named; lower is better"),
-    ):
+    meanings = {"correct": "named by the gold words; higher is better", "incorrect": "not named; lower is better"}
+    for side, meaning in meanings.items():
         rows = [(s.title, {mode: row[f"confidence_{side}"] for mode, row in _modes(s).items()}) for s in judged]
         drawing = figures.dots(rows, f"Confidence in {side} categories")
         if drawing:

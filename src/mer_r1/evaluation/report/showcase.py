@@ -75,11 +75,10 @@ class Card:
 def pick(records: Iterable[Record], count: int = 4) -> tuple[list[Record], list[Record]]:
     """The best and the worst slow records, up to `count` each; no clip is in both."""
     scored = [(r.scores["f1"], r) for r in records if r.mode == ThinkingMode.SLOW and r.scores and r.error is None]
-    best_first = [record for _, record in sorted(scored, key=lambda pair: (-pair[0], pair[1].id))]
-    best = best_first[: min(count, math.ceil(len(best_first) / 2))]
-    worst_first = [record for _, record in sorted(scored, key=lambda pair: (pair[0], pair[1].id))]
-    chosen = {record.id for record in best}
-    return best, [record for record in worst_first if record.id not in chosen][:count]
+    best = sorted(scored, key=lambda pair: (-pair[0], pair[1].id))[: min(count, math.ceil(len(scored) / 2))]
+    chosen = {record.id for _, record in best}
+    worst_first = sorted(scored, key=lambda pair: (pair[0], pair[1].id))
+    return [record for _, record in best], [record for _, record in worst_first if record.id not in chosen][:count]
 
 
 def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: Clip | None, taxonomy: Taxonomy) -> Card:
@@ -120,7 +119,10 @@ def _media_of(clip: Clip | None) -> tuple[Media, list[str]]:
     try:
         media = read_media(clip.video, clip.audio, _LIMITS)
     except UserError as error:
-        return Media(), [f"No video or audio: {_without_folder(str(error), clip)}"]
+        text = str(error)
+        for path in filter(None, (clip.video, clip.audio)):
+            text = text.replace(str(path), path.name)  # without its folder, since the page may be shared
+        return Media(), [f"No video or audio: {text}"]
     return media, list(media.notes)
 
 
@@ -138,13 +140,6 @@ def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> lis
         verdict = "hit" if right == len(placed) else "part" if right else "miss"
         chips.append(Chip(word, verdict, f"right on {right} of {len(placed)} wheels"))
     return chips
-
-
-def _without_folder(text: str, clip: Clip | None) -> str:
-    """A message without the folder of the clip's files, since the page may be shared."""
-    for path in (clip.video, clip.audio) if clip else ():
-        text = text.replace(str(path), path.name) if path else text
-    return text
 
 
 def _pictures(media: Media) -> list[tuple[str, float]]:
