@@ -15,7 +15,7 @@ from mer_r1 import cli
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-ON_A_CPU = "use_cpu=true bf16=false max_steps=1 decode_workers=0 report_to=none save_strategy=no logging_steps=1 "
+ON_A_CPU = "use_cpu=true bf16=false max_steps=1 workers=0 report_to=none save_strategy=no logging_steps=1 "
 ADDED = {
     "sft": f"{ON_A_CPU} model=runs/demo/sft/model",
     "rl": f"{ON_A_CPU} max_completion_length=24",

@@ -56,9 +56,9 @@ CHANNELS = {"audio": ("audio", "mel_frames"), "video": ("video", "video_grid_thw
 def predict(
     omni: "Omni",
     clips: Sequence[Clip],
-    modes: Sequence[ThinkingMode],
-    taxonomy: Taxonomy,
-    sampling: "Sampling",
+    modes: Sequence[ThinkingMode] = tuple(ThinkingMode),
+    taxonomy: Taxonomy | None = None,
+    sampling: "Sampling | None" = None,
     batch_size: int = 16,
     tensors: Tensors | None = None,
     name: str = "",
@@ -71,16 +71,18 @@ def predict(
         omni: the model.
         clips: clips to ask about.
         modes: slow, fast, or both.
-        taxonomy: wheels for categories, confidences and scores.
-        sampling: length, temperature (0: greedy), seed.
+        taxonomy: wheels for categories, confidences and scores; None takes the built-in ones.
+        sampling: length, temperature (0: greedy), seed; None decodes greedily.
         batch_size: clips sampled together.
         tensors: source of the tower outputs; None computes them on the spot.
         name: the model's name in the records.
         ask: the question about each clip; None takes the model's own emotion question.
         categories: result of `anchors.category_tokens`, for repeated calls; None computes it here.
     """
+    from mer_r1.model.generation import Sampling
     from mer_r1.rl.anchors import category_tokens
 
+    taxonomy, sampling = taxonomy or load_wheels(), sampling or Sampling(max_new_tokens=512, temperature=0)
     categories = categories or category_tokens(taxonomy, omni.tokenizer)
     get = tensors or (lambda clip: encode_clip(omni, clip))
     source = provenance(name, sampling.seed, versions())
