@@ -125,8 +125,8 @@ def score(
 ) -> dict[str, Any]:
     """Official and audited scores, written to `scores.json` and, as a table, to `scores.md`.
 
-    `rows` is name -> mode -> rows of `read_labels`, `model` the name in the table, which may have the `published` rows,
-    too; the report notes `sentiment`, the source of the sentiments.
+    `rows` is set -> mode -> rows of `read_labels`. The report notes `sentiment`, the source of the sentiments; the
+    table names the `model` and, with `published`, has the published rows, too.
 
     Returns:
         The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: per set and mode the counts
