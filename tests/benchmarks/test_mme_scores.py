@@ -460,7 +460,7 @@ def test_agreement_needs_shared_items():
 
 
 def labelled(response, gold, task="ER-Lab", candidates=None):
-    return LabelItem(task, "v", "slow", response, gold, candidates)
+    return LabelItem(task, response, gold, candidates)
 
 
 SIX = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")

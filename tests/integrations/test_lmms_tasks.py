@@ -259,8 +259,8 @@ def test_label_match_is_that_of_the_benchmark_module(tmp_path, monkeypatch):
     # One of two, none of one, two of two.
     assert [item["label_match"]["score"] for item in found] == [0.5, 0.0, 1.0]
     items = [
-        scores.LabelItem("ML-ER", str(i), "given", text, gold)
-        for i, gold in enumerate([("happiness", "surprise"), ("sadness",), ("happiness", "pride")])
+        scores.LabelItem("ML-ER", text, gold)
+        for gold in [("happiness", "surprise"), ("sadness",), ("happiness", "pride")]
     ]
     expected = label_report(items, builtin())["tasks"]["ML-ER"]
     for metric, name in (("label_match", "recognition"), ("any_hit", "any_hit")):

@@ -32,16 +32,8 @@ def collect(
 ) -> Tally:
     """Ask about every clip that has no answer yet in some mode.
 
-    Args:
-        model: answers the questions.
-        sets: name -> its clips.
-        modes: slow, fast or both.
-        out: folder of the evaluation.
-        watch: callback called with the progress, before each set and after each answer.
-        partly: ask about a clip with unreadable files by the readable ones and its subtitle; its record says so.
-
-    Returns:
-        The progress made.
+    With `partly`, a clip with unreadable files is asked about by the readable ones and its subtitle; its record says
+    so. `watch` is called with the progress, before each set and after each answer.
 
     Raises:
         UserError: asking is pointless, or a file of records is damaged; answers so far are kept.

@@ -32,7 +32,6 @@ class Gold:
     """Gold of one data set.
 
     Attributes:
-        entry: the set.
         values: clip name -> list of labels, label string, or sentiment value; in the order of the file.
         notes: remarks for readers of the scores.
     """
@@ -44,9 +43,6 @@ class Gold:
 
 def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
     """Gold from manifests and JSON files, or from folders that hold them under the names of their sets.
-
-    Args:
-        paths: files, or folders with `NAME.jsonl`, `NAME.json` or `*/NAME.jsonl`.
 
     Returns:
         Canonical name -> gold, in the published order.
@@ -72,12 +68,8 @@ def _files(paths: Iterable[Path | str]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        inside = [
-            file
-            for name in SETS
-            for pattern in (f"{name}.jsonl", f"{name}.json", f"*/{name}.jsonl")
-            for file in sorted(path.glob(pattern))
-        ]
+        patterns = ("{}.jsonl", "{}.json", "*/{}.jsonl")
+        inside = [file for name in SETS for pattern in patterns for file in sorted(path.glob(pattern.format(name)))]
         if not inside:
             raise UserError(f"{printable(path)}: no gold in it, expected manifests such as {', '.join(SETS)}.jsonl")
         yield from inside
@@ -129,13 +121,15 @@ def _entry_of(clip: Clip, where: str) -> BenchmarkSet:
 
 
 def _value_of(clip: Clip, entry: BenchmarkSet, where: str) -> Any:
-    value = clip.meta.get("sentiment") if entry.kind == "sentiment" else clip.labels and list(clip.labels)
-    _require_gold(value, entry, f"{where}: {'meta.sentiment' if entry.kind == 'sentiment' else 'labels'}")
+    if entry.kind == "sentiment":
+        field, value = "meta.sentiment", clip.meta.get("sentiment")
+    else:
+        field, value = "labels", clip.labels and list(clip.labels)
+    _require_gold(value, entry, f"{where}: {field}")
     return value
 
 
 def _require_gold(value: Any, entry: BenchmarkSet, where: str) -> None:
-    """Refuse gold that does not fit this kind of set."""
     if entry.kind == "sentiment":
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UserError(f"{where}: got {value!r:.40}, expected a number (above 0 is positive)")
@@ -192,10 +186,6 @@ def find_manifests(
 
 def scored_clips(manifest: Path, *, allow_absolute: bool = False) -> list[Clip]:
     """The clips of a manifest that are scored.
-
-    Args:
-        manifest: manifest of `mer-r1 prepare`.
-        allow_absolute: whether media paths may be absolute.
 
     Raises:
         UserError: it cannot be read.

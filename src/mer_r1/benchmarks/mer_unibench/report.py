@@ -17,7 +17,7 @@ from mer_r1.benchmarks.mer_unibench.predictions import MODES, Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit import Side
 from mer_r1.benchmarks.mer_unibench.scores.official import best_checkpoint, official_score
 from mer_r1.benchmarks.mer_unibench.scores.tally import resampled
-from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, nine_way_mean
+from mer_r1.benchmarks.mer_unibench.sets import HEADLINES, NINE, SETS, nine_way_mean
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -34,7 +34,6 @@ class Scoring:
     """Settings of the scoring.
 
     Attributes:
-        taxonomy: wheels and words.
         official: whether to give the official numbers.
         audited: whether to give the audited ones.
         seed: random seed of the bootstrap.
@@ -49,12 +48,9 @@ class Scoring:
 
 
 def score_benchmark(golds: Mapping[str, Gold], predictions: Mapping[str, Checkpoints], how: Scoring) -> dict[str, Any]:
-    """The whole report, as JSON values in which NaN may stand.
+    """The whole report, as JSON values in which NaN may stand, of gold and predictions by canonical name.
 
-    Args:
-        golds: canonical name -> gold.
-        predictions: canonical name -> predictions; sets without gold or predictions are listed as missing.
-        how: settings of the scoring.
+    Sets without gold or predictions are listed as missing.
 
     Returns:
         `sets` (each with `modes`, their `official` and `audited` parts, and the `difference` of slow and fast) and
@@ -99,7 +95,7 @@ def _score_set(gold: Gold, checkpoints: Checkpoints, how: Scoring) -> tuple[dict
     report = {
         "title": gold.entry.title,
         "kind": gold.entry.kind,
-        "headline": gold.entry.headline,
+        "headline": HEADLINES[gold.entry.kind],
         "n_gold": len(gold.values),
         "n_expected": gold.entry.clips,
         "notes": list(gold.notes),
@@ -158,16 +154,17 @@ def _mean_of_nine(sets: Mapping[str, Any], mode: str, kind: str) -> tuple[float,
     """The mean, NaN where a set has no number; and the names of such sets."""
     mains = {}
     for name in NINE:
-        value = _main(sets[name], mode, kind) if name in sets else None
+        value = figure(sets[name], mode, kind).get("mean") if name in sets else None
         if value is not None:
             mains[name] = value
     without = [name for name in NINE if name not in mains]
     return math.nan if without else nine_way_mean(mains), without
 
 
-def _main(entry: Mapping[str, Any], mode: str, kind: str) -> Any:
-    """The main number of a set in one mode, or the difference of both modes; None where there is none."""
+def figure(entry: Mapping[str, Any], mode: str, kind: str) -> Mapping[str, Any]:
+    """The main number of a set in one mode, or the difference: `mean`, and `low` and `high`; each where it is known."""
     if mode == SLOW_MINUS_FAST:
-        return entry["differences"].get(mode, {}).get("mean")
+        found: Mapping[str, Any] = entry["differences"].get(mode, {})
+        return found
     part = entry["modes"].get(mode, {}).get(kind, {})
-    return part.get("main") if kind == "official" else part.get("score", {}).get("mean")
+    return {"mean": part.get("main")} if kind == "official" else part.get("score", {})

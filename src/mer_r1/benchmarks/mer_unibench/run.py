@@ -99,14 +99,6 @@ def read_labels(
 ) -> dict[str, list[Row]]:
     """Labels of a set's answers, and sentiments where the set asks for them, written to `labels.jsonl`.
 
-    Args:
-        name: name of the set.
-        clips: its clips.
-        modes: modes of the answers.
-        out: folder of the evaluation.
-        reader: how labels are read.
-        on_reply: callback called for each reply of the language model.
-
     Returns:
         Mode -> rows, in the clips' order; a row without labels, or without its sentiment, has an `error`.
 
@@ -133,14 +125,8 @@ def score(
 ) -> dict[str, Any]:
     """Official and audited scores, written to `scores.json` and, as a table, to `scores.md`.
 
-    Args:
-        golds: name -> gold.
-        rows: name -> mode -> rows of `read_labels`.
-        out: folder of the evaluation.
-        how: see `report.Scoring`.
-        model: the model's name in the table.
-        sentiment: source of the sentiments; noted in the report.
-        published: whether the table has the published rows, too.
+    `rows` is set -> mode -> rows of `read_labels`. The report notes `sentiment`, the source of the sentiments; the
+    table names the `model` and, with `published`, has the published rows, too.
 
     Returns:
         The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: per set and mode the counts

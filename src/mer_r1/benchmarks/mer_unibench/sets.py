@@ -27,7 +27,6 @@ class BenchmarkSet:
     Attributes:
         name: the canonical name, as manifests carry it in `meta.dataset`.
         title: the name in tables.
-        kind: kind of its gold.
         clips: number of test clips.
         reference: name in the reference's code and folders.
     """
@@ -37,11 +36,6 @@ class BenchmarkSet:
     kind: Kind
     clips: int
     reference: str
-
-    @property
-    def headline(self) -> str:
-        """What the main number is."""
-        return HEADLINES[self.kind]
 
 
 OVMERD = BenchmarkSet("ovmerd", "OV-MERD", "open-set", 332, "OVMERD")

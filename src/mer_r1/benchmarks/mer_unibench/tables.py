@@ -13,7 +13,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any, Literal
 
-from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
+from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, figure
 from mer_r1.benchmarks.mer_unibench.sets import NINE, OVMERD, SETS
 from mer_r1.evaluation.intervals import number_text
 
@@ -35,7 +35,6 @@ class Row:
     """One row.
 
     Attributes:
-        model: its name.
         modalities: inputs of the model, some of A, V, T.
         values: column -> percent.
         bounds: column -> the ends of its 95 % interval, percent.
@@ -117,7 +116,7 @@ def _own_blocks(report: Mapping[str, Any], name: str) -> Iterator[list[Row]]:
 
 
 def _own_row(report: Mapping[str, Any], mode: str, kind: str, name: str) -> Row:
-    figures = {key: _figure(report["sets"][key], mode, kind) for key in NINE if key in report["sets"]}
+    figures = {key: figure(report["sets"][key], mode, kind) for key in NINE if key in report["sets"]}
     figures[MEAN] = report["mean"][mode][kind]
     known = {key: entry for key, entry in figures.items() if entry and _is_number(entry.get("mean"))}
     return Row(
@@ -130,15 +129,6 @@ def _own_row(report: Mapping[str, Any], mode: str, kind: str, name: str) -> Row:
         },
         signed=mode == SLOW_MINUS_FAST,
     )
-
-
-def _figure(entry: Mapping[str, Any], mode: str, kind: str) -> Mapping[str, Any]:
-    """The number of one set: `mean`, and `low` and `high` where known."""
-    if mode == SLOW_MINUS_FAST:
-        found: Mapping[str, Any] = entry["differences"].get(mode, {})
-        return found
-    part = entry["modes"].get(mode, {}).get(kind, {})
-    return {"mean": part.get("main")} if kind == "official" else part.get("score", {})
 
 
 def _ovmerd_rows(report: Mapping[str, Any], name: str) -> Iterator[Row]:

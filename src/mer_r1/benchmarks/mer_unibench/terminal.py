@@ -30,14 +30,9 @@ def scores_table(report: Mapping[str, Any]) -> "Table":
             table.add_row(_text(entry["title"]), _text(name), str(gap["n"]), "", _interval(gap, signed=True))
     table.add_section()
     for mode, row in report["mean"].items():
-        official, audited = row.get("official", {}), row.get("audited", {})
-        table.add_row(
-            _text("mean of nine"),
-            _text(mode),
-            "",
-            _percent(official.get("mean")) if official else "",
-            _interval(audited, signed=mode == SLOW_MINUS_FAST) if audited else "",
-        )
+        official = _percent(row["official"]["mean"]) if "official" in row else ""
+        audited = _interval(row["audited"], signed=mode == SLOW_MINUS_FAST) if "audited" in row else ""
+        table.add_row(_text("mean of nine"), _text(mode), "", official, audited)
     return table
 
 
@@ -175,9 +170,7 @@ def _reply_cells(audited: Mapping[str, Any]) -> list[str]:
 def _table(title: str, heads: tuple[str, ...]) -> "Table":
     from rich.table import Table
 
-    table = Table(title=title)
-    table.add_column("set")
-    table.add_column("mode")
+    table = Table("set", "mode", title=title)
     for head in heads:
         table.add_column(head, justify="right")
     return table

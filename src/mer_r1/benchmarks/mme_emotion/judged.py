@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped, task_named
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.ledger import Row, read_rows
 
@@ -28,7 +28,6 @@ class Judged:
     """One item as a judge left it.
 
     Attributes:
-        task: name of its task.
         id: id of its clip; "#3" for the third item of a file without ids.
         gold: gold label, usually a text.
         score: raw reply of the judge, null on failure; may be anything.
@@ -63,8 +62,7 @@ def read_judged(paths: Sequence[Path]) -> list[Judged]:
     found: list[Judged] = []
     source: dict[tuple[str, str], Path] = {}
     for path in task_files(paths):
-        rows = read_rows(path)
-        items = _latest(rows, path) if _is_ours(rows) else _items(rows, path)
+        items = _items(read_rows(path), path)
         for pair in {(item.mode, item.task) for item in items}:
             if pair in source:
                 raise UserError(f"{path}: task {pair[1]} was already read from {source[pair]}, expected it once")
@@ -77,11 +75,7 @@ def read_judged(paths: Sequence[Path]) -> list[Judged]:
 
 
 def first_judgements(items: Iterable[Judged], judge: str | None = None) -> list[Judged]:
-    """The items that are scored: the first repetition of one judge.
-
-    Args:
-        items: items of one or more judges.
-        judge: name of the judge; None takes the first one in the items.
+    """The items that are scored: the first repetition of one judge; None takes the first judge in the items.
 
     Raises:
         UserError: that judge has judged none of them.
@@ -96,9 +90,7 @@ def first_judgements(items: Iterable[Judged], judge: str | None = None) -> list[
 
 def by_mode(items: Iterable[Judged]) -> dict[str, list[Judged]]:
     """Items by mode, slow first."""
-    groups: dict[str, list[Judged]] = {}
-    for item in items:
-        groups.setdefault(item.mode, []).append(item)
+    groups = grouped(items, lambda item: item.mode)
     return {mode: groups[mode] for mode in MODES if mode in groups}
 
 
@@ -141,22 +133,15 @@ def task_of(path: Path) -> str | None:
         return None
 
 
-def _is_ours(rows: Sequence[Row]) -> bool:
-    return bool(rows) and all("task" in row and "mode" in row for row in rows)
-
-
-def _latest(rows: Sequence[Row], path: Path) -> list[Judged]:
-    # Our own records: an item that was judged again after a failure counts once, the last time.
-    items = [_item(row, number, path, row["task"]) for number, row in enumerate(rows, start=1)]
-    latest = {(item.task, item.id, item.mode, item.judge, item.repeat): item for item in items}
-    return list(latest.values())
-
-
 def _items(rows: Sequence[Row], path: Path) -> list[Judged]:
     named = task_of(path)
     if named is None and not all("task" in row for row in rows):
         raise UserError(f"{path}: which task? Expected the name to be one of {', '.join(TASKS)}")
-    return [_item(row, number, path, row.get("task", named)) for number, row in enumerate(rows, start=1)]
+    items = [_item(row, number, path, row.get("task", named)) for number, row in enumerate(rows, start=1)]
+    if not all("task" in row and "mode" in row for row in rows):
+        return items
+    # Our own records: an item that was judged again after a failure counts once, the last time.
+    return list({(item.task, item.id, item.mode, item.judge, item.repeat): item for item in items}.values())
 
 
 def _item(row: Row, number: int, path: Path, task: object) -> Judged:

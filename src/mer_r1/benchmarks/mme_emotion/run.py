@@ -30,7 +30,7 @@ from mer_r1.benchmarks.mme_emotion.judging.stages import (
 from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, label_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
-from mer_r1.benchmarks.mme_emotion.tasks import TASKS, task_named
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped, task_named
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
@@ -95,21 +95,22 @@ def clip_name(clip: Clip) -> str:
 
 def question_of(clip: Clip) -> str:
     """The question to the evaluated model about a clip."""
-    candidates = clip.meta.get("candidates")
-    return model_question(
-        task_named(clip.meta.get("task")),
-        clip.subtitle,
-        clip.meta.get("question"),
-        [str(label) for label in candidates] if candidates else None,
-    )
+    task = task_named(clip.meta.get("task"))
+    return model_question(task, clip.subtitle, clip.meta.get("question"), _candidates(clip))
+
+
+def _candidates(clip: Clip) -> tuple[str, ...] | None:
+    return tuple(map(str, clip.meta.get("candidates") or ())) or None
 
 
 def expected_ids(clips: Iterable[Clip]) -> dict[str, list[str]]:
     """Task -> ids of the clips that a complete evaluation has judged."""
-    found: dict[str, list[str]] = {}
-    for clip in clips:
-        found.setdefault(task_named(clip.meta.get("task")).name, []).append(clip_name(clip))
-    return found
+    groups = grouped(clips, _task_name)
+    return {task: [clip_name(clip) for clip in rows] for task, rows in groups.items()}
+
+
+def _task_name(clip: Clip) -> str:
+    return task_named(clip.meta.get("task")).name
 
 
 def predict_answers(
@@ -122,11 +123,7 @@ def predict_answers(
     device: str | None = None,
     progress: Any = None,
 ) -> Path:
-    """First stage: predict every clip without a record; see `predict.evaluate_model`.
-
-    Returns:
-        The file of records.
-    """
+    """First stage: predict every clip without a record; returns the records' file; see `predict.evaluate_model`."""
     from mer_r1.evaluation.predict import evaluate_model
 
     return evaluate_model(
@@ -164,17 +161,16 @@ def assumed_items(clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> list[
 
 
 def _item(clip: Clip, mode: str, record: Record | None) -> Item:
-    candidates = clip.meta.get("candidates")
     return Item(
-        task=task_named(clip.meta.get("task")).name,
+        task=_task_name(clip),
         id=clip_name(clip),
         mode=mode,
         gold=gold_text(clip),
-        response=None if record is None or record.error is not None else answer_text(record),
-        problem=None if record is None else record.error,
+        response=answer_text(record) if record and record.error is None else None,
+        problem=record.error if record else None,
         video=clip.video,
         audio=clip.audio,
-        candidates=tuple(map(str, candidates)) if candidates else None,
+        candidates=_candidates(clip),
     )
 
 
@@ -193,7 +189,7 @@ def given_items(paths: Sequence[Path], clips: Sequence[Clip]) -> list[Item]:
     Raises:
         UserError: a file names no task, or an item has no id or a repeated one.
     """
-    known = {(task_named(clip.meta.get("task")).name, clip_name(clip)): clip for clip in clips}
+    known = {(_task_name(clip), clip_name(clip)): clip for clip in clips}
     items: dict[tuple[str, str], Item] = {}
     for path in task_files(paths):
         task = task_of(path)
@@ -212,7 +208,6 @@ def _given(row: Row, task: str, known: dict[tuple[str, str], Clip]) -> Item | No
     if not isinstance(name, str) or not name:
         return None
     clip = known.get((task, name))
-    candidates = clip.meta.get("candidates") if clip else None
     response, step = row.get("model_response"), row.get("step")
     gold = row.get("ground_truth")
     return Item(
@@ -225,7 +220,7 @@ def _given(row: Row, task: str, known: dict[tuple[str, str], Clip]) -> Item | No
         step=step if isinstance(step, str) else None,
         video=clip.video if clip else None,
         audio=clip.audio if clip else None,
-        candidates=tuple(map(str, candidates)) if candidates else None,
+        candidates=_candidates(clip) if clip else None,
     )
 
 
@@ -249,16 +244,11 @@ def forecast(items: Sequence[Item], out: Path, extractor: Client, judge: Client,
 def export_reference(out: Path, judge: str) -> list[Path]:
     """Write one judge's items, first repetition, in the reference's form: one JSON array per task."""
     _, judged = ledgers(out)
-    files: dict[tuple[str, str], list[Row]] = {}
-    for row in judged.rows.values():
-        if row["judge"] == judge and row["repeat"] == 0:
-            files.setdefault((row["mode"], row["task"]), []).append(
-                _EXPORTED | {name: row[name] for name in _EXPORTED if name in row}
-            )
+    first = [row for row in judged.rows.values() if row["judge"] == judge and row["repeat"] == 0]
     paths = []
-    for (mode, task), rows in files.items():
+    for (mode, task), rows in grouped(first, lambda row: (row["mode"], row["task"])).items():
         paths.append(out / REFERENCE_FOLDER / mode / f"{task}.json")
-        write_array(paths[-1], rows)
+        write_array(paths[-1], [_EXPORTED | {name: row[name] for name in _EXPORTED if name in row} for row in rows])
     return paths
 
 
@@ -274,19 +264,14 @@ def write_scores(
 def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, seed: int = 0) -> dict[str, Any]:
     """Recognition without a judge, by mode, written to `labels.json`; see `label_match.label_report`."""
     report = {}
-    for mode in dict.fromkeys(item.mode for item in items):
-        rows = [
-            LabelItem(item.task, item.id, mode, item.response or "", _gold(item), item.candidates)
-            for item in items
-            if item.mode == mode
-        ]
+    for mode, group in grouped(items, lambda item: item.mode).items():
+        rows = []
+        for item in group:
+            gold = gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
+            rows.append(LabelItem(item.task, item.response or "", gold, item.candidates))
         report[mode] = label_report(rows, taxonomy, seed)
     _write_json(out / LABELS_FILE, report)
     return report
-
-
-def _gold(item: Item) -> tuple[str, ...]:
-    return gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
 
 
 def _write_json(path: Path, report: dict[str, Any]) -> None:

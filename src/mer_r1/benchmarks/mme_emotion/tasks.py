@@ -4,11 +4,15 @@ All facts follow the public code of the benchmark (FunAudioLLM/MME-Emotion, comm
 scripts of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 from mer_r1.errors import UserError
+
+Key = TypeVar("Key")
+Entry = TypeVar("Entry")
 
 MERGED = MappingProxyType(
     {"angry": "anger", "disgusted": "disgust", "happy": "happiness", "sad": "sadness", "surprised": "surprise"}
@@ -72,6 +76,14 @@ def task_named(name: object) -> Task:
     if found is None:
         raise UserError(f"task: got {name!r:.60}, expected one of {', '.join(TASKS)}")
     return found
+
+
+def grouped(items: Iterable[Entry], key: Callable[[Entry], Key]) -> dict[Key, list[Entry]]:
+    """Items by their key, in the order of their first ones."""
+    groups: dict[Key, list[Entry]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _key(name: str) -> str:

@@ -109,7 +109,7 @@ def mme_results(doc: Document, results: Sequence[str]) -> dict[str, Item]:
     task = TASKS[doc["set"]]
     gold = gold_labels(doc["gold"]) if task.fraction else (doc["gold"],)
     candidates = tuple(doc["candidates"]) if doc["candidates"] else None
-    found, hit, understood = match(LabelItem(task.name, doc["id"], "given", results[0], gold, candidates), wheels())
+    found, hit, understood = match(LabelItem(task.name, results[0], gold, candidates), wheels())
     values = (found, hit, float(not understood))
     about = {name: doc[name] for name in ("set", "id", "gold")}
     return {metric: {**about, "score": value} for metric, value in zip(MME_METRICS, values, strict=True)}

@@ -11,6 +11,7 @@ and punctuation forgiven, and constant replies are scored as baselines.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from mer_r1.benchmarks.mer_unibench.gold import Gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words
-from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, sentiment_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, not_nan, sentiment_tally
 from mer_r1.emotions.sentiment import SENTIMENTS
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
@@ -33,13 +34,7 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Side:
-    """One checkpoint's answers of one mode, and the gold of the set.
-
-    Attributes:
-        gold: gold of the set.
-        answers: the answers.
-        taxonomy: wheels and words.
-    """
+    """One checkpoint's answers of one mode, and the gold of the set."""
 
     gold: Gold
     answers: Answers
@@ -50,13 +45,10 @@ class Side:
         """Clip name -> list of labels or sentiment reply, of the gold's clips with a readable one."""
         found: dict[str, Any] = {}
         for name in self.gold.values:
-            value = self.answers.values.get(name)
-            if name not in self.answers.values:
-                continue
-            try:
-                found[name] = value if self._of_sentiments else parse_labels(value)
-            except UserError:
-                continue
+            if name in self.answers.values:
+                value = self.answers.values[name]
+                with suppress(UserError):
+                    found[name] = value if self._of_sentiments else parse_labels(value)
         return found
 
     @cached_property
@@ -94,14 +86,13 @@ class Side:
         kept = self.tally.only(self.answered)
         names = [name for name in self.gold.values if name in self.values]
         missing = [name for name in self.gold.values if name not in self.values]
-        wrong = interval_of(self.tally.value(), np.array([]), len(self.rows))["mean"]
         if self._of_sentiments:
             body = audit_replies([self.gold.values[name] for name in names], [self.values[name] for name in names])
         else:
             body = audit_words(self._placed(names), seed, resamples)
         return {
             "score": interval_of(kept.value(), samples, int(self.answered.sum())),
-            "score_missing_wrong": wrong,
+            "score_missing_wrong": not_nan(self.tally.value()),
             "n": len(names),
             "n_missing": len(missing),
             "missing": {"reasons": dict(Counter(map(self._reason, missing))), "names": missing[:NAMES_SHOWN]},
@@ -141,11 +132,7 @@ def reply_tally(gold: Sequence[float], replies: Sequence[object]) -> Tally:
 
 
 def audit_replies(gold: Sequence[float], replies: Sequence[object]) -> dict[str, Any]:
-    """What the weighted F1 of a sentiment set hides.
-
-    Args:
-        gold: sentiment values of the clips that have a prediction.
-        replies: their replies.
+    """What the weighted F1 of a sentiment set hides, from the gold values and the replies of its answered clips.
 
     Returns:
         `guards` (replaced errors), `n_gold_neutral` (not scored), `as_negative` (other replies that count as negative,
@@ -153,7 +140,7 @@ def audit_replies(gold: Sequence[float], replies: Sequence[object]) -> dict[str,
         `accuracy_three` (positive, negative, neutral over all clips, forgiving) and `constant` (weighted F1 of a
         constant reply).
     """
-    read = [_read(reply) for reply in replies]
+    read = [read_sentiment(reply)[0] if isinstance(reply, str) else None for reply in replies]
     signs = {1: "positive", -1: "negative", 0: "neutral"}
     classes = [signs[(value > 0) - (value < 0)] for value in gold]
     scored = [reply for value, reply in zip(gold, replies, strict=True) if value != 0]
@@ -167,17 +154,9 @@ def audit_replies(gold: Sequence[float], replies: Sequence[object]) -> dict[str,
             "unreadable": sum(count for reply, count in silent.items() if reply not in SENTIMENTS),
             "replies": dict(silent.most_common(REPLIES_NAMED)),
         },
-        "forgiving": _number(reply_tally(gold, read).value()),
+        "forgiving": not_nan(reply_tally(gold, read).value()),
         "accuracy_three": sum(map(str.__eq__, classes, map(str, read))) / len(gold) if gold else None,
         "constant": {
-            reply: _number(reply_tally(gold, [reply] * len(gold)).value()) for reply in ("positive", "negative")
+            reply: not_nan(reply_tally(gold, [reply] * len(gold)).value()) for reply in ("positive", "negative")
         },
     }
-
-
-def _read(reply: object) -> str | None:
-    return read_sentiment(reply)[0] if isinstance(reply, str) else None
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, word_tally
+from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, not_nan, word_tally
 from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
 from mer_r1.emotions.official_wheels import normalise
@@ -27,12 +27,10 @@ class PlacedClips:
     """Clips with their words placed on the wheels (ring 1).
 
     Attributes:
-        kind: kind of the data set.
         gold: the gold words of each clip.
         predicted: its predicted words.
         gold_sets: per wheel the gold categories of each clip.
         predicted_sets: likewise.
-        taxonomy: the wheels.
     """
 
     kind: Kind
@@ -67,12 +65,7 @@ class PlacedClips:
 
 
 def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]:
-    """What the headline number of a discrete or open-set data set hides.
-
-    Args:
-        clips: clips with a prediction.
-        seed: random seed of the bootstrap.
-        resamples: bootstrap resamples.
+    """What the headline number of a discrete or open-set data set hides, from its clips with a prediction.
 
     Returns:
         `guards` (replaced NaN), `n_without_labels`, `unified` (precision, recall, F1), `labels` and
@@ -177,11 +170,12 @@ def _everything(clips: PlacedClips) -> dict[str, Any]:
     sets = [[clips.taxonomy.categories(words, wheel)] * count for wheel in clips.taxonomy.wheels]
     baseline = replace(clips, predicted=[words] * count, predicted_sets=sets)
     means = mean_scores(baseline.unified())
-    score = baseline.tally.value()
     return {
         "words": len(words),
-        "score": None if score != score else score,
-        **{name: value for name, value in means._asdict().items() if name in ("precision", "recall", "f1")},
+        "score": not_nan(baseline.tally.value()),
+        "precision": means.precision,
+        "recall": means.recall,
+        "f1": means.f1,
         "categories": _categories(baseline)["predicted"],
     }
 

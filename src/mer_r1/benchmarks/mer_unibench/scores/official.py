@@ -104,8 +104,8 @@ def _checkpoint_scores(title: str, kind: Kind, entry: Any, taxonomy: Taxonomy) -
         raise UserError(f"{title}: expected a number, or an object with gold and checkpoints, got {entry!r:.60}")
     scores = {}
     for name, predictions in entry["checkpoints"].items():
-        kinds = ("sentiment",) if kind == "sentiment" else ("openset",)
-        inner = next((predictions[key] for key in kinds if key in predictions), predictions)
+        key = "sentiment" if kind == "sentiment" else "openset"
+        inner = predictions[key] if key in predictions else predictions  # noqa: SIM401 - may be no dictionary
         try:
             scores[name] = official_score(kind, entry["gold"], inner, taxonomy)
         except UserError as error:

@@ -10,6 +10,7 @@ Two guards keep a number where the reference has NaN: a wheel on which no gold w
 wheels, and F is 0 where precision and recall are both 0.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Tally:
 
 
 def word_tally(kind: Kind, gold: Sequence[Sets], predicted: Sequence[Sets]) -> Tally:
-    """The tally of a discrete or an open-set data set .
+    """The tally of a discrete or an open-set data set.
 
     Args:
         kind: "discrete": hit rate; "open-set": mean F.
@@ -81,11 +82,6 @@ def resampled(tally: Tally, seed: Sequence[int], resamples: int) -> Array:
     """The headline number of `resamples` draws of clips with replacement, (resamples,).
 
     Tallies of equally many clips draw the same clips with the same seed, which makes differences paired.
-
-    Args:
-        tally: per-clip counts.
-        seed: random seed.
-        resamples: number of draws.
     """
     n = len(tally.rows)
     if n == 0:
@@ -98,16 +94,20 @@ def resampled(tally: Tally, seed: Sequence[int], resamples: int) -> Array:
     return np.concatenate(values)
 
 
-def _divided(top: Array, bottom: Array) -> Array:
-    """Quotients, 0 where `bottom` is 0."""
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+def not_nan(value: float) -> float | None:
+    """None in place of NaN."""
+    return None if math.isnan(value) else value
+
+
+def _divided(top: Array, bottom: Array, otherwise: float = 0.0) -> Array:
+    """Quotients; `otherwise` where `bottom` is 0."""
+    return np.divide(top, bottom, out=np.full_like(top, otherwise), where=bottom > 0)
 
 
 def _over_wheels(per_wheel: Array, scored: Array) -> Array:
     """Mean over the wheels that scored any clip; NaN where none did."""
-    wheels = (scored > 0).sum(axis=-1)
     total = np.where(scored > 0, per_wheel, 0.0).sum(axis=-1)
-    return np.divide(total, wheels, out=np.full_like(total, np.nan), where=wheels > 0)
+    return _divided(total, (scored > 0).sum(axis=-1), np.nan)
 
 
 def _mean_hits(sums: Array) -> Array:
@@ -127,5 +127,4 @@ def _waf(sums: Array) -> Array:
     weighted = np.zeros_like(positives)
     for n_gold, both, wrong in ((positives, true_positive, false_positive), (negatives, true_negative, false_negative)):
         weighted = weighted + n_gold * _divided(2 * both, n_gold + both + wrong)
-    total = positives + negatives
-    return np.divide(weighted, total, out=np.full_like(total, np.nan), where=total > 0)
+    return _divided(weighted, positives + negatives, np.nan)

@@ -5,6 +5,7 @@ one frame per second of the first ten seconds. It reads with OpenCV; here PyAV d
 opened as safely as everywhere else (`container`).
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +23,11 @@ _COVER = 1024  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _MAX_SECONDS = 60.0
 
 
-def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None = None) -> list[bytes]:
-    """Frames 0, k, 2k, ... of a video as JPEG files, k = its frame rate rounded down.
+def judge_frames(video: Path, max_side: int | None = None) -> list[bytes]:
+    """The first `MAX_FRAMES` of the frames 0, k, 2k, ... of a video as JPEG files, k = its frame rate rounded down.
 
     Args:
         video: a local file.
-        max_frames: number of frames, at most.
         max_side: longest side in pixels; larger frames are scaled down. None keeps the size, as the reference does.
 
     Raises:
@@ -44,7 +44,7 @@ def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None
         if every < 1:
             raise UserError(f"{float(stream.average_rate or 0):.3g} frames per second, expected at least 1")
         stream.codec_context.options = {"max_pixels": decoder_bound(limits.max_pixels)}
-        chosen = itertools.islice(_decoded(container, stream), 0, (max_frames - 1) * every + 1, every)
+        chosen = itertools.islice(_decoded(container, stream), 0, (MAX_FRAMES - 1) * every + 1, every)
         frames = [_jpeg(frame, limits.max_pixels, max_side) for frame in chosen]
     if not frames:
         raise UserError(f"{printable(video)}: no frame of it can be decoded")
@@ -52,14 +52,8 @@ def judge_frames(video: Path, max_frames: int = MAX_FRAMES, max_side: int | None
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    frames = container.decode(stream)
-    while True:
-        try:
-            yield next(frames)
-        except StopIteration:
-            return
-        except DECODING_ERRORS:  # the frames before the damage are used
-            return
+    with contextlib.suppress(*DECODING_ERRORS):  # the frames before the damage are used
+        yield from container.decode(stream)
 
 
 def _jpeg(frame: Any, max_pixels: int, max_side: int | None) -> bytes:

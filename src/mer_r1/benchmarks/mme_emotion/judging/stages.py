@@ -33,14 +33,12 @@ class Item:
     """One answer on its way through the stages.
 
     Attributes:
-        task: name of its task.
         id: id of its clip, as `video_id` in the reference's files.
         mode: "slow", "fast" or "given".
         gold: gold label or labels, as text.
         response: the model's answer; None if it is missing.
         problem: why it is missing.
         step: steps given with the answer, so that none are extracted.
-        video: file with the video.
         audio: file with the audio, if it is not the video's own.
         candidates: labels offered by the question.
     """
@@ -58,7 +56,7 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Identity of the item."""
+        """Mode, task and id."""
         return (self.mode, self.task, self.id)
 
 
@@ -147,14 +145,15 @@ def judge_jobs(items: Sequence[Item], steps: Ledger, judge_name: str, how: Judgi
 
 def _step_of(item: Item, steps: Ledger, how: Judging) -> tuple[str, str | None]:
     """The steps to rate, and why they cannot be rated; the answer stands in for steps not extracted yet."""
-    if item.response is None and item.step is None:
-        return "", f"no answer: {item.problem or 'it is not there'}"
+    problem = None
     if item.step is not None:
-        step, problem = item.step, None
+        step = item.step
+    elif item.response is None:
+        return "", f"no answer: {item.problem or 'it is not there'}"
     elif (row := steps.rows.get(item.key)) is not None:
-        step, problem = row["step"], None
+        step = row["step"]
     else:
-        step, problem = item.response or "", "its steps are not extracted yet"
+        step, problem = item.response, "its steps are not extracted yet"
     if how.clues is not None and find_clue(how.clues, item.task, item.id) is None:
         problem = "no audio clue of this clip among the clues"
     return step, problem
@@ -228,7 +227,8 @@ def score_text(text: str) -> str:
     ratings = value.get("ratings") if isinstance(value, dict) else None
     if not isinstance(ratings, list) or not all(isinstance(r, str) and _RATING.fullmatch(r) for r in ratings):
         return text
-    return prompts.score_form(ratings)
+    steps = ", ".join(f"Step {number}: {rating}" for number, rating in enumerate(ratings, start=1))
+    return f"<score>{steps}</score>"
 
 
 def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
@@ -236,22 +236,18 @@ def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Wat
 
     The ledger gets rows with `task`, `video_id` and `audio_clue`, null without audio or without a reply.
     """
-    jobs = {(item.task, item.id): _clue(item) for item in items}
-    return run("clues", list(jobs.values()), client, CLUES_VERSION, ledger, _read_clue, watch)
-
-
-def _read_clue(reply: Reply) -> Row:
-    return {"audio_clue": reply.text}
+    jobs = list({(item.task, item.id): _clue(item) for item in items}.values())
+    return run("clues", jobs, client, CLUES_VERSION, ledger, lambda reply: {"audio_clue": reply.text}, watch)
 
 
 def _clue(item: Item) -> Job:
-    text = prompts.clue_prompt()
-
     def build() -> ChatPrompt:
-        content = [{"type": "text", "text": text}, sound_part(judge_sound(item.video, item.audio))]
+        content = [{"type": "text", "text": prompts.CLUE_PROMPT}, sound_part(judge_sound(item.video, item.audio))]
         return ChatPrompt(({"role": "system", "content": prompts.CLUE_SYSTEM}, {"role": "user", "content": content}))
 
-    return Job((item.task, item.id), {"task": item.task, "video_id": item.id, "audio_clue": None}, text, build)
+    return Job(
+        (item.task, item.id), {"task": item.task, "video_id": item.id, "audio_clue": None}, prompts.CLUE_PROMPT, build
+    )
 
 
 def _base(item: Item) -> Row:

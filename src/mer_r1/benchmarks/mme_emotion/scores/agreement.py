@@ -14,7 +14,7 @@ from typing import Any
 from mer_r1.benchmarks.mme_emotion.judged import Judged
 from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES, official_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA, parse_ratings
-from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped
 from mer_r1.errors import UserError
 
 Ratings = Mapping[tuple[str, str, str], list[float]]
@@ -22,18 +22,11 @@ Ratings = Mapping[tuple[str, str, str], list[float]]
 
 def runs_of(items: Sequence[Judged]) -> dict[str, list[Judged]]:
     """Items by judge and repetition: "gpt-4o #1", "gpt-4o #2", ..."""
-    runs: dict[str, list[Judged]] = {}
-    for item in items:
-        runs.setdefault(f"{item.judge or 'judge'} #{item.repeat + 1}", []).append(item)
-    return runs
+    return grouped(items, lambda item: f"{item.judge or 'judge'} #{item.repeat + 1}")
 
 
 def agreement_report(runs: Mapping[str, Sequence[Judged]], alpha: float = ALPHA) -> dict[str, Any]:
-    """Agreement of judgements of the same items, and the scores of each run.
-
-    Args:
-        runs: name -> items judged in that run, at least two.
-        alpha: weight of recognition in CoT.
+    """Agreement of at least two runs of judgements of the same items, and the scores of each run.
 
     Returns:
         `pairs` -> "A | B" -> `n` (items both rated), `n_one_only` (rated in one run only), `same_recognition`
@@ -73,10 +66,9 @@ def cohen_kappa(left: Sequence[Hashable], right: Sequence[Hashable]) -> float | 
     return None if not n or chance == n * n else (same / n - chance / n**2) / (1 - chance / n**2)
 
 
-def _ratings(items: Sequence[Judged]) -> dict[tuple[str, str, str], list[float]]:
-    # Several items of one id in a file are kept apart by their number.
-    found: dict[tuple[str, str, str], list[float]] = {}
-    times: Counter[tuple[str, str]] = Counter()
+def _ratings(items: Sequence[Judged]) -> Ratings:
+    found = {}
+    times: Counter[tuple[str, str]] = Counter()  # several items of one id in a file are kept apart by their number
     for item in items:
         times[item.task, item.id] += 1
         ratings = parse_ratings(item.score, TASKS[item.task].fraction)

@@ -10,7 +10,7 @@ step becomes the recognition), or when a rating exceeds 1.
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from mer_r1.benchmarks.mme_emotion.judged import Judged
 from mer_r1.benchmarks.mme_emotion.scores.official import (
@@ -18,11 +18,10 @@ from mer_r1.benchmarks.mme_emotion.scores.official import (
     ItemScores,
     category_totals,
     parse_ratings,
-    require_alpha,
     score_field,
     totals,
 )
-from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped
 from mer_r1.evaluation.intervals import bootstrap
 
 NAMES = ("recognition", "reasoning", "cot")
@@ -36,19 +35,8 @@ _ZERO = ItemScores(0.0, 0.0, 0)
 Report = dict[str, Any]
 
 
-class Values(NamedTuple):
-    """Scores of the items of one pool (None: not readable), and the number of missing items."""
-
-    items: list[ItemScores | None]
-    missing: int
-
-
 def official_report(items: Sequence[Judged], alpha: float = ALPHA) -> Report:
-    """The reference's numbers.
-
-    Args:
-        items: items judged once each, from `first_judgements`.
-        alpha: weight of recognition in CoT, in [0, 1].
+    """The reference's numbers of items that are judged once each; `alpha` in [0, 1] weighs recognition in CoT.
 
     Returns:
         `alpha`; `tasks` -> TASK -> `count`, `sum_recognition`, `sum_reasoning`, `sum_steps`, `recognition`,
@@ -56,7 +44,9 @@ def official_report(items: Sequence[Judged], alpha: float = ALPHA) -> Report:
         figures over all items in one pool, read by the fraction parser.
     """
     tasks: Report = {}
-    for name, rows in _by_task(items).items():
+    groups = grouped(items, lambda item: item.task)
+    for name in filter(groups.__contains__, TASKS):
+        rows = groups[name]
         scored = [score_field(row.score, TASKS[name].fraction) for row in rows]
         pairs = [(row.gold, scores) for row, scores in zip(rows, scored, strict=True)]
         categories = category_totals(pairs, TASKS[name], alpha)
@@ -77,7 +67,7 @@ def audited_report(
     """The same scores with every item in the denominator, and checks of the ratings.
 
     Args:
-        items: see `official_report`.
+        items: items judged once each.
         expected: task -> ids that should be judged; None if unknown, so that none count as missing.
         alpha: weight of recognition in CoT.
         seed: random seed of the bootstrap.
@@ -89,19 +79,18 @@ def audited_report(
         `official`, `audited`, `change` and the interval `low`, `high` of the audited score; `checks` as in `checked`.
         All items of an expected task without judged items are missing.
     """
-    require_alpha(alpha)
     wanted = {name: frozenset(ids) for name, ids in (expected or {}).items()}
-    groups = _by_task(items)
+    groups = grouped(items, lambda item: item.task)
     tasks: Report = {}
     for name in TASKS:
         rows = groups.get(name, [])
         if rows or wanted.get(name):
             missing = len(wanted.get(name, frozenset()) - {row.id for row in rows})
-            values = Values([score_field(row.score, TASKS[name].fraction) for row in rows], missing)
-            tasks[name] = _audited(rows, values, alpha, seed, resamples) | {"checks": checked(rows)}
+            scores = [score_field(row.score, TASKS[name].fraction) for row in rows]
+            tasks[name] = _audited(rows, scores, missing, alpha, seed, resamples)
     missing = sum(entry["n_missing"] for entry in tasks.values())
-    pool = Values([score_field(item.score, fraction=True) for item in items], missing)
-    overall = _audited(items, pool, alpha, seed, resamples) | {"checks": checked(items)}
+    scores = [score_field(item.score, fraction=True) for item in items]
+    overall = _audited(items, scores, missing, alpha, seed, resamples)
     return {"missing_known": expected is not None, "tasks": tasks, "overall": overall}
 
 
@@ -155,24 +144,31 @@ def item_values(item: Judged, alpha: float = ALPHA) -> dict[str, float]:
     return {"recognition": scores.recognition, "reasoning": scores.reasoning, "cot": scores.cot(alpha)}
 
 
-def _by_task(items: Iterable[Judged]) -> dict[str, list[Judged]]:
-    groups: dict[str, list[Judged]] = {}
-    for item in items:
-        groups.setdefault(item.task, []).append(item)
-    return {name: groups[name] for name in TASKS if name in groups}
+def intervals(columns: Mapping[str, Iterable[float]], seed: int) -> dict[str, dict[str, float | None]]:
+    """`mean`, `low` and `high` of each column, see `bootstrap`."""
+    found = {name: bootstrap(values, seed=seed) for name, values in columns.items()}
+    return {name: {"mean": i["mean"], "low": i["low"], "high": i["high"]} for name, i in found.items()}
 
 
-def _audited(rows: Sequence[Judged], values: Values, alpha: float, seed: int, resamples: int) -> Report:
-    unread = [row for row, scores in zip(rows, values.items, strict=True) if scores is None]
+def _audited(
+    rows: Sequence[Judged],
+    values: Sequence[ItemScores | None],
+    missing: int,
+    alpha: float,
+    seed: int,
+    resamples: int,
+) -> Report:
+    """One pool of items with their scores (None: not readable) and the number of missing ones."""
+    unread = [row for row, scores in zip(rows, values, strict=True) if scores is None]
     failed = sum(row.score is None for row in unread)
-    everything = [scores or _ZERO for scores in values.items] + [_ZERO] * values.missing
-    official, audited = asdict(totals(values.items, alpha)), asdict(totals(everything, alpha))
+    everything = [scores or _ZERO for scores in values] + [_ZERO] * missing
+    official, audited = asdict(totals(values, alpha)), asdict(totals(everything, alpha))
     report: Report = {
         "n": len(everything),
         "n_scored": len(rows) - len(unread),
         "n_failed": failed,
         "n_unparsed": len(unread) - failed,
-        "n_missing": values.missing,
+        "n_missing": missing,
     }
     for name in NAMES:
         each = [scores.cot(alpha) if name == "cot" else getattr(scores, name) for scores in everything]
@@ -184,4 +180,4 @@ def _audited(rows: Sequence[Judged], values: Values, alpha: float, seed: int, re
             "low": interval["low"],
             "high": interval["high"],
         }
-    return report
+    return report | {"checks": checked(rows)}

@@ -9,10 +9,9 @@ from typing import Any
 
 from mer_r1.benchmarks.mme_emotion.judged import Judged, by_mode, first_judgements
 from mer_r1.benchmarks.mme_emotion.scores.agreement import agreement_report, runs_of
-from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES, audited_report, item_values, official_report
+from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES, audited_report, intervals, item_values, official_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
-from mer_r1.benchmarks.mme_emotion.tasks import TASKS
-from mer_r1.evaluation.intervals import bootstrap
+from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped
 
 SLOW_MINUS_FAST = "slow - fast"
 
@@ -24,14 +23,9 @@ def score_report(
     seed: int = 0,
     judge: str | None = None,
 ) -> dict[str, Any]:
-    """The whole report of judged items.
+    """The whole report of judged items, which may be of both modes, several judges and repetitions.
 
-    Args:
-        items: items of `read_judged`; may hold both modes, repetitions and several judges.
-        expected: task -> ids that should be judged, if known.
-        alpha: weight of recognition in CoT.
-        seed: random seed of the bootstrap.
-        judge: judge whose ratings are scored; None takes the first one.
+    The ratings of `judge` are scored, None takes the first one; `expected` is task -> ids that should be judged.
 
     Returns:
         For items of one mode its `official_report` with `mode`, `judge`, `audited` (see `audited_report`) and, where
@@ -79,18 +73,11 @@ def paired_report(
     sides = [{(item.task, item.id): item_values(item, alpha) for item in side} for side in (left, right)]
     shared = [key for key in sides[0] if key in sides[1]]
     gaps = {key: {name: sides[0][key][name] - sides[1][key][name] for name in NAMES} for key in shared}
-    tasks = {}
-    for task in TASKS:
-        rows = [gap for (name, _), gap in gaps.items() if name == task]
-        if rows:
-            tasks[task] = _intervals(rows, seed)
+    groups = grouped(gaps.items(), lambda entry: entry[0][0])
+    tasks = {task: _intervals([gap for _, gap in groups[task]], seed) for task in TASKS if task in groups}
     unmatched = len(sides[0]) + len(sides[1]) - 2 * len(shared)
     return {"n_unmatched": unmatched, "tasks": tasks, "overall": _intervals(list(gaps.values()), seed)}
 
 
 def _intervals(rows: Sequence[Mapping[str, float]], seed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"n": len(rows)}
-    for name in NAMES:
-        interval = bootstrap([row[name] for row in rows], seed=seed)
-        entry[name] = {key: interval[key] for key in ("mean", "low", "high")}  # type: ignore[literal-required]
-    return entry
+    return {"n": len(rows)} | intervals({name: [row[name] for row in rows] for name in NAMES}, seed)

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mer_r1.benchmarks.mme_emotion.scores.audit import intervals
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, Task
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.intervals import bootstrap
 
 SHORT_ANSWER_WORDS = 6
 """Most words of an answer without tags that is read as a label; a longer one is prose."""
@@ -41,16 +41,12 @@ class LabelItem:
 
     Attributes:
         task: name of its task.
-        id: id of its clip.
-        mode: "slow", "fast" or "given".
         response: the model's answer, with or without tags.
         gold: gold labels, at least one.
         candidates: labels offered by the question; None without any.
     """
 
     task: str
-    id: str
-    mode: str
     response: str
     gold: tuple[str, ...]
     candidates: tuple[str, ...] | None = None
@@ -83,12 +79,10 @@ def match(item: LabelItem, taxonomy: Taxonomy) -> tuple[float, float, bool]:
     """
     task = TASKS[item.task]
     stated = [found for word in stated_words(item.response) if (found := _meant(word, item, task, taxonomy))]
-    named = {_plain(label, task) for label in item.gold} & set().union(*stated) if stated else set()
-    if task.fraction:
-        share = len(named) / len({_plain(label, task) for label in item.gold})
-        return share, float(bool(named)), bool(stated)
-    first = bool(stated) and bool(named & stated[0])
-    return float(first), float(bool(named)), bool(stated)
+    gold = {_plain(label, task) for label in item.gold}
+    named = gold.intersection(set().union(*stated))
+    recognition = len(named) / len(gold) if task.fraction else float(bool(stated and named & stated[0]))
+    return recognition, float(bool(named)), bool(stated)
 
 
 def label_report(items: Iterable[LabelItem], taxonomy: Taxonomy, seed: int = 0) -> dict[str, Any]:
@@ -103,19 +97,14 @@ def label_report(items: Iterable[LabelItem], taxonomy: Taxonomy, seed: int = 0) 
         values[item.task].append(match(item, taxonomy))
     tasks = {name: _entry(rows, seed) for name, rows in values.items() if rows}
     everything = [row for rows in values.values() for row in rows]
-    return {
-        "method": "label match, no judge: not the benchmark's score",
-        "tasks": tasks,
-        "overall": _entry(everything, seed),
-    }
+    method = "label match, no judge: not the benchmark's score"
+    return {"method": method, "tasks": tasks, "overall": _entry(everything, seed)}
 
 
 def _entry(rows: Sequence[tuple[float, float, bool]], seed: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {"n": len(rows), "n_unread": sum(not understood for *_, understood in rows)}
-    for index, name in enumerate(("recognition", "any_hit")):
-        interval = bootstrap([float(row[index]) for row in rows], seed=seed)
-        entry[name] = {key: interval[key] for key in ("mean", "low", "high")}  # type: ignore[literal-required]
-    return entry
+    columns = {"recognition": [row[0] for row in rows], "any_hit": [row[1] for row in rows]}
+    counts = {"n": len(rows), "n_unread": sum(not understood for *_, understood in rows)}
+    return counts | intervals(columns, seed)
 
 
 def _meant(word: str, item: LabelItem, task: Task, taxonomy: Taxonomy) -> set[str]:

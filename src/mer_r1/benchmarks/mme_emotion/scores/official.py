@@ -7,17 +7,15 @@ the items whose text could be read; CoT mixes the two means. The overall score p
 Everything here follows the reference (FunAudioLLM/MME-Emotion, commit 0c265d8) in every oddity: only the first tag pair
 counts and only within one line; six tasks see no rating but `: d/1` with one blank, so that `1/2` is skipped and the
 rating before it becomes the recognition; numbers above 1 are accepted; and an item that cannot be read leaves the
-denominator, so that failures do not lower a score. `scores.audit` shows what that
-hides.
+denominator, so that failures do not lower a score. `scores.audit` shows what that hides.
 """
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mer_r1.benchmarks.mme_emotion.tasks import Task
+from mer_r1.benchmarks.mme_emotion.tasks import Task, grouped
 from mer_r1.errors import UserError
 
 ALPHA = 0.5
@@ -74,14 +72,11 @@ def parse_ratings(field: object, fraction: bool) -> list[float] | None:
         return None
     if not fraction:
         return [int(digit) for digit in _BINARY.findall(block.group(1))]
+    pairs = _FRACTION.findall(block.group(1))
     try:
-        return [_ratio(top, bottom) for top, bottom in _FRACTION.findall(block.group(1))]
+        return [int(top) / int(bottom) if int(bottom) else 0.0 for top, bottom in pairs]
     except (ValueError, OverflowError):  # thousands of digits: the reference stops with an error here
         return None
-
-
-def _ratio(top: str, bottom: str) -> float:
-    return int(top) / int(bottom) if int(bottom) else 0.0
 
 
 def item_scores(ratings: Sequence[float] | None) -> ItemScores | None:
@@ -104,14 +99,11 @@ def score_field(field: object, fraction: bool) -> ItemScores | None:
 def totals(items: Iterable[ItemScores | None], alpha: float = ALPHA) -> Totals:
     """Sums and means over the items that could be read; all 0 without any.
 
-    Args:
-        items: scores in file order; None is left out.
-        alpha: weight of recognition in CoT, in [0, 1].
-
     Raises:
-        UserError: `alpha` lies outside [0, 1].
+        UserError: `alpha`, the weight of recognition in CoT, lies outside [0, 1].
     """
-    require_alpha(alpha)
+    if not 0 <= alpha <= 1:
+        raise UserError(f"alpha: got {alpha}, expected a weight from 0 to 1")
     read = [item for item in items if item is not None]
     recognition = sum(item.recognition for item in read)
     reasoning = sum(item.reasoning for item in read)
@@ -127,29 +119,13 @@ def category_totals(
 ) -> dict[str, Totals]:
     """`totals` of each gold label, by name; labels that the task spells in two ways are merged (ER-Wild).
 
-    Args:
-        rows: gold label and scores of each item. Categories without a readable item are left out.
-        task: the task, with the spellings that are merged.
-        alpha: see `totals`.
+    Categories without a readable item are left out.
     """
-    groups: dict[str, list[ItemScores]] = {}
-    for gold, scores in rows:
-        if scores is not None:
-            groups.setdefault(category(gold, task), []).append(scores)
-    return {name: totals(groups[name], alpha) for name in sorted(groups)}
+    groups = grouped((row for row in rows if row[1] is not None), lambda row: category(row[0], task))
+    return {name: totals((scores for _, scores in groups[name]), alpha) for name in sorted(groups)}
 
 
 def category(gold: object, task: Task) -> str:
     """The category that a gold label counts under: its text, with the task's two spellings merged."""
     name = gold if isinstance(gold, str) else ",".join(map(str, gold)) if isinstance(gold, list) else str(gold)
     return task.merged.get(name, name)
-
-
-def require_alpha(alpha: float) -> None:
-    """Refuse a weight outside [0, 1].
-
-    Raises:
-        UserError: it lies outside, or is not a number.
-    """
-    if not 0 <= alpha <= 1 or math.isnan(alpha):
-        raise UserError(f"alpha: got {alpha}, expected a weight from 0 to 1")
