@@ -77,14 +77,7 @@ def _no_bar(title: str, total: int | None) -> AbstractContextManager[Callable[..
 
 
 def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | None = None, bar: Bar = _no_bar) -> Path:
-    """Run the demo; returns the path of its report.
-
-    Args:
-        out: run folder; rerun with the same size and seed to resume.
-        quick: whether to run the small version.
-        seed: seed for scenes, model and training.
-        console: console for stages and the final table.
-        bar: progress bars of the stages.
+    """Run the demo (small if `quick`) in a folder, where the same size and seed resume it; returns its report's path.
 
     Raises:
         UserError: if the folder holds a demo of another size or seed.

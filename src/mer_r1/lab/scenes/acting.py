@@ -52,15 +52,7 @@ def prosody(scene: Scene, rng: np.random.Generator) -> Prosody:
 def poses(scene: Scene, mouth: Array, n_frames: int, fps: int, rng: np.random.Generator) -> list[Pose]:
     """Face and head of every frame.
 
-    Args:
-        scene: the scene.
-        mouth: the mouth's speech movement, (T, 4) at `MOUTH_FPS`: jaw open, wide, round, lips closed; each in [0, 1].
-        n_frames: number of frames.
-        fps: frames per second.
-        rng: random generator for timing, blinks and head movement.
-
-    Returns:
-        `n_frames` poses.
+    `mouth` is the speech movement, (T, 4) at `MOUTH_FPS`: jaw open, wide, round, lips closed; each in [0, 1].
     """
     times = (np.arange(n_frames) + 0.5) / fps
     seconds = n_frames / fps

@@ -5,7 +5,6 @@ the process or the order. The row is drawn before anything is rendered: an inter
 without rendering them again.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -150,7 +149,7 @@ def _encode(recording: Recording, path: Path) -> None:
     import av
 
     with av.open(str(path), "w", format="mp4") as container:
-        name = _video_codec()
+        name = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         options = {"preset": "ultrafast", "crf": "20"} if name == "libx264" else {"qscale": "3"}
         video: Any = container.add_stream(name, rate=FPS, options=options)
         video.codec_context.thread_count = 1  # several threads would cut the frame into other slices
@@ -160,8 +159,13 @@ def _encode(recording: Recording, path: Path) -> None:
         for frame in recording.frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode())
-        for packet in _audio_packets(audio, recording.waveform):
-            container.mux(packet)
+        step = 1024
+        for start in range(0, len(recording.waveform), step):
+            samples = recording.waveform[None, start : start + step]
+            sound = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            sound.sample_rate, sound.pts, sound.time_base = SAMPLING_RATE, start, Fraction(1, SAMPLING_RATE)
+            container.mux(audio.encode(sound))
+        container.mux(audio.encode())
 
 
 @lru_cache(maxsize=256)
@@ -214,24 +218,6 @@ def _track(drawn: Script, speech: Speech, seconds: float, lead: float) -> npt.ND
         other = speak(sentence, person(drawn.seed, drawn.split, number).voice, Prosody(), rng, LONGEST).waveform
     other_db = float(rng.uniform(*OTHER_DB))
     return mix(speech, rng, seconds, offset_seconds=lead, noise_db=noise_db, other_voice=other, other_db=other_db)
-
-
-@lru_cache(maxsize=1)
-def _video_codec() -> str:
-    import av
-
-    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
-
-
-def _audio_packets(stream: Any, waveform: npt.NDArray[np.float32]) -> Iterator[Any]:
-    import av
-
-    step = 1024
-    for start in range(0, len(waveform), step):
-        frame = av.AudioFrame.from_ndarray(waveform[None, start : start + step], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = SAMPLING_RATE, start, Fraction(1, SAMPLING_RATE)
-        yield stream.encode(frame)
-    yield stream.encode()
 
 
 def _stream(seed: int, split: Split, index: int, stream: str) -> np.random.Generator:

@@ -157,7 +157,6 @@ def _make_one(job: ClipJob) -> tuple[ClipJob, dict[str, Any]]:
 
 
 def _one_thread() -> None:
-    """Limit a worker process to one thread."""
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 

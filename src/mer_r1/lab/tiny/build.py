@@ -36,13 +36,7 @@ Trained = tuple[dict[str, Any], float]
 
 
 def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
-    """Initialise the tiny policy and train its base stage; returns the folder of the model.
-
-    Args:
-        recipe: settings of the stage.
-        progress: callback called with the number of steps or clips just done.
-        callbacks: callbacks of the trainer.
-    """
+    """Initialise the tiny policy and train its base stage; returns the folder of the model."""
     clips = select_clips(recipe)
     set_seed(recipe.seed)
     with recipe.main_process_first():

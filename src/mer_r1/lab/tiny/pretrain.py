@@ -61,18 +61,10 @@ def train_vision_tower(omni: Omni, count: int, steps: int, learning_rate: float,
 
 
 def train_audio_tower(omni: Omni, count: int, steps: int, learning_rate: float, seed: int, workers: int = 2) -> float:
-    """Train the audio tower on generated speech; returns the mean loss of the last 50 steps.
+    """Train the audio tower on generated speech like the vision tower, in steps of 32 audio clips.
 
     The loss is the mean binary cross-entropy of the words of the scene's description, most of which are not audible,
     plus `NAMING` times the cross-entropy of the manner of speaking (2.3 by chance).
-
-    Args:
-        omni: the tiny policy.
-        count: number of audio clips.
-        steps: number of steps of 32 audio clips each.
-        learning_rate: peak of the cosine schedule.
-        seed: seed for audio clips and batches.
-        workers: number of rendering processes.
     """
     heads, loss = _audio_task(omni, count, seed, workers)
     return _fit([omni.model.model.audio_tower, heads], loss, steps, learning_rate)
@@ -149,13 +141,7 @@ def train_language_model(
 ) -> float:
     """Train the language model on questions and answers without media; returns the last mean loss per token.
 
-    Args:
-        omni: the tiny policy.
-        texts: questions and answers per scene; the questions of a scene share their beginning.
-        steps: number of steps of 16 scenes each.
-        learning_rate: peak of the cosine schedule.
-        seed: seed for the batches.
-        progress: callback called after each step.
+    A step takes 16 scenes of `texts`, each with its questions and answers, which share their beginning.
     """
     rng = np.random.default_rng([seed, 3])
     end, pad = omni.tokenizer.eos_token_id, omni.tokenizer.pad_token_id

@@ -26,12 +26,7 @@ class Caption(NamedTuple):
 
 
 def draw_captions(count: int, seed: int) -> Iterator[Caption]:
-    """Draw captions; the same seed gives the same captions, and none is of a scene of the corpus.
-
-    Args:
-        count: number of captions.
-        seed: seed for the scenes and the choice of words.
-    """
+    """Draw captions; the same seed gives the same captions, and none is of a scene of the corpus."""
     for number in range(count):
         rng = np.random.default_rng([seed, _KEY, number])
         scene = sample_scene(rng)

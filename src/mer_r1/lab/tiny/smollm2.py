@@ -42,11 +42,7 @@ NEW_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
 
 
 def smollm2(towers: TinyConfig = TOWERS, seed: int = 0) -> Omni:
-    """A thinker in float32: SmolLM2-135M-Instruct with untrained towers.
-
-    Args:
-        towers: sizes of the towers; the language model's fields come from SmolLM2.
-        seed: seed for the towers' weights.
+    """A thinker in float32: SmolLM2-135M-Instruct with untrained towers of the given sizes.
 
     Raises:
         UserError: if the packages with the weights and their reader are not installed.

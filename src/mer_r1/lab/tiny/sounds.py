@@ -29,13 +29,7 @@ class Sound(NamedTuple):
 
 
 def draw_sounds(count: int, seed: int, workers: int = 2) -> Iterator[Sound]:
-    """Draw audio clips; the same seed gives the same clips, and hardly two share a speaker.
-
-    Args:
-        count: number of audio clips.
-        seed: seed for scenes and speakers.
-        workers: number of processes.
-    """
+    """Draw audio clips; the same seed gives the same clips, and hardly two share a speaker."""
     return in_processes(_draw, [(seed, number) for number in range(count)], workers)
 
 

@@ -46,14 +46,7 @@ class Stills(NamedTuple):
 
 
 def draw_stills(count: int, seed: int, size: int = 128, workers: int = 2) -> Stills:
-    """Draw images of faces.
-
-    Args:
-        count: number of images; rounded up to whole persons (4 images each).
-        seed: the same seed gives the same images.
-        size: side in pixels.
-        workers: number of processes.
-    """
+    """Draw images of faces (4 per person, so `count` is rounded up); the same seed gives the same images."""
     jobs = [(seed, number, size) for number in range(-(-count // _PER_PERSON))]
     return Stills(*(np.concatenate(parts) for parts in zip(*in_processes(_person, jobs, workers), strict=True)))
 

@@ -166,14 +166,10 @@ def cloth_field(vertices: Array, identity: Identity) -> Array:
 
 
 def curtain(scalp: Array, identity: Identity) -> tuple[Array, Index]:
-    """Long hair: a sheet around the back and the sides of the head.
+    """Long hair: a sheet around the back and the sides of the head, empty for short hair.
 
-    Args:
-        scalp: (N, 3) vertices of the identity's hairy scalp, already displaced.
-        identity: the person; short hair gives empty arrays.
-
-    Returns:
-        (M, 3) vertices and (K, 3) triangles.
+    `scalp` holds the (N, 3) vertices of the identity's hairy scalp, already displaced.
+    Returns (M, 3) vertices and (K, 3) triangles.
     """
     if identity.hair_length <= 0:
         return np.zeros((0, 3), dtype=np.float32), np.zeros((0, 3), dtype=np.int64)

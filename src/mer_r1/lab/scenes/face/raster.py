@@ -137,13 +137,9 @@ def light_vertices(normals: Array, light: Array, ambient: float) -> Array:
 
 @_jit
 def fold(face: Array, mask: Array, box: Index, depth: float) -> None:
-    """Darken the face's texture in place where the skin folds.
+    """Darken the face's texture (T, T, 3) in place where the skin folds, by mask (T, T) and depth, 0..1.
 
-    Args:
-        face: (T, T, 3) texture.
-        mask: (T, T) share of the fold, 0..1.
-        box: (4,) first and last row, first and last column in which the mask is not zero; last ones excluded.
-        depth: depth of the fold, 0..1.
+    `box` holds first and last row, first and last column in which the mask is not zero; last ones excluded.
     """
     for r in range(box[0], box[1]):
         for c in range(box[2], box[3]):
@@ -211,10 +207,7 @@ def cover(screen: Array, triangles: Index, material: npt.NDArray[np.int8], seen:
 
 @_jit
 def _span(begin: float, weight: float, slope: float, first: int, last: int) -> tuple[int, int]:
-    """First and last point of a row, within `first` .. `last`, where a corner's weight is not negative.
-
-    The weight is `weight` at `begin` and grows by `slope` per point.
-    """
+    """First and last point of a row where a corner's weight, growing by `slope` from `begin` on, is not negative."""
     if slope > 0:
         return max(first, int(np.ceil(begin - weight / slope))), last
     if slope < 0:
@@ -224,14 +217,7 @@ def _span(begin: float, weight: float, slope: float, first: int, last: int) -> t
 
 @_jit
 def develop(image: Array, noise: Array, gain: Array, frame: npt.NDArray[np.uint8]) -> None:
-    """Light to grey levels: frame = image * gain + noise, rounded, 0..255.
-
-    Args:
-        image: (S, S, 3) light.
-        noise: (S, S) sensor noise, grey levels.
-        gain: (3,) factor per colour.
-        frame: (S, S, 3), overwritten.
-    """
+    """Light (S, S, 3) to grey levels: frame = image * gain (3,) + noise (S, S), rounded, 0..255."""
     for r in range(image.shape[0]):
         for c in range(image.shape[1]):
             for n in range(3):

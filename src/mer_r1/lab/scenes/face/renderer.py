@@ -28,7 +28,6 @@ from mer_r1.lab.scenes.face.head import (
     TONGUE,
     Array,
     Head,
-    Index,
     load_head,
 )
 from mer_r1.lab.scenes.face.skin import MAP_SIDE, map_places, paint, transient_masks
@@ -113,10 +112,7 @@ class _Figure:
 
 
 class FaceRenderer:
-    """Renders clips of square frames.
-
-    Args:
-        size: side of a frame in pixels.
+    """Renders clips of square frames of `size` pixels.
 
     Raises:
         UserError: if the package `anny` is missing, or the size is not a positive number.
@@ -127,7 +123,7 @@ class FaceRenderer:
             raise UserError(f"size of a face's frames: {size}, expected a positive number of pixels")
         self.size = size
         self.head = load_head()
-        self._on = {kind: _vertices_of(self.head, kind) for kind in range(10)}
+        self._on = {kind: np.unique(self.head.triangles[self.head.material == kind]) for kind in range(10)}
         self._masks, self._boxes = transient_masks()
         # Buffers are reused: allocating them would cost more than rendering into them.
         self._image = np.empty((size, size, 3), dtype=np.float32)
@@ -138,16 +134,7 @@ class FaceRenderer:
     def render(
         self, identity: Identity, framing: Framing, poses: Sequence[Pose], rng: np.random.Generator
     ) -> npt.NDArray[np.uint8]:
-        """Render a clip.
-
-        Args:
-            identity: the person.
-            framing: light, camera, background.
-            poses: one pose per frame.
-            rng: random generator for the sensor noise.
-
-        Returns:
-            (F, size, size, 3) uint8 RGB.
+        """Render a clip, one frame per pose: (F, size, size, 3) uint8 RGB; `rng` draws the sensor noise.
 
         Raises:
             UserError: if there are no poses, or a pose has an unknown action.
@@ -223,7 +210,8 @@ class FaceRenderer:
                 raise UserError(
                     f"unknown facial action {name!r} in a pose: expected one of mer_r1.lab.scenes.face.renderer.ACTIONS"
                 )
-            raster.shift(vertices, *self.head.actions[name], strength * _gain(name))
+            gain = next((gain for prefix, gain in GAIN.items() if name.startswith(prefix)), 1.0)
+            raster.shift(vertices, *self.head.actions[name], strength * gain)
         turned, camera = _rotation(pose.yaw, pose.pitch, pose.roll), _rotation(*framing.turn)
         raster.turn(vertices, figure.free, turned, np.array(NECK, dtype=np.float32))
         raster.look(vertices, camera, np.array(PIVOT, dtype=np.float32))
@@ -257,10 +245,6 @@ class FaceRenderer:
 def face_renderer(size: int) -> FaceRenderer:
     """The renderer for a frame size, cached per process."""
     return FaceRenderer(size)
-
-
-def _vertices_of(head: Head, kind: int) -> Index:
-    return np.unique(head.triangles[head.material == kind])
 
 
 def _materials(head: Head, fields: Array) -> npt.NDArray[np.int8]:
@@ -315,10 +299,6 @@ def _folds(actions: Mapping[str, float]) -> dict[str, float]:
         folds[f"nose{side}"] = 0.7 * sneer
         folds[f"fold{side}"] = max(0.6 * strongest(f"mouthSmile{side}"), 0.4 * sneer)
     return folds
-
-
-def _gain(action: str) -> float:
-    return next((gain for prefix, gain in GAIN.items() if action.startswith(prefix)), 1.0)
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> Array:

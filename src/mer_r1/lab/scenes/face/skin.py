@@ -39,10 +39,9 @@ def paint(identity: Identity) -> Array:
 
 
 def transient_masks() -> tuple[dict[str, Array], dict[str, Index]]:
-    """Masks of redness, wet lids, tears and folds of the skin.
+    """Masks of redness, wet lids, tears and folds of the skin, (MAP_SIDE, MAP_SIDE) in 0..1, by name.
 
-    Returns:
-        name -> (MAP_SIDE, MAP_SIDE) mask, 0..1, and name -> (4,) bounding box in rows and columns.
+    With each mask's (4,) bounding box in rows and columns.
     """
     boxes = {}
     for name, mask in _masks().items():

@@ -38,11 +38,7 @@ class State:
 
 
 class Oracle:
-    """Exact inference over the world for one choice of `Chances`.
-
-    Args:
-        chances: the world's probabilities.
-    """
+    """Exact inference over the world for one choice of `Chances`."""
 
     def __init__(self, chances: Chances | None = None) -> None:
         self.chances = chances or Chances()
@@ -244,26 +240,17 @@ def hide_faint(scene: Scene) -> Scene:
 def channel_scores(
     n_scenes: int, seed: int = 0, chances: Chances | None = None, subsets: Sequence[Sequence[str]] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Mean precision, recall and F1 of the oracle for subsets of the channels.
+    """Mean precision, recall and F1, each in [0, 1], of the oracle for subsets of the channels ("face+voice").
 
-    Args:
-        n_scenes: number of scenes (the standard error of a mean over 2,000 is about 0.006).
-        seed: seed for the scenes.
-        chances: the world's probabilities.
-        subsets: subsets of channels that the oracle sees; by default every subset including the empty one ("none"), and
-            all channels without faint cues ("all but faint").
-
-    Returns:
-        Subset ("face+voice") -> {"precision", "recall", "f1"}, each in [0, 1].
+    The standard error of a mean over 2,000 scenes is about 0.006. By default every subset including the empty one
+    ("none"), and all channels without faint cues ("all but faint").
     """
     chances = chances or Chances()
     oracle = Oracle(chances)
     scenes = [sample_scene(np.random.default_rng([seed, index]), chances) for index in range(n_scenes)]
     golds = [scene.labels for scene in scenes]
     parts = [part for size in range(3, -1, -1) for part in combinations(CHANNELS, size)] if subsets is None else subsets
-    table = {}
-    for part in parts:
-        table["+".join(part) or "none"] = _score(oracle, scenes, golds, part)
+    table = {"+".join(part) or "none": _score(oracle, scenes, golds, part) for part in parts}
     if subsets is None:
         short_sighted = Oracle(without_faint(chances))
         table["all but faint"] = _score(short_sighted, [hide_faint(scene) for scene in scenes], golds, CHANNELS)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mer_r1.data.jsonl import read_object
-from mer_r1.lab.scenes.story.world import PLAIN, STRENGTHS, Cue, Scene, world
+from mer_r1.lab.scenes.story.world import PLAIN, STRENGTHS, Cue, Scene, pick, world
 
 KEEP_MODERATE = 0.75
 KEEP_FAINT = 0.7
@@ -39,13 +39,7 @@ class Texts:
 
 
 def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Texts:
-    """All texts of a scene.
-
-    Args:
-        scene: the scene.
-        low_voice: whether the speaker's voice is low; the description mentions it.
-        rng: random generator for the choice of words.
-    """
+    """All texts of a scene; the description mentions whether the speaker's voice is low."""
     careful = careful_labels(scene, rng)
     reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
     broad = broad_labels(scene, rng)
@@ -78,13 +72,7 @@ def broad_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
-    """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named.
-
-    Args:
-        scene: the scene.
-        conclusion: the labels of the last sentence.
-        rng: random generator for the choice of words.
-    """
+    """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named."""
     named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *_small(scene))}
     face, voice = named[scene.face], named[scene.voice]
     parts = [_opening(scene, face, voice, rng)]
@@ -112,11 +100,11 @@ def description(scene: Scene, low_voice: bool, rng: np.random.Generator) -> str:
         phrases = [_phrase(kind, cue.name, cue.strength, rng) for kind, cue in kept]
         named.append(", ".join(phrases) or _phrase("face" if cues is faces else "voice", PLAIN, "evident", rng))
     rows = _lexicon()["description"]
-    pitch = _choose(rows["pitch"]["low" if low_voice else "high"], rng)
+    pitch = pick(rng, rows["pitch"]["low" if low_voice else "high"])
     words = _phrase("words", scene.theme, "evident", rng)
-    face = _choose(rows["face"], rng).format(face=named[0])
-    voice = _choose(rows["voice"], rng).format(pitch=pitch, voice=named[1])
-    return " ".join((face, voice, _choose(rows["words"], rng).format(words=words)))
+    face = pick(rng, rows["face"]).format(face=named[0])
+    voice = pick(rng, rows["voice"]).format(pitch=pitch, voice=named[1])
+    return " ".join((face, voice, pick(rng, rows["words"]).format(words=words)))
 
 
 def _evidence(scene: Scene, emotion: str) -> str:
@@ -182,18 +170,14 @@ def _ending(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -
 
 
 def _say(kind: str, rng: np.random.Generator, **slots: str) -> str:
-    return _choose(_lexicon()["reasoning"][kind], rng).format(**slots)
+    return pick(rng, _lexicon()["reasoning"][kind]).format(**slots)
 
 
 def _phrase(kind: str, name: str, strength: str, rng: np.random.Generator) -> str:
     """A noun phrase for one cue, with an adverb of degree if the phrase has a slot for one."""
     lexicon = _lexicon()
-    degree = _choose(lexicon["degrees"][strength], rng)
-    return _choose(lexicon[kind][name], rng).format(d=degree)
-
-
-def _choose(items: Sequence[str], rng: np.random.Generator) -> str:
-    return items[int(rng.integers(len(items)))]
+    degree = pick(rng, lexicon["degrees"][strength])
+    return pick(rng, lexicon[kind][name]).format(d=degree)
 
 
 @lru_cache(maxsize=1)

@@ -208,8 +208,8 @@ def sample_scene(rng: np.random.Generator, chances: Chances | None = None) -> Sc
     """Draw one scene. The order of random draws is part of the format: changing it changes every corpus."""
     chances = chances or Chances()
     tables = world()
-    primary = tables.emotions[_pick(rng, list(tables.emotions))]
-    secondary = tables.emotions[_pick(rng, primary.seconds)] if rng.random() < chances.second else None
+    primary = tables.emotions[pick(rng, list(tables.emotions))]
+    secondary = tables.emotions[pick(rng, primary.seconds)] if rng.random() < chances.second else None
     conflict = _conflict(rng, primary, chances)
     channel = _second_channel(rng, chances) if secondary else None
     face, voice = _patterns(rng, primary, conflict, chances)
@@ -263,7 +263,7 @@ def _seen(rng: np.random.Generator, pattern: str, near: Sequence[str], chances: 
     luck = rng.random()
     if luck < chances.shown or not near:
         return pattern
-    return _pick(rng, near) if luck < chances.shown + chances.near else PLAIN
+    return pick(rng, near) if luck < chances.shown + chances.near else PLAIN
 
 
 def _theme(
@@ -276,7 +276,7 @@ def _theme(
     theme = _weighted(rng, source.themes)
     if luck < chances.spoken:
         return theme, source.name
-    return (SMALL_TALK if luck < chances.spoken + chances.idle else _pick(rng, world().themes)), None
+    return (SMALL_TALK if luck < chances.spoken + chances.idle else pick(rng, world().themes)), None
 
 
 def _signs(
@@ -286,13 +286,13 @@ def _signs(
     cues: dict[str, Cue] = {}
     luck = rng.random()
     share = chances.leak if conflict else chances.sign
-    own, stray = _pick(rng, primary.signs), _pick(rng, world().signs)
+    own, stray = pick(rng, primary.signs), pick(rng, world().signs)
     if luck < share:
         cues[own] = _small_cue(rng, own, primary.name, chances)
     elif luck < share + chances.stray:
         cues[stray] = _small_cue(rng, stray, None, chances)
     if secondary:
-        sign = _pick(rng, secondary.signs)
+        sign = pick(rng, secondary.signs)
         cues[sign] = _small_cue(rng, sign, secondary.name, chances)
     return tuple(cues.values())
 
@@ -300,7 +300,7 @@ def _signs(
 def _modifier(rng: np.random.Generator, primary: Emotion, secondary: Emotion | None, chances: Chances) -> Cue | None:
     luck = rng.random()
     source = secondary or primary
-    name = _pick(rng, source.modifiers)
+    name = pick(rng, source.modifiers)
     if secondary is None and luck >= chances.modifier:
         return None
     return _small_cue(rng, name, source.name, chances)
@@ -330,7 +330,8 @@ def _words(rng: np.random.Generator, emotion: Emotion, count: int) -> list[str]:
     return [emotion.words[index] for index in chosen]
 
 
-def _pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
+def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
+    """Draw one item, all with the same probability."""
     return items[int(rng.integers(len(items)))]
 
 

@@ -102,16 +102,8 @@ def effort_tilt(waveform: np.ndarray, loudness_db: float) -> np.ndarray:
 def wobble(waveform: np.ndarray, depth: float, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
     """Tremor: modulate the pitch by up to +-1.7 semitones and the level by up to 8 dB, 5 to 7 times per second.
 
-    A slight random drift of the pitch (about 0.15 semitones) is always added, as in human voices.
-
-    Args:
-        waveform: speech (S,).
-        depth: 0 (steady) to 1.
-        sampling_rate: samples per second of the waveform.
-        rng: random generator for rate, phases and drift.
-
-    Returns:
-        Speech of the same length (time shifts by about a millisecond at most).
+    `depth` is 0 (steady) to 1. A slight random drift of the pitch (about 0.15 semitones) is always added, as in human
+    voices. The length stays the same; time shifts by about a millisecond at most.
     """
     step = sampling_rate // _CONTROL_FPS
     fps, count = sampling_rate / step, waveform.size // step + 2
@@ -133,13 +125,7 @@ def wobble(waveform: np.ndarray, depth: float, sampling_rate: int, rng: np.rando
 def breathe(waveform: np.ndarray, amount: float, rng: np.random.Generator) -> np.ndarray:
     """Breathiness: replace upper harmonics with hiss that follows the voice's loudness.
 
-    Args:
-        waveform: speech (S,) at 16 kHz.
-        amount: 0 (clear) to 1 (nearly a whisper).
-        rng: random generator for the hiss.
-
-    Returns:
-        Speech of the same length.
+    `amount` is 0 (clear) to 1 (nearly a whisper).
     """
     if amount == 0.0:
         return waveform

@@ -93,11 +93,7 @@ class Spoken:
 
 @lru_cache(maxsize=1)
 def _package() -> tuple[str, Path]:
-    """The library's file and its data folder.
-
-    Raises:
-        UserError: if the package is not installed.
-    """
+    """The library's file and its data folder; a UserError if the package is not installed."""
     try:
         loader: Any = importlib.import_module("espeakng_loader")
     except ImportError as error:
@@ -142,7 +138,6 @@ def _voice_file(lines: str) -> Iterator[str]:
 
 
 def _unload(library: ctypes.CDLL) -> None:
-    """Unload the library and its state."""
     import _ctypes
 
     handle = library._handle
@@ -153,13 +148,11 @@ def _unload(library: ctypes.CDLL) -> None:
 
 
 def _check(status: int, doing: str) -> None:
-    """Raise an error if the library's status is not 0."""
     if status != 0:
         raise RuntimeError(f"speech synthesiser: {doing} failed with status {status}")
 
 
 def _synthesise(library: ctypes.CDLL, request: Request, voice_path: str) -> Spoken:
-    """Speak one request through a freshly loaded library."""
     chunks: list[bytes] = []
     phonemes: list[tuple[int, str]] = []
 
@@ -190,8 +183,8 @@ def _synthesise(library: ctypes.CDLL, request: Request, voice_path: str) -> Spok
     _check(library.espeak_SetParameter(_PITCH_PARAMETER, request.pitch, 0), "setting the pitch")
     text = request.ssml.encode("utf-8") + b"\0"
     synth = library.espeak_Synth
-    synth.argtypes = (ctypes.c_char_p, ctypes.c_size_t, *(ctypes.c_uint, ctypes.c_int), *(ctypes.c_uint,) * 2)
-    synth.argtypes = (*synth.argtypes, ctypes.c_void_p, ctypes.c_void_p)
+    synth.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int, *(ctypes.c_uint,) * 2)
+    synth.argtypes += (ctypes.c_void_p,) * 2
     _check(synth(text, len(text), 0, 1, 0, _UTF8 | _SSML | _END_PAUSE, None, None), "speaking")
     library.espeak_Terminate()
     return Spoken(np.frombuffer(b"".join(chunks), dtype=np.int16), tuple(phonemes))
@@ -201,12 +194,6 @@ def synthesise(request: Request) -> Spoken:
     """Synthesise one sentence; the same request gives the same samples in any process and after any other sentence.
 
     Safe with fork and spawn (nothing stays loaded between calls) and with threads (a lock serialises calls).
-
-    Args:
-        request: text, voice and parameters.
-
-    Returns:
-        Samples and phoneme times.
 
     Raises:
         UserError: if the synthesiser or a voice file is missing.

@@ -15,6 +15,7 @@ import numpy as np
 
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.story.sentences import Split
+from mer_r1.lab.scenes.story.world import pick
 from mer_r1.lab.scenes.voice import acoustics
 from mer_r1.lab.scenes.voice.acoustics import NOISES, REFERENCE_DB, SAMPLING_RATE
 from mer_r1.lab.scenes.voice.espeak import RATE, Request, Spoken, synthesise
@@ -122,25 +123,17 @@ class Speech:
 
 
 def sample_voice(rng: np.random.Generator, split: Split) -> Voice:
-    """Draw a speaker of a split.
-
-    Args:
-        rng: random generator.
-        split: "train", "val" or "test"; their timbres are disjoint.
-
-    Returns:
-        The voice.
+    """Draw a speaker of a split; the timbres of splits are disjoint.
 
     Raises:
         UserError: if the split is unknown.
     """
     if split not in VARIANTS:
         raise UserError(f"split {split!r}: expected one of {', '.join(VARIANTS)}")
-    group = ("low", "high")[int(rng.integers(2))]
-    variants = VARIANTS[split][group]
+    group = pick(rng, ("low", "high"))
     return Voice(
-        accent=ACCENTS[int(rng.integers(len(ACCENTS)))],
-        variant=variants[int(rng.integers(len(variants)))],
+        accent=pick(rng, ACCENTS),
+        variant=pick(rng, VARIANTS[split][group]),
         pitch=round(GROUP_PITCHES[group] * 2 ** (rng.uniform(-PITCH_SPREAD, PITCH_SPREAD) / 12), 1),
         rate=round(rng.uniform(155.0, 185.0), 1),
         group=group,
@@ -162,8 +155,8 @@ def _ssml(text: str, pauses: int, rng: np.random.Generator) -> str:
 def _request(ssml: str, voice: Voice, prosody: Prosody) -> Request:
     """Convert pitch and range to the synthesiser's parameters.
 
-    The synthesiser's pitch is base + width * intonation, with the sentence's median at 0.83 of the width, so
-    base = median - 0.83 * width; the width scales with the pitch, to stay the same in semitones.
+    Its pitch is base + width * intonation, with the median at 0.83 of the width, so base = median - 0.83 * width; the
+    width scales with the pitch, to stay the same in semitones.
     """
     neutral_base = voice.pitch * (1 - _MEDIAN_IN_WIDTH * _NEUTRAL_WIDTH)
     median = voice.pitch * 2 ** (prosody.pitch / 12)
@@ -198,15 +191,7 @@ def _shape(samples: np.ndarray, prosody: Prosody, rng: np.random.Generator) -> n
 def speak(text: str, voice: Voice, prosody: Prosody, rng: np.random.Generator, max_seconds: float = 4.0) -> Speech:
     """Speak a sentence; the same arguments and state of `rng` give the same samples in any process.
 
-    Args:
-        text: text of the sentence; markup and control characters are escaped.
-        voice: the speaker.
-        prosody: the prosody.
-        rng: random generator for the places of pauses, breath noise and pitch drift.
-        max_seconds: limit; longer speech is cut and `truncated` is set.
-
-    Returns:
-        The speech.
+    Markup and control characters in the text are escaped. Speech beyond `max_seconds` is cut and `truncated` is set.
 
     Raises:
         UserError: if the text has no words, or the synthesiser is not installed.

@@ -101,12 +101,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def by_seed(numbers: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str, float | None]:
-    """Seed -> number at a place; seeds without it are left out.
-
-    Args:
-        numbers: variant -> seed -> nested numbers.
-        place: variant and keys.
-    """
+    """Seed -> number at a place (variant and keys); seeds without it are left out."""
     found = {}
     for seed, tree in numbers.get(place[0], {}).items():
         value: Any = tree
@@ -118,23 +113,12 @@ def by_seed(numbers: Mapping[str, Mapping[str, Any]], place: Place) -> dict[str,
 
 
 def estimate_at(data: Mapping[str, Any], *place: str) -> Estimate:
-    """Mean and interval over seeds of one number.
-
-    Args:
-        data: from `collect.collect`.
-        place: variant and keys.
-    """
+    """Mean and interval over seeds of the number at a place in a result of `collect.collect`."""
     return estimate(list(by_seed(data["numbers"], place).values()))
 
 
 def decide(study: str, numbers: Mapping[str, Mapping[str, Any]], split: str = "test") -> list[dict[str, Any]]:
-    """The claims of one study with difference, interval and verdict.
-
-    Args:
-        study: key of `variants.STUDIES`.
-        numbers: from `collect.collect`.
-        split: "val" decides them on validation clips.
-    """
+    """The claims of one study with difference, interval and verdict; `split` "val" decides them on validation clips."""
     rows = []
     for claim in [claim for claim in CLAIMS if claim.study == study]:
         places = ([split if key == "test" else key for key in p.split("/")] for p in (claim.first, claim.second))

@@ -40,11 +40,6 @@ SECONDS = ("sampling", "scoring", "training")
 def collect(study: str, jobs: Sequence[StudyJob], out: Path) -> dict[str, Any]:
     """The numbers of one study's finished runs.
 
-    Args:
-        study: key of `STUDIES`.
-        jobs: jobs of the plan, at least those of this study.
-        out: folder of the study.
-
     Returns:
         `study`, `question`, `split` (of the scores: "test", or "val" without evaluations on test clips), `titles`,
         `numbers` (variant -> seed -> result of `_run_numbers`), `missing` (number of unfinished runs) and `provenance`.
@@ -112,11 +107,7 @@ def _scores(folder: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def score_splits(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """Means over clips per split and mode, and adaptive thinking with the threshold chosen on "val".
-
-    Args:
-        records: split -> records of both modes; "test" is optional.
-    """
+    """Means over clips per split and mode; with both splits, adaptive thinking with the threshold chosen on "val"."""
     found: dict[str, Any] = {}
     for split, rows in records.items():
         modes = summarise(rows, resamples=1)["modes"]
@@ -147,8 +138,7 @@ def _adaptive(validation: Sequence[Record], test: Sequence[Record]) -> dict[str,
 def cost(log: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Cost of a run: steps, generated tokens, and seconds in total and per part.
 
-    Args:
-        log: lines of `log.jsonl`; times and lengths are means over the steps since the previous line.
+    Times and lengths of the lines of `log.jsonl` are means over the steps since the previous line.
     """
     lines = [line for line in log if "step" in line and "loss" in line]
     steps = [line["step"] for line in lines]

@@ -6,19 +6,14 @@ from typing import Any
 
 from mer_r1.lab.study.results.claims import by_seed, estimate_at
 from mer_r1.lab.study.results.intervals import Estimate, estimate
-from mer_r1.lab.study.runs.variants import STUDIES, split_of, titles_of
+from mer_r1.lab.study.runs.variants import STUDIES, runs_with, split_of, titles_of
 
 COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
 DPI = 110
 
 
 def draw(data: Mapping[str, Any], path: Path) -> None:
-    """Draw the figure of a study.
-
-    Args:
-        data: from `collect.collect`.
-        path: PNG file to write.
-    """
+    """Draw the figure of a study (result of `collect.collect`) to a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,10 +78,7 @@ def _rows(axes: Any, data: Mapping[str, Any]) -> None:
 
 def _weights(axes: Any, data: Mapping[str, Any]) -> None:
     """Effective weights of recall and precision during training: measured, and predicted (dotted) for RD."""
-    for variant, title in titles_of(data).items():
-        runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
-        if not runs:
-            continue
+    for variant, title, runs in runs_with("theory", data):
         steps = min((run["step"] for run in runs), key=len)
         (line,) = axes.plot(steps, _means(runs, "measured_recall", len(steps)), "-", label=f"{title}: recall")
         precision = _means(runs, "measured_precision", len(steps))
@@ -106,10 +98,7 @@ def _means(runs: Sequence[Mapping[str, Any]], key: str, length: int) -> list[flo
 def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
     """F1 over generated tokens: the curve over all thresholds, with fast, slow, auto and the oracle marked."""
     marks = {"fast": "v", "slow": "^", "auto": "o", "oracle": "*"}
-    for index, (variant, title) in enumerate(titles_of(data).items()):
-        runs = [run["auto"] for run in data["numbers"][variant].values() if run.get("auto")]
-        if not runs:
-            continue
+    for index, (variant, title, runs) in enumerate(runs_with("auto", data)):
         colour = f"C{index}"
         length = min(len(run["curve"]) for run in runs)
         mean = [[estimate([run["curve"][p][axis] for run in runs])["mean"] for axis in (1, 2)] for p in range(length)]

@@ -67,23 +67,13 @@ def estimate(values: Sequence[float | None]) -> Estimate:
 
 
 def paired(first: Mapping[str, float | None], second: Mapping[str, float | None]) -> Estimate:
-    """Mean difference first - second over the common seeds.
-
-    Args:
-        first: seed -> number.
-        second: seed -> number.
-    """
+    """Mean difference first - second (both seed -> number) over the common seeds."""
     pairs = [(first[seed], second[seed]) for seed in first if seed in second]
     return estimate([a - b for a, b in pairs if a is not None and b is not None])
 
 
 def verdict(difference: Estimate, sign: int = 1) -> ClaimVerdict:
-    """Whether a difference is above 0 (with sign -1: not above 0); undecided while its interval contains 0.
-
-    Args:
-        difference: mean difference with its interval.
-        sign: 1 claims that it is above 0, -1 that it is not.
-    """
+    """Whether a difference is above 0 (with sign -1: not above 0); undecided while its interval contains 0."""
     low, high = difference["low"], difference["high"]
     if low is None or high is None or low <= 0 <= high:
         return ClaimVerdict.UNDECIDED

@@ -2,12 +2,12 @@
 
 `write_report` collects each study's numbers into `report/NAME.json` with `NAME.png` and one `report.md`. `publish`
 copies results to ``docs/study/`` and writes their tables between the markers of ``docs/study.md``
-(`<!-- study:NAME -->` to `<!-- end -->`) and all claims at its top (`<!-- verdicts -->`), so that no number there is
-typed by hand. A test fails if the page and the JSON differ.
+(`<!-- study:NAME -->` to `<!-- end -->`) and all claims at its top (`<!-- verdicts -->`).
 """
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,12 @@ def write_report(studies: Mapping[str, str], jobs: Sequence[StudyJob], out: Path
 
 
 def block(data: Mapping[str, Any]) -> str:
-    """A study's tables with a footnote on their provenance, in Markdown.
-
-    Args:
-        data: from `collect.collect`.
-    """
+    """The tables of a result of `collect.collect` with a footnote on their provenance, in Markdown."""
     return "\n\n".join([*tables(data), _footnote(data)])
 
 
 def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Fill a page: put the tables of the results between its markers.
-
-    Args:
-        text: text of the page.
-        results: study -> its JSON.
+    """Put the tables of the results (study -> its JSON) between the markers of a page.
 
     Raises:
         UserError: if a marker names no study.
@@ -90,11 +82,7 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All claims of all results in one table, those that hold first; claims of two studies appear once.
-
-    Args:
-        results: study -> its JSON.
-    """
+    """All claims of all results (study -> JSON) in one table, those that hold first; repeated claims appear once."""
     found: dict[str, list[str]] = {}
     for study in [study for study in STUDIES if study in results]:
         for row in decide(study, results[study]["numbers"], split_of(results[study])):
@@ -105,10 +93,7 @@ def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The committed results: study -> JSON.
-
-    Args:
-        folder: folder with one `NAME.json` per study.
+    """The results in a folder with one `NAME.json` per study: study -> JSON.
 
     Raises:
         UserError: if a file is not valid JSON or its name is not a study's.
@@ -122,11 +107,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def publish(out: Path, docs: Path) -> list[Path]:
-    """Copy a report's results into the documentation and fill its page; returns the files written.
-
-    Args:
-        out: folder of the study.
-        docs: folder with `study.md`.
+    """Copy a report's results into the documentation and fill its page `study.md`; returns the files written.
 
     Raises:
         UserError: if `out` has no report, or one of trials, or `docs` has no page.
@@ -139,11 +120,8 @@ def publish(out: Path, docs: Path) -> list[Path]:
         if "test" in STUDIES[study].splits and data["split"] != "test":
             raise UserError(f"{out} holds trials on validation clips; expected results on test clips")
     (docs / "study").mkdir(exist_ok=True)
-    written = []
-    for source in (*found, *(path.with_suffix(".png") for path in found)):
-        target = docs / "study" / source.name
-        target.write_bytes(source.read_bytes())
-        written.append(target)
+    sources = (*found, *(path.with_suffix(".png") for path in found))
+    written = [shutil.copyfile(source, docs / "study" / source.name) for source in sources]
     text = page.read_text(encoding="utf-8")
     page.write_text(fill_document(text, read_results(docs / "study")), encoding="utf-8")
     return [*written, page]

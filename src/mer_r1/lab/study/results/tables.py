@@ -6,9 +6,8 @@ from typing import Any
 
 from mer_r1.lab.study.results.claims import decide, estimate_at
 from mer_r1.lab.study.results.intervals import Estimate, estimate
-from mer_r1.lab.study.runs.variants import STUDIES, split_of, titles_of
+from mer_r1.lab.study.runs.variants import STUDIES, runs_with, split_of, titles_of
 
-MODES = ("slow", "fast")
 COST_ROWS = {
     "steps": "steps",
     "seconds": "seconds of RL",
@@ -21,11 +20,7 @@ COST_ROWS = {
 
 
 def tables(data: Mapping[str, Any]) -> list[str]:
-    """The Markdown tables of a study, in reading order: scores, the study's own table, claims.
-
-    Args:
-        data: from `collect.collect`.
-    """
+    """The Markdown tables of a study, in reading order: scores, the study's own table, claims."""
     study = data["study"]
     shows = STUDIES[study].shows
     blocks = [] if shows in UNSCORED else [_scores(data)]
@@ -56,25 +51,24 @@ def shown(number: Mapping[str, Any] | Estimate, digits: int = 3, signed: bool = 
     return text if number["low"] is None else f"{text} [{number['low']:{style}}, {number['high']:{style}}]"
 
 
-def _scores(data: Mapping[str, Any], head: str = "") -> str:
-    names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
+def _by_mode(data: Mapping[str, Any], head: Sequence[str], names: Mapping[str, int]) -> str:
     split = split_of(data)
     rows = [
         [title, mode, *(shown(estimate_at(data, variant, split, mode, name), digits) for name, digits in names.items())]
         for variant, title in titles_of(data).items()
-        for mode in MODES
+        for mode in ("slow", "fast")
     ]
-    return table([head, "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], rows)
+    return table(head, rows)
+
+
+def _scores(data: Mapping[str, Any], head: str = "") -> str:
+    names = {"precision": 3, "recall": 3, "f1": 3, "categories": 2, "well_formed": 3, "tokens": 1}
+    return _by_mode(data, [head, "thinking", "precision", "recall", "F1", "categories", "well formed", "tokens"], names)
 
 
 def _confidences(data: Mapping[str, Any]) -> str:
-    split, sides = split_of(data), ("correct", "incorrect")
-    rows = [
-        [title, mode, *(shown(estimate_at(data, variant, split, mode, f"confidence_{side}")) for side in sides)]
-        for variant, title in titles_of(data).items()
-        for mode in MODES
-    ]
-    return table(["confidence", "thinking", "in correct categories", "in incorrect categories"], rows)
+    head = ["confidence", "thinking", "in correct categories", "in incorrect categories"]
+    return _by_mode(data, head, {"confidence_correct": 3, "confidence_incorrect": 3})
 
 
 def _alphas(data: Mapping[str, Any]) -> str:
@@ -101,14 +95,12 @@ def _theory(data: Mapping[str, Any]) -> str:
     head = ["over all of training", "σ recall", "σ precision", "ρ", "weight of recall: predicted", "measured"]
     head += ["weight of precision: predicted", "measured"]
     rows = []
-    for variant, title in titles_of(data).items():
-        runs = [run["theory"] for run in data["numbers"][variant].values() if run.get("theory")]
-        if runs:
-            # Normalising before the sum (AD) predicts weights of 1, whatever the standard deviations.
-            means = {name: estimate([fmean(run[name]) for run in runs]) for name in names}
-            first = variant in ("ad", "mer-r1")
-            cells = ["1" if first and n.startswith("predicted") else shown(means[n]) for n in names]
-            rows.append([title, *cells])
+    for variant, title, runs in runs_with("theory", data):
+        # Normalising before the sum (AD) predicts weights of 1, whatever the standard deviations.
+        means = {name: estimate([fmean(run[name]) for run in runs]) for name in names}
+        first = variant in ("ad", "mer-r1")
+        cells = ["1" if first and name.startswith("predicted") else shown(means[name]) for name in names]
+        rows.append([title, *cells])
     return "\n\n".join([table(head, rows), _gradients(data)])
 
 
@@ -116,22 +108,17 @@ def _gradients(data: Mapping[str, Any]) -> str:
     pairs = {"recall_precision": "recall, precision", "rd_recall": "RD, recall", "rd_precision": "RD, precision"}
     pairs |= {"ad_recall": "AD, recall", "ad_precision": "AD, precision"}
     rows = []
-    for variant, title in titles_of(data).items():
-        runs = [run["gradients"] for run in data["numbers"][variant].values() if run.get("gradients")]
-        for place in range(len(runs[0]) if runs else 0):
+    for _, title, runs in runs_with("gradients", data):
+        for place in range(len(runs[0])):
             entries = [run[place] for run in runs]
             when = "end" if entries[0]["step"] is None else f"step {entries[0]['step']}"
             cells = []
             for key in pairs:
-                measured = shown(estimate([entry[f"cos_{key}"] for entry in entries]), 2)
-                cells.append(f"{measured} ({_plain([entry.get(f'predicted_{key}') for entry in entries])})")
+                measured = estimate([entry[f"cos_{key}"] for entry in entries])
+                predicted = estimate([entry.get(f"predicted_{key}") for entry in entries])
+                cells.append(f"{shown(measured, 2)} ({shown({**predicted, 'low': None}, 2)})")
             rows.append([f"{title}, {when}", *cells])
     return table(["cosine of gradients: measured (predicted)", *pairs.values()], rows)
-
-
-def _plain(values: Sequence[float | None]) -> str:
-    mean = estimate(values)["mean"]
-    return "–" if mean is None else f"{mean:.2f}"
 
 
 def _auto(data: Mapping[str, Any]) -> str:

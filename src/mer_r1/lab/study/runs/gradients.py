@@ -11,6 +11,7 @@ out, as in the formulas.
 Shapes: B prompts, G rollouts each, R = B*G rows.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -42,7 +43,7 @@ KINDS = ("recall", "precision", "rd", "ad")
 def measure(
     run: str, models: Sequence[str], manifest: str, seed: int, clips: str = ":", batches: int = BATCHES
 ) -> list[dict[str, Any]]:
-    """Gradient geometry at some checkpoints of a run.
+    """Gradient geometry at some checkpoints of a run, means over batches.
 
     Args:
         run: folder of the run.
@@ -53,8 +54,7 @@ def measure(
         batches: number of batches per checkpoint.
 
     Returns:
-        One entry per model: `model`, `step` (None for the final weights), and the means of `batch_geometry` over
-        batches.
+        One entry per model: `model`, `step` (None for the final weights), and the means of `batch_geometry`.
     """
     chosen = chosen_clips(manifest, "train", clips)
     found = []
@@ -69,8 +69,8 @@ def measure(
             drawn = [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:PROMPTS].tolist()]
             prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in drawn]
             entries.append(batch_geometry(omni, drawn, prompts, seed * batches + batch))
-        keys = entries[0].keys()
-        means = {key: fmean(kept) if (kept := _finite(entries, key)) else None for key in keys}
+        known = {key: [e[key] for e in entries if not math.isnan(e.get(key, math.nan))] for key in entries[0]}
+        means = {key: fmean(values) if values else None for key, values in known.items()}
         found.append({"model": name, "step": step, **means})
     return found
 
@@ -85,11 +85,7 @@ def chosen_clips(manifest: str, split: str, clips: str) -> list[Clip]:
 def batch_geometry(omni: Omni, clips: Sequence[Clip], prompts: Sequence[Prompt], seed: int) -> dict[str, float]:
     """Cosines and norms of the objectives' gradients on one batch of rollouts, with their predictions.
 
-    Args:
-        omni: the policy; gradients cover every weight that is not frozen.
-        clips: B clips with gold labels.
-        prompts: their B prompts.
-        seed: seed for the rollouts.
+    The gradients cover every weight that is not frozen; `prompts` are those of the B `clips`, which have gold labels.
 
     Returns:
         `cos_X_Y` (measured) and `predicted_X_Y` for pairs of `KINDS`, `length_X`, and the statistics of
@@ -168,7 +164,3 @@ def _model_folder(run: Path, name: str) -> tuple[Path, int | None]:
     if not found:
         raise UserError(f"{run} has no checkpoint: expected a folder checkpoint-*")
     return found[0], int(found[0].name.rpartition("-")[2])
-
-
-def _finite(entries: Sequence[dict[str, float]], key: str) -> list[float]:
-    return [entry[key] for entry in entries if key in entry and entry[key] == entry[key]]

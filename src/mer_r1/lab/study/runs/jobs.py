@@ -77,11 +77,7 @@ class Options:
 
 
 def plan(studies: Sequence[str], options: Options) -> list[StudyJob]:
-    """All jobs of some studies, each after the jobs that it needs, seed by seed.
-
-    Args:
-        studies: keys of `STUDIES`.
-        options: options of the study.
+    """All jobs of some studies (keys of `STUDIES`), each after the jobs that it needs, seed by seed.
 
     Raises:
         UserError: if an option is invalid.
@@ -142,10 +138,7 @@ def overrides(texts: Iterable[str]) -> dict[str, str]:
 
 
 def settings_of(variant: Variant, options: Options) -> dict[str, str]:
-    """The overrides of a variant's RL run, without those that its method does not read.
-
-    The variant's own overrides take precedence over the user's settings for all variants.
-    """
+    """The overrides of a variant's RL run that its method reads; its own take precedence over the user's."""
     wanted = {**overrides(options.settings), **(variant.rl or {})}
     if wanted.get("method") != "mer-r1":
         wanted = {key: value for key, value in wanted.items() if key not in METHOD_ONLY}
@@ -180,8 +173,8 @@ class _Planner:
         self._features()
 
     def _identity(self, given: Path | None, made: str) -> str:
-        sections = {"base": "build"}
-        return content_hash(given) if given else _hash([made, section(self.options.recipe, sections.get(made, "rl"))])
+        stage = "build" if made == "base" else "rl"
+        return content_hash(given) if given else _hash([made, section(self.options.recipe, stage)])
 
     def _add(self, job: StudyJob) -> str:
         self.jobs.setdefault(job.name, job)

@@ -45,13 +45,7 @@ def to_options(out: Path, given: Mapping[str, Any]) -> Options:
 
 
 def keep_session(name: str, out: Path, given: Mapping[str, Any], command: str) -> None:
-    """Add a study to its folder's session file.
-
-    Args:
-        name: key of `STUDIES`, or "all".
-        out: folder of the study.
-        given: the command's values by name.
-        command: the command line.
+    """Add a study (a key of `STUDIES`, or "all") with its command line and values to its folder's session file.
 
     Raises:
         UserError: if the folder was started with a different value of one of `FIXED`, or another recipe.
@@ -69,9 +63,6 @@ def keep_session(name: str, out: Path, given: Mapping[str, Any], command: str) -
 
 def read_session(out: Path) -> tuple[dict[str, str], list[StudyJob]]:
     """The studies of a folder, each with its command line, and all their jobs.
-
-    Args:
-        out: folder of a study.
 
     Raises:
         UserError: if the folder holds no study.

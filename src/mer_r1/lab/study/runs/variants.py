@@ -4,7 +4,7 @@ A variant is a set of overrides of the section `rl` of ``recipes/tiny.yaml`` and
 a cold start alone is a variant without RL. Studies that name the same variant share its runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,23 +129,22 @@ STUDIES: dict[str, Study] = {
 
 
 def chosen_studies(name: str) -> list[str]:
-    """The studies that a name stands for; "calibration" includes the alpha sweep.
-
-    Args:
-        name: a key of `STUDIES`, or "all".
-    """
+    """The studies that a key of `STUDIES` or "all" stands for; "calibration" includes the alpha sweep."""
     if name == "all":
         return [study for study, asked in STUDIES.items() if not asked.follow_up]
     return [name, "alpha"] if name == "calibration" else [name]
 
 
 def titles_of(data: Mapping[str, Any]) -> dict[str, str]:
-    """Variant -> title of the variants with results in a study's JSON, in the order of its table.
-
-    Args:
-        data: from `collect.collect`, or read back.
-    """
+    """Variant -> title of the variants with results in a study's JSON, in the order of its table."""
     return {name: data["titles"][name] for name in STUDIES[data["study"]].variants if name in data["numbers"]}
+
+
+def runs_with(part: str, data: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    """Variant, title, and that part of its runs, for every variant of a study's JSON whose runs have it."""
+    for variant, title in titles_of(data).items():
+        if runs := [run[part] for run in data["numbers"][variant].values() if run.get(part)]:
+            yield variant, title, runs
 
 
 def split_of(data: Mapping[str, Any]) -> str:

@@ -32,12 +32,7 @@ def write_study_scenes(out: str, splits: dict[str, int]) -> None:
 
 
 def build_features(model: str, parts: list[tuple[str, str, str]]) -> None:
-    """Cache the tower outputs of the clips that a study uses, beside their manifests.
-
-    Args:
-        model: folder of the model.
-        parts: manifest, split and slice of each part.
-    """
+    """Cache the tower outputs of the clips (manifest, split, slice) that a study uses, beside their manifests."""
     from mer_r1.lab.study.runs.gradients import chosen_clips
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
