@@ -1,4 +1,4 @@
-"""`mer-r1 plan`: what a run will cost."""
+"""Compute FLOPs, memory per GPU and time of a run (`mer-r1 plan`)."""
 
 from typing import Annotated, Any
 

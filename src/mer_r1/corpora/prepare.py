@@ -143,16 +143,13 @@ def prepare(
     Args:
         name: name of the data set.
         root: its folder, or the folder that holds it under the release's name.
-        out: path of the manifest; None writes `NAME.jsonl` into the data set's folder. Paths in it are relative, so it
-            must lie in the folder of the media or above it.
+        out: path of the manifest, in the media's folder or above it; None writes `NAME.jsonl` into that folder.
         split: name of the part; see `read_set`.
-        split_sft: number of clips for the cold start: writes two manifests, these clips (`…-sft.jsonl`) and the rest
-            for RL (`…-rl.jsonl`).
+        split_sft: clips for the cold start: writes two manifests, these (`…-sft.jsonl`) and the rest (`…-rl.jsonl`).
         seed: seed of that choice; it chooses the same names for every order of rows.
         allow_pickle: see `read_set`.
         encoding: encoding of the tables.
-        absolute: whether to write absolute paths; the manifest may then lie anywhere, and reading it needs
-            `allow_absolute`.
+        absolute: write absolute paths; the manifest may then lie anywhere, and reading it needs `allow_absolute`.
         drop_missing: whether to leave out clips without a video file.
 
     Returns:

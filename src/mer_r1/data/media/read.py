@@ -168,14 +168,11 @@ class _Reading:
         if sampled is None and waveform is None:
             large = f", or its pictures have more than {self.limits.max_pixels} pixels" if self.video else ""
             raise UserError(f"nothing in it can be decoded (cut off, damaged, of zero length{large})")
+        self._note_missing(sampled is None, waveform is None)
         frames, moments, fps = sampled if sampled is not None else (None, None, None)
         video_seconds = self.video.span[1] if self.video and sampled else 0.0
         audio_seconds = len(waveform) / self.limits.sampling_rate if waveform is not None else 0.0
         seconds = max(video_seconds, audio_seconds)
-        if "picture" in self.wanted and frames is None:
-            self.notes.append("the picture cannot be decoded" if self.video else "no picture")
-        if "sound" in self.wanted and waveform is None:
-            self.notes.append("the sound cannot be decoded, or is of zero length" if self.audio else "no sound")
         self._note_length(seconds)
         if waveform is not None and np.abs(waveform).max() < _SILENCE:
             self.notes.append("the sound is silent")
@@ -183,6 +180,12 @@ class _Reading:
         if sampled is not None and waveform is not None:
             self.notes += _difference_notes(video_seconds, audio_seconds)
         return Media(frames, moments, fps, waveform, self.limits.sampling_rate, seconds, tuple(self.notes))
+
+    def _note_missing(self, no_frames: bool, no_waveform: bool) -> None:
+        if "picture" in self.wanted and no_frames:
+            self.notes.append("the picture cannot be decoded" if self.video else "no picture")
+        if "sound" in self.wanted and no_waveform:
+            self.notes.append("the sound cannot be decoded, or is of zero length" if self.audio else "no sound")
 
     def _note_length(self, seconds: float) -> None:
         total = (self.container.duration or 0) / 1e6

@@ -39,7 +39,17 @@ def precision_recall(results: Sequence[Result]) -> Markup:
     low_x, high_x = _span([_bounds(result.recall) for result in known])
     low_y, high_y = _span([_bounds(result.precision) for result in known])
     frame = Frame(58, 30, width - 84, height - 86, (low_x, high_x), (low_y, high_y))
-    parts = [axes(frame, "Recall", "Precision"), *_iso_f1(frame)]
+    tracks, arrows = _tracks(frame, known)
+    parts = [axes(frame, "Recall", "Precision"), *_iso_f1(frame), *tracks, *_point_labels(frame, known, arrows)]
+    text = "; ".join(
+        f"{r.stage} {r.mode}: precision {r.precision['mean']:.3f}, recall {r.recall['mean']:.3f}" for r in known
+    )
+    return svg(width, height, parts, f"Precision over recall. {text}", "chart")
+
+
+def _tracks(frame: Frame, known: Sequence[Result]) -> tuple[list[Markup], list[tuple[Point, Point]]]:
+    """Arrows, bars and markers of every mode, stage by stage; and where the arrows run."""
+    parts: list[Markup] = []
     arrows: list[tuple[Point, Point]] = []
     for mode in dict.fromkeys(result.mode for result in known):
         track = [result for result in known if result.mode == mode]
@@ -49,11 +59,7 @@ def precision_recall(results: Sequence[Result]) -> Markup:
         parts += [_cross(frame, result) for result in track]
         parts += [marker(*spot, mode) for spot in spots]
         arrows += steps
-    parts += _point_labels(frame, known, arrows)
-    text = "; ".join(
-        f"{r.stage} {r.mode}: precision {r.precision['mean']:.3f}, recall {r.recall['mean']:.3f}" for r in known
-    )
-    return svg(width, height, parts, f"Precision over recall. {text}", "chart")
+    return parts, arrows
 
 
 def lines(series: Mapping[str, Sequence[Point]], title: str, styles: Mapping[str, str]) -> Markup:
