@@ -15,12 +15,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperGroup
 
 from mer_r1 import __version__
@@ -86,9 +95,9 @@ class ThinkOrAuto(StrEnum):
 
 EXTRAS = {
     "predict": ("torch", "torchvision", "transformers", "accelerate", "peft", "safetensors"),
-    "train": ("trl", "datasets", "tensorboard", "matplotlib"),
+    "train": ("trl", "datasets", "tensorboard"),
     "llm": ("openai",),
-    "scenes": ("anny", "espeakng_loader", "numba", "scipy"),
+    "scenes": ("anny", "espeakng_loader", "numba", "scipy", "matplotlib"),
     "vllm": ("vllm",),
 }
 """Extra of the package -> modules that it brings."""
@@ -174,6 +183,13 @@ def _missing(module: str) -> str | None:
     return None
 
 
+def require(*extras: str) -> None:
+    """Raise ModuleNotFoundError for a missing module of the extras, before child processes fail over it."""
+    for name in (module for extra in extras for module in EXTRAS[extra]):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
+
+
 def _fail(message: str) -> NoReturn:
     Console(stderr=True).print(f"mer-r1: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(2)
@@ -208,9 +224,13 @@ def _null_nan(value: Any) -> Any:
 @contextmanager
 def progress(what: str, total: int | None, quiet: bool = False) -> Iterator[Any]:
     """Show a bar on stderr; yields the callback that moves it: (how many more are done, of how many)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # Outside a terminal a bar would leave blank lines.
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+    with bars(quiet, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done, of=None: bar.update(task, advance=done, total=of or total)
+
+
+def bars(quiet: bool, *times: ProgressColumn) -> Progress:
+    """Make bars on stderr that disappear at the end; none if quiet, or where they would leave blank lines."""
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+    return Progress(*columns, console=errors, disable=quiet or not errors.is_interactive, transient=True)

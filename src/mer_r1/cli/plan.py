@@ -1,4 +1,4 @@
-"""`mer-r1 plan`: what a run will cost."""
+"""`mer-r1 plan`: what a run will cost, in FLOPs, memory per GPU and time."""
 
 from typing import Annotated, Any
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.cli.app import console, say
+from rich.progress import TimeElapsedColumn
+
+from mer_r1.cli.app import bars, console, say
 
 if TYPE_CHECKING:
     from mer_r1.evaluation.llm.jobs import Tally, Watch
@@ -42,18 +44,13 @@ def say_beginning(
 @contextmanager
 def watching(quiet: bool) -> "Iterator[Watch]":
     """Show progress and remaining time: a bar on a terminal, else one line per minute in the log."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+    with bars(quiet, TimeElapsedColumn()) as bar:
         task = bar.add_task("asking", total=None)
         last = [monotonic()]
 
         def watch(pace: "Tally") -> None:
             bar.update(task, completed=pace.finished, total=pace.total, description=_where(pace))
-            if not errors.is_terminal and monotonic() - last[0] >= LOG_SECONDS:
+            if not bar.console.is_interactive and monotonic() - last[0] >= LOG_SECONDS:
                 last[0] = monotonic()
                 logger.info("%s: %d of %d", _where(pace), pace.finished, pace.total)
 
