@@ -5,7 +5,6 @@ A command parses, calls one function, and shows the result; heavy imports stay i
 
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -13,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +31,10 @@ from rich.progress import (
 from typer.core import TyperGroup
 
 from mer_r1 import __version__
-from mer_r1.cli.options import MOVED, App
+from mer_r1.cli.options import MOVED, App, Think
+from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
+from mer_r1.evaluation.records import commit, without_nan
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -76,23 +76,6 @@ Wheels = Annotated[Path | None, typer.Option(help="Folder of the official emotio
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
-class Think(StrEnum):
-    """Modes of thinking."""
-
-    SLOW = "slow"
-    FAST = "fast"
-    BOTH = "both"
-
-
-class ThinkOrAuto(StrEnum):
-    """Modes of thinking, or slow only where the fast answer is unsure."""
-
-    SLOW = "slow"
-    FAST = "fast"
-    BOTH = "both"
-    AUTO = "auto"
-
-
 EXTRAS = {
     "predict": ("torch", "torchvision", "transformers", "accelerate", "peft", "safetensors"),
     "train": ("trl", "datasets", "tensorboard"),
@@ -125,8 +108,6 @@ def root(
 @app.command()
 def env() -> None:
     """Print versions and devices, for bug reports."""
-    from mer_r1.evaluation.records import commit
-
     say(f"mer-r1: {__version__}, commit {commit() or 'unknown (no checkout)'}")
     say(f"python: {platform.python_version()}")
     say(f"platform: {platform.platform()}, {os.cpu_count()} cores")
@@ -201,24 +182,14 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def thinking_modes(think: Think | ThinkOrAuto) -> list[Any]:
-    """List the modes of a choice; "auto" needs both."""
-    from mer_r1.emotions.thinking import ThinkingMode
-
-    return list(ThinkingMode) if think.value in ("both", "auto") else [ThinkingMode(think.value)]
+def thinking_modes(think: Think) -> list[ThinkingMode]:
+    """List the modes of a choice."""
+    return list(ThinkingMode) if think == "both" else [ThinkingMode(think)]
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
     """Print JSON in which NaN is null."""
-    typer.echo(json.dumps(_null_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
-
-
-def _null_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_null_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    typer.echo(json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager

@@ -62,11 +62,9 @@ class Plan:
 
 
 def _command(name: str, question: str) -> None:
+    @study_app.command(name, help=question)
     def run(plan: Plan) -> None:
         _run(name, plan)
-
-    run.__doc__ = question
-    study_app.command(name)(run)
 
 
 for _name, _study in STUDIES.items():
