@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from mer_r1 import cli
-from mer_r1.cli.app import EXTRAS
+from mer_r1.cli.app import EXTRAS, progress
 from mer_r1.cli.options import RENAMED, RENAMED_VALUES, App
 
 NOTE = "{} is now {}; the old spelling goes with the next release\n"
@@ -181,6 +181,9 @@ ALL = [module for modules in EXTRAS.values() for module in modules]
         (ALL, ["rl", "output_dir=o"], "torch", "train"),
         (["trl"], ["rl", "output_dir=o", "use_cpu=true", "bf16=false"], "trl", "train"),
         (ALL, ["scenes", "--out", "HERE/s", "--num-clips", "2"], "numba", "scenes"),
+        (ALL, ["demo", "--out", "HERE/d"], "torch", "train"),
+        (EXTRAS["scenes"], ["study", "paradox", "--out", "HERE/s", "--seeds", "1"], "anny", "scenes"),
+        (["matplotlib"], ["demo", "--out", "HERE/d"], "matplotlib", "scenes"),
         (["anny"], ["scenes", "--out", "HERE/s", "--num-clips", "2"], "anny", "scenes"),  # in a worker process
         (
             ["openai"],
@@ -197,6 +200,14 @@ def test_a_missing_extra_is_named_in_one_line(tmp_path, modules, words, module, 
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert last.startswith(f"mer-r1: this command needs {module}, which is not installed: ")
     assert f"'.[{extra}]'" in last
+
+
+def test_a_dumb_terminal_gets_no_blank_line_for_the_bar_it_cannot_show(monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    with progress("clips", 3) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
 
 
 def test_words_and_scores_need_no_extra(tmp_path):

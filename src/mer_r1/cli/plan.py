@@ -1,19 +1,21 @@
-"""Compute FLOPs, memory per GPU and time of a run (`mer-r1 plan`)."""
+"""`mer-r1 plan`: what a run will cost, in FLOPs, memory per GPU and time."""
 
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from mer_r1.cli.app import AsJson, app, console, print_json, say
+from mer_r1.cli.options import PASS_ON, RECIPE
 from mer_r1.errors import UserError
-
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+from mer_r1.training.plan import GPUS, Job, as_dict
+from mer_r1.training.shapes import shape_of
 
 
 @app.command(context_settings=PASS_ON)
 def plan(
     context: typer.Context,
-    config: Annotated[str, typer.Option(help="Recipe: a YAML file, or the name of a shipped one (mer-r1 recipes).")],
+    config: Annotated[str, RECIPE],
     stage: Annotated[
         str | None, typer.Option(help="sft or rl, for a recipe with both; taken from the recipe if not given.")
     ] = None,
@@ -37,9 +39,6 @@ def plan(
 
     Set fields of the recipe as key=value.
     """
-    from mer_r1.training.plan import GPUS, as_dict
-    from mer_r1.training.shapes import shape_of
-
     if gpu not in GPUS:
         raise UserError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
     recipe, kind = _recipe(config, stage, context.args)
@@ -74,8 +73,7 @@ def _recipe(config: str, stage: str | None, overrides: list[str]) -> tuple[Any, 
 
 def _job(
     recipe: Any, kind: str, gpus: int, sharding: str, rows: int | None, cached: bool, sizes: dict[str, float]
-) -> Any:
-    from mer_r1.training.plan import Job
+) -> Job:
     from mer_r1.training.stage import select_clips
 
     if sharding not in ("auto", "none", "zero3", "fsdp2"):
@@ -105,8 +103,6 @@ def _job(
 
 
 def _show(costs: dict[str, Any], gpu: str) -> None:
-    from rich.table import Table
-
     job = costs["job"]
     split = "" if job["gpus"] == 1 else f", {'the model on each' if job['sharding'] == 'none' else job['sharding']}"
     say(f"{costs['model']}, {job['stage']}, {job['gpus']} x {gpu}{split}: computed, not measured")

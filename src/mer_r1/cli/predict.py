@@ -1,16 +1,22 @@
 """Commands that ask a model and show its answers: predict, evaluate, threshold, report."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, ThinkOrAuto, Wheels, app, console, print_json, progress, say, thinking_modes
+from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, thinking_modes
 from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Temperature
+from mer_r1.data.clip import Clip
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
-Mode = Annotated[ThinkOrAuto, typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure.")]
+Mode = Annotated[
+    Literal["slow", "fast", "both", "auto"],
+    typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure."),
+]
 Threshold = Annotated[
     float | None,
     typer.Option(min=0, help="Confidence below which --think auto reasons; the model's own by default."),
@@ -21,7 +27,7 @@ Threshold = Annotated[
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
-    think: Mode = ThinkOrAuto.BOTH,
+    think: Mode = "both",
     threshold: Threshold = None,
     subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips.")] = "",
     audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
@@ -34,23 +40,21 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Recognise emotions in clips: labels, wheel categories, reasoning, confidences."""
-    from mer_r1.data.clip import Clip
-    from mer_r1.emotions.wheels import load as load_wheels
     from mer_r1.evaluation.predict import predict as ask
     from mer_r1.model.generation import Sampling
     from mer_r1.model.omni import load
 
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")
-    asked = [_clip_of(Clip, path, subtitle, audio) for path in clips]
+    asked = [Clip(str(path), path, audio, subtitle) for path in clips]
     omni = load(model, device=device)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
     taxonomy = load_wheels(wheels)
     how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
-    if think is ThinkOrAuto.AUTO:
+    if think == "auto":
         from mer_r1.evaluation.adaptive import predict_auto
 
-        records = predict_auto(omni, asked, taxonomy, sampling, gate_threshold(model, threshold), **how)
+        records = predict_auto(omni, asked, taxonomy, sampling, _gate_threshold(model, threshold), **how)
     else:
         records = ask(omni, asked, thinking_modes(think), taxonomy, sampling, **how)
     broken: set[str] = set()
@@ -69,7 +73,7 @@ def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
     model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
-    think: Mode = ThinkOrAuto.BOTH,
+    think: Mode = "both",
     threshold: Threshold = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
     wheels: Wheels = None,
@@ -85,7 +89,7 @@ def evaluate(
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
     from mer_r1.evaluation.summary import build_table, write_summary
 
-    limit = gate_threshold(model, threshold) if think is ThinkOrAuto.AUTO else None
+    limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
     if model is not None:
         from mer_r1.evaluation.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -95,16 +99,16 @@ def evaluate(
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device}
         with progress("evaluate", None, quiet=as_json) as advance:
-            if limit is not None:
+            if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:
                 evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
-    if limit is None:
-        summary = write_summary(out, seed=seed, wheels=wheels)
-    else:
+    if think == "auto":
         from mer_r1.evaluation.adaptive import write_auto_summary
 
         summary = write_auto_summary(out, limit, seed=seed, wheels=wheels)
+    else:
+        summary = write_summary(out, seed=seed, wheels=wheels)
     if as_json:
         print_json(summary)
     else:
@@ -125,25 +129,16 @@ def threshold(
     as_json: AsJson = False,
 ) -> None:
     """Choose the confidence below which --think auto reasons, on validation clips."""
-    from mer_r1.emotions.thinking import ThinkingMode
     from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
     from mer_r1.evaluation.predict import evaluate_model
     from mer_r1.evaluation.records import read_records
     from mer_r1.model.generation import Sampling
 
+    sampling = Sampling(max_new_tokens, 0.0, seed=0)
+    how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
     with progress("answer", None, quiet=as_json) as advance:
         file = evaluate_model(
-            str(model),
-            manifest,
-            out,
-            list(ThinkingMode),
-            Sampling(max_new_tokens, 0.0, seed=0),
-            split,
-            wheels,
-            batch_size=batch_size,
-            features_dir=features_dir,
-            device=device,
-            progress=advance,
+            str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how
         )
     records = read_records(file)
     gate = choose_threshold(records, {"manifest": manifest.name, "split": split})
@@ -169,8 +164,7 @@ def report(
     say(str(write_report(run_dir, out)))
 
 
-def gate_threshold(model: str | None, threshold: float | None) -> float:
-    """Return the given threshold, else the one saved with the model."""
+def _gate_threshold(model: str | None, threshold: float | None) -> float:
     if threshold is not None:
         return threshold
     if model is None:
@@ -178,12 +172,6 @@ def gate_threshold(model: str | None, threshold: float | None) -> float:
     from mer_r1.evaluation.adaptive import read_gate
 
     return read_gate(model).threshold
-
-
-def _clip_of(kind: Any, path: Path, subtitle: str, audio: Path | None) -> Any:
-    return kind(
-        id=str(path), video=path, audio=audio, subtitle=subtitle, labels=None, reasoning=None, split=None, meta={}
-    )
 
 
 def _show_record(record: Any) -> None:

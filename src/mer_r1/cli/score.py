@@ -3,9 +3,10 @@
 import json
 import math
 from collections.abc import Callable
-from enum import StrEnum
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -14,7 +15,11 @@ from rich.text import Text
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
 from mer_r1.data.jsonl import read_object
+from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
+from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Prices, Usage
 
 WORDS_BESIDE = 3
 """Words per table of 80 columns."""
@@ -22,27 +27,11 @@ COLUMNS = {"fscore": "F-score", "hitrate": "hit rate", "n_scored": "scored", "n_
 """Key of a figure -> title of its column, where they differ."""
 
 
-class ExtractKind(StrEnum):
-    """What is extracted from each text."""
-
-    LABELS = "labels"
-    SENTIMENT = "sentiment"
-
-
-class OneMode(StrEnum):
-    """One of the two modes in a file."""
-
-    SLOW = "slow"
-    FAST = "fast"
-
-
 @app.command("map")
 def map_words(
     words: Annotated[list[str], typer.Argument(help="Emotion words.")], wheels: Wheels = None, as_json: AsJson = False
 ) -> None:
     """Show the place of words on the emotion wheels."""
-    from mer_r1.emotions.wheels import load
-
     taxonomy = load(wheels)
     rows = [taxonomy.map_row(word) for word in words]
     if as_json:
@@ -68,9 +57,11 @@ def extract(
     out: Annotated[Path, typer.Option(help="JSON lines with labels; *.json: name -> label string.")],
     reader: Reader,
     requests: Requests,
-    kind: Annotated[ExtractKind, typer.Option(help="Labels only, or their sentiment too.")] = ExtractKind.LABELS,
-    sentiment: Annotated[SentimentBy, typer.Option(help="Sentiment by the reader or by the wheels.")] = SentimentBy.LLM,
-    think: Annotated[OneMode | None, typer.Option(help="Only rows of this mode.")] = None,
+    kind: Annotated[
+        Literal["labels", "sentiment"], typer.Option(help="Labels only, or their sentiment too.")
+    ] = "labels",
+    sentiment: Annotated[SentimentBy, typer.Option(help="Sentiment by the reader or by the wheels.")] = "llm",
+    think: Annotated[Literal["slow", "fast"] | None, typer.Option(help="Only rows of this mode.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Reply cache; llm-replies.sqlite beside --out.")] = None,
     prices: PricesOption = None,
     allow_pickle: AllowPickle = False,
@@ -78,12 +69,10 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Extract the labels of predictions: from their <answer>, else by a language model. Rerun to resume."""
-    from mer_r1.emotions.wheels import load
     from mer_r1.evaluation.labels.files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
-    from mer_r1.evaluation.llm.cache import ReplyCache
 
     rows = read_predictions(predictions, allow_pickle)
-    rows = [row for row in rows if think is None or row.get("mode") == think.value]
+    rows = [row for row in rows if think is None or row.get("mode") == think]
     if not rows:
         raise UserError(f"{predictions}: no rows of mode {think}")
     costs, taxonomy, checked = parse_prices(prices), load(wheels), reader.checked
@@ -91,11 +80,11 @@ def extract(
         model = reader.model(requests, kept)
         with progress("texts read", None, quiet=as_json) as advance:
             rows = label_rows(rows, model, taxonomy, checked, lambda index, reply: advance(1))
-        if kind is ExtractKind.SENTIMENT:
+        if kind == "sentiment":
             with progress("sentiments", len(rows), quiet=as_json) as advance:
-                rows = sentiment_rows(rows, sentiment.value, model, taxonomy, checked, lambda index, reply: advance(1))
-    write_rows(out, rows, "openset" if kind is ExtractKind.LABELS else "sentiment")
-    summary = {"out": str(out), **summarise(rows), "usage": _usage(model, costs)}
+                rows = sentiment_rows(rows, sentiment, model, taxonomy, checked, lambda index, reply: advance(1))
+    write_rows(out, rows, "openset" if kind == "labels" else "sentiment")
+    summary = {"out": str(out), **summarise(rows), "usage": _usage(getattr(model, "usage", None), costs)}
     _show_extracted(summary, rows, as_json)
     raise typer.Exit(1 if summary["errors"] or summary["without_completion"] else 0)
 
@@ -107,28 +96,18 @@ Predictions = Annotated[list[Path], typer.Option(help="JSON: name -> prediction;
 @score_app.command()
 def openset(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Precision, recall and F-score of open-vocabulary labels, by word and by wheel."""
-    from mer_r1.emotions.metrics import openset_report
-    from mer_r1.emotions.wheels import load
-
-    taxonomy = load(wheels)
-    _score(gold, predictions, lambda labels, predicted: openset_report(labels, predicted, taxonomy), as_json)
+    _score(gold, predictions, partial(openset_report, taxonomy=load(wheels)), as_json)
 
 
 @score_app.command("hit-rate")
 def hit_rate(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Hit rate: is the sector of a clip's one gold label among the predicted sectors?"""
-    from mer_r1.emotions.metrics import hit_rate_report
-    from mer_r1.emotions.wheels import load
-
-    taxonomy = load(wheels)
-    _score(gold, predictions, lambda labels, predicted: hit_rate_report(labels, predicted, taxonomy), as_json)
+    _score(gold, predictions, partial(hit_rate_report, taxonomy=load(wheels)), as_json)
 
 
 @score_app.command()
 def sentiment(gold: Gold, predictions: Predictions, as_json: AsJson = False) -> None:
     """Weighted F1 and accuracy of positive or negative: gold holds numbers, predictions hold replies."""
-    from mer_r1.emotions.metrics import sentiment_report
-
     _score(gold, predictions, sentiment_report, as_json)
 
 
@@ -190,10 +169,7 @@ def _number(value: Any) -> str:
     return str(value)
 
 
-def _usage(model: Any, prices: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    usage = getattr(model, "usage", None)
+def _usage(usage: Usage | None, prices: Prices | None) -> dict[str, Any]:
     if usage is None:
         return {}
     return asdict(usage) | ({} if prices is None else {"cost": usage.cost(prices)})

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mer_r1.cli.app import HELP, app, console, progress, say
+from mer_r1.cli.app import HELP, app, console, progress, require, say
 from mer_r1.cli.options import App
 from mer_r1.lab.study.runs.variants import STUDIES
+
+NEEDED = ("predict", "train", "scenes")
+"""Extras that the demo and the study need."""
 
 study_app = App(
     help="Study the method in miniature: variants, seeds and paired intervals on generated scenes.",
@@ -30,6 +33,7 @@ def demo(
     """Run everything end to end on generated scenes: base model, SFT, RL with MER-R1, evaluation, report."""
     from mer_r1.lab.demo import run_demo
 
+    require(*NEEDED)
     run_demo(out, quick=quick, seed=seed, console=console, bar=progress)
 
 
@@ -58,11 +62,9 @@ class Plan:
 
 
 def _command(name: str, question: str) -> None:
+    @study_app.command(name, help=question)
     def run(plan: Plan) -> None:
         _run(name, plan)
-
-    run.__doc__ = question
-    study_app.command(name)(run)
 
 
 for _name, _study in STUDIES.items():
@@ -106,6 +108,7 @@ def _run(name: str, plan: Plan) -> None:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
+    require(*NEEDED)
     run_jobs(jobs, out, plan.workers or _cores(), report=say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")

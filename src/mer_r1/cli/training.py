@@ -2,6 +2,8 @@
 
 import os
 from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +14,13 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from mer_r1.cli.app import AsJson, app, console, print_json, progress, say
+from mer_r1.cli.options import PASS_ON, RECIPE
+from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
-from mer_r1.training.recipe_info import RecipeField, host_fields, recipe_fields, recipe_stages, shipped_recipes
+from mer_r1.training.recipe_info import host_fields, recipe_fields, recipe_stages, shipped_recipes
 
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 SHOWN = 20
 """Broken clips that are listed."""
-VLLM_SHARE = 0.5
-"""vLLM's share of the GPU's memory in a comparison."""
 
 
 class RecipeCommand(TyperCommand):
@@ -27,11 +28,9 @@ class RecipeCommand(TyperCommand):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        fields = recipe_fields(str(self.name))
         lines = ["Fields of the recipe:"]
-        for group in dict.fromkeys(field.group for field in fields):
-            lines += ["", f"**{group}**:", ""]
-            lines += [f"* `{one.name}` ({one.kind}): {one.help}" for one in fields if one.group == group]
+        for group, fields in groupby(recipe_fields(str(self.name)), attrgetter("group")):
+            lines += ["", f"**{group}**:", "", *(f"* `{one.name}` ({one.kind}): {one.help}" for one in fields)]
         self.epilog = "\n".join(lines)  # for docs/cli.md
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -43,17 +42,13 @@ class RecipeCommand(TyperCommand):
         fields = recipe_fields(stage)
         if ctx.meta.get("all fields"):
             fields += host_fields(_recipe_class(stage), stage)
-        for group in dict.fromkeys(field.group for field in fields):
-            console.print(_panel(group, [field for field in fields if field.group == group]))
-
-
-def _panel(group: str, fields: list[RecipeField]) -> Panel:
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(no_wrap=True, style="bold cyan")
-    table.add_column(ratio=1)
-    for field in fields:
-        table.add_row(Text(field.name), Text(field.help).append(f" [{field.kind}]", style="yellow"))
-    return Panel(table, title=group, title_align="left", border_style="dim")
+        for group, grouped in groupby(fields, attrgetter("group")):
+            table = Table.grid(padding=(0, 2), expand=True)
+            table.add_column(no_wrap=True, style="bold cyan")
+            table.add_column(ratio=1)
+            for field in grouped:
+                table.add_row(Text(field.name), Text(field.help).append(f" [{field.kind}]", style="yellow"))
+            console.print(Panel(table, title=group, title_align="left", border_style="dim"))
 
 
 def _help_all(context: typer.Context, given: bool) -> None:
@@ -63,7 +58,7 @@ def _help_all(context: typer.Context, given: bool) -> None:
         raise typer.Exit
 
 
-Config = Annotated[str | None, typer.Option(help="Recipe: a YAML file, or the name of a shipped one (mer-r1 recipes).")]
+Config = Annotated[str | None, RECIPE]
 HelpAll = Annotated[
     bool,
     typer.Option(
@@ -181,6 +176,8 @@ def features(
     as_json: AsJson = False,
 ) -> None:
     """Compute and cache the tower outputs of all clips, ahead of training. Resumable: only missing entries are made."""
+    from torch import cuda
+
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
     from mer_r1.training import fill_features as fill
@@ -206,18 +203,12 @@ def features(
     broken = list(expected.broken)
     if expected.missing:
         with progress("clips", expected.clips, quiet=as_json) as advance:
-            broken = fill.fill(model, folder, rows, processes or _gpus(), workers, advance)
+            broken = fill.fill(model, folder, rows, processes or max(1, cuda.device_count()), workers, advance)
     if as_json:
         print_json({"clips": expected.clips, "missing": expected.missing, "bytes": expected.size, "broken": broken})
     else:
         say(f"{expected.clips - len(broken)} of {expected.clips} clips have their features in {folder}")
     _list_broken(broken, as_json)
-
-
-def _gpus() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def _announce(expected: Any, as_json: bool) -> None:
@@ -250,13 +241,10 @@ def parity(
         float, typer.Option(min=0, help="Largest mean difference of log-probabilities, in nats per token.")
     ] = 0.05,
     device: Annotated[str | None, typer.Option(help="Device of the policy; the GPU if there is one.")] = None,
-    gpu_memory: Annotated[
-        float, typer.Option(min=0.05, max=0.95, help="Share of the GPU's memory for vLLM.")
-    ] = VLLM_SHARE,
+    gpu_memory: Annotated[float, typer.Option(min=0.05, max=0.95, help="Share of the GPU's memory for vLLM.")] = 0.5,
     as_json: AsJson = False,
 ) -> None:
     """Compare vLLM with the policy on clips: tokens, positions, log-probabilities. Exit status 1 if they differ."""
-    from mer_r1.data.manifest import read_manifest
     from mer_r1.rl.vllm.parity import compare
 
     asked = read_manifest(manifest)[:num_clips]

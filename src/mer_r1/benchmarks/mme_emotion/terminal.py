@@ -107,7 +107,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
                 shown = ", ".join(found["ids"]) + (", ..." if found["n"] > len(found["ids"]) else "")
                 lines.append(f"{before}{found['n']} {meaning} ({shown})")
         if not entry["audited"]["missing_known"]:
-            lines.append(f"{before}missing items are unknown: give the manifest with --data")
+            lines.append(f"{before}missing items are unknown: give the manifest with --manifest")
     return lines
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Think, Wheels, eval_app, print_json, progress, thinking_modes
+from mer_r1.cli.app import AsJson, Wheels, eval_app, print_json, progress, thinking_modes
 from mer_r1.cli.benchmarks.mer_unibench_view import say_beginning, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
@@ -20,39 +19,18 @@ from mer_r1.cli.options import (
     Requests,
     Resamples,
     SentimentBy,
+    ThinkOption,
 )
+from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Decoding
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mer_unibench.gold import Gold
     from mer_r1.benchmarks.mer_unibench.run import Reader as LabelReader
     from mer_r1.data.clip import Clip
-    from mer_r1.emotions.wheels import Taxonomy
     from mer_r1.evaluation.answerers.base import ClipModel
-    from mer_r1.evaluation.llm.cache import ReplyCache
-
-
-class Engine(StrEnum):
-    """Engines that run a checkpoint."""
-
-    TORCH = "torch"
-    VLLM = "vllm"
-
-
-class SendVideo(StrEnum):
-    """Forms in which a server gets the video."""
-
-    VIDEO_URL = "video_url"
-    FRAMES = "frames"
-    NONE = "none"
-
-
-class SendAudio(StrEnum):
-    """Forms in which a server gets the audio."""
-
-    AUDIO_URL = "audio_url"
-    INPUT_AUDIO = "input_audio"
-    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -69,10 +47,14 @@ class Evaluated:
     model: Annotated[str, typer.Option(help="Model folder or hub name; with --model-url, its name at the server.")]
     model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
     key_variable: KeyVariable = OPENAI_KEY
-    send_video: Annotated[SendVideo, typer.Option(help="Form of the video for --model-url.")] = SendVideo.VIDEO_URL
-    send_audio: Annotated[SendAudio, typer.Option(help="Form of the audio for --model-url.")] = SendAudio.AUDIO_URL
+    send_video: Annotated[
+        Literal["video_url", "frames", "none"], typer.Option(help="Form of the video for --model-url.")
+    ] = "video_url"
+    send_audio: Annotated[
+        Literal["audio_url", "input_audio", "none"], typer.Option(help="Form of the audio for --model-url.")
+    ] = "audio_url"
     frames: Annotated[int, typer.Option(min=1, help="Frames per clip with --send-video frames.")] = 8
-    engine: Annotated[Engine, typer.Option(help="Engine that runs a checkpoint.")] = Engine.TORCH
+    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Engine that runs a checkpoint.")] = "torch"
     device: Device = None
     features_dir: Annotated[Path | None, typer.Option(help="Feature cache, for models with equal towers.")] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per batch; 16, or 64 for servers and vLLM.")] = (
@@ -82,24 +64,22 @@ class Evaluated:
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Nucleus of sampling.")] = None
     max_new_tokens: MaxNewTokens = 1024
 
-    def clip_model(self, taxonomy: "Taxonomy", seed: int, requests: Requests, cache: "ReplyCache") -> "ClipModel":
+    def clip_model(self, taxonomy: Taxonomy, seed: int, requests: Requests, cache: ReplyCache) -> "ClipModel":
         """Build the model that answers about clips.
 
         Raises:
             UserError: options that exclude each other.
         """
-        from mer_r1.evaluation.llm.chat import Decoding
-
         decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p)
         if self.model_url is not None:
             from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
 
-            if self.engine is not Engine.TORCH:
-                raise UserError(f"--engine {self.engine.value} and --model-url exclude each other: give one of them")
+            if self.engine != "torch":
+                raise UserError(f"--engine {self.engine} and --model-url exclude each other: give one of them")
             client = requests.client(self.model, self.model_url, decoding, cache, self.key_variable)
-            sending = Sending(self.send_video.value, self.send_audio.value, self.frames)
+            sending = Sending(self.send_video, self.send_audio, self.frames)
             return ServedModel(client, taxonomy, sending, self.batch_size or 64)
-        if self.engine is Engine.VLLM:
+        if self.engine == "vllm":
             from mer_r1.evaluation.answerers.vllm import EngineModel
 
             if self.features_dir is not None or self.device is not None:
@@ -132,7 +112,7 @@ def mer_unibench(
     out: Annotated[Path, typer.Option(help="Output folder of records and scores; rerun to resume.")],
     reader: Reader,
     requests: Patient,
-    think: Annotated[Think, typer.Option(help="Mode of thinking.")] = Think.BOTH,
+    think: ThinkOption = "both",
     sentiment: Annotated[
         SentimentBy | None, typer.Option(help="Sentiment by the reader (by default if there is one) or by the wheels.")
     ] = None,
@@ -146,16 +126,13 @@ def mer_unibench(
     """Evaluate on MER-UniBench: answers, labels, scores. Exit status 1 if a clip has no answer."""
     from mer_r1.benchmarks.mer_unibench import run
     from mer_r1.benchmarks.mer_unibench.report import Scoring
-    from mer_r1.emotions.wheels import load
-    from mer_r1.evaluation.llm.cache import ReplyCache
 
     taxonomy = load(wheels)
     golds, clips = _data(chosen, quiet=as_json)
     with ReplyCache(out / run.REPLIES_FILE) as cache:
         asked = evaluated.clip_model(taxonomy, seed, requests, cache)
         helper = reader.model(requests, cache)
-        by = sentiment or (SentimentBy.RULES if helper is None else SentimentBy.LLM)
-        read = run.Reader(taxonomy, helper, by.value, reader.checked)
+        read = run.Reader(taxonomy, helper, sentiment or ("rules" if helper is None else "llm"), reader.checked)
         rows = _rows(asked, clips, thinking_modes(think), out, read, chosen.ask_partly, as_json)
     how = Scoring(taxonomy, seed=seed, resamples=resamples)
     report = run.score(golds, rows, out, how, name or evaluated.model, read.sentiment, published)

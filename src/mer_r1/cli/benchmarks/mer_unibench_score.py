@@ -1,41 +1,22 @@
 """`mer-r1 score mer-unibench`: scores of saved predictions; and the mean of nine sets alone."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, console, print_json, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, print_json, say, score_app
+from mer_r1.cli.benchmarks.mer_unibench_view import BY_WHEELS, show_scores
 from mer_r1.cli.options import AllowPickle, Resamples
 from mer_r1.data.jsonl import read_object
+from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mer_unibench.predictions import Reading
 
 
-class Scores(StrEnum):
-    """Kinds of scores: the reference's, the audited scores, or both."""
-
-    OFFICIAL = "official"
-    AUDITED = "audited"
-    BOTH = "both"
-
-
-class SentimentSource(StrEnum):
-    """Sources of sentiments."""
-
-    SAVED = "saved"
-    RULES = "rules"
-
-
-class TableForm(StrEnum):
-    """Forms of a table."""
-
-    LATEX = "latex"
-    MARKDOWN = "markdown"
-    CSV = "csv"
+TableForm = Literal["latex", "markdown", "csv"]
 
 
 @score_app.command("mer-unibench")
@@ -45,10 +26,13 @@ def mer_unibench(
     more: Annotated[list[Path] | None, typer.Argument(help="Further manifests.")] = None,
     wheels: Wheels = None,
     sets: Annotated[str | None, typer.Option(help="Only these sets, comma-separated.")] = None,
-    mode: Annotated[Scores, typer.Option(help="The reference's scores, the audited scores, or both.")] = Scores.BOTH,
+    mode: Annotated[
+        Literal["official", "audited", "both"],
+        typer.Option(help="The reference's scores, the audited scores, or both."),
+    ] = "both",
     sentiment: Annotated[
-        SentimentSource, typer.Option(help="Sentiments as saved, or by the wheels.")
-    ] = SentimentSource.SAVED,
+        Literal["saved", "rules"], typer.Option(help="Sentiments as saved, or by the wheels.")
+    ] = "saved",
     system: Annotated[str | None, typer.Option(help="Folder to take if results-NAME/ has several.")] = None,
     table: Annotated[TableForm | None, typer.Option(help="Print a table in this form instead.")] = None,
     published: Annotated[bool, typer.Option("--published", help="Add the published rows to the table.")] = False,
@@ -61,23 +45,21 @@ def mer_unibench(
     """Score saved predictions on MER-UniBench: official and audited, slow and fast, and the mean of nine sets."""
     from mer_r1.benchmarks.mer_unibench.predictions import Reading
     from mer_r1.benchmarks.mer_unibench.report import Scoring, score_benchmark
-    from mer_r1.emotions.wheels import load
 
     if published and table is None:
         raise UserError("--published goes with --table latex, markdown or csv")
     taxonomy = load(wheels)
-    golds, found = _read(
-        predictions, [*data, *(more or [])], sets, Reading(sentiment.value, taxonomy, allow_pickle, system)
-    )
-    how = Scoring(taxonomy, mode is not Scores.AUDITED, mode is not Scores.OFFICIAL, seed, resamples)
+    reading = Reading(sentiment, taxonomy, allow_pickle, system)
+    golds, found = _read(predictions, [*data, *(more or [])], sets, reading)
+    how = Scoring(taxonomy, mode != "audited", mode != "official", seed, resamples)
     report = score_benchmark(golds, found, how)
-    report["sentiment"] = sentiment.value
+    report["sentiment"] = sentiment
     if as_json:
         print_json(report)
     elif table is not None:
         _print_tables(report, name, table, published)
     else:
-        _show(report)
+        show_scores(report, [BY_WHEELS] if sentiment == "rules" else [])
 
 
 @score_app.command("benchmark-mean", hidden=True)
@@ -88,7 +70,6 @@ def benchmark_mean(
 ) -> None:
     """Compute the mean of the nine sets and the best checkpoint of each, as the reference does."""
     from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean as mean_of
-    from mer_r1.emotions.wheels import load
 
     content = read_object(scores)
     report = mean_of(content.get("datasets", content), load(wheels))
@@ -111,11 +92,8 @@ def _read(
 
     wanted = [named(part).name for part in sets.split(",")] if sets is not None else list(SETS)
     golds = {name: entry for name, entry in read_gold(data).items() if name in wanted}
-    found = {}
-    for name in golds:
-        answers = read_predictions(predictions, SETS[name], reading)
-        if answers:
-            found[name] = answers
+    read = {name: read_predictions(predictions, SETS[name], reading) for name in golds}
+    found = {name: answers for name, answers in read.items() if answers}
     for name in wanted if sets is not None else ():
         if name not in found:
             lacking = "predictions" if name in golds else "gold"
@@ -127,16 +105,4 @@ def _print_tables(report: dict[str, Any], name: str, form: TableForm, published:
     from mer_r1.benchmarks.mer_unibench.tables import render, score_tables
 
     for place, table in enumerate(score_tables(report, name, published)):
-        typer.echo(("\n" if place else "") + render(table, form.value), nl=False)
-
-
-def _show(report: dict[str, Any]) -> None:
-    from mer_r1.benchmarks.mer_unibench.terminal import hidden_tables, remarks, scores_table
-
-    console.print(scores_table(report))
-    for table in hidden_tables(report):
-        console.print(table)
-    if report["sentiment"] == "rules":
-        say("sentiments are made from labels by the wheels, not by a language model as in the reference")
-    for line in remarks(report):
-        say(line)
+        typer.echo(("\n" if place else "") + render(table, form), nl=False)

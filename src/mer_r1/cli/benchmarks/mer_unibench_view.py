@@ -8,7 +8,9 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.cli.app import console, say
+from rich.progress import TimeElapsedColumn
+
+from mer_r1.cli.app import bars, console, say
 
 if TYPE_CHECKING:
     from mer_r1.evaluation.llm.jobs import Tally, Watch
@@ -17,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 60.0
 """Seconds between two lines of progress in the log, without a terminal."""
+BY_WHEELS = "sentiments are made from labels by the wheels, not by a language model as in the reference"
 _SOURCES = {
     "answer": "in the answer",
     "llm": "by the language model",
@@ -42,18 +45,13 @@ def say_beginning(
 @contextmanager
 def watching(quiet: bool) -> "Iterator[Watch]":
     """Show progress and remaining time: a bar on a terminal, else one line per minute in the log."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+    with bars(quiet, TimeElapsedColumn()) as bar:
         task = bar.add_task("asking", total=None)
         last = [monotonic()]
 
         def watch(pace: "Tally") -> None:
             bar.update(task, completed=pace.finished, total=pace.total, description=_where(pace))
-            if not errors.is_terminal and monotonic() - last[0] >= LOG_SECONDS:
+            if not bar.console.is_interactive and monotonic() - last[0] >= LOG_SECONDS:
                 last[0] = monotonic()
                 logger.info("%s: %d of %d", _where(pace), pace.finished, pace.total)
 
@@ -78,16 +76,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def show(report: Mapping[str, Any], out: Path, has_llm: bool) -> None:
-    """Show the scores, what they hide, the sources of labels, and what is missing."""
-    from mer_r1.benchmarks.mer_unibench.run import SCORES_FILE, TABLE_FILE
+def show_scores(report: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+    """Show the scores, what they hide, and remarks."""
     from mer_r1.benchmarks.mer_unibench.terminal import hidden_tables, remarks, scores_table
 
     console.print(scores_table(report))
     for table in hidden_tables(report):
         console.print(table)
-    for line in remarks(report):
+    for line in (*notes, *remarks(report)):
         say(line)
+
+
+def show(report: Mapping[str, Any], out: Path, has_llm: bool) -> None:
+    """Show the scores, what they hide, the sources of labels, and what is missing."""
+    from mer_r1.benchmarks.mer_unibench.run import SCORES_FILE, TABLE_FILE
+
+    show_scores(report)
     _say_sources(report, has_llm)
     say(f"{out / SCORES_FILE}, {out / TABLE_FILE}")
 
@@ -99,7 +103,7 @@ def _say_sources(report: Mapping[str, Any], has_llm: bool) -> None:
         if counts:
             say(f"{kind}: " + ", ".join(f"{count} {_SOURCES.get(name, name)}" for name, count in counts.items()))
     if report["sentiment"] == "rules" and any(entry.get("sentiments") for entry in entries):
-        say("sentiments are made from labels by the wheels, not by a language model as in the reference")
+        say(BY_WHEELS)
     for name, modes in report["answers"].items():
         for mode, entry in modes.items():
             for clip, without in entry["partly"].items():

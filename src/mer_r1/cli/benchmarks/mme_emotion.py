@@ -1,13 +1,12 @@
 """Commands of MME-Emotion: scores of judged files, the whole evaluation, audio clues."""
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Think, Wheels, app, eval_app, print_json, progress, say, score_app, thinking_modes
+from mer_r1.cli.app import AsJson, Wheels, app, eval_app, print_json, progress, say, score_app, thinking_modes
 from mer_r1.cli.benchmarks.mme_emotion_view import match_labels, say_estimate, say_result, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
@@ -18,13 +17,16 @@ from mer_r1.cli.options import (
     PricesOption,
     Requests,
     Temperature,
+    Think,
+    ThinkOption,
     parse_prices,
 )
+from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.cache import ReplyCache
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item, Judging
-    from mer_r1.data.clip import Clip
     from mer_r1.evaluation.llm.jobs import Endpoint
 
 NO_JUDGE = "none"
@@ -103,14 +105,7 @@ class Answers:
     device: Device = None
 
 
-class Stage(StrEnum):
-    """Stages of the evaluation, each a run of its own if wanted."""
-
-    ALL = "all"
-    PREDICT = "predict"
-    STEPS = "steps"
-    JUDGE = "judge"
-    SCORE = "score"
+Stage = Literal["all", "predict", "steps", "judge", "score"]
 
 
 @score_app.command("mme-emotion")
@@ -122,7 +117,7 @@ def score_mme(
     other: Annotated[list[Path] | None, typer.Option(help="The same items by another judge, for agreement.")] = None,
     judge: Annotated[str | None, typer.Option(help="Judge to score if a file holds several.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Manifest, to find missing items.")] = None,
-    think: Annotated[Think, typer.Option(help="Mode of the records to score.")] = Think.BOTH,
+    think: Annotated[Think, typer.Option(help="Mode of the records to score.")] = "both",
     cot_weight: CotWeight = 0.5,
     categories: Annotated[bool, typer.Option("--categories", help="Show the scores per gold label too.")] = False,
     seed: Seed = 0,
@@ -135,10 +130,10 @@ def score_mme(
     from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 
     items = read_judged([*predictions, *(more or [])])
-    if think is not Think.BOTH:
-        items = [item for item in items if item.mode == think.value]
+    if think != "both":
+        items = [item for item in items if item.mode == think]
         if not items:
-            raise UserError(f"--think {think.value}: no judged item of that mode")
+            raise UserError(f"--think {think}: no judged item of that mode")
     expected = expected_ids(benchmark_clips(manifest)) if manifest else None
     report = score_report(items, expected, cot_weight, seed, judge)
     if other:
@@ -154,8 +149,8 @@ def eval_mme(
     answers: Answers,
     judging: Judge,
     service: Service,
-    think: Annotated[Think, typer.Option(help="Mode of thinking.")] = Think.BOTH,
-    stage: Annotated[Stage, typer.Option(help="Run only this stage.")] = Stage.ALL,
+    think: ThinkOption = "both",
+    stage: Annotated[Stage, typer.Option(help="Run only this stage.")] = "all",
     estimate: Annotated[bool, typer.Option("--estimate", help="Only estimate what is left.")] = False,
     cot_weight: CotWeight = 0.5,
     wheels: Wheels = None,
@@ -166,14 +161,14 @@ def eval_mme(
     from mer_r1.benchmarks.mme_emotion import run
 
     judge = judging.judge
-    if (answers.model is None) == (answers.predictions is None) and stage in (Stage.ALL, Stage.PREDICT):
+    if (answers.model is None) == (answers.predictions is None) and stage in ("all", "predict"):
         raise UserError("give what to evaluate: --model MODEL, or --predictions FILES with answers from elsewhere")
     clips = run.benchmark_clips(manifest)
-    if answers.model is not None and stage in (Stage.ALL, Stage.PREDICT) and not estimate:
+    if answers.model is not None and stage in ("all", "predict") and not estimate:
         _predict(answers, manifest, out, think, seed, as_json)
-    if stage is Stage.PREDICT:
+    if stage == "predict":
         return
-    if stage is Stage.SCORE and judge != NO_JUDGE:
+    if stage == "score" and judge != NO_JUDGE:
         show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
         return
     items = _items(answers.predictions, clips, out, think, estimate)
@@ -182,7 +177,7 @@ def eval_mme(
         return
     names = (judging.reader or judge, judge)
     _ask(out, items, judging.judging(), names, judging.servers(service, seed), stage, estimate, as_json)
-    if stage is Stage.ALL and not estimate:
+    if stage == "all" and not estimate:
         show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
 
 
@@ -199,7 +194,6 @@ def clues(
     """Describe every clip's audio by a model that hears, for judges that do not (MME-Emotion)."""
     from mer_r1.benchmarks.mme_emotion import run
     from mer_r1.benchmarks.mme_emotion.judging.stages import clues_ledger, make_clues
-    from mer_r1.evaluation.llm.cache import ReplyCache
 
     items = run.clip_items(run.benchmark_clips(manifest))
     server = service.endpoint(model_url, max_new_tokens)
@@ -222,9 +216,7 @@ def _predict(answers: Answers, manifest: Path, out: Path, think: Think, seed: in
         predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance)
 
 
-def _items(
-    predictions: list[Path] | None, clips: "list[Clip]", out: Path, think: Think, estimate: bool
-) -> "list[Item]":
+def _items(predictions: list[Path] | None, clips: list[Clip], out: Path, think: Think, estimate: bool) -> "list[Item]":
     """Collect the answers to judge: from files, from the first stage, or assumed for an estimate."""
     from mer_r1.benchmarks.mme_emotion import run
 
@@ -249,7 +241,6 @@ def _ask(
     from mer_r1.benchmarks.mme_emotion import run
     from mer_r1.benchmarks.mme_emotion.judging.stages import extract
     from mer_r1.benchmarks.mme_emotion.judging.stages import judge as rate
-    from mer_r1.evaluation.llm.cache import ReplyCache
 
     with ReplyCache(out / run.REPLIES_FILE) as cache, watching(servers[1], quiet) as watch:
         extractor, judge = (server.client(name, cache) for name, server in zip(names, servers, strict=True))
@@ -261,8 +252,8 @@ def _ask(
                 say_estimate(name, entry, quiet)
             return
         steps, judged = run.ledgers(out)
-        if stage in (Stage.ALL, Stage.STEPS):
+        if stage in ("all", "steps"):
             say_result(extract(items, extractor, steps, watch), servers[0], quiet)
-        if stage in (Stage.ALL, Stage.JUDGE):
+        if stage in ("all", "judge"):
             say_result(rate(items, steps, judge, how, judged, watch), servers[1], quiet)
             run.export_reference(out, judge.name)

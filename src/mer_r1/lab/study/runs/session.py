@@ -33,7 +33,9 @@ def to_options(out: Path, given: Mapping[str, Any]) -> Options:
     try:
         train, val, test = (int(part) for part in str(values.pop("clips")).split(","))
     except ValueError as error:
-        raise UserError(f"--clips: expected TRAIN,VAL,TEST such as 3600,300,1000; got {given['clips']!r}") from error
+        raise UserError(
+            f"--num-clips: expected TRAIN,VAL,TEST such as 3600,300,1000; got {given['clips']!r}"
+        ) from error
     for name in ("scenes", "exam", "base"):
         if values.get(name) and not values[name].exists():
             raise UserError(f"--{name}: {values[name]} does not exist")
