@@ -406,7 +406,7 @@ def test_weights_that_do_not_arrive_show_in_the_gap(vllm, watched, corpus, taugh
         (["rollouts=sglang"], "rollouts must be hf or vllm, got 'sglang'"),
         (["vllm_mode=remote"], "vllm_mode must be colocate or server"),
         (["vllm_confidences=none"], "vllm_confidences must be auto or engine or policy"),
-        (["use_vllm=true"], "takes images only: say rollouts=vllm"),
+        (["use_vllm=true"], "takes images only: use rollouts=vllm"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(changes, told, corpus, tmp_path):

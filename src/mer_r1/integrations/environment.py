@@ -29,6 +29,7 @@ GOLD_COLUMNS = ("gold", "labels", "solution")
 """Columns that may hold the gold emotion words; the first one with a value counts."""
 RENAMED = {"name": "method", "level": "confidence_level", "clip": "confidence_clip"}
 """Field names of version 0.1 and their successors; the next release drops the old names."""
+_load_wheels = lru_cache(maxsize=1)(wheels.load)
 
 
 def chosen_method() -> Method:
@@ -56,7 +57,7 @@ def _method_of(text: str) -> Method:
 
 def chosen_taxonomy() -> Taxonomy:
     """The wheels in the folder `MER_R1_WHEELS`, or the built-in ones."""
-    return wheels.load(os.environ.get("MER_R1_WHEELS"))
+    return _load_wheels(os.environ.get("MER_R1_WHEELS"))
 
 
 def gold_of(columns: Mapping[str, Any]) -> Any:
@@ -93,20 +94,15 @@ def grouped_advantages(
     names = list(dict.fromkeys(groups))
     members = [[row for row, group in enumerate(groups) if group == name] for name in names]
     size = max(2, max(map(len, members), default=2))
-    # Smaller groups are padded with unscorable rows, which do not count.
+    # Smaller groups are padded with an unscorable last row, which does not count.
     rows = torch.tensor([[*group, *([-1] * (size - len(group)))] for group in members]).reshape(-1)
 
-    def arranged(values: Tensor | None) -> Tensor | None:
-        if values is None:
-            return None
-        found = values[rows.clamp(min=0).to(values.device)].clone()
-        found[rows.to(values.device) < 0] = torch.nan
-        return found
+    def arranged(values: Tensor) -> Tensor:
+        return torch.cat([values, torch.full_like(values[:1], torch.nan)])[rows.to(values.device)]
 
-    rewards = arranged(rewards_per_func)
-    assert rewards is not None
-    advantages = method_advantages(method, rewards, size, arranged(delta_correct), arranged(delta_incorrect))
-    real = rows >= 0
+    terms = (None if term is None else arranged(term) for term in (delta_correct, delta_incorrect))
+    advantages = method_advantages(method, arranged(rewards_per_func), size, *terms)
+    rows = rows.to(advantages.device)
     result = torch.zeros_like(advantages[: len(groups)])
-    result[rows[real].to(result.device)] = advantages[real.to(result.device)]
+    result[rows[rows >= 0]] = advantages[rows >= 0]
     return result

@@ -16,17 +16,14 @@ set it to False. Tests hold the signatures; the plug-in has not been run inside 
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mer_r1.emotions.thinking import parse
-from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, grouped_advantages
-from mer_r1.rl.method import Method
 from mer_r1.rl.rewards import score_completion
 
 TERMS = ("delta_correct", "delta_incorrect")
@@ -35,20 +32,14 @@ TERMS = ("delta_correct", "delta_incorrect")
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, **_: Any
 ) -> dict[str, float]:
-    """Verl's custom reward function.
-
-    Args:
-        data_source: not used.
-        solution_str: completion.
-        ground_truth: gold labels, a list or a string.
-        extra_info: not used.
+    """Verl's custom reward function, of a completion and its gold labels (a list or a string).
 
     Returns:
         `score`, the method's weighted sum, 0 where no wheel can place the gold; and the objectives format, recall,
         precision and f1 in [0, 1], of which the last three are NaN there, so that the advantages leave them out.
     """
-    method = _method()
-    scores = score_completion(solution_str, ground_truth, _taxonomy())
+    method = chosen_method()
+    scores = score_completion(solution_str, ground_truth, chosen_taxonomy())
     found = {"format": float(parse(solution_str).well_formed)}
     found |= {name: math.nan if scores is None else getattr(scores, name) for name in ("recall", "precision", "f1")}
     total = sum(weight * found[name] for name, weight in zip(method.objectives, method.weights, strict=True))
@@ -78,7 +69,7 @@ def advantages(
     Raises:
         UserError: a column is missing.
     """
-    method = _method()
+    method = chosen_method()
     columns = non_tensor_batch or {}
     wanted = [*method.objectives, *(TERMS if method.calibrates else ())]
     if missing := [name for name in wanted if name not in columns]:
@@ -99,19 +90,9 @@ def install() -> None:
     """Add the estimator to verl's registry; runs when verl imports this file."""
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, register_adv_est
 
-    _method()  # a mistake in it fails before anything is loaded
+    chosen_method()  # a mistake in it fails before anything is loaded
     register_adv_est("mer_r1")(advantages)
     ADV_ESTIMATOR_REGISTRY["gdpo"] = advantages
-
-
-@lru_cache(maxsize=1)
-def _method() -> Method:
-    return chosen_method()
-
-
-@lru_cache(maxsize=1)
-def _taxonomy() -> Taxonomy:
-    return chosen_taxonomy()
 
 
 try:

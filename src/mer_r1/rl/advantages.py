@@ -104,14 +104,7 @@ def normalise_then_sum(rewards_per_func: Tensor, weights: Tensor, num_generation
     TRL's ``normalize_then_sum`` (GDPO) is this with ``epsilon=1e-4``, then standardised once more over the whole batch,
     which makes the size of the update independent of how many groups carry signal; the paper's formula has none.
 
-    Args:
-        rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
-        weights: (K,) weight of each objective.
-        num_generations: G, at least 2.
-        epsilon: see `group_normalise`.
-
-    Returns:
-        (B*G,) advantages.
+    The arguments are those of `sum_then_normalise`, and the `epsilon` of `group_normalise`; returns (B*G,) advantages.
     """
     return (normalise_each(rewards_per_func, num_generations, epsilon) * weights).sum(dim=1)
 

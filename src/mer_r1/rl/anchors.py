@@ -8,8 +8,8 @@ Shapes: R rollouts (B*G), C categories over all partitions (wheels).
 
 import re
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -108,11 +108,9 @@ def category_tokens(
 
 def _sole_owners(token_sets: Sequence[set[int]]) -> dict[int, int]:
     # Token, ascending -> index of the only set that has it; tokens of several sets are left out.
-    owners: dict[int, list[int]] = defaultdict(list)
-    for index, tokens in enumerate(token_sets):
-        for token in tokens:
-            owners[token].append(index)
-    return {token: found[0] for token, found in sorted(owners.items()) if len(found) == 1}
+    counts = Counter(token for tokens in token_sets for token in tokens)
+    owners = {token: index for index, tokens in enumerate(token_sets) for token in tokens if counts[token] == 1}
+    return dict(sorted(owners.items()))
 
 
 def _words_of_categories(taxonomy: Taxonomy, level: str) -> list[tuple[str, dict[str, list[str]]]]:
@@ -128,13 +126,10 @@ def _words_of_categories(taxonomy: Taxonomy, level: str) -> list[tuple[str, dict
     ]
 
 
-def _first_tokens(words: Iterable[str], tokenizer: Any) -> dict[str, set[int]]:
+def _first_tokens(words: set[str], tokenizer: Any) -> dict[str, set[int]]:
     # First tokens of each word: with and without a leading space, as is and capitalised. One call of the tokenizer for
     # all words, of which there are thousands.
-    spellings = {
-        word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")}
-        for word in dict.fromkeys(words)
-    }
+    spellings = {word: {prefix + form for form in (word, word.capitalize()) for prefix in ("", " ")} for word in words}
     texts = sorted(set().union(*spellings.values()))
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     first = {text: ids[0] for text, ids in zip(texts, encoded, strict=True) if ids}
@@ -155,13 +150,7 @@ def category_mask(labels: Sequence[str], taxonomy: Taxonomy, names: Sequence[tup
 def gold_masks(
     gold: Sequence[object], taxonomy: Taxonomy, categories: Categories, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which categories are correct and which count, for each of R rows.
-
-    Args:
-        gold: R gold label lists or label strings.
-        taxonomy: wheels and words.
-        categories: tokens and names of the C categories.
-        device: where the masks are needed.
+    """Which categories are correct and which count, for each of R gold label lists or label strings.
 
     Returns:
         correct (R, C) bool, known (R, C) bool (`calibration.known_categories`), and the partition (C,) of each
@@ -177,15 +166,9 @@ def gold_masks(
 def terms_of(
     method: Method, taxonomy: Taxonomy, categories: Categories, gold: Sequence[object], slow: Tensor, fast: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The calibration terms of R rollouts from their confidences; the trainer and the plug-ins both call it.
+    """The calibration terms of R rollouts from their gold labels and their (R, C) scores S(k), slow and fast.
 
-    Args:
-        method: choices; only `confidence_clip` is used.
-        taxonomy: wheels and words.
-        categories: tokens and names of the C categories.
-        gold: R gold label lists or label strings.
-        slow: (R, C) scores S(k) with the reasoning (`calibration.confidence`).
-        fast: (R, C) scores without.
+    The trainer and the plug-ins both call it; of the method, `confidence_clip` is used.
 
     Returns:
         Delta+ and Delta-, (R,) each.

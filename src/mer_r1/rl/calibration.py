@@ -108,15 +108,7 @@ def partition_mean(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
 
 
 def known_categories(correct: Tensor, partition: Tensor) -> Tensor:
-    """The categories that count: all of those partitions that can place at least one gold word.
-
-    Args:
-        correct: (R, C) bool, the gold categories.
-        partition: (C,) the partition of each category.
-
-    Returns:
-        (R, C) bool.
-    """
+    """The categories that count, (R, C) bool: all of the partitions in which a category is correct, (R, C) bool."""
     placed = torch.zeros(correct.shape[0], int(partition.max()) + 1, device=correct.device)
     return placed.index_add(1, partition, correct.float())[:, partition] > 0
 

@@ -119,11 +119,7 @@ class FormatReward:
 
 
 class TwiceFormatReward(FormatReward):
-    """1.0 where a completion is exactly answer, think, answer, else 0.0 (VideoAuto-R1).
-
-    Args:
-        distinct_words: as in `FormatReward`, for both answers.
-    """
+    """1.0 where a completion is exactly answer, think, answer, else 0.0 (VideoAuto-R1)."""
 
     def __init__(self, distinct_words: bool = False) -> None:
         super().__init__(distinct_words)
@@ -198,15 +194,9 @@ def score_completion(
 
 
 def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxonomy) -> float | None:
-    """Share of the wheels on which the predicted categories are exactly the gold ones.
+    """Share, in [0, 1], of the wheels on which the predicted categories are exactly the gold ones.
 
-    Args:
-        gold: annotated words.
-        predicted: answered words.
-        taxonomy: wheels and words.
-
-    Returns:
-        A value in [0, 1]; None where no wheel places a gold word.
+    Only wheels that place a gold word count; None where no wheel does.
     """
     hits = []
     for wheel in taxonomy.wheels:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.model.generation import Sampling, decode, lm_head
@@ -105,8 +106,7 @@ def rollout(
         return result
     answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
     result.anchor_rollout = anchor_rows(answers)
-    positions = torch.tensor([position for found in answers for position in found.anchors]).long()
-    result.slow = category_probabilities(lm_head(model, hidden[result.anchor_rollout, positions]), tokens)
+    result.slow = category_probabilities(lm_head(model, _at_anchors(hidden, answers)), tokens)
     clock.lap("slow")
     if fast:
         branches.forget()
@@ -129,14 +129,7 @@ def rescore(
 ) -> tuple[Tensor, Tensor | None]:
     """Confidences, under this policy, of completions that were sampled elsewhere: one forward pass each, no sampling.
 
-    Args:
-        omni: policy and tokenizer.
-        prompts: B prompts.
-        answers: answers of the R = B*G completions, from `answer_tokens`.
-        completion_ids: the R completions, those of a prompt together.
-        tokens: category tokens.
-        fast: also score each answer without its reasoning.
-        model: policy, if not ``omni.model``.
+    The arguments are those of `rollout`, with the R = B*G completions and where their answers lie (`answer_tokens`).
 
     Returns:
         `slow` and `fast` of `Rollouts`, (A, C) each; fast is None if skipped.
@@ -151,12 +144,10 @@ def rescore(
     if longest:
         hidden = torch.cat([hidden, _continue(omni, before, branches)], dim=1)
         branches.forget()
-    places = [(row, anchor) for row, answer in enumerate(answers) for anchor in answer.anchors]
-    rows, columns = (torch.tensor([place[axis] for place in places], dtype=torch.long) for axis in (0, 1))
-    slow = category_probabilities(lm_head(model, hidden[rows, columns]), tokens)
+    slow = category_probabilities(lm_head(model, _at_anchors(hidden, answers)), tokens)
     if not fast:
         return slow, None
-    states = _fast_states(omni, completion_ids, list(answers), branches)
+    states = _fast_states(omni, completion_ids, answers, branches)
     return slow, category_probabilities(lm_head(model, states), tokens)
 
 
@@ -185,7 +176,7 @@ def _prefill(
 
 
 def _fast_states(
-    omni: Omni, completion_ids: list[list[int]], answers: list[AnswerTokens], branches: Branches
+    omni: Omni, completion_ids: list[list[int]], answers: Sequence[AnswerTokens], branches: Branches
 ) -> Tensor:
     # The rollouts' answers after an empty think block, on the prompts' keys and values: the states before each anchor.
     head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
@@ -194,24 +185,21 @@ def _fast_states(
         for ids, answer in zip(completion_ids, answers, strict=True)
     ]
     states = _continue(omni, suffixes, branches)
-    index = [
-        (row, len(head) + position - answer.start - 1)
-        for row, answer in enumerate(answers)
-        for position in answer.anchors
-    ]
-    rows = torch.tensor([row for row, _ in index], dtype=torch.long)
-    columns = torch.tensor([column for _, column in index], dtype=torch.long)
-    return states[rows, columns]
+    return _at_anchors(states, answers, [len(head) - answer.start - 1 for answer in answers])
+
+
+def _at_anchors(states: Tensor, answers: Sequence[AnswerTokens], shifts: Sequence[int] | None = None) -> Tensor:
+    # Hidden states (A, D) at the anchors, moved by one number per rollout, out of states (R, T, D).
+    moved = zip(answers, shifts or [0] * len(answers), strict=True)
+    columns = [anchor + shift for answer, shift in moved for anchor in answer.anchors]
+    return states[anchor_rows(answers), torch.tensor(columns, dtype=torch.long)]
 
 
 def _continue(omni: Omni, texts: list[list[int]], branches: Branches) -> Tensor:
     # Hidden states (R, T, D) of one text after each prompt.
-    length = max(len(text) for text in texts)
-    ids = torch.full((len(texts), length), omni.tokenizer.pad_token_id)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
-    lengths = torch.tensor([len(text) for text in texts])
-    real = torch.arange(length) < lengths[:, None]
+    rows = [torch.tensor(text, dtype=torch.long) for text in texts]
+    ids = pad_sequence(rows, batch_first=True, padding_value=omni.tokenizer.pad_token_id)
+    real = torch.arange(ids.shape[1]) < torch.tensor([len(text) for text in texts])[:, None]
     return branches.run(ids.to(omni.device), real.to(omni.device))
 
 

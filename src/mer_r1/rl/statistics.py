@@ -34,12 +34,7 @@ def confidence_statistics(
 ) -> dict[str, Tensor]:
     """Geometric mean over anchors of C(k), averaged over the correct and over the incorrect categories.
 
-    Args:
-        slow: (R, C) scores S(k) with the reasoning.
-        fast: (R, C) scores without.
-        correct: (R, C) bool, the gold categories.
-        known: (R, C) bool, the categories that count.
-        partition: (C,) the partition of each category.
+    The arguments are those of `calibration.calibration_terms`.
 
     Returns:
         Log name -> (R,) values in [0, 1]; NaN for a rollout without an anchor.
@@ -57,12 +52,7 @@ def group_statistics(
 ) -> dict[str, float]:
     """Means over the groups of a batch: spread of each objective, calibration terms, signal, interference.
 
-    Args:
-        rewards_per_func: (R, K) rewards of all processes, groups contiguous.
-        advantages: (R,) used by the update.
-        objectives: names of the K columns.
-        num_generations: G.
-        terms: Delta+ and Delta-.
+    The arguments are those of `interference.objective_statistics`, of all processes, and Delta+ and Delta-.
 
     Returns:
         Log name -> value.
@@ -82,12 +72,7 @@ def group_statistics(
 
 
 def warn_if_quiet(share: float, step: int) -> None:
-    """Log a warning if more than `QUIET_SHARE` of the groups have no signal.
-
-    Args:
-        share: share of the groups whose rewards are all equal, in [0, 1].
-        step: global step.
-    """
+    """Log a warning if more than `QUIET_SHARE` of the groups have no signal (all their rewards are equal)."""
     if share > QUIET_SHARE:
         logger.warning(
             "step %d: all rewards are equal in %.0f %% of the groups; they teach nothing (temperature too low, "
@@ -100,16 +85,7 @@ def warn_if_quiet(share: float, step: int) -> None:
 def show_rollout(
     omni: Omni, prompt: Tensor, completion: Sequence[int], labels: object, rewards: Tensor, objectives: Sequence[str]
 ) -> None:
-    """Log one rollout as text: prompt with its media placeholders counted, completion, gold labels, rewards.
-
-    Args:
-        omni: tokenizer and placeholders.
-        prompt: (P,) tokens of the prompt.
-        completion: sampled tokens.
-        labels: gold labels.
-        rewards: (K,) rewards of the rollout.
-        objectives: names of the K rewards.
-    """
+    """Log one rollout as text: prompt (P,) with its media placeholders counted, completion, gold, (K,) rewards."""
     text = omni.tokenizer.decode(prompt)
     for token in (omni.processor.video_token, omni.processor.audio_token):
         count = text.count(token)

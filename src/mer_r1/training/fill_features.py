@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
@@ -41,10 +42,8 @@ class Estimate:
     Attributes:
         clips: number of clips, broken ones included.
         missing: number of entries to compute.
-        tokens: mean vectors per clip in the sample.
-        sampled: clips in the sample.
-        size: bytes of the missing entries.
-        free: free bytes of the disk.
+        tokens: mean vectors per clip in the sample, of `sampled` clips.
+        size: bytes of the missing entries, and `free` those of the disk.
         broken: a message for each clip whose file is missing or empty.
     """
 
@@ -60,9 +59,7 @@ class Estimate:
 def estimate(cache: FeatureCache, clips: Sequence[Clip]) -> Estimate:
     """Count the missing entries and estimate their size from a sample, spread evenly over the missing clips.
 
-    Args:
-        cache: the cache to fill; its model needs no towers.
-        clips: the clips to cache.
+    The cache's model needs no towers.
     """
     broken: list[str] = []
     missing = list(cache.missing(clips, broken).values())
@@ -123,7 +120,10 @@ def fill_share(
         The number of entries computed, and a message for each clip that cannot be read.
     """
     cache = FeatureCache(load(model, device=device_of(rank), towers=False), folder)
-    _forget_half_written(cache.folder)
+    for path in cache.folder.glob("*.partial"):
+        with suppress(FileNotFoundError):  # another process removed it
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
     broken: list[str] = []
     cache.build(clips[rank::world], workers=workers, batch_size=8, progress=progress, broken=broken)
     return cache.tower_passes, broken
@@ -165,22 +165,18 @@ def fill(
     for process in started:
         process.start()
     try:
-        broken = _listen(queue, started, progress)
+        return _listen(queue, started, progress)
     finally:
         for process in started:
-            if process.is_alive():
-                process.terminate()
+            process.terminate()
             process.join()
-    return broken
 
 
 def _work(queue: Any, model: str, folder: Path, clips: list[Clip], rank: int, world: int, workers: int) -> None:
     try:
-        broken = fill_share(model, folder, clips, rank, world, workers, queue.put)[1]
+        queue.put((rank, None, fill_share(model, folder, clips, rank, world, workers, queue.put)[1]))
     except UserError as error:
         queue.put((rank, str(error), []))
-    else:
-        queue.put((rank, None, broken))
 
 
 def _listen(queue: Any, started: list[Any], progress: Progress | None) -> list[str]:
@@ -206,12 +202,3 @@ def _listen(queue: Any, started: list[Any], progress: Progress | None) -> list[s
             raise UserError(problem)
         ended[rank] = broken
     return [message for rank in sorted(ended) for message in ended[rank]]
-
-
-def _forget_half_written(folder: Path) -> None:
-    for path in folder.glob("*.partial"):
-        try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # another process removed it

@@ -1,12 +1,12 @@
 """What a run will cost: FLOPs, memory per GPU, time, and whether it fits.
 
-Pure arithmetic over a model's shape (`shapes`), the lengths of prompts and completions, and a few settings. FLOPs are
+Arithmetic over a model's shape (`shapes`), the lengths of prompts and completions, and a few settings. FLOPs are
 counted; memory is counted where tensors are known (weights, gradients, optimizer, KV cache, saved activations) and
 estimated where kernels decide (working memory of a layer); time rests on the assumptions in `Gpu` and `Job`, which are
 orders of magnitude, not measurements: a plan helps to choose settings, a short run measures them.
 
-Sources: docs/paper_map.md, training, for what is computed once per prompt; NVIDIA's data sheets for the GPUs (dense
-bf16). Units: FLOPs, bytes, seconds; shapes are named as in `packing` (P prompt and T completion tokens, G rollouts).
+Sources: docs/paper_map.md, training; NVIDIA's data sheets for the GPUs (dense bf16). Units: FLOPs, bytes, seconds;
+shapes are named as in `packing` (P prompt and T completion tokens, G rollouts).
 """
 
 from collections.abc import Iterator
@@ -58,7 +58,6 @@ class Job:
         group: rollouts per prompt (1 in SFT).
         micro: rows in one forward and backward pass of one GPU (rollouts in RL).
         accumulation: such passes per optimizer step.
-        gpus: number of GPUs.
         sharding: "none" (every GPU holds all weights), "zero3" or "fsdp2".
         lora_rank: rank of LoRA; 0 trains the language model in full.
         checkpointing: whether activations are recomputed in the backward pass.
@@ -124,10 +123,8 @@ def step_flops(shape: Shape, job: Job) -> dict[str, float]:
     parts = {"towers": 0.0, "prefill": 0.0, "sampling": 0.0, "fast confidence": 0.0, "reference": 0.0}
     parts["training"] = times * training
     if not job.features:
-        parts["towers"] = once * prompts * passes
+        parts["towers"] = once * prompts * (passes + (1 + passes * job.reference if job.stage == "rl" else 0))
     if job.stage == "rl":
-        if not job.features:
-            parts["towers"] += once * prompts * (1 + passes * job.reference)
         parts["prefill"] = prompts * text.forward(job.prompt)
         parts["sampling"] = rollouts * text.forward(job.completion, job.prompt, job.completion)
         parts["fast confidence"] = rollouts * text.forward(job.fast, job.prompt) * job.calibration
@@ -181,7 +178,8 @@ def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
     parts["towers"] = 0.0 if job.features else 2.0 * shape.tower_parameters
     parts["vLLM"] = job.engine_share * gpu.memory if job.stage == "rl" and job.engine == "vllm" else 0.0
     cache = kv_cache(shape, job) if job.stage == "rl" and job.engine == "hf" else 0.0
-    busy = {"activations": activations(shape, job), "logits": logits(shape, job)}
+    # TRL's fused head computes the logits in chunks of 256 tokens (estimate).
+    busy = {"activations": activations(shape, job), "logits": 3 * 4.0 * 256 * text.vocabulary}
     parts |= busy if sum(busy.values()) > cache else {"KV cache": cache}
     parts["CUDA"] = CUDA_BYTES
     return {**parts, "total": sum(parts.values())}
@@ -190,15 +188,8 @@ def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
 def kv_cache(shape: Shape, job: Job) -> float:
     """Bytes of keys and values while a GPU samples all rollouts of a step, each with its copy of the prompt."""
     rollouts = job.micro * job.accumulation
-    return 2.0 * shape.text.cached_numbers * rollouts * (job.prompt + job.completion)
-
-
-def micro_tokens(job: Job) -> float:
-    """Tokens in one forward and backward pass of one GPU."""
-    if job.shared:
-        prompts = max(job.micro / job.group, 1.0)
-        return prompts * job.prompt + job.micro * job.completion
-    return job.micro * (job.prompt + job.completion)
+    numbers = 2 * shape.text.layers * shape.text.kv_heads * shape.text.head_size
+    return 2.0 * numbers * rollouts * (job.prompt + job.completion)
 
 
 def activations(shape: Shape, job: Job) -> float:
@@ -208,16 +199,13 @@ def activations(shape: Shape, job: Job) -> float:
     outputs of attention and of its projection, and four times the feed-forward's width. Attention keeps no scores
     (sdpa, flash).
     """
-    text, tokens = shape.text, micro_tokens(job)
+    text = shape.text
+    prompts = max(job.micro / job.group, 1.0) if job.shared else job.micro
+    tokens = prompts * job.prompt + job.micro * job.completion
     keys = text.kv_heads * text.head_size
     inside = 2.0 * tokens * (10 * text.hidden + 2 * keys + 4 * text.intermediate)
     saved = 2.0 * tokens * text.hidden * text.layers
     return saved + inside if job.checkpointing else saved + text.layers * inside
-
-
-def logits(shape: Shape, job: Job) -> float:
-    """Bytes of the logits that exist at once: TRL's fused head computes them in chunks of 256 tokens (estimate)."""
-    return 3 * 4.0 * 256 * shape.text.vocabulary
 
 
 def step_seconds(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
@@ -243,10 +231,10 @@ def feature_seconds(shape: Shape, job: Job, gpu: Gpu) -> float:
     return job.rows * clip_flops(shape, job) / (job.gpus * gpu.flops * job.utilisation)
 
 
-def feature_bytes(shape: Shape, job: Job, bytes_per_number: int = 2) -> float:
-    """Bytes of the feature cache: one vector per merged patch and per four mel frames."""
+def feature_bytes(shape: Shape, job: Job) -> float:
+    """Bytes of the feature cache: one bf16 vector per merged patch and per four mel frames."""
     vectors = job.patches / shape.vision.merge**2 + job.mel_frames / 4
-    return job.rows * vectors * shape.text.hidden * bytes_per_number
+    return job.rows * vectors * shape.text.hidden * 2
 
 
 def fits(shape: Shape, job: Job, gpu: Gpu) -> bool:
@@ -281,7 +269,7 @@ def _changes(job: Job) -> Iterator[tuple[str, Job]]:
 
 def as_dict(shape: Shape, job: Job, gpu: Gpu) -> dict[str, object]:
     """The whole plan as plain values: FLOPs, bytes, seconds."""
-    seconds = step_seconds(shape, job, gpu)["total"]
+    seconds, fitting = step_seconds(shape, job, gpu), fits(shape, job, gpu)
     return {
         "model": shape.name,
         "parameters": {"language model": shape.text.parameters, "towers": shape.tower_parameters},
@@ -293,10 +281,10 @@ def as_dict(shape: Shape, job: Job, gpu: Gpu) -> dict[str, object]:
         "calibration_share": calibration_ways(shape, job) if job.stage == "rl" else {},
         "memory_bytes": memory(shape, job, gpu),
         "gpu_bytes": gpu.memory,
-        "fits": fits(shape, job, gpu),
-        "remedies": [] if fits(shape, job, gpu) else remedies(shape, job, gpu),
-        "step_seconds": step_seconds(shape, job, gpu),
+        "fits": fitting,
+        "remedies": [] if fitting else remedies(shape, job, gpu),
+        "step_seconds": seconds,
         "feature_seconds": feature_seconds(shape, job, gpu),
         "feature_bytes": feature_bytes(shape, job),
-        "run_seconds": seconds * job.optimizer_steps,
+        "run_seconds": seconds["total"] * job.optimizer_steps,
     }

@@ -44,8 +44,8 @@ Recipe = TypeVar("Recipe", SFTRecipe, BuildRecipe, RLRecipe)
 
 
 TARGETS = ("slow", "twice", "base")
-TEXTS = ("tiny", "smollm2")
-ENGINES = {
+CHOICES = {
+    "text": ("tiny", "smollm2"),
     "rollouts": ("hf", "vllm"),
     "vllm_mode": ("colocate", "server"),
     "vllm_confidences": ("auto", "engine", "policy"),
@@ -102,16 +102,14 @@ def _check(recipe: SFTRecipe | RLRecipe) -> None:
     # Before the clips are decoded.
     if recipe.router_aux_loss_coef:
         raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no router statistics")
+    for name, allowed in CHOICES.items():
+        if (given := getattr(recipe, name, allowed[0])) not in allowed:
+            raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")
     if isinstance(recipe, RLRecipe):
-        for name, allowed in ENGINES.items():
-            if getattr(recipe, name) not in allowed:
-                raise UserError(f"{name} must be {' or '.join(allowed)}, got {getattr(recipe, name)!r}")
         if recipe.use_vllm:
             raise UserError("use_vllm=true starts TRL's engine, which takes images only: use rollouts=vllm")
     elif recipe.targets not in TARGETS:
         raise UserError(f"targets must be {', '.join(TARGETS)}; got {recipe.targets!r}")
-    if isinstance(recipe, BuildRecipe) and recipe.text not in TEXTS:
-        raise UserError(f"text must be {' or '.join(TEXTS)}, got {recipe.text!r}")
     if isinstance(recipe, BuildRecipe) and recipe.tiny:
         sizes = typing.get_type_hints(TinyConfig)
         if unknown := set(map(str, recipe.tiny)) - set(sizes):

@@ -73,10 +73,7 @@ def recipe_stages(file: Path) -> list[str]:
 
 
 def recipe_fields(stage: str) -> list[RecipeField]:
-    """Fields that this project adds to a stage's recipe or gives another default, group by group.
-
-    Args:
-        stage: "sft", "rl" or "build".
+    """Fields that this project adds to the recipe of a stage (of `OURS`) or gives another default, group by group.
 
     >>> next(field.default for field in recipe_fields("rl") if field.name == "alpha")
     '0.1'

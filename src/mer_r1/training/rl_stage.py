@@ -31,11 +31,6 @@ from mer_r1.training.stage import (
 def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Reinforcement learning from labels only; returns the folder of the model.
 
-    Args:
-        recipe: settings of the stage.
-        progress: callback called with the number of clips decoded and encoded.
-        callbacks: callbacks of the trainer.
-
     Raises:
         UserError: for rows without gold labels or whose gold answer would not earn full reward, and for settings that
             do not go together.

@@ -38,13 +38,7 @@ NO_CLIP = -1
 
 
 def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
-    """Cold start: train the slow format on reasoning texts; returns the folder of the model.
-
-    Args:
-        recipe: settings of the stage.
-        progress: callback called with the number of clips decoded and encoded.
-        callbacks: callbacks of the trainer.
-    """
+    """Cold start: train the slow format on reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
     omni = load_policy(recipe)
     omni.settings = replace(omni.settings, form="twice" if recipe.targets == "twice" else "once")
@@ -71,8 +65,9 @@ def _reasoned(clip: Clip, targets: str) -> str:
     labels = clip.meta.get("careful_labels") or clip.labels
     if not clip.reasoning or not labels:
         raise UserError(f"clip {clip.id}: SFT needs a reasoning text and labels")
-    text = format_completion(clip.reasoning, labels)
-    return format_twice(labels, clip.reasoning, labels) if targets == "twice" else text
+    if targets == "twice":
+        return format_twice(labels, clip.reasoning, labels)
+    return format_completion(clip.reasoning, labels)
 
 
 def _base_texts(clip: Clip, asked: str) -> dict[str, str]:

@@ -49,11 +49,6 @@ class Text:
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * self.layer_parameters + self.hidden + tables
 
-    @property
-    def cached_numbers(self) -> int:
-        """Keys and values of one token, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_size
-
     def lora_parameters(self, rank: int) -> int:
         """Weights of adapters on the seven matrices of every layer."""
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size

@@ -39,7 +39,11 @@ def export_answers(paths: Iterable[Path | str], out: Path | str) -> dict[Path, i
             own[about["id"]] = (about["gold"], text)
     written = {}
     for name, answers in rows.items():
-        path = _write_task(name, answers, Path(out)) if name in TASKS else _write_set(name, answers, Path(out))
+        path = Path(out) / f"{name}.{'json' if name in TASKS else 'jsonl'}"
+        try:
+            write_atomically(path, (_task_file if name in TASKS else _set_file)(answers))
+        except OSError as error:
+            raise UserError(f"{printable(path)}: cannot be written ({error.strerror})") from error
         written[path] = len(answers)
     return written
 
@@ -80,19 +84,11 @@ def _sample(line: str, where: str) -> tuple[dict[str, Any], str]:
     return about, text
 
 
-def _write_set(name: str, answers: dict[str, tuple[Any, str]], out: Path) -> Path:
-    lines = [json.dumps({"id": key, "completion": text}, ensure_ascii=False) for key, (_, text) in answers.items()]
-    return _write(out / f"{name}.jsonl", "\n".join(lines) + "\n")
+def _set_file(answers: dict[str, tuple[Any, str]]) -> str:
+    rows = [{"id": key, "completion": text} for key, (_, text) in answers.items()]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _write_task(name: str, answers: dict[str, tuple[Any, str]], out: Path) -> Path:
+def _task_file(answers: dict[str, tuple[Any, str]]) -> str:
     items = [{"video_id": key, "ground_truth": gold, "model_response": text} for key, (gold, text) in answers.items()]
-    return _write(out / f"{name}.json", json.dumps(items, ensure_ascii=False, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"{printable(path)}: cannot be written ({error.strerror})") from error
-    return path
+    return json.dumps(items, ensure_ascii=False, indent=1) + "\n"

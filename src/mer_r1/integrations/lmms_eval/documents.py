@@ -39,13 +39,7 @@ Document = dict[str, Any]
 
 
 def process_docs(dataset: Any) -> Any:
-    """Hook of the YAML files: the documents of a task in place of the empty row.
-
-    Args:
-        dataset: result of `load_dataset`; only the name of its configuration is used.
-
-    Returns:
-        A `datasets.Dataset` of documents.
+    """Hook of the YAML files: a `datasets.Dataset` of the documents of a task, in place of the one with the empty row.
 
     Raises:
         SystemExit: the documents cannot be made; the message is one line. lmms-eval would retry after any other
@@ -123,7 +117,8 @@ def audio_of(video: Path) -> Path | None:
     try:
         stat = video.stat()
         key = hashlib.sha256(f"{video.absolute()}\n{stat.st_mtime_ns}\n{stat.st_size}".encode()).hexdigest()[:32]
-        target = _cache_folder() / f"{key}.wav"
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        target = cache / "mer-r1" / "sounds" / f"{key}.wav"
         if target.is_file():
             return target
         wav = judge_sound(video, None, MAX_SOUND_SECONDS)
@@ -188,15 +183,8 @@ def _mme_documents(task: str) -> list[Document]:
 
 def _document(clip: Clip, name: str, clip_id: str, text: str, gold: Any, candidates: Any = None) -> Document:
     video, audio = (str(path.absolute()) if path else None for path in (clip.video, clip.audio))
-    return {
-        "set": name,
-        "id": clip_id,
-        "question": text,
-        "video": video,
-        "audio": audio,
-        "gold": gold,
-        "candidates": candidates,
-    }
+    about = {"set": name, "id": clip_id, "question": text, "video": video, "audio": audio}
+    return about | {"gold": gold, "candidates": candidates}
 
 
 def _manifest(name: str) -> Path:
@@ -216,7 +204,3 @@ def _manifest(name: str) -> Path:
 
 def _absolute() -> bool:
     return os.environ.get(ABSOLUTE) == "1"
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mer-r1" / "sounds"

@@ -48,12 +48,7 @@ Sampled = list[tuple[list[int], list[Completion]]]
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt to sample from.
-
-    Attributes:
-        clip: clip of the prompt.
-        request: request to vLLM in this process (`TokensPrompt`).
-    """
+    """One prompt to sample from: its clip, and the request to vLLM in this process (`TokensPrompt`)."""
 
     clip: Clip
     request: dict[str, Any]
@@ -136,20 +131,15 @@ class OmniGeneration(VLLMGeneration):
 
 
 class Colocated:
-    """The engine in this process.
-
-    Args:
-        generation: TRL's side, with the engine started.
-    """
+    """The engine in this process, which TRL's side has started."""
 
     def __init__(self, generation: OmniGeneration) -> None:
         self.generation = generation
 
     def sample(self, asked: Sequence[Asked], num_generations: int, sampling: Sampling, omni: Omni) -> Sampled:
         """See `Engine.sample`."""
-        greedy = sampling.temperature == 0  # one request then: vLLM refuses n > 1, and all completions would be equal
         parameters = self.generation.vllm.SamplingParams(
-            n=1 if greedy else num_generations,
+            n=num_generations,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_new_tokens,
@@ -160,46 +150,27 @@ class Colocated:
             detokenize=False,
         )
         outputs = self.generation.llm.generate([one.request for one in asked], parameters, use_tqdm=False)
-        return [
-            (
-                list(output.prompt_token_ids),
-                [_completion(said) for said in output.outputs] * (num_generations if greedy else 1),
-            )
-            for output in outputs
-        ]
+        return [(list(output.prompt_token_ids), list(map(completion_of, output.outputs))) for output in outputs]
 
     def score(self, requests: Sequence[dict[str, Any]], token_ids: Sequence[int]) -> Tensor:
-        """Log-probabilities of chosen next tokens at temperature 1, without banned tokens.
-
-        Args:
-            requests: contexts.
-            token_ids: chosen tokens; split into requests of at most `MOST_TOKEN_IDS`.
-
-        Returns:
-            (contexts, tokens) log-probabilities.
-        """
+        """Log-probabilities (contexts, tokens) of chosen next tokens at temperature 1, `MOST_TOKEN_IDS` a request."""
         if not requests:  # no answer contains a word
             return torch.empty(0, len(token_ids))
         chunks = [list(token_ids[i : i + MOST_TOKEN_IDS]) for i in range(0, len(token_ids), MOST_TOKEN_IDS)]
+        asked = [(request, chunk) for request in requests for chunk in chunks]
         parameters = [
             self.generation.vllm.SamplingParams(
                 max_tokens=1, temperature=1.0, logprob_token_ids=chunk, detokenize=False, ignore_eos=True
             )
-            for chunk in chunks
+            for _, chunk in asked
         ]
-        outputs = iter(
-            self.generation.llm.generate(
-                [request for request in requests for _ in chunks], parameters * len(requests), use_tqdm=False
-            )
-        )
-        found = [
-            [step[token].logprob for token in chunk]
-            for _ in requests
-            for chunk, step in ((chunk, next(outputs).outputs[0].logprobs[0]) for chunk in chunks)
-        ]
-        return torch.tensor([value for row in found for value in row]).view(len(requests), len(token_ids))
+        outputs = self.generation.llm.generate([request for request, _ in asked], parameters, use_tqdm=False)
+        steps = [(chunk, output.outputs[0].logprobs[0]) for (_, chunk), output in zip(asked, outputs, strict=True)]
+        values = [step[token].logprob for chunk, step in steps for token in chunk]
+        return torch.tensor(values).view(len(requests), len(token_ids))
 
 
-def _completion(said: Any) -> Completion:
+def completion_of(said: Any) -> Completion:
+    """A completion from vLLM's `CompletionOutput`, whose log-probabilities were asked for."""
     ids = list(said.token_ids)
     return Completion(ids, [step[token].logprob for token, step in zip(ids, said.logprobs, strict=True)])

@@ -15,7 +15,7 @@ signatures.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import groupby
@@ -62,7 +62,8 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
     # In this process, so that weights and positions can be reached without sending functions to another process.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     vllm = required(asked)
-    alone = _holds_a_thinker(Path(model))
+    file = Path(model) / "config.json"
+    alone = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == THINKER
     loads = alone and "load_format" not in options
     if alone:
         options = {"load_format": "dummy", "hf_overrides": whole_config} | options
@@ -75,11 +76,8 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
 def required(asked: str) -> Any:
     """Import the module vllm.
 
-    Args:
-        asked: option or command that needs vLLM, for the error.
-
     Raises:
-        UserError: vLLM is not installed.
+        UserError: vLLM, which `asked` (an option or command) needs, is not installed.
     """
     try:
         return import_module("vllm")
@@ -117,22 +115,11 @@ def whole_config(config: Any) -> Any:
     return whole
 
 
-def _holds_a_thinker(folder: Path) -> bool:
-    file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == THINKER
-
-
 def _load_folder(model: Any, folder: str) -> None:
-    model.load_weights(_saved_weights(Path(folder)))
+    from safetensors.torch import load_file
 
-
-def _saved_weights(folder: Path) -> Iterator[tuple[str, Any]]:
-    from safetensors import safe_open
-
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  # not a dictionary
-                yield weight_name(name), weights.get_tensor(name)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    model.load_weights((weight_name(name), weight) for file in files for name, weight in load_file(file).items())
 
 
 class Requests:
@@ -167,11 +154,7 @@ class Requests:
 
 
 def media_of(media: Media, processor: Any) -> dict[str, Any]:
-    """The media of a request.
-
-    Args:
-        media: frames and waveform of a clip.
-        processor: processor of the checkpoint, with the frame size and the minimum length of audio.
+    """The media of a request; the processor has the frame size and the minimum length of audio.
 
     Returns:
         `multi_modal_data` with `video` (F, H, W, 3) uint8 and `audio` (waveform, sampling rate), each where the clip
@@ -223,7 +206,7 @@ def id_difference(expected: Sequence[int], found: Sequence[int], names: dict[int
     ]
     if counts:
         return "; ".join(counts)
-    first = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), None)
-    if first is None:
-        return f"{len(found)} tokens, expected {len(expected)}"
-    return f"token {first} is {found[first]}, expected {expected[first]}"
+    for index, (ours, theirs) in enumerate(zip(expected, found, strict=False)):
+        if ours != theirs:
+            return f"token {index} is {theirs}, expected {ours}"
+    return f"{len(found)} tokens, expected {len(expected)}"

@@ -9,7 +9,7 @@ The weights are loaded as in training: from the live policy, under the names of 
 Source: docs/vllm.md.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,14 @@ from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import question
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, collate, encode_prompt, media_tensors
-from mer_r1.model.tower_outputs import embed, encode_media, placeholder_ids
+from mer_r1.model.tower_outputs import embed, encode_media
+from mer_r1.rl.vllm.colocated import completion_of
 from mer_r1.rl.vllm.engine import id_difference, start, weight_name
-from mer_r1.rl.vllm.rollouts import request_of
+from mer_r1.rl.vllm.rollouts import placeholders, request_of
 
 TOLERANCE = 0.05
 """Mean difference of log-probabilities, in nats per token, that counts as equal; chosen for bfloat16, not measured."""
 LONGEST_ANSWER = 32
-NAMES = ("video", "audio")
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class Parity:
     """Comparison of both models on one clip.
 
     Attributes:
-        clip: clip id.
-        tokens: number of tokens of our prompt.
-        video: number of its video placeholders.
-        audio: number of its audio placeholders.
+        tokens: number of tokens of our prompt; of these `video` and `audio` placeholders.
         ids: difference between vLLM's prompt tokens and ours; None if they are equal.
         positions: difference between vLLM's positions and ours; None if they are equal or could not be compared.
         answered: number of answer tokens whose log-probabilities were compared.
@@ -99,16 +96,11 @@ def compare(
     engine.apply_model(_watch)
     greedy = vllm.SamplingParams(temperature=0.0, max_tokens=LONGEST_ANSWER, logprobs=0, detokenize=False)
     for clip in clips:
-        yield _compare_one(omni, clip, lambda request: engine.generate([request], greedy, use_tqdm=False)[0], engine)
+        yield _compare_one(omni, clip, engine, greedy)
 
 
 def position_difference(expected: Tensor, found: Tensor) -> str | None:
-    """The difference between two sets of positions in a few words; None if they are equal.
-
-    Args:
-        expected: (3, P) our positions.
-        found: (3, P) positions of the engine.
-    """
+    """The difference between our positions (3, P) and the engine's in a few words; None if they are equal."""
     if expected.shape != found.shape:
         return f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
     differs = (expected != found).any(dim=0)
@@ -119,19 +111,19 @@ def position_difference(expected: Tensor, found: Tensor) -> str | None:
     return f"{int(differs.sum())} of {len(differs)}, the first at token {first}: {theirs}, expected {ours}"
 
 
-def _compare_one(omni: Omni, clip: Clip, ask: Callable[[dict[str, Any]], Any], engine: Any) -> Parity:
-    prompt = _prompt(omni, clip)
-    expected = prompt.input_ids.tolist()
-    names = dict(zip(placeholder_ids(omni.model), NAMES, strict=True))
-    engine.apply_model(_forget)
-    output = ask(request_of(omni, prompt, clip))
+@torch.no_grad()
+def _compare_one(omni: Omni, clip: Clip, engine: Any, greedy: Any) -> Parity:
+    media = media_tensors(omni, read_media(clip.video, clip.audio, omni.settings.limits()))
+    asked = question(clip.subtitle, omni.settings.question)
+    prompt = encode_prompt(omni, asked, encode_media(omni.model, [media])[0])
+    expected, names = prompt.input_ids.tolist(), placeholders(omni)
+    output = engine.generate([request_of(omni, prompt, clip)], greedy, use_tqdm=False)[0]
     seen = engine.apply_model(_watched)[0]
     problem = id_difference(expected, output.prompt_token_ids, names)
-    said = output.outputs[0]
-    theirs = [step[token].logprob for token, step in zip(said.token_ids, said.logprobs, strict=True)]
+    answer = completion_of(output.outputs[0])
     gap = torch.full((1,), torch.nan)
     if problem is None:
-        gap = (_log_probabilities(omni, prompt, list(said.token_ids)) - torch.tensor(theirs)).abs()
+        gap = (_log_probabilities(omni, prompt, answer.ids) - torch.tensor(answer.logps)).abs()
     counts = {name: expected.count(token) for token, name in names.items()}
     return Parity(
         clip=clip.id,
@@ -139,21 +131,13 @@ def _compare_one(omni: Omni, clip: Clip, ask: Callable[[dict[str, Any]], Any], e
         **counts,
         ids=problem,
         positions=position_difference(prompt.position_ids, seen) if problem is None and seen is not None else None,
-        answered=len(theirs),
+        answered=len(answer.ids),
         mean=float(gap.mean()),
         largest=float(gap.max()),
         positions_seen=seen is not None,
     )
 
 
-@torch.no_grad()
-def _prompt(omni: Omni, clip: Clip) -> Prompt:
-    media = read_media(clip.video, clip.audio, omni.settings.limits())
-    tensors = encode_media(omni.model, [media_tensors(omni, media)])[0]
-    return encode_prompt(omni, question(clip.subtitle, omni.settings.question), tensors)
-
-
-@torch.no_grad()
 def _log_probabilities(omni: Omni, prompt: Prompt, answer: list[int]) -> Tensor:
     batch = collate([prompt], [answer], omni.tokenizer.pad_token_id)
     embeddings = embed(omni.model, batch["input_ids"].to(omni.device), batch["media"])
@@ -174,9 +158,7 @@ def _watch(model: Any) -> None:
     model.get_mrope_input_positions = watched
 
 
-def _forget(model: Any) -> None:
-    model.positions_made.clear()
-
-
 def _watched(model: Any) -> Tensor | None:
-    return model.positions_made[-1] if model.positions_made else None
+    # The positions made since the last call.
+    made, model.positions_made = model.positions_made, []
+    return made[-1] if made else None

@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 MOST_REQUESTS = 4
 """Requests per anchor up to which the engine computes the confidences; above, the policy's own pass is cheaper."""
 
+SETTINGS: tuple[str, ...] = ("mode", "server_base_url", "server_host", "server_port", "server_timeout", "group_port")
+SETTINGS += ("tensor_parallel_size", "gpu_memory_utilization", "max_model_length", "enable_sleep_mode")
+"""TRL's arguments `vllm_*` that its `VLLMGeneration` takes under the same names."""
+
 
 class VllmRollouts:
     """Makes functions that replace `rollout.rollout` in the trainer.
@@ -81,14 +85,15 @@ class VllmRollouts:
     ) -> Rollouts:
         clock = Clock()
         with ThreadPoolExecutor(min(8, len(clips))) as pool:
-            asked = [
-                Asked(*pair) for pair in zip(clips, pool.map(partial(request_of, omni), prompts, clips), strict=True)
-            ]
+            asked = list(map(Asked, clips, pool.map(partial(request_of, omni), prompts, clips)))
         clock.lap("media")
+        # A greedy request is sent once: vLLM refuses n > 1, and all completions would be equal.
+        copies = num_generations if sampling.temperature == 0 else 1
         with self.generation.awake():
-            sampled = self.engine.sample(asked, num_generations, sampling, omni)
+            sampled = self.engine.sample(asked, num_generations // copies, sampling, omni)
             check_prompts(omni, prompts, [ids for ids, _ in sampled], clips)
-            ids, logps = ([getattr(one, name) for _, group in sampled for one in group] for name in ("ids", "logps"))
+            completions = [one for _, group in sampled for one in group * copies]
+            ids, logps = [one.ids for one in completions], [one.logps for one in completions]
             result = Rollouts(ids, logps, anchor_rows([]), seconds=clock.seconds)
             clock.lap("decode")
             if tokens is None:
@@ -97,11 +102,11 @@ class VllmRollouts:
             result.anchor_rollout = anchor_rows(answers)
             if by_engine := self._by_engine(tokens):
                 requests = [one.request for one in asked for _ in range(num_generations)]
-                result.slow = self._score(requests, slow_contexts(ids, answers), tokens)
+                result.slow = self._score(requests, contexts(ids, answers), tokens)
                 clock.lap("slow")
                 if fast:
                     head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
-                    result.fast = self._score(requests, fast_contexts(ids, answers, head), tokens)
+                    result.fast = self._score(requests, contexts(ids, answers, head), tokens)
                     clock.lap("fast")
         if not by_engine:
             result.slow, result.fast = rescore(omni, prompts, answers, ids, tokens, fast, model)
@@ -124,9 +129,11 @@ class VllmRollouts:
         return chosen
 
     def _score(
-        self, requests: Sequence[dict[str, Any]], contexts: Sequence[tuple[int, list[int]]], tokens: CategoryTokens
+        self, requests: Sequence[dict[str, Any]], after: Sequence[tuple[int, list[int]]], tokens: CategoryTokens
     ) -> Tensor:
-        asked = [continued(requests[row], ids) for row, ids in contexts]
+        asked = [
+            {**requests[row], "prompt_token_ids": [*requests[row]["prompt_token_ids"], *ids]} for row, ids in after
+        ]
         token_ids = tokens.token_ids.unique()
         probabilities = self.engine.score(asked, token_ids.tolist()).exp()  # type: ignore[attr-defined]
         zeros = probabilities.new_zeros(len(asked), tokens.num_categories)
@@ -152,17 +159,8 @@ def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> 
         model=trainer.model,
         accelerator=trainer.accelerator,
         processing_class=trainer.processing_class,
-        mode=args.vllm_mode,
-        server_base_url=args.vllm_server_base_url,
-        server_host=args.vllm_server_host,
-        server_port=args.vllm_server_port,
-        server_timeout=args.vllm_server_timeout,
-        group_port=args.vllm_group_port,
-        tensor_parallel_size=args.vllm_tensor_parallel_size,
-        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
-        max_model_length=args.vllm_max_model_length,
         max_num_seqs=args.per_device_train_batch_size * args.steps_per_generation,
-        enable_sleep_mode=args.vllm_enable_sleep_mode,
+        **{name: getattr(args, f"vllm_{name}") for name in SETTINGS},
     )
     engine: Engine = (
         Colocated(generation)
@@ -174,15 +172,8 @@ def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> 
 
 
 def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:
-    """The request about a clip (vLLM's `TokensPrompt`): the unexpanded prompt and the media.
-
-    Args:
-        omni: processor and settings.
-        prompt: prompt whose tokens the engine must reproduce.
-        clip: clip, decoded here as for training.
-    """
-    media = read_media(clip.video, clip.audio, omni.settings.limits())
-    parts = media_of(media, omni.processor)
+    """The request about a clip (vLLM's `TokensPrompt`): the unexpanded prompt, and the media as in training."""
+    parts = media_of(read_media(clip.video, clip.audio, omni.settings.limits()), omni.processor)
     # Named, so that the engine recognises a clip without hashing every pixel.
     name = f"{clip.id}/{omni.settings.num_frames}/{omni.settings.max_seconds}"
     uuids = {channel: [f"{name}/{channel}"] for channel in parts.get("multi_modal_data", ())}
@@ -206,20 +197,12 @@ def check_prompts(omni: Omni, prompts: Sequence[Prompt], read: Sequence[Sequence
             raise UserError(f"clip {clip.id}: vLLM read another prompt than ours: {problem} (see mer-r1 parity)")
 
 
-def slow_contexts(ids: Sequence[list[int]], answers: Sequence[AnswerTokens]) -> list[tuple[int, list[int]]]:
-    """The rollout of each anchor, and the completion tokens before the anchor."""
-    return [(row, ids[row][:anchor]) for row, answer in enumerate(answers) for anchor in answer.anchors]
-
-
-def fast_contexts(
-    ids: Sequence[list[int]], answers: Sequence[AnswerTokens], head: list[int]
+def contexts(
+    ids: Sequence[list[int]], answers: Sequence[AnswerTokens], head: list[int] | None = None
 ) -> list[tuple[int, list[int]]]:
-    """As `slow_contexts`, with the empty think block `head` in place of the reasoning."""
+    """The rollout of each anchor, and the completion tokens before it; `head` replaces those before the answer."""
     return [
-        (row, head + ids[row][answer.start : anchor]) for row, answer in enumerate(answers) for anchor in answer.anchors
+        (row, ids[row][:anchor] if head is None else head + ids[row][answer.start : anchor])
+        for row, answer in enumerate(answers)
+        for anchor in answer.anchors
     ]
-
-
-def continued(request: dict[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-    """The request with tokens appended to its prompt."""
-    return {**request, "prompt_token_ids": [*request["prompt_token_ids"], *ids]}

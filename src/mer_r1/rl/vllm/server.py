@@ -53,10 +53,9 @@ class Served:
         Raises:
             UserError: the server refuses a request.
         """
-        greedy = sampling.temperature == 0
         common = {
             "model": self.model,
-            "n": 1 if greedy else num_generations,
+            "n": num_generations,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_new_tokens,
@@ -71,13 +70,12 @@ class Served:
         bodies = [common | body_of(one, omni) for one in asked]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             replies = list(pool.map(lambda body: self._send("/v1/chat/completions", body), bodies))
-        return [_sampled(reply, num_generations if greedy else 1) for reply in replies]
+        return [_sampled(reply) for reply in replies]
 
     def _send(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(  # http or https, checked above
-            self.base_url + path, content, {"Content-Type": "application/json"}
-        )
+        # http or https, checked above
+        request = urllib.request.Request(self.base_url + path, content, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                 return dict(json.load(reply))
@@ -104,15 +102,14 @@ def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
     return body | ({"mm_processor_kwargs": how} if how else {})
 
 
-def _sampled(reply: dict[str, Any], copies: int) -> tuple[list[int], list[Completion]]:
-    choices = sorted(reply["choices"], key=lambda choice: choice["index"])
+def _sampled(reply: dict[str, Any]) -> tuple[list[int], list[Completion]]:
     completions = [
         Completion(list(choice["token_ids"]), [step["logprob"] for step in choice["logprobs"]["content"]])
-        for choice in choices
+        for choice in sorted(reply["choices"], key=lambda choice: choice["index"])
     ]
     for completion in completions:
         if len(completion.ids) != len(completion.logps):
             raise UserError(
                 f"the vLLM server returned {len(completion.logps)} log-probabilities for {len(completion.ids)} tokens"
             )
-    return list(reply["prompt_token_ids"]), completions * copies
+    return list(reply["prompt_token_ids"]), completions
