@@ -209,7 +209,7 @@ def test_after_a_kill_it_goes_on_to_the_same_result(whole, taught_folder, data, 
 def test_a_finished_evaluation_loads_no_model_and_says_the_same(whole, taught_folder, data, sets, program, monkeypatch):
     out = whole[0]
     before = result(out, sets)
-    monkeypatch.setattr(Checkpoint, "_load", lambda self: pytest.fail("loaded again"))
+    monkeypatch.setattr(Checkpoint, "_loaded", property(lambda self: pytest.fail("loaded again")))
     _, text, _ = program(*command(taught_folder, data, out, *TINY))
     assert text == whole[1]
     assert result(out, sets) == before

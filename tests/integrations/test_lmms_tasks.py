@@ -16,7 +16,6 @@ import pytest
 import yaml
 from layouts import NINE, write_set
 from media_samples import tone, write_media
-from typer.testing import CliRunner
 
 from mer_r1.benchmarks.mer_unibench.gold import read_gold
 from mer_r1.benchmarks.mer_unibench.predictions import Reading, read_predictions
@@ -25,14 +24,12 @@ from mer_r1.benchmarks.mer_unibench.sets import SETS, nine_way_mean
 from mer_r1.benchmarks.mme_emotion.run import given_items
 from mer_r1.benchmarks.mme_emotion.scores.label_match import label_report
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
-from mer_r1.cli import app
 from mer_r1.corpora.prepare import prepare
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.integrations.lmms_eval import TASKS_FOLDER, answers, documents, scores
-from mer_r1.integrations.lmms_eval.__main__ import app as lmms_eval_app
 from mer_r1.model.prompts import conversation
 
 YAMLS = sorted(TASKS_FOLDER.rglob("*.yaml"))
@@ -286,16 +283,22 @@ def test_saved_answers_that_are_none_are_refused(tmp_path):
         answers.export_answers([tmp_path / "none.jsonl"], tmp_path / "out")
 
 
-@pytest.mark.parametrize("command", [app, lmms_eval_app])
-def test_commands(tmp_path, command):
+@pytest.mark.parametrize("former", [False, True])
+def test_commands(tmp_path, former):
     """By themselves, and in their former spelling, which says the new one on stderr."""
-    prefix, note = ("lmms-", "mer-r1 lmms-{0} is now: {1} {0}\n") if command is app else ("", "")
+    prefix, note = ("lmms-", "mer-r1 lmms-{0} is now: {1} {0}\n") if former else ("", "")
     module = "python -m mer_r1.integrations.lmms_eval"
-    printed = CliRunner().invoke(command, [f"{prefix}tasks"])
+
+    def run(name, *words):
+        where = "mer_r1.cli" if former else "mer_r1.integrations.lmms_eval"
+        command = [sys.executable, "-m", where, f"{prefix}{name}", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True)
+
+    printed = run("tasks")
     assert (Path(printed.stdout.strip()), printed.stderr) == (TASKS_FOLDER, note.format("tasks", module))
     row = {"resps": [["<answer> sad </answer>"]], "score": {"set": "meld", "id": "a", "gold": ["joy"]}}
     (tmp_path / "t_samples_mer_unibench_meld.jsonl").write_text(json.dumps(row))
-    printed = CliRunner().invoke(command, [f"{prefix}answers", str(tmp_path), "--out", str(tmp_path / "out")])
+    printed = run("answers", str(tmp_path), "--out", str(tmp_path / "out"))
     assert printed.stdout.strip() == f"{tmp_path / 'out' / 'meld.jsonl'}: 1 answers"
     assert printed.stderr == note.format("answers", module)
 

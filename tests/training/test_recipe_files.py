@@ -376,7 +376,9 @@ def test_the_help_explains_every_field_without_torch_or_trl():
 
 
 def rl_help(*words):
-    return CliRunner().invoke(app, ["rl", *(words or ["--help"])], terminal_width=200, env={"COLUMNS": "200"}).output
+    command = [sys.executable, "-m", "mer_r1.cli", "rl", *(words or ["--help"])]
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 def test_the_hosts_fields_are_listed_on_request():

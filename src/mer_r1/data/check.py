@@ -170,20 +170,22 @@ def check_manifest(
     Raises:
         UserError: only if the manifest itself cannot be read.
     """
-    rows = list(manifest_rows(Path(path), allow_absolute))
-    report, notes = CheckReport(n_rows=len(rows)), Counter[str]()
-    report.problems = [(number, clip_id, problem) for number, clip_id, _, wrong in rows for problem in wrong]
-    counts = Counter("id" if problem.startswith("id:") else "row" for _, _, problem in report.problems)
-    valid_rows = [(number, clip) for number, _, clip, _ in rows if clip is not None]
+    report, counts, notes, valid_rows = CheckReport(), Counter[str](), Counter[str](), []
+    for number, clip_id, clip, wrong in manifest_rows(Path(path), allow_absolute):
+        report.n_rows += 1
+        report.problems += [(number, clip_id, problem) for problem in wrong]
+        counts.update("id" if problem.startswith("id:") else "row" for problem in wrong)
+        if clip is not None:
+            valid_rows.append((number, clip))
     clips = [clip for _, clip in valid_rows]
     probes = probe_clips(clips, limits, workers, progress)
     for (number, clip), probe in zip(valid_rows, probes, strict=True):
+        unplaced = _unplaced(clip, is_known)
         problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
-        unknown = [label for label in clip.labels or () if is_known and not is_known(label)]
-        if unknown and len(unknown) < len(clip.labels or ()):
+        if unplaced and len(unplaced) == len(clip.labels or ()):
+            problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
+        elif unplaced:
             notes["a gold label is on no wheel"] += 1
-        elif unknown:
-            problems.append(("labels", f"labels: no wheel has any of {', '.join(unknown)}"))
         report.problems += [(number, clip.id, text) for _, text in problems]
         counts.update(kind for kind, _ in problems)
         notes.update(probe.note_kinds)
@@ -212,3 +214,7 @@ def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe
             "median": statistics.median(lengths),
             "longest": max(lengths),
         }
+
+
+def _unplaced(clip: Clip, is_known: Callable[[str], bool] | None) -> list[str]:
+    return [label for label in clip.labels or () if is_known and not is_known(label)]
