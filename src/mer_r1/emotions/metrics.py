@@ -8,7 +8,7 @@ Every empty case has a stated value. An item with an empty gold set cannot be sc
 with an empty prediction scores 0. A mean over nothing is NaN, and stays NaN until it is printed.
 
 The reports follow MER-UniBench (the AffectGPT evaluation), whose F-score is taken from the mean precision and the mean
-recall of a corpus; the training rewards average the F1 of the items (docs/paper_map.md, words to categories).
+recall of a corpus; the training rewards average the F1 of the items (docs/paper_map.md, rewards).
 """
 
 import math
@@ -77,7 +77,7 @@ def wheel_scores(
 ) -> SetScores | None:
     """The scores of one answer, averaged over the wheels that have at least one gold word.
 
-    Source: docs/paper_map.md, words to categories.
+    Source: docs/paper_map.md, rewards.
 
     Args:
         gold_labels: the annotated words.
