@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 # Before anything imports them: no test may reach for the network, and tiny tensors gain nothing from more threads.
@@ -78,3 +79,23 @@ def corpus(tmp_path_factory) -> Path:
     from tiny_corpus import write_corpus
 
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run `mer-r1` in this process; returns its exit status, stdout and stderr."""
+    from mer_r1.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["mer-r1", *map(str, words)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        written = capsys.readouterr()
+        return status, written.out, written.err
+
+    return call

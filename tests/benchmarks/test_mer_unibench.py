@@ -4,14 +4,12 @@ import json
 import math
 import random
 import re
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1 import cli
 from mer_r1.benchmarks.mer_unibench.gold import Gold, read_gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers, Reading, read_predictions
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, Scoring, score_benchmark
@@ -40,24 +38,6 @@ def wheels(shared):
 @pytest.fixture(scope="module")
 def tables(wheels):
     return official(wheels)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process; gives its exit status and what it wrote."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mer-r1", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        written = capsys.readouterr()
-        return status, written.out, written.err
-
-    return call
 
 
 def read(path):

@@ -19,7 +19,6 @@ from llm_server import Server, breaks_off, hangs_up, no_choices, rubbish, said, 
 from media_samples import quarters, tone, with_display_matrix, write_media
 from PIL import Image
 
-from mer_r1 import cli
 from mer_r1.benchmarks.mme_emotion import run
 from mer_r1.benchmarks.mme_emotion.judging import prompts
 from mer_r1.benchmarks.mme_emotion.judging.audio_clues import find_clue, read_clues
@@ -571,21 +570,10 @@ def test_a_model_that_hears_makes_the_clues(tmp_path, manifest):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    """Runs the program in this process; gives its exit status and what it wrote."""
+def command(run, monkeypatch):
+    """`run`, on a wider terminal."""
     monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mer-r1", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        said_there = capsys.readouterr()
-        return code, said_there.out, said_there.err
-
-    return call
+    return run
 
 
 def options(server, out, **more):

@@ -21,24 +21,6 @@ HEAVY = ("torch", "transformers", "trl", "datasets", "librosa", "pandas")
 ROW = ["word", "case1", "case2", *(f"wheel{wheel}_level{level}" for level in (1, 2) for wheel in range(1, 6))]
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process; gives its exit status and what it wrote."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mer-r1", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        written = capsys.readouterr()
-        return status, written.out, written.err
-
-    return call
-
-
 def commands(group=None, path=()):
     for name, command in (group or typer.main.get_command(cli.app)).commands.items():
         if hasattr(command, "commands"):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import pytest
 from hypothesis import given
@@ -10,30 +9,11 @@ from hypothesis import strategies as st
 from layouts import NINE, OTHERS, REASON, write_csv, write_set, write_unibench
 from media_samples import gray_steps, tone, write_media
 
-from mer_r1 import cli
 from mer_r1.corpora.prepare import DATA_SETS, expected_files, prepare, read_set, split_clips
 from mer_r1.data.check import check_manifest
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the program in this process; gives its exit status and what it wrote."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mer-r1", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        written = capsys.readouterr()
-        return status, written.out, written.err
-
-    return call
 
 
 def made(n: int, unlabelled: int = 0, silent: int = 0) -> list[Clip]:
