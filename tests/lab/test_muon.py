@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mer_r1.lab.tiny.muon import LARGEST, Muon, MuonAdamW, orthogonal
+from mer_r1.lab.tiny.muon import LARGEST, MuonAdamW
 
 
 class Net(nn.Module):
@@ -65,48 +65,8 @@ def test_each_part_does_what_the_library_does(net):
                 parameter.grad = gradients[name].clone()
             for optimizer in optimizers:
                 optimizer.step()
-    for name, value in copies(alone).items():  # the library's matrices go through bfloat16, of 8 bits
-        torch.testing.assert_close(copies(net)[name], value, rtol=0, atol=1e-3 if name == "inner.weight" else 0)
-
-
-def test_orthogonal_keeps_singular_vectors_and_levels_singular_values():
-    torch.manual_seed(0)
-    tall = torch.randn(2, 7, 4, dtype=torch.float64)
-    left, values, right = torch.linalg.svd(tall, full_matrices=False)
-    done = orthogonal(tall)
-    inner = left.mT @ done @ right.mT  # diagonal, if the singular vectors are the same
-    torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=1, dim2=2)), atol=1e-9, rtol=0)
-    level = inner.diagonal(dim1=1, dim2=2)
-    assert level.min() > 0.6
-    assert level.max() < 1.3
-    assert values.max() / values.min() > 1.5
-    torch.testing.assert_close(orthogonal(tall.mT), done.mT)
-
-
-def test_processes_that_divide_the_work_step_as_one(tmp_path):
-    torch.manual_seed(0)
-    start = [torch.randn(shape) for shape in ((4, 6), (4, 6), (3, 3), (4, 6))]
-    torch.multiprocessing.spawn(_divided, (start, str(tmp_path)), nprocs=2)
-    alone = _stepped(start, divided=False)
-    for rank in range(2):
-        for found, expected in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
-
-
-def _divided(rank, start, folder):
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(_stepped(start, divided=True), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _stepped(start, divided):
-    matrices = [torch.nn.Parameter(value.clone()) for value in start]
-    optimizer = Muon(matrices, lr=0.1, weight_decay=0.1, divided=divided)
-    for step in range(3):
-        for number, matrix in enumerate(matrices):
-            matrix.grad = torch.sin(start[number] * (step + 1))
-        optimizer.step()
-    return [matrix.detach() for matrix in matrices]
+    for name, value in copies(alone).items():
+        torch.testing.assert_close(copies(net)[name], value, rtol=0, atol=0)
 
 
 def test_a_schedule_reaches_both_also_after_loading(net):

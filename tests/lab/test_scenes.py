@@ -1,7 +1,9 @@
 """The written corpus: files, determinism, interruption, folders. Six small clips are made once for most tests."""
 
 import json
+import re
 from collections import Counter
+from functools import partial
 from importlib.util import find_spec
 
 import av
@@ -13,12 +15,14 @@ from mer_r1.errors import UserError
 if find_spec("anny") is None or find_spec("espeakng_loader") is None:
     pytest.skip("the extra `scenes` is not installed", allow_module_level=True)
 
-from mer_r1.lab.scenes import acting, clip, write, write_scenes
+from mer_r1.lab.scenes import acting, clip, write
+from mer_r1.lab.scenes import write_scenes as write_any
 from mer_r1.lab.scenes.story.sentences import SPLITS, split_of
 from mer_r1.lab.scenes.story.world import Cue, GoldWord, Scene
 
 CLIPS = 6
 SHARES = {"train": 0.5, "val": 0.2, "test": 0.3}
+write_scenes = partial(write_any, missing=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,27 @@ def test_same_seed_same_content_with_any_number_of_workers(corpus, tmp_path):
         one, two = decoded(out / row["video"]), decoded(again / row["video"])
         assert np.array_equal(one[0], two[0]), row["id"]
         assert np.array_equal(one[1], two[1]), row["id"]
+
+
+def test_training_clips_may_lack_channels_and_their_texts_then_speak_of_the_others_only(tmp_path):
+    out = tmp_path / "incomplete"
+    write_any(out, 14, seed=7, splits={"train": 12, "val": 1, "test": 1}, workers=1, missing=1.0)
+    told = {"video": r"face|picture|I see", "audio": r"voice|tone|hear|sound", "subtitle": r"words|subtitle"}
+    lacking = Counter()
+    for row in rows(out):
+        missing = set(row["meta"]["missing"])
+        assert bool(missing) == (row["split"] == "train")
+        lacking.update(missing)
+        path = out / (row["video"] or row["audio"])
+        with av.open(str(path)) as container:
+            assert bool(container.streams.video) == ("video" not in missing) == (row["video"] is not None)
+            assert bool(container.streams.audio) == ("audio" not in missing)
+        assert (row["subtitle"] == "") == ("subtitle" in missing)
+        for channel in missing:
+            assert not re.search(told[channel], row["reasoning"] + row["meta"]["remark"]), row["reasoning"]
+        assert len(row["meta"]["description"].split(": ")) == (4 - len(missing) if row["split"] == "train" else 4)
+    assert min(lacking.values()) >= 2
+    assert len(lacking) == 3
 
 
 def test_another_seed_gives_another_corpus(corpus):

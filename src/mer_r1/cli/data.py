@@ -20,13 +20,16 @@ def scenes(
     out: Annotated[Path, typer.Option(help="Output folder: clips/ and manifest.jsonl.")],
     num_clips: Annotated[int, typer.Option(min=1, help="Number of clips over all splits.")] = 4000,
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same clips.")] = 0,
+    missing: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the training clips without picture, sound or subtitle.")
+    ] = 0.3,
     workers: Workers = None,
 ) -> None:
     """Write the built-in corpus: generated audio-visual emotion scenes, no human data."""
     from mer_r1.lab.scenes.write import write_scenes
 
     with progress("scenes", num_clips) as advance:
-        summary = write_scenes(out, num_clips, seed, workers=workers, progress=advance)
+        summary = write_scenes(out, num_clips, seed, workers=workers, progress=advance, missing=missing)
     console.print_json(json.dumps(summary, default=str))
 
 

@@ -5,9 +5,11 @@ the process or the order. The row is drawn before anything is rendered: an inter
 without rendering them again.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from mer_r1.lab.scenes.face.appearance import Identity, sample_framing, sample_i
 from mer_r1.lab.scenes.face.renderer import face_renderer
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split, sample_sentence
 from mer_r1.lab.scenes.story.texts import Texts, write_texts
-from mer_r1.lab.scenes.story.world import SMALL_TALK, Scene, sample_scene
+from mer_r1.lab.scenes.story.world import SMALL_TALK, Scene, pick, sample_scene
 from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS
 from mer_r1.lab.scenes.voice.speech import Prosody, Speech, Voice, mix, sample_voice, speak
 
@@ -34,7 +36,11 @@ NOISY, NOISE_DB = 0.7, (-40.0, -22.0)
 """Share of clips with background noise, and its level range relative to neutral speech."""
 OTHER_VOICE, OTHER_DB = 0.15, (-28.0, -18.0)
 """Share of clips with a voice in the background, and its level range relative to neutral speech."""
-_STREAMS = ("scene", "texts", "words", "person", "acting", "render", "voice", "sound")
+_STREAMS = ("scene", "texts", "words", "person", "acting", "render", "voice", "sound", "missing")
+CHANNELS = {"video": "face", "audio": "voice", "subtitle": "words"}
+"""Channel of a clip -> what a scene shows in it."""
+INCOMPLETE = ({"video"}, {"audio"}, {"subtitle"}, {"video", "subtitle"}, {"audio", "subtitle"})
+"""What an incomplete clip lacks, each as likely."""
 _PERSON_KEY = 1_000_003
 
 
@@ -49,7 +55,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Script:
-    """A clip before it is rendered."""
+    """A clip before it is rendered; `missing` holds the channels that it lacks."""
 
     seed: int
     split: Split
@@ -58,15 +64,16 @@ class Script:
     scene: Scene
     subtitle: str
     texts: Texts
+    missing: frozenset[str] = frozenset()
 
     def row(self) -> dict[str, Any]:
         """The manifest row (docs/scenes.md)."""
         scene, name = self.scene, clip_id(self.split, self.index)
         return {
             "id": name,
-            "video": f"clips/{name}.mp4",
-            "audio": None,
-            "subtitle": self.subtitle,
+            "video": None if "video" in self.missing else f"clips/{name}.mp4",
+            "audio": f"clips/{name}.mp4" if "video" in self.missing else None,
+            "subtitle": "" if "subtitle" in self.missing else self.subtitle,
             "labels": scene.labels,
             "reasoning": self.texts.reasoning,
             "split": self.split,
@@ -88,16 +95,20 @@ class Script:
                 "remark": self.texts.remark,
                 "broad_labels": self.texts.broad_labels,
                 "careful_labels": self.texts.careful_labels,
+                "missing": sorted(self.missing),
             },
         }
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A rendered clip: frames (F, 128, 128, 3) uint8 at `FPS`, waveform (S,) float32 at `SAMPLING_RATE`."""
+    """A rendered clip: frames (F, 128, 128, 3) uint8 at `FPS`, waveform (S,) float32 at `SAMPLING_RATE`.
 
-    frames: npt.NDArray[np.uint8]
-    waveform: npt.NDArray[np.float32]
+    A channel that the clip lacks is None.
+    """
+
+    frames: npt.NDArray[np.uint8] | None
+    waveform: npt.NDArray[np.float32] | None
 
 
 def clip_id(split: Split, index: int) -> str:
@@ -109,11 +120,12 @@ def clip_id(split: Split, index: int) -> str:
     return f"{split}-{index:06d}"
 
 
-def script(seed: int, split: Split, index: int) -> Script:
-    """Draw the content of a clip's manifest row."""
+def script(seed: int, split: Split, index: int, missing: float = 0.0) -> Script:
+    """Draw the content of a clip's manifest row; it is incomplete with the probability `missing`."""
     scene = sample_scene(_stream(seed, split, index, "scene"))
     number = int(_stream(seed, split, index, "person").integers(PERSONS[split]))
     someone = person(seed, split, number)
+    lacks = draw_missing(missing, _stream(seed, split, index, "missing"))
     return Script(
         seed=seed,
         split=split,
@@ -121,18 +133,36 @@ def script(seed: int, split: Split, index: int) -> Script:
         person=someone.name,
         scene=scene,
         subtitle=sample_sentence(scene.theme, split, _stream(seed, split, index, "words")),
-        texts=write_texts(scene, someone.voice.group == "low", _stream(seed, split, index, "texts")),
+        texts=write_texts(scene, someone.voice.group == "low", _stream(seed, split, index, "texts"), shown_in(lacks)),
+        missing=lacks,
     )
+
+
+def draw_missing(share: float, rng: np.random.Generator) -> frozenset[str]:
+    """The channels that a clip lacks: with the probability `share` one of `INCOMPLETE`, otherwise none."""
+    return frozenset(pick(rng, INCOMPLETE)) if rng.random() < share else frozenset()
+
+
+def shown_in(missing: frozenset[str]) -> frozenset[str]:
+    """What a clip without these channels shows of a scene.
+
+    >>> sorted(shown_in(frozenset({"audio"})))
+    ['face', 'words']
+    """
+    return frozenset(shown for channel, shown in CHANNELS.items() if channel not in missing)
 
 
 def record(drawn: Script) -> Recording:
     """Render a clip: the person speaks the subtitle and acts the scene."""
     act = _stream(drawn.seed, drawn.split, drawn.index, "acting")
     waveform, mouth = _spoken(drawn, act)
+    if "video" in drawn.missing:
+        return Recording(None, waveform)
     rng = _stream(drawn.seed, drawn.split, drawn.index, "render")
     identity, n_frames = _speaker(drawn).identity, round(len(waveform) / SAMPLING_RATE * FPS)
     poses = acting.poses(drawn.scene, mouth, n_frames, FPS, act)
-    return Recording(face_renderer(SIZE).render(identity, sample_framing(rng), poses, rng), waveform)
+    frames = face_renderer(SIZE).render(identity, sample_framing(rng), poses, rng)
+    return Recording(frames, None if "audio" in drawn.missing else waveform)
 
 
 def sound(drawn: Script) -> npt.NDArray[np.float32]:
@@ -149,23 +179,46 @@ def _encode(recording: Recording, path: Path) -> None:
     import av
 
     with av.open(str(path), "w", format="mp4") as container:
-        name = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        options = {"preset": "ultrafast", "crf": "20"} if name == "libx264" else {"qscale": "3"}
-        video: Any = container.add_stream(name, rate=FPS, options=options)
-        video.codec_context.thread_count = 1  # several threads would cut the frame into other slices
-        video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
-        audio: Any = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
-        audio.bit_rate = 48_000
-        for frame in recording.frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(video.encode())
+        # Streams are declared before the first packet is written.
+        video = None if recording.frames is None else _video_stream(container)
+        audio: Any = None
+        if recording.waveform is not None:
+            audio = container.add_stream("aac", rate=SAMPLING_RATE, layout="mono", options={"aac_coder": "fast"})
+            audio.bit_rate = 48_000
+        for packet in chain(_video_packets(video, recording.frames), _audio_packets(audio, recording.waveform)):
+            container.mux(packet)
+
+
+def _video_packets(stream: Any, frames: npt.NDArray[np.uint8] | None) -> Iterator[Any]:
+    import av
+
+    if frames is not None:
+        for frame in frames:
+            yield stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        yield stream.encode()
+
+
+def _audio_packets(stream: Any, waveform: npt.NDArray[np.float32] | None) -> Iterator[Any]:
+    import av
+
+    if waveform is not None:
         step = 1024
-        for start in range(0, len(recording.waveform), step):
-            samples = recording.waveform[None, start : start + step]
-            sound = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        for start in range(0, len(waveform), step):
+            sound = av.AudioFrame.from_ndarray(waveform[None, start : start + step], format="fltp", layout="mono")
             sound.sample_rate, sound.pts, sound.time_base = SAMPLING_RATE, start, Fraction(1, SAMPLING_RATE)
-            container.mux(audio.encode(sound))
-        container.mux(audio.encode())
+            yield stream.encode(sound)
+        yield stream.encode()
+
+
+def _video_stream(container: Any) -> Any:
+    import av
+
+    name = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    options = {"preset": "ultrafast", "crf": "20"} if name == "libx264" else {"qscale": "3"}
+    video = container.add_stream(name, rate=FPS, options=options)
+    video.codec_context.thread_count = 1  # several threads would cut the frame into other slices
+    video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
+    return video
 
 
 @lru_cache(maxsize=256)

@@ -12,17 +12,22 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split
 
+if TYPE_CHECKING:
+    from mer_r1.lab.scenes.clip import Script
+
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Version of the corpus; raise it when the same seed gives other clips or rows."""
 DEFAULT_SPLITS: Mapping[str, float] = {"train": 0.8, "val": 0.06, "test": 0.14}
+MISSING = 0.3
+"""Share of the training clips that lack a channel or two; clips of the other splits are complete."""
 RUN_FILE, MANIFEST = "scenes.json", "manifest.jsonl"
 _CHUNK = 4
 
@@ -35,6 +40,7 @@ class ClipJob:
     split: Split
     index: int
     folder: str
+    missing: float
 
     @property
     def path(self) -> Path:
@@ -42,6 +48,12 @@ class ClipJob:
         from mer_r1.lab.scenes.clip import clip_id
 
         return Path(self.folder) / f"{clip_id(self.split, self.index)}.mp4"
+
+    def script(self) -> "Script":
+        """The content of the clip's row."""
+        from mer_r1.lab.scenes.clip import script
+
+        return script(self.seed, self.split, self.index, self.missing)
 
 
 def write_scenes(
@@ -51,6 +63,7 @@ def write_scenes(
     splits: Mapping[str, float] | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
+    missing: float = MISSING,
 ) -> dict[str, Any]:
     """Write `clips` generated scenes and their manifest.
 
@@ -61,6 +74,7 @@ def write_scenes(
         splits: split -> share of the clips (normalised to sum 1); default train 0.80, val 0.06, test 0.14.
         workers: number of processes; None uses all usable cores.
         progress: callback called with the number of newly finished clips (clips of an earlier run in one call).
+        missing: share in [0, 1] of the training clips without picture, sound, or subtitle, or with one medium alone.
 
     Returns:
         `out`, `manifest`, `clips`, `seed`, `splits` (split -> count), `written` and `kept` (from an interrupted run).
@@ -68,27 +82,31 @@ def write_scenes(
     Raises:
         UserError: if a number or split is invalid, or the folder holds anything else.
     """
-    from mer_r1.lab.scenes.clip import script
-
     out = Path(out)
     counts = split_counts(clips, splits or DEFAULT_SPLITS)
     if seed < 0 or (workers is not None and workers < 1):
         raise UserError(f"scenes: expected seed >= 0 and workers >= 1, got seed {seed} and workers {workers}")
-    _claim(out, {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts})
+    if not 0 <= missing <= 1:
+        raise UserError(f"scenes: expected a share of incomplete clips in [0, 1], got {missing}")
+    _claim(out, {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts, "missing": missing})
     folder = str(out / "clips")
-    jobs = [ClipJob(seed, split, index, folder) for split, count in counts.items() for index in range(count)]
+    jobs = [
+        ClipJob(seed, split, index, folder, missing if split == "train" else 0.0)
+        for split, count in counts.items()
+        for index in range(count)
+    ]
     # Drawing a row is cheap, so rows of finished clips are drawn again instead of being saved.
-    rows = {job: script(job.seed, job.split, job.index).row() for job in jobs if job.path.exists()}
-    missing = [job for job in jobs if job not in rows]
+    rows = {job: job.script().row() for job in jobs if job.path.exists()}
+    unmade = [job for job in jobs if job not in rows]
     kept = len(rows)
     if kept:
         logger.info("scenes: %d of %d clips exist already", kept, len(jobs))
         progress(kept)
-    for job, row in _make(missing, workers or _usable_cores()):
+    for job, row in _make(unmade, workers or _usable_cores()):
         rows[job] = row
         progress(1)
     write_atomically(out / MANIFEST, "".join(json.dumps(rows[job], ensure_ascii=False) + "\n" for job in jobs))
-    summary = {"clips": clips, "seed": seed, "splits": counts, "written": len(missing), "kept": kept}
+    summary = {"clips": clips, "seed": seed, "splits": counts, "written": len(unmade), "kept": kept}
     return {"out": str(out), "manifest": str(out / MANIFEST), **summary}
 
 
@@ -149,9 +167,9 @@ def _make(jobs: Sequence[ClipJob], workers: int) -> Iterator[tuple[ClipJob, dict
 
 
 def _make_one(job: ClipJob) -> tuple[ClipJob, dict[str, Any]]:
-    from mer_r1.lab.scenes.clip import record, save, script
+    from mer_r1.lab.scenes.clip import record, save
 
-    drawn = script(job.seed, job.split, job.index)
+    drawn = job.script()
     save(record(drawn), job.path)
     return job, drawn.row()
 

@@ -129,7 +129,7 @@ def _muon(recipe: BuildRecipe, omni: Omni) -> MuonAdamW | None:
     if not recipe.muon_learning_rate:
         return None
     named = [(name, parameter) for name, parameter in omni.model.named_parameters() if parameter.requires_grad]
-    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate, divided=True)
+    return MuonAdamW(named, recipe.learning_rate, recipe.weight_decay, recipe.muon_learning_rate)
 
 
 def _texts(clips: list[Clip]) -> Iterable[str]:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mer_r1.lab.scenes.clip import draw_missing, shown_in
 from mer_r1.lab.scenes.story.sentences import sample_sentence
 from mer_r1.lab.scenes.story.texts import write_texts
 from mer_r1.lab.scenes.story.world import sample_scene
+from mer_r1.lab.scenes.write import MISSING
 
 _KEY = 3_000_017
 
@@ -31,5 +33,6 @@ def draw_captions(count: int, seed: int) -> Iterator[Caption]:
         rng = np.random.default_rng([seed, _KEY, number])
         scene = sample_scene(rng)
         subtitle = sample_sentence(scene.theme, "train", rng)
-        texts = write_texts(scene, bool(rng.random() < 0.5), rng)
-        yield Caption(subtitle, texts.description, texts.remark, texts.broad_labels)
+        lacks = draw_missing(MISSING, rng)
+        texts = write_texts(scene, bool(rng.random() < 0.5), rng, shown_in(lacks))
+        yield Caption("" if "subtitle" in lacks else subtitle, texts.description, texts.remark, texts.broad_labels)

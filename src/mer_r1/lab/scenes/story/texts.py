@@ -4,7 +4,7 @@ The cold start's *reasoning* imitates careful annotators: it names evident cues,
 names a visible conflict and concludes with the careful labels. The base stage's *description* lists cues without a
 conclusion, its *broad labels* are many and partly wrong, and its *remark* is a short comment that concludes with as few
 words as a careful annotator's. All texts come from the observed cues only, so they contain the errors of annotators:
-this noise is part of the world.
+this noise is part of the world. A clip without one of its channels has texts that speak of the others only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ BROAD_ADD = 0.5
 CAREFUL_FIRST = 0.97
 CAREFUL_FURTHER = {"faint": 0.0, "moderate": 0.45, "evident": 0.7}
 LONGEST = 35
+CHANNELS = frozenset({"face", "voice", "words"})
 
 
 @dataclass(frozen=True)
@@ -38,31 +39,32 @@ class Texts:
     remark: str
 
 
-def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator) -> Texts:
-    """All texts of a scene; the description mentions whether the speaker's voice is low."""
-    careful = careful_labels(scene, rng)
-    reasoned, described = reasoning(scene, careful, rng), description(scene, low_voice, rng)
-    broad = broad_labels(scene, rng)
-    return Texts(reasoned, described, broad, careful, remark=reasoning(scene, careful_labels(scene, rng), rng))
+def write_texts(scene: Scene, low_voice: bool, rng: np.random.Generator, channels: frozenset[str] = CHANNELS) -> Texts:
+    """All texts of a scene, about the given channels; the description mentions whether the speaker's voice is low."""
+    careful = careful_labels(scene, rng, channels)
+    reasoned, described = reasoning(scene, careful, rng, channels), description(scene, low_voice, rng, channels)
+    broad = broad_labels(scene, rng, channels)
+    remark = reasoning(scene, careful_labels(scene, rng, channels), rng, channels)
+    return Texts(reasoned, described, broad, careful, remark)
 
 
-def careful_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
+def careful_labels(scene: Scene, rng: np.random.Generator, channels: frozenset[str] = CHANNELS) -> list[str]:
     """The first gold word with `CAREFUL_FIRST`, further gold words with `CAREFUL_FURTHER` by their visible evidence.
 
     A careful annotator prefers omitting a word to writing a wrong one.
     """
     kept = []
     for index, gold in enumerate(scene.gold):
-        chance = CAREFUL_FURTHER[_evidence(scene, gold.emotion)] if index else CAREFUL_FIRST
+        chance = CAREFUL_FURTHER[_evidence(scene, gold.emotion, channels)] if index else CAREFUL_FIRST
         if rng.random() < chance:
             kept.append(gold.word)
     return kept or [scene.gold[0].word]
 
 
-def broad_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
+def broad_labels(scene: Scene, rng: np.random.Generator, channels: frozenset[str] = CHANNELS) -> list[str]:
     """Each gold word with 0.85, and words of emotions that share the visible face or voice with 0.5 and 0.25."""
     kept = [gold.word for gold in scene.gold if rng.random() < BROAD_KEEP]
-    neighbours = _neighbours(scene)
+    neighbours = _neighbours(scene, channels)
     for chance in (BROAD_ADD, BROAD_ADD / 2):
         if neighbours and rng.random() < chance:
             name = neighbours.pop(int(rng.integers(len(neighbours))))
@@ -71,17 +73,21 @@ def broad_labels(scene: Scene, rng: np.random.Generator) -> list[str]:
     return kept or [scene.gold[0].word]
 
 
-def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
+def reasoning(
+    scene: Scene, conclusion: Sequence[str], rng: np.random.Generator, channels: frozenset[str] = CHANNELS
+) -> str:
     """Two to five short sentences, at most 35 words: cues, conflict, conclusion. Faint cues are never named."""
-    named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *_small(scene))}
-    face, voice = named[scene.face], named[scene.voice]
-    parts = [_opening(scene, face, voice, rng)]
-    words = _say("words", rng, words=_phrase("words", scene.theme, "evident", rng))
-    parts.insert(int(rng.integers(2)), words)
-    conflict = _visible_conflict(scene, face, voice)
+    small_cues = _small(scene, channels)
+    named = {cue: _named(cue, rng) for cue in (scene.face, scene.voice, *small_cues)}
+    face, voice = named[scene.face] and "face" in channels, named[scene.voice] and "voice" in channels
+    parts = [_opening(scene, face, voice, rng, channels)]
+    if "words" in channels:
+        words = _say("words", rng, words=_phrase("words", scene.theme, "evident", rng))
+        parts.insert(int(rng.integers(2)), words)
+    conflict = _visible_conflict(scene, face, voice, channels)
     if conflict:
         parts.append(_say(conflict, rng))
-    small = [_phrase(_kind(scene, cue), cue.name, cue.strength, rng) for cue in _small(scene) if named[cue]]
+    small = [_phrase(_kind(scene, cue), cue.name, cue.strength, rng) for cue in small_cues if named[cue]]
     ending = _ending(scene, conclusion, rng)
     if small:
         parts.append(_say("small", rng, small=" and ".join(small)))
@@ -90,7 +96,7 @@ def reasoning(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator)
     return " ".join([*parts, ending])
 
 
-def description(scene: Scene, low_voice: bool, rng: np.random.Generator) -> str:
+def description(scene: Scene, low_voice: bool, rng: np.random.Generator, channels: frozenset[str] = CHANNELS) -> str:
     """A list of the cues, most faint ones included, with the speaker's pitch and without a conclusion."""
     faces = [("face", scene.face), *(("signs", cue) for cue in scene.signs)]
     voices = [("voice", scene.voice), *([("modifiers", scene.modifier)] if scene.modifier else [])]
@@ -104,28 +110,33 @@ def description(scene: Scene, low_voice: bool, rng: np.random.Generator) -> str:
     words = _phrase("words", scene.theme, "evident", rng)
     face = pick(rng, rows["face"]).format(face=named[0])
     voice = pick(rng, rows["voice"]).format(pitch=pitch, voice=named[1])
-    return " ".join((face, voice, pick(rng, rows["words"]).format(words=words)))
+    sentences = {"face": face, "voice": voice, "words": pick(rng, rows["words"]).format(words=words)}
+    return " ".join(sentence for channel, sentence in sentences.items() if channel in channels)
 
 
-def _evidence(scene: Scene, emotion: str) -> str:
+def _evidence(scene: Scene, emotion: str, channels: frozenset[str]) -> str:
     """The greatest strength among the emotion's cues; a theme counts as moderate, no cue as faint."""
-    found = [cue.strength for cue in (scene.face, scene.voice, *_small(scene)) if cue.of == emotion]
-    found += ["moderate"] if scene.theme_of == emotion else []
+    large = [cue for channel, cue in (("face", scene.face), ("voice", scene.voice)) if channel in channels]
+    found = [cue.strength for cue in (*large, *_small(scene, channels)) if cue.of == emotion]
+    found += ["moderate"] if scene.theme_of == emotion and "words" in channels else []
     return max(found, key=STRENGTHS.index, default="faint")
 
 
-def _neighbours(scene: Scene) -> list[str]:
+def _neighbours(scene: Scene, channels: frozenset[str]) -> list[str]:
     """Other emotions that can show the visible face pattern or the visible voice pattern."""
     gold = {word.emotion for word in scene.gold}
+    seen = scene.face.name if "face" in channels else None
+    heard = scene.voice.name if "voice" in channels else None
     return [
         name
         for name, row in world().emotions.items()
-        if name not in gold and any(scene.face.name == face or scene.voice.name == voice for face, voice in row.ways)
+        if name not in gold and any(face == seen or voice == heard for face, voice in row.ways)
     ]
 
 
-def _small(scene: Scene) -> list[Cue]:
-    return [*scene.signs, *([scene.modifier] if scene.modifier else [])]
+def _small(scene: Scene, channels: frozenset[str]) -> list[Cue]:
+    signs = scene.signs if "face" in channels else ()
+    return [*signs, *([scene.modifier] if scene.modifier and "voice" in channels else [])]
 
 
 def _kind(scene: Scene, cue: Cue) -> str:
@@ -137,8 +148,10 @@ def _named(cue: Cue, rng: np.random.Generator) -> bool:
     return cue.strength == "evident" or (cue.strength == "moderate" and luck < KEEP_MODERATE)
 
 
-def _opening(scene: Scene, face: bool, voice: bool, rng: np.random.Generator) -> str:
+def _opening(scene: Scene, face: bool, voice: bool, rng: np.random.Generator, channels: frozenset[str]) -> str:
     kind = {(True, True): "both", (True, False): "face", (False, True): "voice", (False, False): "neither"}[face, voice]
+    if not channels >= {"face", "voice"}:  # nothing is said of the channel that is missing
+        kind = ("face" if "face" in channels else "voice") + ("_alone" if face or voice else "_silent")
     return _say(
         kind,
         rng,
@@ -147,16 +160,18 @@ def _opening(scene: Scene, face: bool, voice: bool, rng: np.random.Generator) ->
     )
 
 
-def _visible_conflict(scene: Scene, face: bool, voice: bool) -> str | None:
+def _visible_conflict(scene: Scene, face: bool, voice: bool, channels: frozenset[str]) -> str | None:
     """The disagreement between the named cues that an annotator mentions, or None."""
     valence = world().valence
     in_face = valence["face"][scene.face.name] if face else 0
     in_voice = valence["voice"][scene.voice.name] if voice else 0
-    in_words = valence["words"][scene.theme]
+    in_words = valence["words"][scene.theme] if "words" in channels else 0
     if in_face * in_voice < 0:
         return "smile_conflict" if in_face > 0 else "face_conflict"
     heard = in_voice or in_face
-    return "words_conflict" if heard * in_words < 0 else None
+    if heard * in_words >= 0:
+        return None
+    return "words_conflict" if "voice" in channels else "words_conflict_seen"
 
 
 def _ending(scene: Scene, conclusion: Sequence[str], rng: np.random.Generator) -> str:
