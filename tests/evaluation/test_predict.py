@@ -332,3 +332,23 @@ def test_the_commit_is_that_of_the_sources_or_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit() is None, "without git it is unknown, and no error"
     commit.cache_clear()
+
+
+def test_several_sampled_answers_are_draws_of_their_own(taught_folder, work):
+    def evaluate(sampling=Sampling(24, 1.0, seed=3)):  # noqa: B008 - a frozen value
+        manifest = work / "corpus" / "manifest.jsonl"
+        return evaluate_model(
+            str(taught_folder), manifest, work / "draws", FAST, sampling, "all", batch_size=3, num_answers=2
+        )
+
+    first = read_records(evaluate())
+    ids = [record.id for record in first if record.draw == 0]
+    assert [(record.id, record.draw) for record in first] == [(name, draw) for draw in (0, 1) for name in ids]
+    texts = [{r.completion for r in first if r.id == name} for name in ids]
+    assert max(map(len, texts)) == 2  # another draw is another answer
+    file = work / "draws" / RECORDS_FILE
+    kept = file.read_text().splitlines()[: len(ids) + 1]
+    file.write_text("\n".join(kept) + "\n")  # killed in the second draw
+    assert sorted((r.id, r.draw) for r in read_records(evaluate())) == sorted((r.id, r.draw) for r in first)
+    with pytest.raises(UserError, match="temperature above 0"):
+        evaluate(GREEDY)

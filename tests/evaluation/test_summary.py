@@ -176,3 +176,19 @@ def test_the_table_shows_modes_differences_and_what_was_left_out():
 def test_nan_never_reaches_a_summary():
     records = [scored("a", 0.5, confidence={builtin().wheels[0].name: {"joy": math.nan}}, gold=["happy"])]
     json.dumps(summarise(records, resamples=5), allow_nan=False)
+
+
+def test_the_number_of_a_clip_is_the_mean_of_its_answers():
+    def answer(clip_id, draw, labels):
+        scores = {"precision": 1.0, "recall": labels / 4, "f1": labels / 5}
+        return Record(clip_id, "slow", "x", labels=["happy"] * labels, gold=["happy"], scores=scores, draw=draw)
+
+    both = [answer("a", 0, 1), answer("a", 1, 3), answer("b", 0, 4)]
+    row = summarise(both, resamples=10)["modes"]["slow"]
+    assert row["n_records"] == 3
+    assert row["n"] == 2
+    assert row["f1"]["mean"] == pytest.approx((0.4 + 0.8) / 2)
+    assert row["labels"]["mean"] == pytest.approx(3)
+    difference = compare(both, [answer("a", 0, 4), answer("b", 0, 4)], "slow", resamples=10)
+    assert difference["n"] == 2
+    assert difference["recall"]["mean"] == pytest.approx(-0.25)

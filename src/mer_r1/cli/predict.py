@@ -80,6 +80,7 @@ def evaluate(
     exchange: Annotated[str | None, typer.Option(help="audio or video, to take it from another clip.")] = None,
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = 512,
+    num_answers: Annotated[int, typer.Option(min=1, help="Sampled answers per clip; its scores are their means.")] = 1,
     seed: Annotated[int, typer.Option(help="Random seed for sampling, exchange and bootstrap.")] = 0,
     batch_size: BatchSize = 32,
     features_dir: FeaturesDir = None,
@@ -98,11 +99,22 @@ def evaluate(
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device}
+        if think == "auto" and num_answers > 1:
+            raise UserError("--num-answers: --think auto asks for one answer per clip")
         with progress("evaluate", None, quiet=as_json) as advance:
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:
-                evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
+                evaluate_model(
+                    model,
+                    manifest,
+                    out,
+                    thinking_modes(think),
+                    sampling,
+                    progress=advance,
+                    num_answers=num_answers,
+                    **how,
+                )
     if think == "auto":
         from mer_r1.evaluation.adaptive import write_auto_summary
 

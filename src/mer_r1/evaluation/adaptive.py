@@ -75,10 +75,12 @@ def both_tokens(fast: Record, slow: Record) -> int:
 
 
 def pairs(records: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """(Fast, slow) records of each clip that has both, scored."""
-    slow = {record.id: record for record in records if record.mode == ThinkingMode.SLOW and record.scores}
+    """(Fast, slow) records of each clip and draw that has both, scored."""
+    slow = {
+        (record.id, record.draw): record for record in records if record.mode == ThinkingMode.SLOW and record.scores
+    }
     fast = [record for record in records if record.mode == ThinkingMode.FAST and record.scores]
-    return [(record, slow[record.id]) for record in fast if record.id in slow]
+    return [(record, slow[record.id, record.draw]) for record in fast if (record.id, record.draw) in slow]
 
 
 def at_threshold(both: Sequence[tuple[Record, Record]], threshold: float) -> Point:

@@ -7,6 +7,8 @@ clip that cannot be read becomes a record with its error and does not stop the o
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,9 @@ Ask = Callable[[Clip], str]
 
 Categories = tuple["CategoryTokens", list[tuple[str, str]]]
 """Tokens and (wheel, sector) names of the categories, from `anchors.category_tokens`."""
+
+DRAW_SEEDS = 1_000_003
+"""Difference between the seeds of two draws of an answer."""
 
 CHANNELS = {"audio": ("audio", "mel_frames"), "video": ("video", "video_grid_thw", "video_second_per_grid")}
 """Channel -> its keys among a clip's tower outputs."""
@@ -194,6 +199,7 @@ def evaluate_model(
     progress: Progress | None = None,
     ask: Ask | None = None,
     only: Collection[str] | None = None,
+    num_answers: int = 1,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -212,14 +218,17 @@ def evaluate_model(
         progress: callback called with (newly finished predictions, all of them).
         ask: the question about each clip; None takes the model's own emotion question.
         only: ids of the clips to ask about; None asks about all.
+        num_answers: sampled answers per clip and mode; scores are then means over a clip's answers.
 
     Raises:
-        UserError: if the split has no clips, or exchange is neither audio nor video.
+        UserError: if the split has no clips, exchange is neither audio nor video, or several answers would be greedy.
     """
     from mer_r1.model.omni import load
 
     if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
+    if num_answers > 1 and sampling.temperature == 0:
+        raise UserError(f"{num_answers} greedy answers to a question are equal: expected a temperature above 0")
     clips = _clips_of(manifest, split)
     out.mkdir(parents=True, exist_ok=True)
     file = out / RECORDS_FILE
@@ -229,13 +238,14 @@ def evaluate_model(
     taxonomy = load_wheels(wheels)
     tell = progress or (lambda more, total: None)
     wanted = [clip for clip in clips if only is None or clip.id in only]
-    total = len(wanted) * len(modes)
-    for mode in modes:
-        left = [clip for clip in wanted if (clip.id, mode.value) not in done]
+    total = len(wanted) * len(modes) * num_answers
+    for draw, mode in product(range(num_answers), modes):
+        left = [clip for clip in wanted if (clip.id, mode.value, draw) not in done]
         tell(len(wanted) - len(left), total)
+        drawn = replace(sampling, seed=None if sampling.seed is None else sampling.seed + draw * DRAW_SEEDS)
         with file.open("a", encoding="utf-8") as sink:
-            for record in predict(omni, left, [mode], taxonomy, sampling, batch_size, get, name=model, ask=ask):
-                append_record(sink, record)
+            for record in predict(omni, left, [mode], taxonomy, drawn, batch_size, get, name=model, ask=ask):
+                append_record(sink, replace(record, draw=draw))
                 tell(1, total)
     return file
 

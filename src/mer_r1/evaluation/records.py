@@ -1,8 +1,8 @@
-"""Records of predictions: one JSON line per clip and mode, so that no model has to be asked twice.
+"""Records of predictions: one JSON line per clip, mode and draw, so that no model has to be asked twice.
 
 A record holds the raw completion, what was parsed from it, its scores, and what produced it. Evaluation appends records
 while it runs and may be killed at any moment. So a half-written last line is dropped with a warning, and of several
-records of one clip and mode the last one counts.
+records of one clip, mode and draw the last one counts.
 
 `rescore` starts from the raw completion: no model is needed, and a corrected parser or other emotion wheels apply to
 everything that was ever saved.
@@ -61,6 +61,7 @@ class Record:
         without: unreadable files that were left out of the question: "video", "audio".
         sureness: answer confidence, the geometric mean of the token probabilities, in [0, 1]; None if unknown.
         form: form of the completion, "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
+        draw: number of this answer, from 0, among several sampled ones to the same question.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Record:
     without: list[str] = field(default_factory=list)
     sureness: float | None = None
     form: str = ONCE
+    draw: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -135,7 +137,9 @@ def _is_confidence(value: object) -> bool:
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), ("a text", _is_text)),
     **dict.fromkeys(("commit", "error"), ("a text or null", lambda value: value is None or _is_text(value))),
-    **dict.fromkeys(("tokens", "seed"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))),
+    **dict.fromkeys(
+        ("tokens", "seed", "draw"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))
+    ),
     **dict.fromkeys(("labels", "without"), ("a list of words", _is_words)),
     "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
     "well_formed": ("true or false", lambda value: isinstance(value, bool)),
@@ -161,19 +165,19 @@ def without_nan(value: Any) -> Any:
 
 
 def read_records(path: Path | str) -> list[Record]:
-    """Records of a file, one per clip and mode, in the order in which they first appear.
+    """Records of a file, one per clip, mode and draw, in the order in which they first appear.
 
     Args:
-        path: JSON lines. Of several records of one clip and mode the last one counts. A half-written last line is
+        path: JSON lines. Of several records of one clip, mode and draw the last one counts. A half-written last line is
             dropped with a warning.
 
     Raises:
         UserError: the file is missing, or a line other than the last is not a record.
     """
-    latest: dict[tuple[str, str], Record] = {}
+    latest: dict[tuple[str, str, int], Record] = {}
     count = 0
     for record in read_lines(Path(path), _parse_line):
-        latest[record.id, record.mode] = record
+        latest[record.id, record.mode, record.draw] = record
         count += 1
     if count > len(latest):
         logger.warning("%s: %d records were predicted again; the last of each counts", path, count - len(latest))
@@ -186,8 +190,8 @@ def append_record(file: TextIO, record: Record) -> None:
     file.flush()
 
 
-def done_keys(path: Path | str) -> set[tuple[str, str]]:
-    """The (id, mode) that are predicted already, so that an interrupted run resumes where it stopped.
+def done_keys(path: Path | str) -> set[tuple[str, str, int]]:
+    """The (id, mode, draw) that are predicted already, so that an interrupted run resumes where it stopped.
 
     Clips with an error are left out, so that they are retried. A half-written last line is cut off the file, so that
     the next record starts on a new line.
@@ -200,7 +204,7 @@ def done_keys(path: Path | str) -> set[tuple[str, str]]:
         return set()
     records = read_records(path)
     repair_end(path, _parse_line)
-    return {(record.id, record.mode) for record in records if record.error is None}
+    return {(record.id, record.mode, record.draw) for record in records if record.error is None}
 
 
 def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:

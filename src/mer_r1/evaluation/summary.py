@@ -5,8 +5,9 @@ by their difference on each clip: hard clips are hard for both sides and cancel 
 narrower than two separate ones.
 
 "F1" is the paper's unified F1: precision, recall and F1 of one clip are averaged over the emotion wheels, then over the
-clips. Clips without a gold word on any wheel are skipped, and clips that cannot be read are errors. Neither enters a
-mean, and both are counted. An answer without any word scores 0.
+clips. Where a clip has several sampled answers (`Record.draw`), its number is their mean. Clips without a gold word on
+any wheel are skipped, and clips that cannot be read are errors. Neither enters a mean, and both are counted. An answer
+without any word scores 0.
 
 Whether a model uses a channel is measured by giving every clip another clip's audio or video (`derange`).
 """
@@ -17,8 +18,6 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
-
-import numpy as np
 
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions import wheels as wheel_words
@@ -209,19 +208,17 @@ def build_table(
 
 def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, resamples: int) -> ModeSummary:
     answered = [record for record in records if record.error is None]
-    scored = [record.scores for record in answered if record.scores is not None]
-    confidences = np.array([_confidences(record, taxonomy) for record in answered]).reshape(-1, 2)
 
-    def over(value: Callable[[Record], float]) -> Interval:
-        return bootstrap(map(value, answered), seed=seed, resamples=resamples)
+    def over(value: Callable[[Record], float | None]) -> Interval:
+        return bootstrap(_by_clip(answered, value).values(), seed=seed, resamples=resamples)
 
-    precision, recall, f1 = (
-        bootstrap([scores[name] for scores in scored], seed=seed, resamples=resamples) for name in SCORE_NAMES
-    )
+    scored = _by_clip(answered, lambda record: None if record.scores is None else 1.0)
+    confidences = {id(record): _confidences(record, taxonomy) for record in answered}
+    precision, recall, f1 = (over(_score(name)) for name in SCORE_NAMES)
     return {
         "n_records": len(records),
         "n": len(scored),
-        "n_skipped": len(answered) - len(scored),
+        "n_skipped": sum(record.scores is None for record in answered),
         "n_errors": len(records) - len(answered),
         "n_unparsed": sum(not record.labels for record in answered),
         "precision": precision,
@@ -232,9 +229,23 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
         "categories": over(lambda record: _mean([len(sectors) for sectors in record.categories.values()])),
         "tokens": over(lambda record: record.tokens),
         "seconds": over(lambda record: record.seconds),
-        "confidence_correct": bootstrap(confidences[:, 0], seed=seed, resamples=resamples),
-        "confidence_incorrect": bootstrap(confidences[:, 1], seed=seed, resamples=resamples),
+        "confidence_correct": over(lambda record: confidences[id(record)][0]),
+        "confidence_incorrect": over(lambda record: confidences[id(record)][1]),
     }
+
+
+def _score(name: str) -> Callable[[Record], float | None]:
+    return lambda record: None if record.scores is None else record.scores[name]
+
+
+def _by_clip(records: Iterable[Record], value: Callable[[Record], float | None]) -> dict[str, float]:
+    """Mean of a number over each clip's records that have it; a clip without one is left out."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        number = value(record)
+        if number is not None:
+            found.setdefault(record.id, []).append(number)
+    return {clip_id: _mean(numbers) for clip_id, numbers in found.items()}
 
 
 def _confidences(record: Record, taxonomy: Taxonomy) -> tuple[float, float]:
@@ -250,13 +261,16 @@ def _confidences(record: Record, taxonomy: Taxonomy) -> tuple[float, float]:
 
 
 def _difference(side_a: Iterable[Record], side_b: Iterable[Record], seed: int, resamples: int) -> Difference:
-    a, b = ({r.id: r.scores for r in side if r.error is None and r.scores is not None} for side in (side_a, side_b))
-    pairs = [(scores, b[clip_id]) for clip_id, scores in a.items() if clip_id in b]
+    sides = [[record for record in side if record.error is None] for side in (side_a, side_b)]
+    scores = {name: [_by_clip(side, _score(name)) for side in sides] for name in SCORE_NAMES}
+    a, b = scores["f1"]
+    both = [clip_id for clip_id in a if clip_id in b]
     precision, recall, f1 = (
-        bootstrap([x[name] - y[name] for x, y in pairs], seed=seed, resamples=resamples) for name in SCORE_NAMES
+        bootstrap([scores[name][0][c] - scores[name][1][c] for c in both], seed=seed, resamples=resamples)
+        for name in SCORE_NAMES
     )
-    unmatched = len(a) + len(b) - 2 * len(pairs)
-    return {"n": len(pairs), "n_unmatched": unmatched, "precision": precision, "recall": recall, "f1": f1}
+    unmatched = len(a) + len(b) - 2 * len(both)
+    return {"n": len(both), "n_unmatched": unmatched, "precision": precision, "recall": recall, "f1": f1}
 
 
 def _mean(values: Sequence[float]) -> float:
