@@ -206,7 +206,7 @@ def evaluate_model(
     Args:
         model: folder or hub name.
         manifest: JSONL manifest.
-        out: folder of the records; existing records are kept and not predicted again.
+        out: folder of the records; existing records are kept.
         modes: slow, fast or both.
         sampling: length, temperature, seed.
         split: rows of this split, or "all".
@@ -214,7 +214,7 @@ def evaluate_model(
         exchange: "audio" or "video": each clip gets another clip's.
         batch_size: clips sampled together.
         features_dir: feature cache; None puts it beside the manifest.
-        device: torch device of the model.
+        device: torch device.
         progress: callback called with (newly finished predictions, all of them).
         ask: the question about each clip; None takes the model's own emotion question.
         only: ids of the clips to ask about; None asks about all.
@@ -225,29 +225,31 @@ def evaluate_model(
     """
     from mer_r1.model.omni import load
 
-    if exchange is not None and exchange not in CHANNELS:
-        raise UserError(f"exchange must be audio or video, got {exchange!r}")
-    if num_answers > 1 and sampling.temperature == 0:
-        raise UserError(f"{num_answers} greedy answers to a question are equal: expected a temperature above 0")
+    _check(exchange, num_answers, sampling)
     clips = _clips_of(manifest, split)
     out.mkdir(parents=True, exist_ok=True)
     file = out / RECORDS_FILE
-    done = done_keys(file)
-    omni = load(model, device=device)
+    done, omni = done_keys(file), load(model, device=device)
     get = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, sampling.seed or 0)
-    taxonomy = load_wheels(wheels)
-    tell = progress or (lambda more, total: None)
+    taxonomy, tell = load_wheels(wheels), progress or (lambda more, total: None)
     wanted = [clip for clip in clips if only is None or clip.id in only]
     total = len(wanted) * len(modes) * num_answers
     for draw, mode in product(range(num_answers), modes):
         left = [clip for clip in wanted if (clip.id, mode.value, draw) not in done]
         tell(len(wanted) - len(left), total)
-        drawn = replace(sampling, seed=None if sampling.seed is None else sampling.seed + draw * DRAW_SEEDS)
+        drawn = replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS)
         with file.open("a", encoding="utf-8") as sink:
             for record in predict(omni, left, [mode], taxonomy, drawn, batch_size, get, name=model, ask=ask):
                 append_record(sink, replace(record, draw=draw))
                 tell(1, total)
     return file
+
+
+def _check(exchange: str | None, num_answers: int, sampling: "Sampling") -> None:
+    if exchange is not None and exchange not in CHANNELS:
+        raise UserError(f"exchange must be audio or video, got {exchange!r}")
+    if num_answers > 1 and sampling.temperature == 0:
+        raise UserError(f"{num_answers} greedy answers to a question are equal: expected a temperature above 0")
 
 
 def _clips_of(manifest: Path, split: str) -> list[Clip]:
