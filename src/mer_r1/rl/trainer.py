@@ -120,7 +120,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         args.reward_weights = list(method.weights)
         super().__init__(
             model=kwargs.pop("model", omni.model),
-            reward_funcs=[reward_function(name, taxonomy, method.distinct_words) for name in method.objectives],
+            reward_funcs=[reward_function(name, taxonomy, **method.reward_options) for name in method.objectives],
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=omni.processor,
