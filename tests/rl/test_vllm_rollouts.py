@@ -139,9 +139,10 @@ def test_greedy_is_asked_for_once_and_counts_for_the_group(sampler, taught, prom
 
 
 def test_sampled_tokens_are_drawn_as_asked(sampler, taught, prompts):
-    drawn = sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, seed=4))
+    drawn = sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, 4, 50, 0.05))
     (chosen,) = sampler.generation.llm.parameters
     assert (chosen.n, chosen.temperature, chosen.top_p, chosen.max_tokens, chosen.seed) == (GROUP, 1.3, 0.9, 9, 4)
+    assert (chosen.top_k, chosen.min_p, chosen.repetition_penalty) == (50, 0.05, 1.0)
     assert chosen.logit_bias == dict.fromkeys(taught.forbidden_ids, BANNED)
     assert set(chosen.stop_token_ids) == set(taught.eos_ids)
     assert len(drawn.completion_ids) == len(drawn.logps) == GROUP * len(prompts)
@@ -469,7 +470,7 @@ def server(taught):
 
 def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, clips):
     asked = [Asked(clip, request_of(taught, prompt, clip)) for prompt, clip in zip(prompts, clips, strict=True)]
-    sampled = Served(server.url).sample(asked[:1], GROUP, Sampling(7, 0.9, seed=2), taught)
+    sampled = Served(server.url).sample(asked[:1], GROUP, Sampling(7, 0.9, 1.0, 2, 50, 0.05), taught)
     ((ids, (one, two)),) = sampled
     assert (ids, one.ids, two.ids, one.logps) == ([1, 2, 3], [5, 6], [6, 6], [-0.5, -0.25])
     ((path, body),) = server.asked
@@ -477,6 +478,9 @@ def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, c
     chosen = {name: body[name] for name in ("model", "n", "temperature", "max_tokens", "seed", "return_token_ids")}
     expected = ("served", GROUP, 0.9, 7, 2, True)
     assert tuple(chosen.values()) == expected
+    # A server takes what a request leaves out from the model's generation_config.json.
+    truncation = {name: body[name] for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    assert truncation == {"top_p": 1.0, "top_k": 50, "min_p": 0.05, "repetition_penalty": 1.0}
     assert body["mm_processor_kwargs"] == asked[0].request["mm_processor_kwargs"]
     video, sound, text = body["messages"][0]["content"]
     frames = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
