@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -113,6 +113,20 @@ def test_confidences_equal_those_of_the_ordinary_path(sampler, taught, prompts, 
     assert [len(call) for call in scored] == [anchors * -(-distinct // at_most)] * len(scored)
     asked = {token for call in scored for one in call for token in one.logprob_token_ids}
     assert asked == (set(tokens.token_ids.tolist()) if way == "engine" else set())
+
+
+def test_the_policy_scores_in_the_precision_of_the_loss_and_the_engine_in_its_own(sampler, taught, prompts, tokens):
+    entered = []
+
+    @contextmanager
+    def precision():
+        entered.append(len(sampler.generation.llm.requests))
+        yield
+
+    sampler.precision = precision
+    for sampler.confidences in ("engine", "policy"):
+        sampler.for_clips([0])(taught, prompts[:1], GROUP, Sampling(24, 1.0, seed=3), tokens=tokens, fast=True)
+    assert entered == [len(sampler.generation.llm.requests)], "once, after the last request"
 
 
 def test_log_probabilities_are_those_of_the_draw(sampler, taught, prompts):

@@ -36,6 +36,11 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
 
+    @classmethod
+    def of(cls, args: Any) -> "Sampling":
+        """The sampling that TRL's `GRPOConfig` describes."""
+        return cls(args.max_completion_length, args.temperature, args.top_p, None, args.top_k, args.min_p or 0.0)
+
     def __post_init__(self) -> None:
         """Check the ranges; written so that NaN is refused too."""
         if not self.temperature >= 0:
