@@ -248,6 +248,34 @@ def test_scores_in_verl_are_those_of_our_rewards(verl, settings):
     assert math.isnan(lost["recall"])
 
 
+STRICT = {
+    "<think> a </think><answer> happy, happy </answer>": {"distinct_words": True},
+    "<think> a </think><answer> happy, zzz </answer>": {"strict_labels": True},
+    "<think> a </think><answer> happy": {"strict_answers": True},
+}
+
+
+@pytest.mark.parametrize(("completion", "option"), STRICT.items(), ids=["distinct_words", "labels", "answers"])
+@pytest.mark.parametrize("host", ["verl", "ms_swift"])
+def test_what_the_rewards_refuse_is_an_option_in_every_host(host, completion, option, verl, swift, settings):
+    plugin = fresh(host)
+
+    def earned(**options):
+        settings(method="rd", **options)
+        if host == "verl":
+            scored = plugin.compute_score(data_source="x", solution_str=completion, ground_truth="happy")
+            return [scored[name] for name in ("format", "precision")]
+        made = [swift.orms[f"mer_{name}"](args=None) for name in ("format", "precision")]
+        return [reward([completion], gold=["happy"])[0] for reward in made]
+
+    off = dict.fromkeys(["distinct_words", "strict_labels", "strict_answers"], False)
+    form = float(completion.endswith("</answer>"))
+    assert earned(**off) == [form, 1.0]
+    assert earned(**off | option) == {
+        "distinct_words": [0.0, 1.0], "strict_labels": [1.0, 0.5], "strict_answers": [0.0, 0.0]
+    }[next(iter(option))]  # fmt: skip
+
+
 def test_calibration_in_verl_takes_the_columns(verl):
     plugin = fresh("verl")
     terms = {"delta_correct": np.array([0.1, 0.9, -0.3, 0.0]), "delta_incorrect": np.array([0.2, -0.1, 0.0, 0.5])}

@@ -41,6 +41,27 @@ def test_both_answers_are_rewarded_by_themselves() -> None:
     assert AnswerReward("final_f1")(**cut) == [0.0]  # a first answer is no reviewed one
 
 
+def test_accuracy_of_an_answer_that_the_metrics_forgive() -> None:
+    repeated, unplaced = (f"<think></think><answer> happy, {word} </answer>" for word in ("happy", "while cheeks"))
+    columns: dict[str, Any] = {"completions": [repeated, unplaced, "<answer> happy"], "labels": [["happy"]] * 3}
+    assert AnswerReward("accuracy")(**columns) == [0.0, 0.0, 0.0]
+    assert AnswerReward("accuracy", strict_answers=False)(**columns) == [0.0, 0.0, 1.0]
+    assert AnswerReward("accuracy", strict_labels=False)(**columns) == [1.0, 1.0, 0.0]
+
+
+def test_each_of_two_answers_must_be_closed_and_clean() -> None:
+    # The first answer is closed by the think block alone; the second holds a wrong label more: F 2 / (1 + 1 + 1).
+    completion = "<answer> happy <think> Hm. </think><answer> happy, while cheeks </answer>"
+    columns: dict[str, Any] = {"completions": [completion], "labels": [["happy"]]}
+    assert AnswerReward("first_f1")(**columns) == [0.0]
+    assert AnswerReward("first_f1", strict_answers=False)(**columns) == [1.0]
+    assert AnswerReward("final_f1")(**columns) == pytest.approx([2 / 3])
+    assert AnswerReward("final_f1", strict_labels=False)(**columns) == [1.0]
+    long = format_twice(["one two three four five six"], "Hm.", ["sad"])
+    assert TwiceFormatReward()(completions=[long]) == [0.0]
+    assert TwiceFormatReward(strict_labels=False)(completions=[long]) == [1.0]
+
+
 def test_format_of_two_answers() -> None:
     once, twice = format_completion("Hm.", ["glad"]), format_twice(["glad"], "Hm.", ["glad"])
     again = format_twice(["glad"], "Hm.", ["sad", "sad"])
@@ -53,7 +74,7 @@ def test_every_method_has_its_rewards(name: str) -> None:
     method = Method(name, format_weight=0.5)
     completions = [format_completion("Hm.", ["glad"]), format_twice(["glad"], "Hm.", ["glad"]), "glad"]
     for objective in method.objectives:
-        reward = reward_function(objective, WHEELS, method.distinct_words)
+        reward = reward_function(objective, WHEELS, **method.reward_options)
         assert pickle.loads(pickle.dumps(reward)).__name__ == f"{objective}_reward"
         values = reward(prompts=["?"] * 3, completions=completions, labels=[GOLD] * 3, trainer_state=None)
         assert len(values) == 3

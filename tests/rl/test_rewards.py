@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mer_r1.emotions import metrics
 from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.thinking import parse
 from mer_r1.errors import UserError
 from mer_r1.rl import rewards
 from mer_r1.rl.rewards import FormatReward, SetReward, f1_reward, format_reward, precision_reward, recall_reward
@@ -119,21 +120,136 @@ def test_an_unknown_objective_is_refused() -> None:
 def test_one_completion_is_scored_once_for_all_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def counted(*arguments: Any) -> metrics.SetScores | None:
+    def counted(*arguments: Any) -> metrics.SetScores:
         calls.append(arguments)
-        return metrics.wheel_scores(*arguments)
+        return metrics.set_scores(*arguments)
 
-    monkeypatch.setattr(rewards, "wheel_scores", counted)
+    monkeypatch.setattr(rewards, "set_scores", counted)
     rewards._scores.cache_clear()
     for reward in (precision_reward, recall_reward, f1_reward):
         reward(completions=[SLOW, WIDE], labels=[GOLD, GOLD])
-    assert len(calls) == 2
+    assert len(calls) == 2 * len(taxonomy.builtin().wheels)
     rewards._scores.cache_clear()
 
 
 @given(st.lists(st.sampled_from(sorted(taxonomy.builtin().forms)), min_size=1, max_size=4))
 def test_gold_of_known_words_earns_full_reward(labels: list[str]) -> None:
     assert rewards.gold_earns_full_reward(labels)
+
+
+# --- what the metrics forgive and the rewards do not ------------------------------------------------------------------
+
+WORDS = sorted(taxonomy.builtin().forms)
+JUNK = ["while cheeks", "the speaker says so", "qwertz"]
+OPEN = "<think> a </think><answer> glad"
+
+
+def answer(*words: str) -> str:
+    return f"<think> a </think><answer> {', '.join(words)} </answer>"
+
+
+def rewarded(completion: str, gold: object = GOLD, **options: bool) -> tuple[float | None, ...]:
+    names = ("precision", "recall", "f1")
+    chosen = [rewards.reward_function(name, taxonomy.builtin(), **options) for name in names]
+    return tuple(reward(completions=[completion], labels=[gold])[0] for reward in chosen)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        OPEN,
+        "<think> a </think> glad",
+        "glad </answer>",
+        "<answer> glad </answer><answer> glad",
+        "<answer> glad</think>",
+    ],
+)
+def test_an_answer_that_is_not_closed_earns_nothing(completion: str) -> None:
+    assert rewarded(completion) == (0.0, 0.0, 0.0)
+    assert rewarded(completion, strict_answers=False) == pytest.approx((1.0, 1 / 2, 2 / 3))
+    assert rewarded(completion, gold=["qwertz"]) == (None, None, None)
+
+
+def test_the_last_answer_is_the_closed_one_that_counts() -> None:
+    assert rewarded("<answer> sad <answer> glad </ANSWER> I think.") == pytest.approx((1.0, 1 / 2, 2 / 3))
+
+
+def test_a_phrase_that_no_wheel_places_counts_as_a_wrong_label() -> None:
+    # On every wheel the gold has two categories and "glad" hits one: P 1, R 1/2, F 2/3. One wrong label more: P 1/2,
+    # F 2 * 1 / (2 + 1 + 1); two: P 1/3, F 2 / 5.
+    assert rewarded(answer("glad", "while cheeks")) == pytest.approx((1 / 2, 1 / 2, 1 / 2))
+    assert rewarded(answer("glad", "while cheeks", "qwertz")) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert rewarded(answer("glad", "while cheeks"), strict_labels=False) == pytest.approx((1.0, 1 / 2, 2 / 3))
+    assert rewarded(answer("while cheeks")) == (0.0, 0.0, 0.0)
+
+
+def test_a_word_that_one_wheel_places_is_no_junk() -> None:
+    wheels = taxonomy.builtin()
+    placed = {wheel.name: wheels.sector("aloof", wheel) is not None for wheel in wheels.wheels}
+    assert set(placed.values()) == {True, False}
+    completion = answer("glad", "aloof")  # left out where it is not on the wheel, as in the metrics
+    assert rewarded(completion) == rewarded(completion, strict_labels=False)
+
+
+def test_a_word_said_again_counts_as_a_wrong_label_once_each_time() -> None:
+    assert rewarded(answer("glad", "Glad")) == pytest.approx((1 / 2, 1 / 2, 1 / 2))
+    assert rewarded(answer("glad", "glad", "glad")) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert rewarded(answer("glad", "qwertz", "qwertz")) == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert rewarded(answer("glad", "happy")) == pytest.approx((1.0, 1 / 2, 2 / 3)), "synonyms are two words"
+    assert rewarded(answer("glad", "glad"), strict_labels=False) == pytest.approx((1.0, 1 / 2, 2 / 3))
+
+
+def test_words_of_the_gold_are_no_junk() -> None:
+    gold = ["happy", "Qwertz  of sorts"]
+    assert rewarded(answer("glad", "qwertz of sorts"), gold) == (1.0, 1.0, 1.0)
+    assert rewarded(answer("glad", "qwertz of sorts", "qwertz of sorts"), gold)[0] == pytest.approx(1 / 2)
+
+
+def test_a_sentence_is_malformed_and_the_longest_phrases_are_not() -> None:
+    longest = max(taxonomy.builtin().forms, key=lambda form: len(form.split()))
+    at_most = " ".join(["word"] * rewards.MOST_LABEL_WORDS)
+    assert len(longest.split()) == 4
+    assert format_reward(completions=[answer(longest), answer(at_most), answer(f"sad, {at_most} more")]) == [1, 1, 0]
+    assert FormatReward(strict_labels=False)(completions=[answer(f"{at_most} more")]) == [1.0]
+
+
+def test_the_longest_official_phrase_is_a_label(shared: Any) -> None:
+    official = taxonomy.official(shared / "emotion_wheel")
+    assert max(len(form.split()) for form in official.forms) == rewards.MOST_LABEL_WORDS
+
+
+pieces = st.lists(st.sampled_from([*WORDS, *JUNK]), max_size=5)
+golds = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4)
+
+
+@given(golds, pieces, st.sampled_from(["<think></think><answer>{}</answer>", "<answer>{}", "{}</answer>", "{}"]))
+def test_strict_rewards_lie_between_zero_and_the_official_score(gold: list[str], words: list[str], form: str) -> None:
+    completion = form.format(", ".join(words))
+    official = metrics.wheel_scores(gold, parse(completion).labels, taxonomy.builtin())
+    assert official is not None
+    assert rewarded(completion, gold, strict_answers=False, strict_labels=False) == tuple(official)
+    for strict, lenient in zip(rewarded(completion, gold), official, strict=True):
+        assert strict is not None
+        assert 0 <= strict <= lenient <= 1
+
+
+@given(golds, st.lists(st.sampled_from(WORDS), min_size=1, max_size=5, unique=True))
+def test_clean_answers_earn_the_official_score(gold: list[str], words: list[str]) -> None:
+    official = metrics.wheel_scores(gold, words, taxonomy.builtin())
+    assert official is not None
+    assert rewarded(answer(*words), gold) == tuple(official)
+
+
+@given(golds, st.permutations([*JUNK, "glad", "Glad", "scared"]), st.integers(1, 6))
+def test_the_order_of_the_labels_does_not_matter(gold: list[str], words: list[str], length: int) -> None:
+    part = words[:length]
+    assert rewarded(answer(*part), gold) == rewarded(answer(*sorted(part)), gold)
+
+
+def test_gold_with_repeated_unplaced_or_long_labels_earns_full_reward() -> None:
+    sentence = "someone whose cheeks tell a very long story"
+    assert rewards.gold_earns_full_reward(["happy", "Happy", "no such word", sentence])
+    assert not rewards.gold_earns_full_reward([sentence])
 
 
 @pytest.mark.parametrize("labels", [[], ["no such word"], ["happy, sad"], None])

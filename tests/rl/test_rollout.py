@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_world import entry, media, some_prompts
 
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
@@ -181,6 +183,67 @@ def test_the_nucleus_by_hand(top_p, allowed):
     assert {rank[index] for index in token.tolist()} == allowed
     # The log-probability stays the whole policy's, as in the loss.
     torch.testing.assert_close(logp, logits[0].log_softmax(-1)[token])
+
+
+# Probabilities 0.15, 0.05, 0.5, 0.3 of the tokens 0 to 3.
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"top_k": 1}, {2}),
+        ({"top_k": 3}, {2, 3, 0}),
+        ({"top_k": 9}, {2, 3, 0, 1}),
+        ({"min_p": 0.2}, {2, 3, 0}),  # at least 0.1
+        ({"min_p": 0.7}, {2}),
+        ({"min_p": 1.0}, {2}),
+        ({"top_k": 2, "top_p": 0.6}, {2}),  # of the two likeliest, the first has 0.5 / 0.8 = 0.625
+        ({"top_k": 2, "top_p": 0.65}, {2, 3}),
+        ({"top_k": 3, "min_p": 0.5}, {2, 3}),
+    ],
+)
+def test_truncation_by_hand(options, allowed):
+    logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
+    sampling, generator = Sampling(1, 1.0, **options), torch.Generator().manual_seed(0)
+    token, logp = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, generator)
+    assert set(token.tolist()) == allowed
+    torch.testing.assert_close(logp, logits[0].log_softmax(-1)[token])
+
+
+def test_top_k_counts_only_tokens_that_may_be_drawn():
+    logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
+    sampling, generator = Sampling(1, 1.0, top_k=2), torch.Generator().manual_seed(0)
+    token, _ = generation.draw(logits, torch.tensor([2]), sampling, generator)
+    assert set(token.tolist()) == {3, 0}
+
+
+@given(
+    st.lists(st.lists(st.floats(-20, 20, width=32), min_size=6, max_size=6), min_size=1, max_size=4),
+    st.integers(1, 7),
+    st.floats(0.05, 1.0),
+    st.floats(0.0, 1.0),
+    st.floats(0.1, 3.0),
+    st.integers(0, 99),
+)
+def test_no_draw_is_outside_of_what_truncation_keeps(rows, top_k, top_p, min_p, temperature, seed):
+    logits = torch.tensor(rows)
+    sampling, generator = Sampling(1, temperature, top_p, None, top_k, min_p), torch.Generator().manual_seed(seed)
+    token, _ = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, generator)
+    probabilities = (logits / temperature).softmax(-1)
+    drawn = probabilities.gather(1, token[:, None])[:, 0]
+    ordered = probabilities.sort(dim=-1, descending=True).values
+    assert (drawn >= ordered[:, min(top_k, 6) - 1]).all()
+    assert (drawn >= min_p * ordered[:, 0] * (1 - 1e-6)).all()
+    above = torch.where(ordered > drawn[:, None], ordered, 0.0).sum(dim=-1)
+    assert (above <= top_p * ordered[:, :top_k].sum(dim=-1) + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": -0.1}, {"min_p": 2.0}, {"temperature": -1.0}]
+)
+def test_sampling_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Sampling(**dict.fromkeys(wrong, float("nan")))
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

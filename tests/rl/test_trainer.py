@@ -17,7 +17,7 @@ from mer_r1.model import generation
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rl.method import Method, method_advantages
-from mer_r1.rl.trainer import ForClips, MERR1Trainer
+from mer_r1.rl.trainer import ForClips, MERR1Trainer, annealed
 from mer_r1.training.recipes import RLRecipe
 
 CLIPS = 8
@@ -154,6 +154,71 @@ def test_ad_equals_trl_normalize_then_sum_up_to_its_batch_standardisation(checkp
     ours = scored_batch(trainer, rows)["advantages"]
     standardised = (ours - ours.mean()) / (ours.std() + 1e-4)
     torch.testing.assert_close(theirs["advantages"], standardised, atol=2e-3, rtol=0)
+
+
+def test_sampling_and_scoring_compute_in_one_precision(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, bf16=True)
+    layers = [layer for layer in trainer.model.model.language_model.modules() if isinstance(layer, torch.nn.Linear)]
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    names = ("_sample", "_get_per_token_logps_and_entropies")
+    found = {name: dtypes_during(trainer, name, seen) for name in names}
+    output = scored_batch(trainer, rows)
+    policy = loss_logps(trainer, output).detach()
+    assert {name: set(dtypes) for name, dtypes in found.items()} == {key: {torch.bfloat16} for key in found}
+    gap = (policy - output["sampling_per_token_logps"]).abs() * output["completion_mask"]
+    assert gap.max() < 0.1, "nats, within the rounding of bfloat16"
+
+
+def dtypes_during(trainer, name, seen):
+    """Filled with the types that the layers return while a method of the trainer runs."""
+    inner, found = getattr(trainer, name), []
+
+    def watched(*args, **kwargs):
+        seen.clear()
+        result = inner(*args, **kwargs)
+        found.extend(seen)
+        return result
+
+    setattr(trainer, "rollout_func" if name == "_sample" else name, watched)
+    return found
+
+
+def test_top_k_reaches_the_draw(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, top_k=1, temperature=2.0)
+    ids = scored_batch(trainer, rows)["completion_ids"]
+    for group in ids.split(GROUP):
+        assert (group == group[0]).all(), "the likeliest token alone may be drawn"
+
+
+def test_rewards_are_weighed_as_the_method_says(checkpoint, tmp_path):
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, Method("rd", format_weight=0.25))
+    assert trainer.reward_weights.tolist() == [0.25, 1.0, 1.0]
+    assert trainer.args.reward_weights is None, "the configuration is left as it was given"
+
+
+def test_a_weight_that_falls_by_hand():
+    assert [annealed(0.04, 0.01, step, 8) for step in (0, 1, 2, 3, 4, 7)] == pytest.approx(
+        [0.04, 0.0325, 0.025, 0.0175, 0.01, 0.01]
+    )
+    assert annealed(0.04, 0.04, 3, 8) == 0.04
+    assert annealed(0.04, 0.0, 1, 1) == 0.0
+
+
+def test_beta_falls_is_logged_and_resumes(checkpoint, tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "beta": 0.04, "beta_final": 0.01}
+
+    def betas(trainer):
+        return [line["beta"] for line in trainer.state.log_history if "loss" in line]
+
+    whole, _, _ = make_trainer(checkpoint, tmp_path, **settings)
+    whole.train()
+    assert betas(whole) == pytest.approx([0.04, 0.025, 0.01, 0.01])
+    resumed, _, _ = make_trainer(checkpoint, tmp_path, **settings | {"save_strategy": "no"})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert betas(resumed) == pytest.approx([0.04, 0.025, 0.01, 0.01])
+    assert resumed.beta == pytest.approx(0.01), "the loss uses it"
 
 
 def test_private_methods_of_the_host_have_the_signatures_we_override():

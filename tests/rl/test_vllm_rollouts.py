@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -115,6 +115,20 @@ def test_confidences_equal_those_of_the_ordinary_path(sampler, taught, prompts, 
     assert asked == (set(tokens.token_ids.tolist()) if way == "engine" else set())
 
 
+def test_the_policy_scores_in_the_precision_of_the_loss_and_the_engine_in_its_own(sampler, taught, prompts, tokens):
+    entered = []
+
+    @contextmanager
+    def precision():
+        entered.append(len(sampler.generation.llm.requests))
+        yield
+
+    sampler.precision = precision
+    for sampler.confidences in ("engine", "policy"):
+        sampler.for_clips([0])(taught, prompts[:1], GROUP, Sampling(24, 1.0, seed=3), tokens=tokens, fast=True)
+    assert entered == [len(sampler.generation.llm.requests)], "once, after the last request"
+
+
 def test_log_probabilities_are_those_of_the_draw(sampler, taught, prompts):
     """The engine's are normalised over what may be sampled, ours over everything: they differ by exactly that."""
     sampling = Sampling(12, 1.5, seed=1)
@@ -139,9 +153,10 @@ def test_greedy_is_asked_for_once_and_counts_for_the_group(sampler, taught, prom
 
 
 def test_sampled_tokens_are_drawn_as_asked(sampler, taught, prompts):
-    drawn = sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, seed=4))
+    drawn = sampler.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(9, 1.3, 0.9, 4, 50, 0.05))
     (chosen,) = sampler.generation.llm.parameters
     assert (chosen.n, chosen.temperature, chosen.top_p, chosen.max_tokens, chosen.seed) == (GROUP, 1.3, 0.9, 9, 4)
+    assert (chosen.top_k, chosen.min_p, chosen.repetition_penalty) == (50, 0.05, 1.0)
     assert chosen.logit_bias == dict.fromkeys(taught.forbidden_ids, BANNED)
     assert set(chosen.stop_token_ids) == set(taught.eos_ids)
     assert len(drawn.completion_ids) == len(drawn.logps) == GROUP * len(prompts)
@@ -469,7 +484,7 @@ def server(taught):
 
 def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, clips):
     asked = [Asked(clip, request_of(taught, prompt, clip)) for prompt, clip in zip(prompts, clips, strict=True)]
-    sampled = Served(server.url).sample(asked[:1], GROUP, Sampling(7, 0.9, seed=2), taught)
+    sampled = Served(server.url).sample(asked[:1], GROUP, Sampling(7, 0.9, 1.0, 2, 50, 0.05), taught)
     ((ids, (one, two)),) = sampled
     assert (ids, one.ids, two.ids, one.logps) == ([1, 2, 3], [5, 6], [6, 6], [-0.5, -0.25])
     ((path, body),) = server.asked
@@ -477,6 +492,9 @@ def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, c
     chosen = {name: body[name] for name in ("model", "n", "temperature", "max_tokens", "seed", "return_token_ids")}
     expected = ("served", GROUP, 0.9, 7, 2, True)
     assert tuple(chosen.values()) == expected
+    # A server takes what a request leaves out from the model's generation_config.json.
+    truncation = {name: body[name] for name in ("top_p", "top_k", "min_p", "repetition_penalty")}
+    assert truncation == {"top_p": 1.0, "top_k": 50, "min_p": 0.05, "repetition_penalty": 1.0}
     assert body["mm_processor_kwargs"] == asked[0].request["mm_processor_kwargs"]
     video, sound, text = body["messages"][0]["content"]
     frames = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")

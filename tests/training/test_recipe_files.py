@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trl import GRPOConfig
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
 from mer_r1.errors import UserError
+from mer_r1.model.generation import Sampling
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.method import Method
 from mer_r1.training import recipe_files as config
@@ -27,7 +29,7 @@ from mer_r1.training.recipe_info import (
     recipe_stages,
     shipped_recipes,
 )
-from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
+from mer_r1.training.recipes import UNUSED, BuildRecipe, RLRecipe, SFTRecipe
 
 KINDS = (BuildRecipe, SFTRecipe, RLRecipe)
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
@@ -202,6 +204,87 @@ def test_a_choice_that_the_method_does_not_have_is_refused_before_anything_is_re
     assert allowed in refused(RLRecipe, word)
 
 
+IGNORED = {
+    "reward_weights": "[1, 1, 1]",
+    "repetition_penalty": "1.1",
+    "generation_kwargs": "{num_beams: 2}",
+    "chat_template_kwargs": "{enable_thinking: false}",
+    "cache_implementation": "static",
+    "use_transformers_continuous_batching": "true",
+    "use_transformers_paged": "true",
+    "transformers_continuous_batching_config": "{max_memory_percent: 0.5}",
+    "use_vllm": "true",
+    "vllm_model_impl": "transformers",
+    "vllm_structured_outputs_regex": ".*",
+    "ds3_gather_for_generation": "false",
+    "num_generations_eval": "2",
+    "eval_strategy": "steps",
+    "max_tool_calling_iterations": "3",
+    "trust_remote_code": "true",
+    "remove_unused_columns": "true",
+}
+HONOURED = {
+    "model and reference": "model_init_kwargs disable_dropout cast_lm_head_to_fp32 beta sync_ref_model "
+    "ref_model_mixup_alpha ref_model_sync_steps router_aux_loss_coef",
+    "batches": "num_generations max_completion_length shuffle_dataset pad_to_multiple_of generation_batch_size "
+    "steps_per_generation num_iterations learning_rate",
+    "sampling": "temperature top_p top_k min_p",
+    "advantages": "scale_rewards multi_objective_aggregation",
+    "TRL's loss": "epsilon epsilon_high delta loss_type importance_sampling_level mask_truncated_completions "
+    "top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta "
+    "entropy_target off_policy_mask_threshold use_bias_correction_kl sapo_temperature_neg sapo_temperature_pos "
+    "vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg",
+    "rollouts=vllm": "vllm_mode vllm_enable_sleep_mode vllm_server_base_url vllm_server_host vllm_server_port "
+    "vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_max_model_length vllm_tensor_parallel_size "
+    "vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_max "
+    "vllm_importance_sampling_clip_min vllm_importance_sampling_cap",
+    "TRL's log": "log_completions log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo",
+}
+
+
+def test_every_field_of_trl_is_honoured_or_refused():
+    """A field that a new version adds belongs into one of the two lists."""
+    honoured = " ".join(HONOURED.values()).split()
+    assert sorted([*honoured, *UNUSED]) == sorted({*GRPOConfig.__annotations__, "eval_strategy"})
+    assert IGNORED.keys() == UNUSED.keys()
+    defaults = {item.name: item.default for item in dataclasses.fields(GRPOConfig)}
+    assert {name: defaults[name] for name in UNUSED} == {name: only for name, (only, _) in UNUSED.items()}
+
+
+@pytest.mark.parametrize(("name", "value"), IGNORED.items())
+def test_what_rl_would_ignore_is_refused(name, value):
+    assert f"{name}=" in (message := refused(RLRecipe, f"{name}={value}"))
+    assert UNUSED[name][1] in message
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["temperature=0"], "temperature must be above 0"),
+        (["top_p=0"], "top_p"),
+        (["top_k=-1"], "top_k"),
+        (["min_p=1.5"], "min_p"),
+        (["beta_final=0.05"], "beta_final must be from 0 to beta=0.04, got 0.05"),
+        (["beta_final=-0.01"], "beta_final must be"),
+        (["beta=0", "beta_final=0.01"], "beta_final must be from 0 to beta=0"),
+        (["model_init_kwargs={revision: main}"], "'revision' would be ignored, expected dtype or attn_implementation"),
+        (["multi_objective_aggregation=sum_then_normalize"], "method=mer-r1 is normalize_then_sum"),
+        (["method=rd", "multi_objective_aggregation=normalize_then_sum"], "method=rd is sum_then_normalize"),
+    ],
+)
+def test_options_of_rl_that_cannot_be_are_refused(words, told):
+    assert told in refused(RLRecipe, *words)
+
+
+def test_options_of_trl_that_rl_takes():
+    recipe = read(RLRecipe, "top_k=50", "min_p=0.1", "scale_rewards=none", "beta_final=0.01", "temperature=0.9")
+    expected = Sampling(recipe.max_completion_length, 0.9, 1.0, None, 50, 0.1)
+    assert (Sampling.of(recipe), recipe.scale_rewards, recipe.beta_final) == (expected, "none", 0.01)
+    assert Sampling.of(read(RLRecipe)) == Sampling(1024, 1.0)
+    for method, order in {"ad": "normalize_then_sum", "f1": "sum_then_normalize"}.items():
+        assert read(RLRecipe, f"method={method}", f"multi_objective_aggregation={order}").method == method
+
+
 def test_a_kind_of_target_that_does_not_exist():
     assert "slow, twice, base" in refused(SFTRecipe, "targets=fast")
 
@@ -306,7 +389,9 @@ def test_a_recipe_is_found_by_its_name_and_a_file_of_that_name_first(tmp_path, m
 def test_the_stages_of_the_shipped_recipes():
     found = {name: recipe_stages(file) for name, file in shipped_recipes().items()}
     every = ["build", "sft", "rl"]
-    assert found == {"qwen2.5-omni-rl": ["rl"], "qwen2.5-omni-sft": ["sft"], "smollm2": every, "tiny": every}
+    full = {"qwen2.5-omni-rl": ["rl"], "qwen2.5-omni-rl-authors": ["rl"], "qwen2.5-omni-sft": ["sft"]}
+    assert found == full | {"smollm2": every, "tiny": every}
+    assert list(found) == sorted(found)
 
 
 # --- old names --------------------------------------------------------------------------------------------------------

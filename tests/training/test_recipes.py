@@ -1,5 +1,6 @@
 """Every recipe is read by our classes and runs on the tiny model; every launch configuration is read by accelerate."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -19,6 +20,7 @@ from mer_r1.training.sft_stage import run_sft
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SFT, RL = RECIPES / "qwen2.5-omni-sft.yaml", RECIPES / "qwen2.5-omni-rl.yaml"
+AUTHORS = RECIPES / "qwen2.5-omni-rl-authors.yaml"
 HERE = ["use_cpu=true", "bf16=false"]
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
 
@@ -33,12 +35,14 @@ def launch_lines(file):
 
 
 def test_every_recipe_here_is_tested():  # smollm2.yaml in test_smollm2.py
-    assert {path.name for path in RECIPES.glob("*.yaml")} == {"tiny.yaml", "smollm2.yaml", SFT.name, RL.name}
+    ours = {"tiny.yaml", "smollm2.yaml", SFT.name, RL.name, AUTHORS.name}
+    assert {path.name for path in RECIPES.glob("*.yaml")} == ours
     assert {path.name for path in LAUNCHES} == {"one.yaml", "zero3.yaml", "fsdp2.yaml"}
 
 
 @pytest.mark.parametrize(("kind", "file"), [
-    (SFTRecipe, SFT), (RLRecipe, RL), *((kind, RECIPES / "tiny.yaml") for kind in (BuildRecipe, SFTRecipe, RLRecipe)),
+    (SFTRecipe, SFT), (RLRecipe, RL), (RLRecipe, AUTHORS),
+    *((kind, RECIPES / "tiny.yaml") for kind in (BuildRecipe, SFTRecipe, RLRecipe)),
 ])  # fmt: skip
 def test_recipes_are_read(kind, file):
     recipe = read_recipe(kind, file, [*HERE, "output_dir=out", "manifest=m.jsonl"])
@@ -58,6 +62,17 @@ def test_the_values_of_the_paper():
     assert sft.model == "Qwen/Qwen2.5-Omni-7B"
     for file in (SFT, RL):
         assert yaml.safe_load(file.read_text(encoding="utf-8"))["bf16"] is True
+
+
+def test_the_values_of_the_authors_earlier_code():
+    recipe = read_recipe(RLRecipe, AUTHORS, [*HERE, "output_dir=o"])
+    assert (recipe.scale_rewards, recipe.space, recipe.alpha, recipe.confidence_clip) == ("none", "reward", 0.08, 5.0)
+    assert (recipe.temperature, recipe.top_k, recipe.beta, recipe.beta_final) == (0.9, 50, 0.04, 0.04 / 4)
+    assert not any(recipe.reward_options.values())
+    (line,) = launch_lines(AUTHORS)
+    words = shlex.split(line)
+    assert words[:4] == ["mer-r1", "rl", "--config", f"recipes/{AUTHORS.name}"]
+    assert read_recipe(RLRecipe, AUTHORS, [*words[4:], *HERE]).lora_rank == 64
 
 
 @pytest.mark.parametrize(("kind", "file", "command"), [(SFTRecipe, SFT, "sft"), (RLRecipe, RL, "rl")])
@@ -147,6 +162,14 @@ def test_two_steps_of_every_stage(kind, file, run, sizes, more, corpus, taught_f
     saved = load(folder)
     assert str(saved.model.dtype) == "torch.bfloat16", "saved as it was loaded"
     assert not any(value.isnan().any() for value in saved.model.state_dict().values())
+
+
+def test_two_steps_with_the_authors_settings(corpus, taught_folder, tmp_path):
+    settings = [f"manifest={corpus}", f"model={taught_folder}", f"output_dir={tmp_path / 'out'}"]
+    settings += [f"features_dir={tmp_path / 'features'}", *SMALL, "max_completion_length=12"]
+    run_rl(read_recipe(RLRecipe, AUTHORS, settings))
+    lines = map(json.loads, (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    assert [line["beta"] for line in lines if "loss" in line] == [0.04, 0.01]
 
 
 def test_trained_weights_are_kept_in_full_precision(corpus, taught_folder, tmp_path, monkeypatch):

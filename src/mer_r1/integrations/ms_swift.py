@@ -23,7 +23,7 @@ from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold
 from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
 from mer_r1.rl.calibration import category_probabilities, confidence
 from mer_r1.rl.method import Method, method_advantages
-from mer_r1.rl.rewards import SetReward, format_reward
+from mer_r1.rl.rewards import reward_function
 
 OBJECTIVES = {"format": "MerFormat", "recall": "MerRecall", "precision": "MerPrecision", "f1": "MerF1"}
 """Each objective's class in swift's registry, where it is `mer_<objective>`."""
@@ -36,12 +36,12 @@ class _Reward:
 
     def __init__(self, args: Any = None, **_: Any) -> None:
         self.args = args
-        self.score = format_reward if self.objective == "format" else SetReward(self.objective, chosen_taxonomy())  # type: ignore[arg-type]
+        self.score = reward_function(self.objective, chosen_taxonomy(), **chosen_method().reward_options)
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
         """One value in [0, 1] per completion; None, which swift leaves out, where the gold cannot be scored."""
         if self.objective == "format":
-            return format_reward(completions=completions)
+            return self.score(completions=completions)
         return self.score(completions=completions, labels=gold_of(columns))
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mer_r1.emotions.thinking import parse
 from mer_r1.errors import UserError
 from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, grouped_advantages
-from mer_r1.rl.rewards import score_completion
+from mer_r1.rl.rewards import reward_function
 
+OBJECTIVES = ("format", "recall", "precision", "f1")
 TERMS = ("delta_correct", "delta_incorrect")
 
 
@@ -39,9 +39,11 @@ def compute_score(
         precision and f1 in [0, 1], of which the last three are NaN there, so that the advantages leave them out.
     """
     method = chosen_method()
-    scores = score_completion(solution_str, ground_truth, chosen_taxonomy())
-    found = {"format": float(parse(solution_str).well_formed)}
-    found |= {name: math.nan if scores is None else getattr(scores, name) for name in ("recall", "precision", "f1")}
+    found = {}
+    for name in OBJECTIVES:
+        reward = reward_function(name, chosen_taxonomy(), **method.reward_options)
+        value = reward(completions=[solution_str], labels=[ground_truth])[0]
+        found[name] = math.nan if value is None else value
     total = sum(weight * found[name] for name, weight in zip(method.objectives, method.weights, strict=True))
     return {"score": 0.0 if math.isnan(total) else total, **found}
 

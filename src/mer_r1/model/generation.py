@@ -22,12 +22,32 @@ class Sampling:
         temperature: 0 decodes greedily.
         top_p: nucleus; 1 keeps every token.
         seed: seed of a generator of its own; None draws from torch's global one, whose state checkpoints keep.
+        top_k: likeliest tokens that may be drawn; 0 keeps every token.
+        min_p: least probability of a token that may be drawn, as a share of the likeliest token's; 0 keeps every token.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     max_new_tokens: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @classmethod
+    def of(cls, args: Any) -> "Sampling":
+        """The sampling that TRL's `GRPOConfig` describes."""
+        return cls(args.max_completion_length, args.temperature, args.top_p, None, args.top_k, args.min_p or 0.0)
+
+    def __post_init__(self) -> None:
+        """Check the ranges; written so that NaN is refused too."""
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if not (0 < self.top_p <= 1 and 0 <= self.min_p <= 1 and self.top_k >= 0):
+            given = f"top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}"
+            raise ValueError(f"expected top_p above 0 and at most 1, min_p from 0 to 1, top_k from 0; got {given}")
 
 
 def decode(
@@ -40,7 +60,7 @@ def decode(
         model: policy, possibly wrapped in an adapter.
         hidden: (R, D) state of each prompt's last token.
         branches: continues the prompts.
-        sampling: length, temperature, nucleus, seed.
+        sampling: length, temperature, truncation, seed.
 
     Returns:
         R lists of tokens, the end token included; R lists of their log-probabilities; and the states (R, T, D), of
@@ -77,8 +97,8 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """One token per row, (R,), and its log-probability, (R,), from logits (R, V).
 
-    Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens and the nucleus
-    only shape the draw.
+    Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens, top_k, top_p
+    and min_p only shape the draw.
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logps = scaled.log_softmax(dim=-1)
@@ -86,13 +106,22 @@ def draw(
     if sampling.temperature == 0:
         token = allowed.argmax(dim=-1)
     else:
-        probabilities = allowed.softmax(dim=-1)
-        if sampling.top_p < 1:
-            ordered, order = probabilities.sort(dim=-1, descending=True)
-            beyond = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-            probabilities = torch.zeros_like(ordered).scatter(1, order, ordered.masked_fill(beyond, 0.0))
-        token = pick(probabilities, generator)
+        token = pick(truncated(allowed.softmax(dim=-1), sampling), generator)
     return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
+
+
+def truncated(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities (R, V) with 0 for the tokens that top_k, then top_p, then min_p exclude; not normalised anew.
+
+    The nucleus counts the mass of the top_k tokens as 1, as transformers and vLLM do. The likeliest token always stays.
+    """
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return probabilities
+    ordered, order = probabilities.topk(min(sampling.top_k or probabilities.shape[1], probabilities.shape[1]))
+    beyond = ordered < sampling.min_p * ordered[:, :1]
+    if sampling.top_p < 1:
+        beyond |= ordered.cumsum(dim=-1) - ordered >= sampling.top_p * ordered.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(beyond, 0.0))
 
 
 def pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -55,6 +55,9 @@ class Method:
             baseline of other papers: "r1-omni", "affectgpt-r1", "videoauto-r1".
         format_weight: weight of the format reward (0.1 in the authors' fork); baselines of other papers have their own.
         distinct_words: whether an answer that names a word twice loses the format reward (our option).
+        strict_answers: whether an answer without its closing tag earns no recall, precision and F1 (our option).
+        strict_labels: whether words that no wheel places and repeated words count as wrong labels in the rewards, and
+            a sentence in the answer as malformed (our option; reported scores stay the official ones).
         alpha: weight of the calibration terms (0.1 is our reading).
         space: where the calibration terms enter: "advantage", "reward" (variant B1) or "mixed" (variant B2).
         sides: calibration terms that are used: "both", "recall" (variant A2) or "precision".
@@ -69,6 +72,8 @@ class Method:
     method: str = "mer-r1"
     format_weight: float = 0.1
     distinct_words: bool = False
+    strict_answers: bool = True
+    strict_labels: bool = True
     alpha: float = 0.1
     space: str = "advantage"
     sides: str = "both"
@@ -102,6 +107,11 @@ class Method:
     def weights(self) -> tuple[float, ...]:
         """Weight of each objective."""
         return tuple(self.format_weight if weight is None else weight for weight in OBJECTIVES[self.method].values())
+
+    @property
+    def reward_options(self) -> dict[str, bool]:
+        """What the rewards refuse, as arguments of `rewards.reward_function`."""
+        return {name: getattr(self, name) for name in ("distinct_words", "strict_answers", "strict_labels")}
 
     @property
     def calibrates(self) -> bool:

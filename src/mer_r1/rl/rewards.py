@@ -5,6 +5,15 @@ Each follows TRL's contract, `(prompts, completions, **columns) -> list[float | 
 (`emotions.metrics`), and returns one number per completion. MER-R1 trains recall and precision as two objectives, so
 each is a reward of its own; F1 is the single reward of its baseline; format is 1 for a well-formed completion, else 0.
 
+Sampled answers exploit what the metrics forgive, so the rewards are stricter by default, as options of the method:
+
+- `strict_answers`: an answer without its closing </answer>, or without an answer tag, earns 0;
+- `strict_labels`: a phrase that no wheel places and a word said again are junk, and each counts as one more wrong label
+  on every wheel: precision = hits / (predicted categories + junk), F1 = 2 hits / (gold + predicted categories + junk).
+  A phrase of more than `MOST_LABEL_WORDS` words is a sentence and makes the completion malformed.
+
+Without junk the rewards equal `emotions.metrics.wheel_scores`, which evaluation reports and which stays as it is.
+
 A row without gold labels, or whose labels are not in any wheel, gives None, which the trainer leaves out; it never
 counts as 0. The share of such rows is logged as `unscorable`.
 
@@ -26,15 +35,18 @@ Which rewards a method uses, with which weights: `method.OBJECTIVES`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from math import fsum
 from typing import Any, Literal
 
-from mer_r1.emotions.metrics import SetScores, wheel_scores
-from mer_r1.emotions.thinking import answer_word_spans, format_completion, parse
+from mer_r1.emotions.metrics import SetScores, set_scores
+from mer_r1.emotions.thinking import TAG, answer_word_spans, format_completion, parse
 from mer_r1.emotions.two_answers import parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
 
 SET_OBJECTIVES = ("precision", "recall", "f1")
+MOST_LABEL_WORDS = 5
+"""Most words of a label: "at a loss for words" is in the official tables; the built-in wheels have phrases of four."""
 Completion = str | Sequence[Mapping[str, Any]]
 """A text, or a list of chat messages."""
 Reward = Callable[..., list[float | None]]
@@ -47,19 +59,27 @@ class SetReward:
         objective: "precision", "recall" or "f1".
         taxonomy: wheels and words; None for the built-in ones.
         level: ring of the wheels, 1 or 2.
+        strict_answers: whether an answer that is not closed earns 0.
+        strict_labels: whether words that no wheel places and repeated words count as wrong labels.
 
     Raises:
         UserError: another objective.
     """
 
     def __init__(
-        self, objective: Literal["precision", "recall", "f1"], taxonomy: Taxonomy | None = None, level: int = 1
+        self,
+        objective: Literal["precision", "recall", "f1"],
+        taxonomy: Taxonomy | None = None,
+        level: int = 1,
+        strict_answers: bool = True,
+        strict_labels: bool = True,
     ) -> None:
         if objective not in SET_OBJECTIVES:
             raise UserError(f"objective: expected one of {', '.join(SET_OBJECTIVES)}, got {objective!r}")
         self.objective = objective
         self.taxonomy = taxonomy
         self.level = level
+        self.strict = {"strict_answers": strict_answers, "strict_labels": strict_labels}
         self.__name__ = f"{objective}_reward"
 
     def __call__(
@@ -87,7 +107,7 @@ class SetReward:
             raise UserError(f"labels: expected gold labels for each of {len(completions)} completions, got {found}")
         rewards: list[float | None] = []
         for completion, gold in zip(completions, labels, strict=True):
-            scores = score_completion(completion, gold, self.taxonomy, self.level)
+            scores = score_completion(completion, gold, self.taxonomy, self.level, **self.strict)
             rewards.append(None if scores is None else getattr(scores, self.objective))
         if log_metric is not None and rewards:
             log_metric("unscorable", rewards.count(None) / len(rewards))
@@ -100,10 +120,11 @@ class FormatReward:
     Args:
         distinct_words: whether an answer that names a word twice is malformed too. Labels are a set, so repetition
             costs neither recall nor precision, and a small policy exploits that (our option, off in the paper).
+        strict_labels: whether an answer that holds a sentence is malformed too (our option).
     """
 
-    def __init__(self, distinct_words: bool = False) -> None:
-        self.distinct_words = distinct_words
+    def __init__(self, distinct_words: bool = False, strict_labels: bool = True) -> None:
+        self.distinct_words, self.strict_labels = distinct_words, strict_labels
         self.__name__ = "format_reward"
 
     def __call__(
@@ -115,19 +136,22 @@ class FormatReward:
     def _is_well_formed(self, completion: str) -> bool:
         parsed = parse(completion)
         repeats = len(answer_word_spans(completion)) > len(parsed.labels)
-        return parsed.well_formed and not (self.distinct_words and repeats)
+        return parsed.well_formed and self._accepts(parsed.labels, repeats)
+
+    def _accepts(self, labels: Sequence[str], repeats: bool) -> bool:
+        return not (self.distinct_words and repeats) and not (self.strict_labels and any(map(_is_sentence, labels)))
 
 
 class TwiceFormatReward(FormatReward):
     """1.0 where a completion is exactly answer, think, answer, else 0.0 (VideoAuto-R1)."""
 
-    def __init__(self, distinct_words: bool = False) -> None:
-        super().__init__(distinct_words)
+    def __init__(self, distinct_words: bool = False, strict_labels: bool = True) -> None:
+        super().__init__(distinct_words, strict_labels)
         self.__name__ = "twice_format_reward"
 
     def _is_well_formed(self, completion: str) -> bool:
         both = parse_twice(completion)
-        return both.well_formed and not (self.distinct_words and both.repeats)
+        return both.well_formed and self._accepts((*both.first, *both.final), both.repeats)
 
 
 class AnswerReward:
@@ -136,11 +160,20 @@ class AnswerReward:
     Args:
         objective: "accuracy" (of the only answer), "first_f1" or "final_f1" (of two answers).
         taxonomy: wheels and words; None for the built-in ones.
+        strict_answers: as in `SetReward`.
+        strict_labels: as in `SetReward`; with junk the accuracy is 0.
     """
 
-    def __init__(self, objective: str, taxonomy: Taxonomy | None = None) -> None:
+    def __init__(
+        self,
+        objective: str,
+        taxonomy: Taxonomy | None = None,
+        strict_answers: bool = True,
+        strict_labels: bool = True,
+    ) -> None:
         self.objective = objective
         self.taxonomy = taxonomy or builtin()
+        self.strict_answers, self.strict_labels = strict_answers, strict_labels
         self.__name__ = f"{objective}_reward"
 
     def __call__(
@@ -152,13 +185,15 @@ class AnswerReward:
     ) -> list[float | None]:
         """One value in [0, 1] per completion; `labels` are the gold words of each."""
         pairs = zip(completions, labels, strict=True)
-        return [self._one(completion_text(completion), parse_labels(gold)) for completion, gold in pairs]
+        return [self._one(completion_text(completion), tuple(parse_labels(gold))) for completion, gold in pairs]
 
-    def _one(self, completion: str, gold: Sequence[str]) -> float | None:
+    def _one(self, completion: str, gold: tuple[str, ...]) -> float | None:
+        which = {"accuracy": "last", "first_f1": "first", "final_f1": "second"}[self.objective]
+        answer = _answer(completion, which, self.strict_answers)
         if self.objective == "accuracy":
-            return set_accuracy(gold, parse(completion).labels, self.taxonomy)
-        both = parse_twice(completion)
-        scores = wheel_scores(gold, both.first if self.objective == "first_f1" else both.final, self.taxonomy)
+            junk = _junk(answer, gold, self.taxonomy) if self.strict_labels else 0
+            return set_accuracy(gold, parse(answer).labels, self.taxonomy, junk)
+        scores = _scores(answer, gold, self.taxonomy, 1, False, self.strict_labels)
         return None if scores is None else scores.f1
 
 
@@ -168,33 +203,47 @@ f1_reward = SetReward("f1")
 format_reward = FormatReward()
 
 
-def reward_function(objective: str, taxonomy: Taxonomy, distinct_words: bool = False) -> Reward:
+def reward_function(
+    objective: str,
+    taxonomy: Taxonomy,
+    distinct_words: bool = False,
+    strict_answers: bool = True,
+    strict_labels: bool = True,
+) -> Reward:
     """The reward function of an objective of `method.OBJECTIVES`.
 
     Args:
         objective: "format", "recall", "precision", "f1", "accuracy", "twice_format", "first_f1" or "final_f1".
         taxonomy: wheels and words.
         distinct_words: as in `FormatReward`.
+        strict_answers: as in `SetReward`.
+        strict_labels: as in `SetReward` and `FormatReward`.
 
     Raises:
         UserError: another objective.
     """
     if objective in ("format", "twice_format"):
-        return (FormatReward if objective == "format" else TwiceFormatReward)(distinct_words)
+        return (FormatReward if objective == "format" else TwiceFormatReward)(distinct_words, strict_labels)
     if objective in ("accuracy", "first_f1", "final_f1"):
-        return AnswerReward(objective, taxonomy)
-    return SetReward(objective, taxonomy)  # type: ignore[arg-type]
+        return AnswerReward(objective, taxonomy, strict_answers, strict_labels)
+    return SetReward(objective, taxonomy, 1, strict_answers, strict_labels)  # type: ignore[arg-type]
 
 
 def score_completion(
-    completion: Completion, gold: object, taxonomy: Taxonomy | None = None, level: int = 1
+    completion: Completion,
+    gold: object,
+    taxonomy: Taxonomy | None = None,
+    level: int = 1,
+    strict_answers: bool = True,
+    strict_labels: bool = True,
 ) -> SetScores | None:
-    """Precision, recall and F1 of one completion, computed once and cached; None where the gold cannot be scored."""
-    return _scores(completion_text(completion), tuple(parse_labels(gold)), taxonomy or builtin(), level)
+    """The rewards of one completion, computed once and cached; None where the gold cannot be scored."""
+    words = tuple(parse_labels(gold))
+    return _scores(completion_text(completion), words, taxonomy or builtin(), level, strict_answers, strict_labels)
 
 
-def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxonomy) -> float | None:
-    """Share, in [0, 1], of the wheels on which the predicted categories are exactly the gold ones.
+def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxonomy, junk: int = 0) -> float | None:
+    """Share, in [0, 1], of the wheels on which the predicted categories are exactly the gold ones; 0 with junk.
 
     Only wheels that place a gold word count; None where no wheel does.
     """
@@ -202,22 +251,23 @@ def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxono
     for wheel in taxonomy.wheels:
         wanted = taxonomy.categories(gold, wheel)
         if wanted:
-            hits.append(wanted == taxonomy.categories(predicted, wheel))
+            hits.append(not junk and wanted == taxonomy.categories(predicted, wheel))
     return sum(hits) / len(hits) if hits else None
 
 
 def gold_earns_full_reward(labels: object, taxonomy: Taxonomy | None = None, level: int = 1) -> bool:
     """Whether answering with the gold labels themselves earns 1 for format, recall, precision and F1.
 
-    False where no wheel places any of them, or where they cannot be written as an answer. A training row must pass.
+    The answer names each label once and leaves out sentences. False where no wheel places any of them, or where they
+    cannot be written as an answer. A training row must pass.
     """
-    words = parse_labels(labels)
+    words = [word for word in dict.fromkeys(map(_lowered, parse_labels(labels))) if not _is_sentence(word)]
     try:
         completion = format_completion("", words)
     except UserError:
         return False
-    scores = score_completion(completion, words, taxonomy, level)
-    return parse(completion).well_formed and scores == SetScores(1.0, 1.0, 1.0)
+    scores = score_completion(completion, labels, taxonomy, level)
+    return format_reward(completions=[completion]) == [1.0] and scores == SetScores(1.0, 1.0, 1.0)
 
 
 def completion_text(completion: Completion) -> str:
@@ -228,9 +278,51 @@ def completion_text(completion: Completion) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _scores(completion: str, gold: tuple[str, ...], taxonomy: Taxonomy, level: int) -> SetScores | None:
+def _scores(
+    completion: str, gold: tuple[str, ...], taxonomy: Taxonomy, level: int, strict_answers: bool, strict_labels: bool
+) -> SetScores | None:
     # Shared by the objectives: one completion is parsed and mapped once, not once per reward function.
-    return wheel_scores(gold, parse(completion).labels, taxonomy, level)
+    answer = _answer(completion, "last", strict_answers)
+    words = parse(answer).labels
+    junk = range(_junk(answer, gold, taxonomy) if strict_labels else 0)  # numbers, which are no category
+    per_wheel = [
+        set_scores(wanted, [*taxonomy.categories(words, wheel, level), *junk])
+        for wheel in taxonomy.wheels
+        if (wanted := taxonomy.categories(gold, wheel, level))
+    ]
+    if not per_wheel:
+        return None
+    return SetScores(*(fsum(values) / len(values) for values in zip(*per_wheel, strict=True)))
+
+
+def _answer(completion: str, which: str, closed: bool) -> str:
+    # The "first", "second" or "last" answer of a completion, as a text that holds nothing else; of more than two, the
+    # last one is the second. "" where there is none or, if asked for, where it is not closed.
+    if which == "last" and not closed:
+        return completion  # as leniently as `parse` reads it
+    tags = list(TAG.finditer(completion))
+    names = [*(tag.group().lower() for tag in tags), ""]
+    opened = [index for index, name in enumerate(names) if name == "<answer>"]
+    chosen = {"first": opened[:1], "second": opened[1:][-1:], "last": opened[-1:]}[which]
+    if not chosen or (closed and names[chosen[0] + 1] != "</answer>"):
+        return ""
+    start, end = tags[chosen[0]].end(), [*(tag.start() for tag in tags), len(completion)][chosen[0] + 1]
+    return f"<answer>{completion[start:end]}</answer>"
+
+
+def _junk(answer: str, gold: Sequence[str], taxonomy: Taxonomy) -> int:
+    # Wrong labels that the metrics forgive: repeated words, and words that no wheel places and the gold does not hold.
+    spans, labels, known = answer_word_spans(answer), parse(answer).labels, set(map(_lowered, gold))
+    return len(spans) - len(labels) + sum(word not in known and not taxonomy.knows(word) for word in labels)
+
+
+def _lowered(word: str) -> str:
+    # As `parse` writes a label.
+    return " ".join(word.lower().split())
+
+
+def _is_sentence(label: str) -> bool:
+    return len(label.split()) > MOST_LABEL_WORDS
 
 
 def _content_text(content: object) -> str:

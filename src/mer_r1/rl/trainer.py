@@ -19,6 +19,7 @@ Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion toke
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -76,6 +77,12 @@ class ForClips(NamedTuple):
     clips: Sequence[int]
 
 
+def annealed(first: float, final: float, step: int, steps: int) -> float:
+    """A weight that falls linearly from `first` to `final` over the first half of `steps`, and stays there."""
+    done = min(1.0, 2 * step / max(1, steps))
+    return (1 - done) * first + done * final
+
+
 class EpochSampler(RepeatSampler):
     """TRL's sampler, with the order of an epoch drawn from seed and epoch, so that a resumed run sees the same rows."""
 
@@ -117,16 +124,18 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         self.step = Step([], [], 0)
         self.sampler: Any = None
         self._shared: bool = getattr(args, "shared_prefixes", False)
-        args.reward_weights = list(method.weights)
         super().__init__(
             model=kwargs.pop("model", omni.model),
-            reward_funcs=[reward_function(name, taxonomy, method.distinct_words) for name in method.objectives],
+            reward_funcs=[reward_function(name, taxonomy, **method.reward_options) for name in method.objectives],
             args=args,
             train_dataset=Dataset.from_list(rows),
             processing_class=omni.processor,
             rollout_func=self._sample,
             **kwargs,
         )
+        self.reward_weights = torch.tensor(method.weights)
+        # For TRL's own statistics only: the advantages are the method's.
+        self.multi_objective_aggregation = args.multi_objective_aggregation or "sum_then_normalize"
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # TRL samples, scores and computes its own advantages; the method's replace them. Each row keeps its clip, so
@@ -151,17 +160,19 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         step = self.step
         group = math.gcd(len(step.clips), step.num_generations)
         distinct = step.clips[::group]
-        sampling = Sampling(self.max_completion_length, self.temperature, self.args.top_p)
-        draw = self.sampler.for_clips(distinct) if self.sampler else rollout
-        step.rollouts = draw(
-            self.omni,
-            [self.prompt_of(index) for index in distinct],
-            group,
-            sampling,
-            tokens=self.categories[0] if self.method.calibrates else None,
-            fast=self.method.calibrates,
-            model=self.accelerator.unwrap_model(self.model),
-        )
+        draw, precision = rollout, self.accelerator.autocast()  # that of scoring
+        if self.sampler:  # an engine brings its own precision
+            draw, precision = self.sampler.for_clips(distinct), nullcontext()
+        with precision:
+            step.rollouts = draw(
+                self.omni,
+                [self.prompt_of(index) for index in distinct],
+                group,
+                Sampling.of(self.args),
+                tokens=self.categories[0] if self.method.calibrates else None,
+                fast=self.method.calibrates,
+                model=self.accelerator.unwrap_model(self.model),
+            )
         return {
             "prompt_ids": [self.prompt_of(index).input_ids.tolist() for index in step.clips],
             "completion_ids": step.rollouts.completion_ids,
@@ -201,6 +212,9 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         return terms_of(self.method, self.taxonomy, self.categories, step.labels, slow, fast)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        if (final := getattr(self.args, "beta_final", None)) is not None:
+            self.beta = annealed(self.args.beta, final, self.state.global_step, self.state.max_steps)
+            self._log({"beta": self.beta})
         return super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
 
     def _log(self, values: Mapping[str, float]) -> None:

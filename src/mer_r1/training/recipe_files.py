@@ -105,10 +105,7 @@ def _check(recipe: SFTRecipe | RLRecipe) -> None:
     for name, allowed in CHOICES.items():
         if (given := getattr(recipe, name, allowed[0])) not in allowed:
             raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")
-    if isinstance(recipe, RLRecipe):
-        if recipe.use_vllm:
-            raise UserError("use_vllm=true starts TRL's engine, which takes images only: use rollouts=vllm")
-    elif recipe.targets not in TARGETS:
+    if not isinstance(recipe, RLRecipe) and recipe.targets not in TARGETS:
         raise UserError(f"targets must be {', '.join(TARGETS)}; got {recipe.targets!r}")
     if isinstance(recipe, BuildRecipe) and recipe.tiny:
         sizes = typing.get_type_hints(TinyConfig)

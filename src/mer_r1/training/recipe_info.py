@@ -63,7 +63,7 @@ def recipe_file(given: Path | str) -> Path:
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     folders = (PACKAGE.parents[1] / "recipes", PACKAGE / "recipes")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def recipe_stages(file: Path) -> list[str]:

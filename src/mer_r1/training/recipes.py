@@ -9,7 +9,32 @@ from typing import Any
 
 from trl import GRPOConfig, SFTConfig
 
+from mer_r1.errors import UserError
+from mer_r1.model.generation import Sampling
 from mer_r1.rl.method import Method
+
+UNUSED: dict[str, tuple[Any, str]] = {
+    "reward_weights": (None, "the weights follow from `method`; format_weight is the one to set"),
+    "repetition_penalty": (1.0, "the loss scores the policy without it; strict_labels acts on repeated words"),
+    "generation_kwargs": (None, "set temperature, top_p, top_k, min_p and max_completion_length themselves"),
+    "chat_template_kwargs": (None, "prompts are encoded once, as `model.prompts` writes them"),
+    "cache_implementation": (None, "sampling has a key-value cache of its own"),
+    "use_transformers_continuous_batching": (False, "it takes no audio and video: use rollouts=vllm"),
+    "use_transformers_paged": (False, "it takes no audio and video: use rollouts=vllm"),
+    "transformers_continuous_batching_config": (None, "it takes no audio and video: use rollouts=vllm"),
+    "use_vllm": (False, "it starts TRL's engine, which takes images only: use rollouts=vllm"),
+    "vllm_model_impl": ("vllm", "the engine needs vLLM's own omni model"),
+    "vllm_structured_outputs_regex": (None, "completions are not constrained"),
+    "ds3_gather_for_generation": (True, "weights that GPUs share are sampled from with rollouts=vllm"),
+    "num_generations_eval": (None, "RL takes no evaluation data: use mer-r1 evaluate"),
+    "eval_strategy": ("no", "RL takes no evaluation data: use mer-r1 evaluate"),
+    "max_tool_calling_iterations": (None, "a completion has one turn and no tools"),
+    "trust_remote_code": (False, "checkpoints with code of their own are not loaded"),
+    "remove_unused_columns": (False, "it would drop the clip index, by which media are found"),
+}
+"""TRL's fields that RL would ignore -> the only value, and the reason or what to set instead."""
+POLICY_OPTIONS = ("dtype", "attn_implementation")
+"""Keys of TRL's `model_init_kwargs` that loading the policy reads."""
 
 
 @dataclass
@@ -144,6 +169,10 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
         learning_rate: peak learning rate.
         num_train_epochs: passes over the clips.
         beta: weight of the KL divergence from the starting policy.
+        beta_final: weight to which beta falls linearly over the first half of training, and stays; constant if not
+            given (a quarter of beta in the authors' fork).
+        multi_objective_aggregation: order of summing and normalising the rewards in TRL's words; `method` decides it,
+            and anything else is refused.
         epsilon: clipping range of the importance ratio.
         loss_type: average of the loss; "grpo" takes per-sequence means, TRL's "dapo" weighs every token the same.
     """
@@ -153,10 +182,31 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
     learning_rate: float = 2e-6
     num_train_epochs: float = 1
     beta: float = 0.04
+    beta_final: float | None = None
+    multi_objective_aggregation: str | None = None
     epsilon: float = 0.2
     loss_type: str = "grpo"
 
     def __post_init__(self) -> None:
-        """Check the method's choices, then TRL's."""
+        """Check the method's choices, what RL would ignore, then TRL's own choices."""
         Method.__post_init__(self)
+        self._refuse_unused()
+        if not self.temperature > 0:
+            raise UserError(f"temperature must be above 0 in RL, got {self.temperature}")
+        Sampling.of(self)
+        if self.beta_final is not None and not 0 <= self.beta_final <= self.beta:
+            raise UserError(f"beta_final must be from 0 to beta={self.beta}, got {self.beta_final}")
         GRPOConfig.__post_init__(self)
+
+    def _refuse_unused(self) -> None:
+        for name, (only, instead) in UNUSED.items():
+            if (given := getattr(self, name)) != only:
+                raise UserError(f"{name}={given}: RL would ignore it; {instead}")
+        chosen = self.model_init_kwargs if isinstance(self.model_init_kwargs, dict) else {}
+        if unknown := sorted(chosen.keys() - set(POLICY_OPTIONS)):
+            told = f"expected {' or '.join(POLICY_OPTIONS)}"
+            raise UserError(f"model_init_kwargs: {unknown[0]!r} would be ignored, {told}")
+        order = "normalize_then_sum" if self.method in ("ad", "mer-r1") else "sum_then_normalize"
+        if self.multi_objective_aggregation not in (None, order):
+            given = self.multi_objective_aggregation
+            raise UserError(f"multi_objective_aggregation={given}: method={self.method} is {order}; leave it out")

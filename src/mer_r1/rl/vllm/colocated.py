@@ -142,6 +142,8 @@ class Colocated:
             n=num_generations,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             max_tokens=sampling.max_new_tokens,
             seed=sampling.seed,
             logprobs=0,

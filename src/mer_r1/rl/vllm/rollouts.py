@@ -19,6 +19,7 @@ Source: docs/vllm.md; docs/paper_map.md, "Slow-fast confidence calibration".
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -58,13 +59,20 @@ class VllmRollouts:
         generation: TRL's side of the engine.
         engine: engine that samples.
         confidences: "engine", "policy" or "auto" (the engine if `MOST_REQUESTS` suffice).
+        precision: makes the context in which the policy scores finished rollouts (the trainer's autocast).
     """
 
     def __init__(
-        self, omni: Omni, clips: Sequence[Clip], generation: OmniGeneration, engine: Engine, confidences: str = "auto"
+        self,
+        omni: Omni,
+        clips: Sequence[Clip],
+        generation: OmniGeneration,
+        engine: Engine,
+        confidences: str = "auto",
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.omni, self.clips, self.generation, self.engine = omni, clips, generation, engine
-        self.confidences = confidences
+        self.confidences, self.precision = confidences, precision
         self._logged = False
 
     def for_clips(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
@@ -109,7 +117,8 @@ class VllmRollouts:
                     result.fast = self._score(requests, contexts(ids, answers, head), tokens)
                     clock.lap("fast")
         if not by_engine:
-            result.slow, result.fast = rescore(omni, prompts, answers, ids, tokens, fast, model)
+            with self.precision():
+                result.slow, result.fast = rescore(omni, prompts, answers, ids, tokens, fast, model)
             clock.lap("slow")
         return result
 
@@ -168,7 +177,7 @@ def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> 
         else Served(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}")
     )
     trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, generation, -1
-    trainer.sampler = VllmRollouts(trainer.omni, clips, generation, engine, confidences)
+    trainer.sampler = VllmRollouts(trainer.omni, clips, generation, engine, confidences, trainer.accelerator.autocast)
 
 
 def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class Served:
             "n": num_generations,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
+            "top_k": sampling.top_k,  # what is not named here, a server takes from the model's generation_config.json
+            "min_p": sampling.min_p,
+            "repetition_penalty": 1.0,
             "max_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
             "logprobs": True,
