@@ -4,8 +4,8 @@ Run: python perf/repeated_words.py --model runs/study/runs/mer-r1-s0-.../model \
          --manifest runs/study/scenes/corpus/manifest.jsonl
 
 A policy samples one rollout per clip. Its reasoning and first word are kept, and the answer repeats that word once,
-twice, four times and so on. Delta+ (correct categories) and Delta- (incorrect ones) should not change, because the
-repetition adds no information. Prints mean and standard deviation over rollouts, for both choices of anchors.
+twice, four times and so on. The terms (recall side, precision side) should not change, because the repetition adds no
+information. Prints mean and standard deviation over rollouts, for every choice of anchors.
 """
 
 import argparse
@@ -19,9 +19,8 @@ from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
 from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
-from mer_r1.rl.calibration import confidence
 from mer_r1.rl.method import Method
-from mer_r1.rl.rollout import anchor_rows, rescore, rollout
+from mer_r1.rl.rollout import Rollouts, anchor_rows, rescore, rollout
 
 
 def main() -> None:
@@ -31,6 +30,9 @@ def main() -> None:
     parser.add_argument("--clips", default="2600:2696", help="slice of the training clips")
     levels = Method.ALLOWED["confidence_level"]
     parser.add_argument("--level", choices=levels, default="category", help="unit whose confidence is measured")
+    formulas = ("answer", "difference")
+    parser.add_argument("--calibration", choices=formulas, default="difference", help="formulation of the terms")
+    parser.add_argument("--raw", action="store_true", help="do not renormalise a category's confidence in its wheel")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="numbers of repetitions")
     measure(parser.parse_args())
 
@@ -52,14 +54,13 @@ def measure(args: argparse.Namespace) -> None:
         texts = [format_completion(one.reasoning, one.labels[:1] * times) for *_, one in found]
         completions = [omni.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
         answers = [answer_tokens(completion, omni.tokenizer) for completion in completions]
-        rows = anchor_rows(answers)
         slow, fast = rescore(omni, prompts, answers, completions, categories[0], fast=True)
-        for anchors in ("all", "first"):
-            scores = (confidence(probabilities, rows, len(found), anchors) for probabilities in (slow, fast))
-            terms = terms_of(Method(), taxonomy, categories, gold, *scores)
-            plus, minus = (term[~term.isnan()] for term in terms)
-            cells = [f"{name} {t.mean():+.3f} (sd {t.std():.3f})" for name, t in (("Delta+", plus), ("Delta-", minus))]
-            print(f"{times:3} times, {anchors:5} anchors: {'  '.join(cells)}")
+        read = Rollouts(completions, [], anchor_rows(answers), slow, fast, answers)
+        for anchors in Method.ALLOWED["anchors"]:
+            method = Method(calibration=args.calibration, conditional=not args.raw, anchors=anchors)
+            terms = (term[~term.isnan()] for term in terms_of(method, taxonomy, categories, gold, read))
+            cells = [f"{name} {t.mean():+.3f} (sd {t.std():.3f})" for name, t in zip(("T+", "T-"), terms, strict=True)]
+            print(f"{times:3} times, {anchors:8} anchors: {'  '.join(cells)}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ HEAVY += ("openai",)
 
 FILE_HARD, FILE_SOFT, FUNCTION_HARD, FUNCTION_P90, FUNCTION_MEDIAN = 450, 300, 60, 45, 15
 """Budgets in lines, docstrings included."""
-METHOD_LINES, SOURCE_LINES = 1_400, 28_974
+METHOD_LINES, SOURCE_LINES = 1_440, 28_974
 """Budgets in lines of the method's six files together, and of all sources."""
 COMPLEXITY = 15
 """Highest cyclomatic complexity of a function; `ruff check` holds a similar count (C901)."""

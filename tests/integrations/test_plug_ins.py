@@ -31,7 +31,6 @@ from mer_r1.integrations.environment import chosen_method, gold_of, grouped_adva
 from mer_r1.model.generation import Sampling
 from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rl.anchors import category_tokens, terms_of
-from mer_r1.rl.calibration import confidence
 from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rollout import rollout
 
@@ -130,7 +129,7 @@ def test_the_order_of_rows_does_not_matter(name):
     rewards = torch.rand(12, len(method.objectives), generator=generator)
     rewards[5] = torch.nan
     terms = [torch.randn(12, generator=generator) for _ in range(2)] if method.calibrates else [None, None]
-    expected = method_advantages(method, rewards, 4, *terms)
+    expected = method_advantages(method, rewards, 4, *terms).tokens
     order = torch.randperm(12, generator=generator)
     groups = [f"prompt-{row // 4}" for row in order.tolist()]
     moved = [None if term is None else term[order] for term in terms]
@@ -231,7 +230,7 @@ def test_verl_gets_the_methods_advantages(verl, settings):
     rewards = torch.tensor(np.stack(objectives, axis=1)).float()
     order = [0, 3, 5, 1, 2, 4]
     expected = torch.zeros(6)
-    expected[order] = method_advantages(Method("ad"), rewards[order], 3)
+    expected[order] = method_advantages(Method("ad"), rewards[order], 3).tokens
     torch.testing.assert_close(found, expected.unsqueeze(1) * batch["response_mask"])
     assert (expected != 0).any()
 
@@ -287,7 +286,7 @@ def test_calibration_in_verl_takes_the_columns(verl):
         torch.tensor(np.stack(rewards, axis=1)).float(),
         4,
         *(torch.tensor(term).float() for term in terms.values()),
-    )
+    ).tokens
     torch.testing.assert_close(found[:, 0], expected)
 
 
@@ -399,15 +398,18 @@ def test_swift_gets_the_methods_advantages(swift, settings, taught):
     trainer = swift_trainer(swift, taught, None, Method("ad"), 2)
     rewards = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
     found = trainer._compute_advantages([], rewards, [])
-    torch.testing.assert_close(found, method_advantages(Method("ad"), rewards[:, [2, 1, 0]], 2))
+    torch.testing.assert_close(found, method_advantages(Method("ad"), rewards[:, [2, 1, 0]], 2).tokens)
     assert trainer.logged == 1, "swift's own runs for its logs"
     fresh("ms_swift")
     trainer._compute_advantages([], rewards, [])
     assert trainer.logged == 2, "a second import does not put one around the other"
 
 
-def test_calibration_in_swift_equals_our_own(swift, taught):
+@pytest.mark.parametrize("calibration", ["answer", "difference"])
+def test_calibration_in_swift_equals_our_own(swift, settings, taught, calibration):
     """Its terms, from a plain forward by swift's template with raw media, and ours, from the rollouts."""
+    settings(calibration=calibration)
+    method = Method(calibration=calibration)
     clips = [media(2.0, 0), media(2.7, 1)]
     raws = [media_tensors(taught, clip) for clip in clips]
     prompts = [
@@ -417,8 +419,7 @@ def test_calibration_in_swift_equals_our_own(swift, taught):
     categories = category_tokens(builtin(), taught.tokenizer)
     sampled = rollout(taught, prompts, 3, Sampling(24, 1.0, seed=2), tokens=categories[0], fast=True)
     gold = [["happy"]] * 3 + [["sad", "angry"]] * 3
-    slow, fast = (confidence(values, sampled.anchor_rollout, 6) for values in (sampled.slow, sampled.fast))
-    expected = terms_of(Method(), builtin(), categories, gold, slow, fast)
+    expected = terms_of(method, builtin(), categories, gold, sampled)
     samples = [
         GRPOSample(
             [{"role": "user", "content": "?"}, {"role": "assistant", "content": "..."}],
@@ -428,17 +429,27 @@ def test_calibration_in_swift_equals_our_own(swift, taught):
         for row, ids in enumerate(sampled.completion_ids)
     ]
     plugin = fresh("ms_swift")
-    trainer = swift_trainer(swift, taught, Template(taught, prompts, raws), Method(), 3)
-    found = plugin.calibrated(trainer, samples, Method())
+    trainer = swift_trainer(swift, taught, Template(taught, prompts, raws), method, 3)
+    found = plugin.calibrated(trainer, samples, method)
     for ours, theirs in zip(expected, found, strict=True):
         torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=0, equal_nan=True)
         assert (~ours.isnan()).sum() >= 4
     rewards = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
     advantages = trainer._compute_advantages(samples, rewards, [])
     torch.testing.assert_close(
-        advantages, method_advantages(Method(), rewards[:, [2, 1, 0]], 3, *expected), atol=1e-3, rtol=0
+        advantages, method_advantages(method, rewards[:, [2, 1, 0]], 3, *expected).tokens, atol=1e-3, rtol=0
     )
     assert samples[0].response_token_ids == [sampled.completion_ids[0]], "swift's own samples stay as they are"
+
+
+@pytest.mark.parametrize("calibration", ["reasoning", "hinge"])
+def test_formulations_that_a_host_cannot_run_are_refused(swift, settings, calibration):
+    settings(calibration=calibration)
+    with pytest.raises(UserError, match=rf"^MER_R1_METHOD: calibration={calibration} needs .*; use mer-r1 rl for it$"):
+        fresh("ms_swift").advantages(SimpleNamespace(), [], torch.zeros(2, 3))
+    if calibration == "reasoning":
+        with pytest.raises(UserError, match="an advantage per token"):
+            grouped_advantages(chosen_method(), torch.zeros(2, 3), ["a", "a"], torch.zeros(2))
 
 
 def test_what_does_not_fit_in_swift_is_told(swift, settings, taught):

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ from mer_r1.lab.study.results.report import fill_document, publish, read_results
 from mer_r1.lab.study.runs.jobs import Options, StudyJob, plan, settings_of
 from mer_r1.lab.study.runs.schedule import DONE_FILE, is_done, run_jobs
 from mer_r1.lab.study.runs.session import keep_session, read_session, to_options
-from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, chosen_studies
+from mer_r1.lab.study.runs.variants import READING, STUDIES, VARIANTS, chosen_studies
 from mer_r1.rl.method import Method
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,8 @@ def test_every_variant_is_a_method_that_exists() -> None:
     for variant in VARIANTS.values():
         told = (variant.rl or {}).items()
         choices = {key: value for key, value in told if key != "max_completion_length"}
-        Method(**{key: float(value) if key == "alpha" else value for key, value in choices.items()})
+        read = {key: yaml.safe_load(value) for key, value in {**READING, **choices}.items()}
+        assert Method(**read).calibration == "difference"
     told = [json.dumps([variant.rl, variant.sft], sort_keys=True) for variant in VARIANTS.values()]
     assert len(set(told)) == len(told)  # no two variants are the same run
 
@@ -135,8 +137,10 @@ def test_the_name_changes_with_whatever_decides_a_run(options: Options, tmp_path
 
 def test_settings_for_all_do_not_undo_a_variant(options: Options) -> None:
     changed = replace(options, settings=("alpha=0.3", "max_steps=8"))
-    assert settings_of(VARIANTS["alpha-1.0"], changed) == {"max_steps": "8", "alpha": "1.0", "method": "mer-r1"}
+    found = settings_of(VARIANTS["alpha-1.0"], changed)
+    assert found == {**READING, "max_steps": "8", "alpha": "1.0", "method": "mer-r1"}
     assert settings_of(VARIANTS["mer-r1"], changed)["alpha"] == "0.3"
+    assert settings_of(VARIANTS["ad"], changed) == {"max_steps": "8", "method": "ad"}
     with pytest.raises(UserError, match="key=value"):
         plan(["parts"], replace(options, settings=("alpha",)))
 

@@ -1,11 +1,13 @@
 """Anchors: which token is the first of each word of an answer, and which tokens begin words of which category."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_world import SMALL
@@ -14,7 +16,17 @@ from mer_r1.emotions.thinking import FAST_PREFILL, answer_word_spans, format_com
 from mer_r1.emotions.wheels import builtin, from_tables
 from mer_r1.lab.scenes.story.world import world
 from mer_r1.model.tiny import tiny
-from mer_r1.rl.anchors import AnswerTokens, _first_tokens, answer_tokens, category_mask, category_tokens
+from mer_r1.rl.anchors import (
+    AnswerTokens,
+    _first_tokens,
+    answer_tokens,
+    category_mask,
+    category_tokens,
+    counted_anchors,
+    terms_of,
+)
+from mer_r1.rl.method import Method
+from mer_r1.rl.rollout import Rollouts, anchor_rows
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +64,12 @@ def found(text: str, prefilled: str = "") -> AnswerTokens:
 def test_anchors_by_hand() -> None:
     # <think> is 7 characters, " a " 3, </think> 8, <answer> 8: the answer begins at 26, "sad" at 27, "shy" at 32.
     text = "<think> a </think><answer> sad, shy </answer>"
-    assert found(text) == AnswerTokens(26, [27, 32])
+    assert found(text) == AnswerTokens(26, [27, 32], ["sad", "shy"])
     assert text[26:30] == " sad"
 
 
 def test_a_fast_completion_goes_on_after_its_prefill() -> None:
-    assert found(" sad, shy </answer>", FAST_PREFILL) == AnswerTokens(0, [1, 6])
+    assert found(" sad, shy </answer>", FAST_PREFILL) == AnswerTokens(0, [1, 6], ["sad", "shy"])
 
 
 def test_labels_of_several_words_and_odd_blanks() -> None:
@@ -67,16 +79,16 @@ def test_labels_of_several_words_and_odd_blanks() -> None:
     text = "<answer>ill at ease ,,  [happy],\n\tSAD and shy;sad"
     assert text[8:11] == "ill"
     starts = [8, text.index("happy"), text.index("SAD"), text.index("shy"), text.rindex("sad")]
-    assert found(text) == AnswerTokens(8, starts)
+    assert found(text) == AnswerTokens(8, starts, ["ill at ease", "happy", "SAD", "shy", "sad"])
 
 
 def test_the_token_that_ends_a_completion_is_no_word() -> None:
     encode = Characters().encode
     for text in ("<answer>", "<answer> ", "<think> a </think><answer> ", ""):
         assert answer_tokens([*encode(text), END], Characters()).anchors == [], text
-    assert answer_tokens([*encode("<answer> sad"), END], Characters()) == AnswerTokens(8, [9])
-    assert answer_tokens([*encode("<answer> sad, "), END], Characters()) == AnswerTokens(8, [9])
-    assert answer_tokens([END, *encode("<answer> sad")], Characters()) == AnswerTokens(9, [10])
+    assert answer_tokens([*encode("<answer> sad"), END], Characters()) == AnswerTokens(8, [9], ["sad"])
+    assert answer_tokens([*encode("<answer> sad, "), END], Characters()) == AnswerTokens(8, [9], ["sad"])
+    assert answer_tokens([END, *encode("<answer> sad")], Characters()) == AnswerTokens(9, [10], ["sad"])
 
 
 def test_the_end_token_of_the_tiny_policy_is_no_word_either(tokenizer: Any) -> None:
@@ -128,6 +140,7 @@ def test_each_anchor_is_the_token_that_brings_the_first_character_of_its_word(
     tokens = answer_tokens(ids, tokenizer)
     spans = answer_word_spans(text)
     assert len(tokens.anchors) == len(spans)
+    assert tokens.words == [text[start:end] for start, end in spans]
     for anchor, (start, _) in zip(tokens.anchors, spans, strict=True):
         before = tokenizer.decode(ids[:anchor], skip_special_tokens=True)
         after = tokenizer.decode(ids[: anchor + 1], skip_special_tokens=True)
@@ -275,3 +288,142 @@ def test_categories_need_not_be_emotions() -> None:
     tokens, names = category_tokens(taxonomy, Letters())  # type: ignore[arg-type]
     assert names == [("pieces", "knight"), ("pieces", "rook")]
     assert tokens.num_categories == 2
+
+
+# --- which words count, and the terms of answers ----------------------------------------------------------------------
+
+# On the wheel "sides" joy and fear are two categories, on "whole" one. "dull" is on no wheel.
+JOY_FEAR = category_tokens(from_tables(TABLES), Letters())
+NAN = math.nan
+
+
+def read(*answers: list[str], slow: Any = None, fast: Any = None) -> Rollouts:
+    """Rollouts with these words as answers, and confidences in good, bad | any at each word."""
+    found = [AnswerTokens(0, list(range(len(words))), words) for words in answers]
+    values = (None if table is None else torch.tensor(table) for table in (slow, fast))
+    return Rollouts([], [], anchor_rows(found), *values, answers=found)
+
+
+def counted(rule: str, *answers: list[str]) -> list[list[int]]:
+    return counted_anchors(rule, from_tables(TABLES), JOY_FEAR, read(*answers)).int().tolist()
+
+
+def test_mentions_are_counted_once_for_each_wheel() -> None:
+    answers = ["dull", "happy", "glad", "afraid", "happy"], ["dull"], [], ["Afraid"]
+    expected = [
+        [0, 0, 0],  # dull is on no wheel
+        [1, 1, 1],  # happy: good, any
+        [0, 0, 0],  # glad: good again, any again
+        [1, 1, 0],  # afraid: bad for the first time, any again
+        [0, 0, 0],
+        [0, 0, 0],  # the second answer
+        [1, 1, 1],  # the fourth begins anew
+    ]
+    assert counted("mentions", *answers) == expected
+    assert counted("first", *answers) == [[0] * 3, [1] * 3, *[[0] * 3] * 4, [1] * 3]
+    assert counted("all", *answers) == [[1] * 3] * 7
+
+
+@pytest.mark.parametrize("rule", Method.ALLOWED["anchors"])
+def test_without_words_nothing_counts(rule: str) -> None:
+    assert counted(rule, [], []) == []
+
+
+@given(st.lists(st.lists(st.sampled_from(["happy", "glad", "afraid", "dull"]), max_size=5), min_size=1, max_size=4))
+def test_repeating_a_word_adds_no_anchor_that_counts(answers: list[list[str]]) -> None:
+    for rule in ("mentions", "first"):
+        once = [row for row in counted(rule, *answers) if any(row)]
+        again = [row for row in counted(rule, *(words + words for words in answers)) if any(row)]
+        assert once == again
+
+
+def test_the_words_have_to_be_there() -> None:
+    rollouts = read(["happy"], slow=[[0.5, 0.25, 0.9]])
+    rollouts.answers = []
+    with pytest.raises(ValueError, match=r"expected the word of each of 1 anchors in rollouts.answers, got 0"):
+        terms_of(Method(), from_tables(TABLES), JOY_FEAR, [["happy"]], rollouts)
+
+
+SLOW = [[0.4, 0.1, 0.5], [0.2, 0.2, 0.8], [0.3, 0.3, 0.2]]
+FAST = [[0.2, 0.2, 0.1], [0.1, 0.4, 0.3], [0.1, 0.3, 0.6]]
+"""At "happy" and "afraid" of the first answer and "dull" of the second: good, bad | any."""
+
+
+def terms(**choices: Any) -> tuple[Any, Any]:
+    found = terms_of(
+        Method(**choices),
+        from_tables(TABLES),
+        JOY_FEAR,
+        [["glad"], ["glad"], ["glad"]],
+        read(["happy", "afraid"], ["dull"], [], slow=SLOW, fast=FAST),
+        torch.tensor([[0.9, 0.3, 0.5]] * 3),
+    )
+    return tuple(None if term is None else [round(value, 5) for value in term.tolist()] for term in found)
+
+
+def log(value: float) -> float:
+    return math.log(value)
+
+
+@pytest.mark.parametrize(
+    ("choices", "plus", "minus"),
+    [
+        # Conditional: good 0.8 and 0.5 of 1, bad 0.2 and 0.5, any 1. U: good 0.9, bad 0.6 | any 1.
+        ({"calibration": "answer"}, [(0.9 + 1) / 2, NAN], [(0.9 / 1.5 + 1) / 2, NAN]),
+        # Raw: U good 1 - 0.6 * 0.8, bad 1 - 0.9 * 0.8 | any 0.5, at the first word alone.
+        ({"calibration": "answer", "conditional": False}, [(0.52 + 0.5) / 2, NAN], [(0.52 / 0.8 + 1) / 2, NAN]),
+        ({"calibration": "answer", "anchors": "first"}, [(0.8 + 1) / 2, NAN], [(0.8 + 1) / 2, NAN]),
+        # Every word: "dull" gives the second answer a term, 0.5 of each.
+        ({"calibration": "answer", "anchors": "all"}, [0.95, (0.5 + 1) / 2], [0.8, (0.5 + 1) / 2]),
+        # log 0.8 - log 0.5 on one wheel, nothing on the other; without the condition log 0.4 / 0.2 and log 0.5 / 0.1.
+        ({"calibration": "reasoning"}, [log(1.6) / 2, NAN], None),
+        ({"calibration": "reasoning", "conditional": False}, [(log(2) + log(5)) / 2, NAN], None),
+        # "all" reads the first word, even one that no wheel places.
+        ({"calibration": "reasoning", "anchors": "all"}, [log(1.6) / 2, log(0.5 / 0.25) / 2], None),
+        # The reference has good 0.75, bad 0.25: 0.8 exceeds it.
+        ({"calibration": "hinge"}, [0.0, NAN], [0.0, NAN]),
+        ({"calibration": "hinge", "anchors": "all"}, [0.0, log(0.5 / 0.75) / 2], [0.0, log(0.25 / 0.5)]),
+        ({"calibration": "hinge", "conditional": False}, [(log(0.4 / 0.9)) / 2, NAN], [0.0, NAN]),
+        # Differences: good log 1.6 and log 0.5 / 0.2, bad log 0.5 / 0.2 and log 0.8 / 0.5, averaged over both words.
+        (
+            {"calibration": "difference"},
+            [(log(1.6) + log(2.5)) / 4, NAN],
+            [(log(2.5) + log(1.6)) / 2, NAN],
+        ),
+        (
+            {"calibration": "difference", "conditional": False, "anchors": "first"},
+            [(log(2) + log(5)) / 2, NAN],
+            [log(2), NAN],
+        ),
+        ({"calibration": "difference", "confidence_clip": 0.1}, [0.1, NAN], [0.1, NAN]),
+    ],
+)
+def test_terms_of_answers_by_hand(choices: dict[str, Any], plus: list[float], minus: list[float] | None) -> None:
+    found = terms(**choices)
+    assert found[0] == pytest.approx([*plus, NAN], abs=1e-5, nan_ok=True)
+    assert found[1] == (None if minus is None else pytest.approx([*minus, NAN], abs=1e-5, nan_ok=True))
+
+
+def test_noise_has_terms_of_no_answer_and_of_no_confidence() -> None:
+    torch.manual_seed(0)
+    labels = [["glad"]] * 2000 + [["unheard of"]] * 2
+    found = terms_of(Method(calibration="noise"), from_tables(TABLES), JOY_FEAR, labels, read(*[[]] * 2002))
+    for term in found:
+        assert term is not None
+        assert term.isnan().tolist() == [False] * 2000 + [True] * 2
+        assert abs(term[:2000].mean().item()) < 0.1
+        assert term[:2000].std().item() == pytest.approx(1.0, abs=0.1)
+    assert abs(torch.corrcoef(torch.stack(found)[:, :2000])[0, 1].item()) < 0.1
+    torch.manual_seed(0)
+    again = terms_of(Method(calibration="noise"), from_tables(TABLES), JOY_FEAR, labels, read(*[[]] * 2002))
+    torch.testing.assert_close(again, found, equal_nan=True)
+
+
+def test_missing_confidences_are_told() -> None:
+    for calibration, rollouts, lacking in (
+        ("answer", read(["happy"]), "no slow confidences"),
+        ("reasoning", read(["happy"], slow=[[0.5, 0.25, 0.9]]), "no fast confidences"),
+        ("hinge", read(["happy"], slow=[[0.5, 0.25, 0.9]]), "needs reference_fast"),
+    ):
+        with pytest.raises(ValueError, match=rf"calibration={calibration}.*{lacking}"):
+            terms_of(Method(calibration=calibration), from_tables(TABLES), JOY_FEAR, [["glad"]], rollouts)

@@ -8,17 +8,25 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_world import WORDS, entry, media, some_prompts, teach, tiny_omni
 from trl import GRPOTrainer
 
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
+from mer_r1.errors import UserError
 from mer_r1.model import generation
 from mer_r1.model.omni import load
-from mer_r1.model.prompts import encode_prompt, media_tensors
-from mer_r1.rl.method import Method, method_advantages
-from mer_r1.rl.trainer import ForClips, MERR1Trainer, annealed
+from mer_r1.model.prompts import collate, encode_prompt, media_tensors
+from mer_r1.model.tower_outputs import media_embedded
+from mer_r1.rl import trainer as rl_trainer
+from mer_r1.rl.anchors import AnswerTokens
+from mer_r1.rl.calibration import category_probabilities
+from mer_r1.rl.method import Advantages, Method, method_advantages
+from mer_r1.rl.rollout import Rollouts, fast_prompt
+from mer_r1.rl.trainer import ForClips, MERR1Trainer, Step, annealed
 from mer_r1.training.recipes import RLRecipe
+from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
 CLIPS = 8
 GROUP = 4
@@ -53,7 +61,7 @@ def recipe(folder, **changes):
     return RLRecipe(**(settings | changes))
 
 
-def make_trainer(checkpoint, folder, method=None, **changes):
+def make_trainer(checkpoint, folder, method=None, kwargs=None, **changes):
     omni = load(checkpoint)
     omni.freeze_towers()
     entries = [entry(omni, media(2.0 + 0.2 * index, index)) for index in range(CLIPS)]
@@ -64,8 +72,17 @@ def make_trainer(checkpoint, folder, method=None, **changes):
         {"prompt": [{"role": "user", "content": "?"}], "labels": [WORDS[index]], "clip_index": index}
         for index in range(CLIPS)
     ]
-    trainer = MERR1Trainer(omni, rows, prompts.__getitem__, method or Method(), builtin(), recipe(folder, **changes))
+    settings = recipe(folder, **changes)
+    trainer = MERR1Trainer(omni, rows, prompts.__getitem__, method or Method(), builtin(), settings, **(kwargs or {}))
     return trainer, rows, entries
+
+
+def next_logits(omni, prompt):
+    """(1, V) logits of the token after a prompt, by a plain forward pass."""
+    policy, batch = omni.model, collate([prompt], [[]], omni.tokenizer.pad_token_id)
+    with torch.no_grad(), media_embedded(policy, batch["media"]):
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        return policy(**inputs).logits[:, -1]
 
 
 def scored_batch(trainer, rows):
@@ -126,15 +143,112 @@ def test_log_probabilities_equal_those_of_the_model_called_with_raw_media(checkp
     torch.testing.assert_close(loss_logps(trainer, output)[row, :tokens], expected, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("scale", ["group", "none", "batch"])
 @pytest.mark.parametrize("name", ["f1", "rd", "ad", "mer-r1"])
-def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, monkeypatch, name):
+def test_the_output_carries_the_methods_own_advantages(checkpoint, tmp_path, monkeypatch, name, scale):
     method = Method(method=name)
-    trainer, rows, _ = make_trainer(checkpoint, tmp_path, method)
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, method, scale_rewards=scale)
     rewards = torch.rand(2 * GROUP, len(method.objectives))
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)
     output = scored_batch(trainer, rows)
-    terms = trainer._calibration_terms(trainer.step) if method.calibrates else (None, None)
-    torch.testing.assert_close(output["advantages"], method_advantages(method, rewards, GROUP, *terms))
+    terms = trainer._calibration_terms(trainer.step)[0] if method.calibrates else (None, None)
+    expected = method_advantages(method, rewards, GROUP, *terms, scale_rewards=scale)
+    torch.testing.assert_close(output["advantages"], expected.tokens)
+    assert expected.tokens.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("calibration", ["answer", "noise", "difference", "reasoning", "hinge"])
+def test_a_formulation_reads_what_it_needs_and_no_more(checkpoint, tmp_path, calibration):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, Method(calibration=calibration))
+    scored_batch(trainer, rows)
+    rollouts = trainer.step.rollouts
+    assert rollouts.slow is not None
+    assert (rollouts.fast is not None) == ("fast" in rollouts.seconds) == (calibration in ("difference", "reasoning"))
+    assert len(trainer._reference) == (2 if calibration == "hinge" else 0)
+
+
+def test_only_the_tokens_before_the_answer_get_the_reasonings_term(checkpoint, tmp_path, monkeypatch):
+    """TRL's loss takes an advantage per token: (R, T), which shuffling and splitting move along."""
+    method = Method(calibration="reasoning", calibration_share=0.3)
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, method)
+    monkeypatch.setattr(generation, "draw", Scripted(trainer.omni, generation.draw))
+    rewards = torch.rand(2 * GROUP, 3, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)
+    output = scored_batch(trainer, rows)
+    terms, _ = trainer._calibration_terms(trainer.step)
+    expected = method_advantages(method, rewards, GROUP, *terms)
+    advantages, answers = output["advantages"], trainer.step.rollouts.answers
+    assert advantages.shape == output["completion_ids"].shape
+    assert expected.reasoning.abs().min() > 1e-4
+    for row, answer in enumerate(answers):
+        assert 0 < answer.start < int(output["completion_mask"][row].sum())
+        reasoning, rest = advantages[row].split([answer.start, advantages.shape[1] - answer.start])
+        torch.testing.assert_close(rest, expected.tokens[row].expand_as(rest))
+        torch.testing.assert_close(reasoning, (expected.tokens + expected.reasoning)[row].expand_as(reasoning))
+    # The loss at the sampling policy, without its KL term: minus the mean over rows of the advantages' masked means.
+    trainer.beta, trainer.current_gradient_accumulation_steps = 0.0, 1
+    output.pop("old_per_token_logps", None)
+    mask = output["completion_mask"]
+    loss = trainer._compute_loss(trainer.model, output)
+    torch.testing.assert_close(loss, -((advantages * mask).sum(1) / mask.sum(1)).mean(), atol=1e-5, rtol=0)
+    assert trainer._logs["extra"]["advantage_added_to_reasoning"][0] == pytest.approx(expected.reasoning[0].item())
+
+
+def test_a_completion_without_an_answer_is_reasoning_throughout(checkpoint, tmp_path):
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, Method(calibration="reasoning"))
+    step = Step([0, 0], [["happy"]] * 2, 2)
+    step.rollouts = Rollouts([[1] * 4] * 2, [], torch.tensor([1]), answers=[AnswerTokens(0, []), AnswerTokens(3, [3])])
+    found = trainer._of_tokens(Advantages(torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0]), 0.5), step, 4)
+    assert found.tolist() == [[11, 11, 11, 11], [22, 22, 22, 2]]
+
+
+def test_logs_have_the_advantages_that_were_used(checkpoint, tmp_path, monkeypatch):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, Method("ad"))
+    rewards = torch.rand(2 * GROUP, 3)
+    rewards[:GROUP] = 0.5
+    # Recall and precision differ and their sum does not: TRL would count this group as one without signal.
+    rewards[GROUP:] = torch.tensor([[1.0, 0.2, 0.8], [1.0, 0.8, 0.2], [1.0, 0.5, 0.5], [1.0, 0.4, 0.6]])
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)
+    for _ in range(2):
+        used = scored_batch(trainer, rows)["advantages"]
+        assert list(trainer._logs["advantages"]) == pytest.approx(used.tolist())
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [0.5, 0.5]
+
+
+def test_the_reference_is_the_starting_policys_and_computed_once(checkpoint, tmp_path, monkeypatch):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, Method(calibration="hinge"))
+    omni = load(checkpoint)
+    prompts = [fast_prompt(omni, trainer.prompt_of(index)) for index in (0, 1)]
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # a policy in training
+    scored_batch(trainer, rows)
+    found = trainer._reference_fast(trainer.step)
+    for row, prompt in enumerate(prompts):
+        expected = category_probabilities(next_logits(omni, prompt), trainer.categories[0])
+        torch.testing.assert_close(
+            found[row * GROUP : (row + 1) * GROUP], expected.expand(GROUP, -1), atol=2e-6, rtol=0
+        )
+    monkeypatch.setattr(rl_trainer, "fast_confidences", lambda *args: pytest.fail("computed again"))
+    torch.testing.assert_close(trainer._reference_fast(trainer.step), found, atol=0, rtol=0)
+
+
+def test_the_reference_of_an_adapter_is_the_model_without_it(checkpoint, tmp_path):
+    lora = LoraConfig(r=4, target_modules=LANGUAGE_MODEL_LAYERS, init_lora_weights=False)
+    method = Method(calibration="hinge")
+    plain, rows, _ = make_trainer(checkpoint, tmp_path, method)
+    adapted, _, _ = make_trainer(checkpoint, tmp_path, method, kwargs={"peft_config": lora}, beta=0.0)
+    scored_batch(plain, rows)
+    scored_batch(adapted, rows)
+    assert adapted.ref_model is None
+    for clip in (0, 1):
+        torch.testing.assert_close(adapted._reference[clip], plain._reference[clip], atol=2e-6, rtol=0)
+
+
+def test_without_a_starting_policy_the_hinge_is_refused(checkpoint, tmp_path):
+    for change in ({"beta": 0.0}, {"sync_ref_model": True}):
+        with pytest.raises(UserError, match=r"calibration=hinge .*beta above 0 or LoRA, and sync_ref_model=false, got"):
+            make_trainer(checkpoint, tmp_path, Method(calibration="hinge"), **change)
 
 
 def test_ad_equals_trl_normalize_then_sum_up_to_its_batch_standardisation(checkpoint, tmp_path, monkeypatch):
@@ -272,7 +386,7 @@ def test_a_step_moves_the_language_model_and_leaves_the_towers(checkpoint, tmp_p
 
 
 def test_every_log_line_has_the_figures_that_users_watch(checkpoint, tmp_path):
-    trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=1)
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, Method(calibration="difference"), max_steps=1)
     trainer.train()
     line = trainer.state.log_history[0]
     names = ["rewards/recall_reward/mean", "rewards/precision_reward/mean", "rewards/format_reward/mean"]
@@ -282,6 +396,12 @@ def test_every_log_line_has_the_figures_that_users_watch(checkpoint, tmp_path):
         "confidence/fast_correct",
         "confidence/slow_incorrect",
         "confidence/fast_incorrect",
+    ]
+    names += ["calibration/delta_correct", "calibration/spread_incorrect", "calibration/share"]
+    names += [
+        "calibration/correct_with_recall",
+        "calibration/incorrect_with_precision",
+        "calibration/correct_with_words",
     ]
     names += ["clip_ratio/region_mean", "seconds/sampling", "seconds/scoring", "seconds/training"]
     assert [name for name in names if name not in line] == []
@@ -302,9 +422,10 @@ def test_equal_rewards_are_warned_of_and_one_rollout_is_shown(checkpoint, tmp_pa
 def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path, step, steps):
     """Within the first epoch, within later ones, whose order is another, and behind the last step."""
     settings = {"max_steps": steps, "save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
-    whole, _, _ = make_trainer(checkpoint, tmp_path / "whole", **settings)
+    method = Method(calibration="hinge")  # whose reference no checkpoint holds
+    whole, _, _ = make_trainer(checkpoint, tmp_path / "whole", method, **settings)
     whole.train()
-    resumed, _, _ = make_trainer(checkpoint, tmp_path / "resumed", **settings)
+    resumed, _, _ = make_trainer(checkpoint, tmp_path / "resumed", method, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=0, rtol=0, msg=name)
@@ -334,7 +455,8 @@ class Scripted:
 
 def test_the_trajectory_is_the_pinned_one(checkpoint, tmp_path, request, monkeypatch):
     """Ten steps on a CPU in float32: other numbers mean another method, and belong in the changelog."""
-    trainer, _, _ = make_trainer(checkpoint, tmp_path, max_steps=10)
+    method = Method(calibration="difference", conditional=False, anchors="all", alpha=0.1, spread_floor=0.0)
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, method, max_steps=10)
     monkeypatch.setattr(generation, "draw", Scripted(trainer.omni, generation.draw))
     trainer.train()
     keys = ("loss", "grad_norm", "reward", "kl")

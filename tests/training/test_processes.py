@@ -37,8 +37,8 @@ STAGES = {  # rows of one process, and settings
     "sft": (1, ["max_steps=4"]),
     "towers": (1, ["max_steps=4", "train_towers=true", "gradient_checkpointing=true", "learning_rate=0.005"]),
     "first": (1, ["max_steps=2", "train_towers=true", "towers_first_steps=2", "learning_rate=0.005"]),
-    "groups": (GROUP, RL),
-    "halves": (GROUP // 2, RL),  # the rollouts of one clip lie in both processes
+    "groups": (GROUP, [*RL, "calibration=hinge"]),
+    "halves": (GROUP // 2, [*RL, "calibration=difference"]),  # the rollouts of one clip lie in both processes
 }
 
 
@@ -128,6 +128,7 @@ def test_rl_of_two_processes_is_that_of_one_on_the_same_tokens(both, name):
     assert advantages.abs().max() > 0.1, "some answers were better than others"
     torch.testing.assert_close(advantages, expected, atol=1e-4, rtol=0)
     keys = ("loss", "grad_norm", "reward", "kl", "confidence/slow_correct", "confidence/fast_incorrect")
+    keys += ("calibration/delta_correct", "calibration/incorrect_with_words", "calibration/share")
     for ours, theirs in zip(lines(both.two / name, keys), lines(both.one / name, keys), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6, nan_ok=True)
     before, expected = weights(both.one / "sft"), weights(both.one / name)

@@ -193,8 +193,12 @@ def test_nobody_learns_where_to(kind):
     [
         ("method=grpo", "f1, rd, ad, mer-r1"),
         ("space=outer", "advantage, reward, mixed"),
+        ("space=mixed", "needs a fixed weight, alpha"),
+        ("calibration=none", "answer, reasoning, hinge, difference, noise"),
+        ("calibration_share=1", "below 1"),
+        ("spread_floor=-1", "negative"),
         ("sides=left", "both, recall, precision"),
-        ("anchors=last", "all, first"),
+        ("anchors=last", "mentions, all, first"),
         ("confidence_level=letter", "category, word"),
         ("alpha=-1", "negative"),
         ("confidence_clip=0", "positive"),
@@ -456,7 +460,7 @@ def test_the_help_explains_every_field_without_torch_or_trl():
         for field in recipe_fields(stage):
             assert re.search(rf"{field.name} +{re.escape(field.help[:40])}", done.stdout), field.name
             assert f"─ {field.group} ─" in done.stdout
-    assert re.search(r"alpha +Weight of the calibration terms.*\[float, default 0\.1\]", rl_help())
+    assert re.search(r"format_weight +Weight of the format reward.*\[float, default 0\.1\]", rl_help())
 
 
 def rl_help(*words):

@@ -55,7 +55,8 @@ def test_the_values_of_the_paper():
     assert (sft.num_train_epochs, sft.learning_rate, sft.clips) == (2, 2e-5, "0:5000")
     assert (rl.num_train_epochs, rl.learning_rate, rl.clips) == (1, 2e-6, "5000:")
     assert (rl.num_generations, rl.beta, rl.epsilon, rl.max_completion_length) == (4, 0.04, 0.2, 1024)
-    assert (rl.format_weight, rl.alpha, rl.max_grad_norm, sft.max_grad_norm) == (0.1, 0.1, 1.0, 1.0)
+    assert (rl.format_weight, rl.max_grad_norm, sft.max_grad_norm) == (0.1, 1.0, 1.0)
+    assert (rl.calibration, rl.calibration_share, rl.alpha) == ("answer", 0.15, None)
     assert rl.calibrates
     assert sft.gradient_checkpointing
     assert rl.gradient_checkpointing

@@ -72,6 +72,12 @@ def gold_of(columns: Mapping[str, Any]) -> Any:
     raise UserError(f"no gold labels: expected one of the columns {', '.join(GOLD_COLUMNS)}, got {sorted(columns)}")
 
 
+def refuse_tokens(method: Method) -> None:
+    """Raise a UserError for a method whose advantages differ between the tokens of a rollout: hosts take one each."""
+    if method.calibrates and method.calibration == "reasoning":
+        raise UserError("MER_R1_METHOD: calibration=reasoning needs an advantage per token; use mer-r1 rl for it")
+
+
 def grouped_advantages(
     method: Method,
     rewards_per_func: Tensor,
@@ -85,12 +91,16 @@ def grouped_advantages(
         method: choices.
         rewards_per_func: (R, K) in the order of ``method.objectives``; NaN where unscorable.
         groups: R names; rows with the same name are rollouts of one prompt.
-        delta_correct: (R,) Delta+, if the method calibrates.
-        delta_incorrect: (R,) Delta-.
+        delta_correct: (R,) T+, if the method calibrates.
+        delta_incorrect: (R,) T-.
 
     Returns:
         (R,) advantages; 0 for a rollout that is alone in its group.
+
+    Raises:
+        UserError: the method adds to the advantages of the reasoning only, which the hosts cannot.
     """
+    refuse_tokens(method)
     names = list(dict.fromkeys(groups))
     members = [[row for row, group in enumerate(groups) if group == name] for name in names]
     size = max(2, max(map(len, members), default=2))
@@ -100,8 +110,8 @@ def grouped_advantages(
     def arranged(values: Tensor) -> Tensor:
         return torch.cat([values, torch.full_like(values[:1], torch.nan)])[rows.to(values.device)]
 
-    terms = (None if term is None else arranged(term) for term in (delta_correct, delta_incorrect))
-    advantages = method_advantages(method, arranged(rewards_per_func), size, *terms)
+    plus, minus = (None if term is None else arranged(term) for term in (delta_correct, delta_incorrect))
+    advantages = method_advantages(method, arranged(rewards_per_func), size, plus, minus).tokens
     rows = rows.to(advantages.device)
     result = torch.zeros_like(advantages[: len(groups)])
     result[rows[rows >= 0]] = advantages[rows >= 0]

@@ -12,6 +12,7 @@ Written against ms-swift 4.6.0 (`swift/rewards/orm.py`, `swift/rlhf_trainers/grp
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
-from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold_of
+from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold_of, refuse_tokens
 from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
-from mer_r1.rl.calibration import category_probabilities, confidence
+from mer_r1.rl.calibration import category_probabilities
 from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rewards import reward_function
 
@@ -64,9 +65,13 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
         (R,) advantages.
 
     Raises:
-        UserError: rewards are missing, or swift runs in a mode without fixed groups.
+        UserError: rewards are missing, swift runs in a mode without fixed groups, or the method needs what swift does
+            not offer (advantages per token, the starting policy).
     """
     method = chosen_method()
+    refuse_tokens(method)
+    if method.needs_reference:
+        raise UserError("MER_R1_METHOD: calibration=hinge needs the starting policy; use mer-r1 rl for it")
     if trainer.dynamic_num_samples:
         raise UserError("mer-r1 in ms-swift needs num_generations rollouts per prompt: no dynamic_num_samples")
     wanted = [OBJECTIVES[name] for name in method.objectives]
@@ -75,30 +80,26 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
         raise UserError(f"method {method.method} needs the rewards {', '.join(missing)}: give --reward_funcs {funcs}")
     rewards = rewards_per_func[:, [trainer.reward_func_names.index(name) for name in wanted]]
     group = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    terms: tuple[Tensor | None, Tensor | None] = (None, None)
-    if method.calibrates:
-        delta_correct, delta_incorrect = calibrated(trainer, samples, method)
-        terms = trainer.accelerator.gather(delta_correct), trainer.accelerator.gather(delta_incorrect)
-    return method_advantages(method, rewards, group, *terms)
+    terms = calibrated(trainer, samples, method) if method.calibrates else ()
+    return method_advantages(method, rewards, group, *(trainer.accelerator.gather(term) for term in terms)).tokens
 
 
-def calibrated(trainer: Any, samples: Sequence[Any], method: Method) -> tuple[Tensor, Tensor]:
-    """Delta+ and Delta- of this process's samples, (N,) each, by two forward passes without gradient."""
+def calibrated(trainer: Any, samples: Sequence[Any], method: Method) -> tuple[Tensor | None, Tensor | None]:
+    """T+ and T- of this process's samples, (N,) each: a forward pass without gradient, two if fast thinking counts."""
     tokenizer, taxonomy = trainer.template.tokenizer, chosen_taxonomy()
     categories = _categories(tokenizer, method.confidence_level)
     slow_ids = [_flat(sample.response_token_ids) for sample in samples]
     answers = [answer_tokens(ids, tokenizer) for ids in slow_ids]
-    head = tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
-    fast_ids = [head + ids[answer.start :] for ids, answer in zip(slow_ids, answers, strict=True)]
-    shift = [len(head) - answer.start for answer in answers]
-    scores = []
-    for texts, moved in ((slow_ids, [0] * len(answers)), (fast_ids, shift)):
-        places = [[anchor + by for anchor in answer.anchors] for answer, by in zip(answers, moved, strict=True)]
-        logits = anchor_logits(trainer, samples, texts, places)
-        rows = torch.tensor([row for row, found in enumerate(places) for _ in found], device=logits.device).long()
-        scores.append(confidence(category_probabilities(logits, categories[0]), rows, len(samples), method.anchors))
-    gold = [gold_of(sample.extra) for sample in samples]
-    return terms_of(method, taxonomy, categories, gold, *scores)
+    rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer.anchors], dtype=torch.long)
+    logits = anchor_logits(trainer, samples, slow_ids, [answer.anchors for answer in answers])
+    slow = category_probabilities(logits, categories[0])
+    read: Any = SimpleNamespace(answers=answers, anchor_rollout=rows, slow=slow, fast=None)
+    if method.needs_fast:
+        head = tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
+        fast_ids = [head + ids[answer.start :] for ids, answer in zip(slow_ids, answers, strict=True)]
+        places = [[anchor + len(head) - answer.start for anchor in answer.anchors] for answer in answers]
+        read.fast = category_probabilities(anchor_logits(trainer, samples, fast_ids, places), categories[0])
+    return terms_of(method, taxonomy, categories, [gold_of(sample.extra) for sample in samples], read)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ Shapes: B prompts, G rollouts each, K objectives.
 import torch
 from torch import Tensor
 
+SCALES = ("group", "batch", "none")
+"""What divides an advantage, TRL's `scale_rewards`."""
 MIN_SPREAD = 1e-6
 """A group with no larger standard deviation has no signal; far above float32 rounding, far below a real spread."""
 
@@ -38,8 +40,8 @@ def group_spread(values: Tensor, num_generations: int) -> Tensor:
     return variance.sqrt().expand_as(grouped).reshape(-1)
 
 
-def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0) -> Tensor:
-    """(value - group mean) / group standard deviation; 0 for a group without spread and for unscorable rollouts.
+def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0, scale: str = "group") -> Tensor:
+    """(value - group mean) / standard deviation; 0 for a group without spread and for unscorable rollouts.
 
     A group whose values are (nearly) equal carries no information about which rollout is better. It gives 0 and not a
     division by a tiny number, which would blow rounding noise up to full size (our reading). TRL's
@@ -49,64 +51,87 @@ def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0) 
         values: (B*G,) one number per rollout, groups contiguous; NaN marks an unscorable rollout.
         num_generations: G, at least 2.
         epsilon: added to every standard deviation; 0 is the formula as written.
+        scale: TRL's `scale_rewards`, the standard deviation that divides: that of the "group", that of the whole
+            "batch", or "none" (centred only, as in the authors' fork).
 
     Returns:
         (B*G,) advantages; each group sums to 0.
 
     Raises:
-        ValueError: if the length is no multiple of G, or G < 2.
+        ValueError: if the length is no multiple of G, or G < 2, or for another scale.
 
     >>> group_normalise(torch.tensor([0.0, 2.0, 5.0, 5.0]), 2).tolist()
     [-0.7071067690849304, 0.7071067690849304, 0.0, 0.0]
     """
-    grouped = _grouped(values, num_generations)
-    spread = group_spread(values, num_generations)
-    centred = _centred(grouped).reshape(-1)
+    if scale not in SCALES:
+        raise ValueError(f"scale_rewards: expected one of {', '.join(SCALES)}, got {scale!r}")
+    centred = _centred(_grouped(values, num_generations)).reshape(-1)
+    if scale == "none":
+        return centred.nan_to_num(0.0)
+    spread = group_spread(values, num_generations if scale == "group" else len(values))
     has_signal = (spread > MIN_SPREAD) & ~centred.isnan()
     safe = torch.where(has_signal, spread + epsilon, 1.0)
     return torch.where(has_signal, centred / safe, 0.0)
 
 
-def sum_then_normalise(rewards_per_func: Tensor, weights: Tensor, num_generations: int) -> Tensor:
+def group_minimum(values: Tensor, num_generations: int) -> Tensor:
+    """The values (B*G,), with the minimum of its group where one is NaN; a group of NaN stays as it is.
+
+    >>> group_minimum(torch.tensor([0.5, torch.nan, torch.nan, torch.nan]), 2).tolist()
+    [0.5, 0.5, nan, nan]
+    """
+    grouped = _grouped(values, num_generations)
+    lowest = torch.where(grouped.isnan(), torch.inf, grouped).amin(dim=1, keepdim=True)
+    return torch.where(grouped.isnan() & lowest.isfinite(), lowest, grouped).reshape(-1)
+
+
+def sum_then_normalise(rewards_per_func: Tensor, weights: Tensor, num_generations: int, scale: str = "group") -> Tensor:
     """Baseline (one objective) and RD: the weighted rewards are summed, then normalised once.
 
     Args:
         rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
         weights: (K,) weight of each objective.
         num_generations: G, at least 2.
+        scale: see `group_normalise`.
 
     Returns:
         (B*G,) advantages. A rollout that no function could score gets 0.
     """
     total = (rewards_per_func * weights).nansum(dim=1)
     total = torch.where(rewards_per_func.isnan().all(dim=1), torch.nan, total)
-    return group_normalise(total, num_generations)
+    return group_normalise(total, num_generations, scale=scale)
 
 
-def normalise_each(rewards_per_func: Tensor, num_generations: int, epsilon: float = 0.0) -> Tensor:
+def normalise_each(
+    rewards_per_func: Tensor, num_generations: int, epsilon: float = 0.0, scale: str = "group"
+) -> Tensor:
     """AD, first half: each objective is normalised within its group by itself.
 
     Args:
         rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
         num_generations: G, at least 2.
         epsilon: see `group_normalise`.
+        scale: see `group_normalise`.
 
     Returns:
         (B*G, K) advantages, one column per objective.
     """
-    columns = [group_normalise(column, num_generations, epsilon) for column in rewards_per_func.unbind(dim=1)]
-    return torch.stack(columns, dim=1)
+    columns = rewards_per_func.unbind(dim=1)
+    return torch.stack([group_normalise(column, num_generations, epsilon, scale) for column in columns], dim=1)
 
 
-def normalise_then_sum(rewards_per_func: Tensor, weights: Tensor, num_generations: int, epsilon: float = 0.0) -> Tensor:
+def normalise_then_sum(
+    rewards_per_func: Tensor, weights: Tensor, num_generations: int, epsilon: float = 0.0, scale: str = "group"
+) -> Tensor:
     """AD: normalise each objective within its group, then sum the weighted advantages.
 
     TRL's ``normalize_then_sum`` (GDPO) is this with ``epsilon=1e-4``, then standardised once more over the whole batch,
     which makes the size of the update independent of how many groups carry signal; the paper's formula has none.
 
-    The arguments are those of `sum_then_normalise`, and the `epsilon` of `group_normalise`; returns (B*G,) advantages.
+    The arguments are those of `sum_then_normalise`, and the `epsilon` and `scale` of `group_normalise`; returns (B*G,)
+    advantages.
     """
-    return (normalise_each(rewards_per_func, num_generations, epsilon) * weights).sum(dim=1)
+    return (normalise_each(rewards_per_func, num_generations, epsilon, scale) * weights).sum(dim=1)
 
 
 def _centred(grouped: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,7 +20,16 @@ from torch import Tensor
 
 from mer_r1.emotions.thinking import answer_word_spans
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
-from mer_r1.rl.calibration import CategoryTokens, calibration_terms, known_categories
+from mer_r1.rl.calibration import (
+    CategoryTokens,
+    answer_terms,
+    calibration_terms,
+    conditional,
+    confidence,
+    hinge_terms,
+    known_categories,
+    reasoning_term,
+)
 from mer_r1.rl.method import Method
 
 TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
@@ -35,10 +44,12 @@ class AnswerTokens:
     Attributes:
         start: first token after the tag that opens the answer (0 if that tag was prefilled).
         anchors: first token of each emotion word, ascending; empty if the answer has none.
+        words: the emotion word of each anchor, as written.
     """
 
     start: int
     anchors: list[int]
+    words: list[str] = field(default_factory=list)
 
 
 def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str = "") -> AnswerTokens:
@@ -56,11 +67,12 @@ def answer_tokens(completion_ids: Sequence[int], tokenizer: Any, prefilled: str 
     if not spans:
         return AnswerTokens(0, [])
     ends = _token_ends(completion_ids, text, tokenizer)
-    anchors = sorted({bisect_right(ends, start) for start, _ in spans})
+    words = {bisect_right(ends, start): text[start:end] for start, end in reversed(spans)}
+    anchors = sorted(words)
     # The answer begins after the last tag before its first word, well-formed or not, so it contains no reasoning.
     tags = [tag.end() for tag in TAG.finditer(text, 0, spans[0][0])]
     start = bisect_right(ends, tags[-1] - 1) + 1 if tags else 0
-    return AnswerTokens(min(start, anchors[0]), anchors)
+    return AnswerTokens(min(start, anchors[0]), anchors, [words[anchor] for anchor in anchors])
 
 
 def _token_ends(completion_ids: Sequence[int], text: str, tokenizer: Any) -> list[int]:
@@ -163,15 +175,117 @@ def gold_masks(
     return correct, known_categories(correct, partition), partition
 
 
-def terms_of(
-    method: Method, taxonomy: Taxonomy, categories: Categories, gold: Sequence[object], slow: Tensor, fast: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The calibration terms of R rollouts from their gold labels and their (R, C) scores S(k), slow and fast.
+class Readings(Protocol):
+    """What the terms need of `rollout.Rollouts`: its attributes of these names."""
 
-    The trainer and the plug-ins both call it; of the method, `confidence_clip` is used.
+    answers: list[AnswerTokens]
+    anchor_rollout: Tensor
+    slow: Tensor | None
+    fast: Tensor | None
+
+
+def terms_of(
+    method: Method,
+    taxonomy: Taxonomy,
+    categories: Categories,
+    labels: Sequence[object],
+    rollouts: Readings,
+    reference_fast: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The calibration terms of R rollouts, by the method's formulation; the trainer and the plug-ins both call it.
+
+    Args:
+        method: its `calibration`, `conditional`, `anchors` and `confidence_clip` are used.
+        taxonomy: wheels and word forms.
+        categories: from `category_tokens`.
+        labels: R gold label lists or label strings.
+        rollouts: the answers and their confidences; `fast` only if ``method.needs_fast``.
+        reference_fast: (R, C) fast probabilities of the starting policy (`rollout.fast_confidences`), for "hinge".
 
     Returns:
-        Delta+ and Delta-, (R,) each.
+        T+ and T-, (R,) each, NaN for a rollout without a term; T- is None for "reasoning".
+
+    Raises:
+        ValueError: confidences that the formulation needs are missing.
     """
-    masks = gold_masks(gold, taxonomy, categories, slow.device)
-    return calibration_terms(slow, fast, *masks, method.confidence_clip)
+    device = None if rollouts.slow is None else rollouts.slow.device
+    masks = correct, _, partition = gold_masks(labels, taxonomy, categories, device)
+    if method.calibration == "noise":
+        plus, minus = torch.randn(2, len(labels)).to(correct.device).masked_fill(~correct.any(dim=1), torch.nan)
+        return plus, minus
+    slow, fast, rows, counted = _read(method, taxonomy, categories, rollouts)
+    if method.calibration == "answer":
+        return answer_terms(slow, rows, counted, *masks)
+    if method.calibration == "difference":
+        scores = [confidence(values, rows, len(labels), counted) for values in (slow, fast)]
+        return calibration_terms(scores[0], scores[1], *masks, method.confidence_clip)
+    slow, fast = (_at_first(values, rows, counted, len(labels)) for values in (slow, fast))
+    if method.calibration == "reasoning":
+        return reasoning_term(slow, fast, *masks, method.confidence_clip), None
+    if reference_fast is None:
+        raise ValueError("calibration=hinge needs reference_fast, the fast confidences of the starting policy")
+    reference = reference_fast.to(counted.device)
+    reference = conditional(reference, partition) if method.conditional else reference
+    return hinge_terms(slow, reference, *masks, method.confidence_clip)
+
+
+def scores_of(
+    method: Method, taxonomy: Taxonomy, categories: Categories, labels: Sequence[object], rollouts: Readings
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """The scores S(k) of slow and, if the method needs it, fast thinking, (R, C) each, and `gold_masks`."""
+    slow, fast, rows, counted = _read(method, taxonomy, categories, rollouts)
+    scores = [confidence(values, rows, len(labels), counted) for values in (slow, fast)]
+    masks = gold_masks(labels, taxonomy, categories, slow.device)
+    return scores[0], scores[1] if method.needs_fast else None, *masks
+
+
+def _read(
+    method: Method, taxonomy: Taxonomy, categories: Categories, rollouts: Readings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # The probabilities (A, C) that the method reads, slow and fast (slow again where it reads no fast ones), the
+    # rollout (A,) of each anchor, and what counts (A, C).
+    slow, fast = rollouts.slow, rollouts.fast if method.needs_fast else rollouts.slow
+    if slow is None or fast is None:
+        lacking = "slow" if slow is None else "fast"
+        raise ValueError(f"calibration={method.calibration}: the rollouts carry no {lacking} confidences")
+    counted = counted_anchors(method.anchors, taxonomy, categories, rollouts).to(slow.device)
+    if method.conditional:
+        slow, fast = (conditional(values, categories[0].partition) for values in (slow, fast))
+    return slow, fast, rollouts.anchor_rollout.to(slow.device), counted
+
+
+def counted_anchors(rule: str, taxonomy: Taxonomy, categories: Categories, rollouts: Readings) -> Tensor:
+    """Which anchors count for which categories, (A, C) bool, by the rule of `Method.anchors`.
+
+    "mentions": a word counts on each wheel (for all categories of it) where it names a category that no earlier word of
+    the answer has named there. So a category counts once per wheel, and words that no wheel places never count.
+    "first": the first word that some wheel places counts on all wheels. "all": every word does.
+
+    Raises:
+        ValueError: the rollouts do not carry the word of each anchor.
+    """
+    tokens, names = categories
+    words, rollout = [word for answer in rollouts.answers for word in answer.words], rollouts.anchor_rollout.cpu()
+    if len(words) != len(rollout):
+        raise ValueError(f"expected the word of each of {len(rollout)} anchors in rollouts.answers, got {len(words)}")
+    masks = {word: category_mask([word], taxonomy, names) for word in dict.fromkeys(words)}
+    named = torch.tensor([masks[word] for word in words], dtype=torch.bool).view(len(words), len(names))
+    if rule == "all":
+        return torch.ones_like(named)
+    if rule == "first":
+        return _not_before(named.any(dim=1, keepdim=True), rollout).expand_as(named)
+    return known_categories(_not_before(named, rollout), tokens.partition.cpu())
+
+
+def _not_before(found: Tensor, rollout: Tensor) -> Tensor:
+    # Found (A, N) at an anchor, and at no earlier anchor of the same rollout; rollout (A,) ascending.
+    before = found.long().cumsum(dim=0) - found.long()
+    return found & (before == before[torch.searchsorted(rollout, rollout)])
+
+
+def _at_first(probabilities: Tensor, rollout: Tensor, counted: Tensor, num_rollouts: int) -> Tensor:
+    # Probabilities (R, C) at the first anchor of each rollout that counts anywhere; NaN without one.
+    first = _not_before(counted.any(dim=1, keepdim=True), rollout)[:, 0]
+    found = probabilities.new_full((num_rollouts, probabilities.shape[1]), torch.nan)
+    found[rollout[first]] = probabilities[first]
+    return found

@@ -1,24 +1,32 @@
 """Slow-fast confidence calibration: compares the policy's confidence in each category with and without its reasoning.
 
 At an *anchor* (where a word of the answer begins) the policy gives every category k a probability: the sum over the
-tokens that can begin a word of k. The same answer has such a probability with the rollout's own reasoning in the
-context (slow) and without it (fast). With Y the gold categories and c the clipping bound:
+tokens that can begin a word of k. Renormalised over the categories of its partition, it is conditional on such a word
+beginning here, so that it says which emotion and not whether one follows:
 
-    C(k)   = sum of p(token) over the tokens that begin a word of k
-    S(k)   = log(C(k) + 1e-10), averaged over the anchors of the answer
-    Delta+ = clip(mean over k in Y     of S_slow(k) - S_fast(k), -c, c)
-    Delta- = clip(mean over k not in Y of S_fast(k) - S_slow(k), -c, c)
+    C(k)  = sum of p(token) over the tokens that begin a word of k
+    C~(k) = C(k) / sum of C(j) over the categories j of the same partition
 
-Delta+ is positive where the reasoning raises the confidence in correct categories, Delta- where it lowers the
-confidence in incorrect ones. `method` adds the first to the recall side of the advantage, the second to the precision
-side.
+Slow: with the rollout's own reasoning in the context. Fast: without it. With Y the gold categories, C~(Y) the sum over
+them, and c the clipping bound, the formulations of the terms T+ (recall side) and T- (precision side) are:
 
-Categories come in partitions (emotion wheels here): within one, a token belongs to at most one category; a mean is
-taken within each partition, then over the partitions that can place a gold word. Nothing here knows about emotions: any
-set-valued answer works.
+    answer      U(k) = 1 - product over anchors of (1 - C~_slow(k)), the probability that the answer names k
+                T+ = mean over k in Y of U(k)                              T- = sum over Y of U / sum of U
+    reasoning   T+ = log C~_slow(Y) - log C~_fast(Y), at the first anchor; for the tokens before the answer only
+    hinge       T+ = mean over k in Y of min(0, log C~_slow(k) - log C~_ref(k)), at the first anchor
+                T- = min(0, log C~_ref(not Y) - log C~_slow(not Y)), ref the fast thinking of the starting policy
+    difference  T+ = mean over k in Y of S_slow(k) - S_fast(k)             T- = mean over k not in Y of S_fast - S_slow
+                S(k) = log(C~(k) + 1e-10), averaged over the anchors
+
+All are larger where the reasoning serves the answer better; those in logarithms are clipped to [-c, c]. `method` adds
+T+ to the recall side of the advantage and T- to the precision side.
+
+Categories come in partitions (emotion wheels here): within one, a token belongs to at most one category; means and
+sums are taken within each partition, then averaged over the partitions that can place a gold word. Nothing here knows
+about emotions: any set-valued answer works.
 Source: MER-R1 (arXiv 2606.27652), "slow-fast confidence calibration"; docs/paper_map.md says what each formula rests
 on.
-Shapes: A anchors, V vocabulary, C categories over all partitions, R rollouts (B*G).
+Shapes: A anchors, V vocabulary, C categories over all partitions, R rollouts (B*G), W partitions.
 """
 
 from dataclasses import dataclass
@@ -65,26 +73,41 @@ def category_probabilities(logits: Tensor, tokens: CategoryTokens) -> Tensor:
     return zeros.index_add(1, tokens.category.to(logits.device), probabilities)
 
 
-def confidence(probabilities: Tensor, rollout: Tensor, num_rollouts: int, anchors: str = "all") -> Tensor:
+def conditional(probabilities: Tensor, partition: Tensor) -> Tensor:
+    """C~(k): probabilities (..., C) divided by their sum within each partition; 0 where that sum is 0.
+
+    >>> conditional(torch.tensor([[0.25, 0.25, 0.125]]), torch.tensor([0, 0, 1])).tolist()
+    [[0.5, 0.5, 1.0]]
+    """
+    every = torch.ones_like(probabilities, dtype=torch.bool)
+    mass = partition_sum(probabilities, every, partition).index_select(-1, partition.to(probabilities.device))
+    return probabilities / mass.clamp(min=LOG_FLOOR)
+
+
+def confidence(probabilities: Tensor, rollout: Tensor, num_rollouts: int, counted: Tensor | None = None) -> Tensor:
     """S(k) per rollout: log(C(k) + 1e-10), averaged over the rollout's anchors.
 
     Args:
         probabilities: (A, C) from `category_probabilities`.
-        rollout: (A,) the rollout of each anchor, in [0, R), anchors in reading order.
+        rollout: (A,) the rollout of each anchor, in [0, R).
         num_rollouts: R.
-        anchors: "all" or "first".
+        counted: (A, C) bool, whether an anchor counts for a category (`anchors.counted_anchors`); None counts all.
 
     Returns:
-        (R, C) scores; NaN rows for rollouts without an anchor (an answer without words has no confidence).
+        (R, C) scores; NaN where no anchor counts (an answer without words has no confidence).
     """
     scores = (probabilities + LOG_FLOOR).log()
-    if anchors == "first":
-        is_first = torch.ones_like(rollout, dtype=torch.bool)
-        is_first[1:] = rollout[1:] != rollout[:-1]
-        scores, rollout = scores[is_first], rollout[is_first]
-    total = scores.new_zeros(num_rollouts, scores.shape[1]).index_add(0, rollout, scores)
-    count = scores.new_zeros(num_rollouts).index_add(0, rollout, torch.ones_like(rollout, dtype=scores.dtype))
-    return torch.where(count[:, None] > 0, total / count[:, None], torch.nan)
+    counted = torch.ones_like(scores, dtype=torch.bool) if counted is None else counted
+    zeros = scores.new_zeros(num_rollouts, scores.shape[1])
+    total = zeros.index_add(0, rollout, torch.where(counted, scores, 0.0))
+    count = zeros.index_add(0, rollout, counted.to(scores.dtype))
+    return torch.where(count > 0, total / count, torch.nan)
+
+
+def partition_sum(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
+    """Sums (R, W) over the masked categories of each partition, of values (R, C), mask (R, C) and partition (C,)."""
+    zeros = values.new_zeros(values.shape[0], int(partition.max()) + 1 if partition.numel() else 0)
+    return zeros.index_add(1, partition.to(values.device), torch.where(mask, values, 0.0))
 
 
 def partition_mean(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
@@ -98,27 +121,19 @@ def partition_mean(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
     Returns:
         (R,) means; NaN where no category counts.
     """
-    num_partitions = int(partition.max()) + 1 if partition.numel() else 0
-    index = partition.to(values.device)
-    counted = values.new_zeros(values.shape[0], num_partitions).index_add(1, index, mask.to(values.dtype))
-    summed = values.new_zeros(values.shape[0], num_partitions)
-    summed = summed.index_add(1, index, torch.where(mask, values, 0.0))
-    means = torch.where(counted > 0, summed / counted, torch.nan)
-    return means.nanmean(dim=1)
+    counts = partition_sum(torch.ones_like(values), mask, partition)
+    return _over_partitions(partition_sum(values, mask, partition) / counts, counts > 0)
 
 
 def known_categories(correct: Tensor, partition: Tensor) -> Tensor:
     """The categories that count, (R, C) bool: all of the partitions in which a category is correct, (R, C) bool."""
-    placed = torch.zeros(correct.shape[0], int(partition.max()) + 1, device=correct.device)
-    return placed.index_add(1, partition, correct.float())[:, partition] > 0
+    return _holds(correct, partition)[:, partition]
 
 
 def calibration_terms(
     slow: Tensor, fast: Tensor, correct: Tensor, known: Tensor, partition: Tensor, clip: float = 5.0
 ) -> tuple[Tensor, Tensor]:
-    """Delta+ and Delta-: what the reasoning adds to correct categories and takes from incorrect ones.
-
-    Delta+ = mean over correct k of S_slow(k) - S_fast(k);  Delta- = mean over incorrect k of S_fast(k) - S_slow(k).
+    """T+ and T- of "difference": what the reasoning adds to correct categories and takes from incorrect ones.
 
     Args:
         slow: (R, C) scores with the reasoning in the context.
@@ -129,10 +144,81 @@ def calibration_terms(
         clip: bound of both terms, in natural-log units.
 
     Returns:
-        Delta+ and Delta-, (R,) each; NaN where a rollout has no anchor or no such category.
+        T+ and T-, (R,) each; NaN where a rollout has no anchor or no such category.
     """
     difference = slow - fast
-    delta_correct = partition_mean(difference, correct & known, partition).clamp(-clip, clip)
-    delta_incorrect = partition_mean(-difference, ~correct & known, partition).clamp(-clip, clip)
-    missing = difference.isnan().any(dim=1)
-    return delta_correct.masked_fill(missing, torch.nan), delta_incorrect.masked_fill(missing, torch.nan)
+    present = known & ~difference.isnan()
+    delta_correct = partition_mean(difference, correct & present, partition).clamp(-clip, clip)
+    delta_incorrect = partition_mean(-difference, ~correct & present, partition).clamp(-clip, clip)
+    return delta_correct, delta_incorrect
+
+
+def answer_terms(
+    slow: Tensor, rollout: Tensor, counted: Tensor, correct: Tensor, known: Tensor, partition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """T+ and T- of "answer": expected recall of the answer, and the share of what it is likely to name that is right.
+
+    Args:
+        slow: (A, C) probabilities with the reasoning in the context.
+        rollout: (A,) the rollout of each anchor.
+        counted: (A, C) bool, whether an anchor counts for a category.
+        correct: (R, C) bool, the gold categories.
+        known: as in `calibration_terms`.
+        partition: (C,) the partition of each category.
+
+    Returns:
+        (R,) each, in [0, 1]; NaN for a rollout without an anchor. A partition in which no anchor counts gives 0.
+    """
+    zeros = slow.new_zeros(correct.shape)
+    missed = zeros.index_add(0, rollout, torch.where(counted, torch.log1p(-slow.clamp(max=1.0)), 0.0))
+    named = -torch.expm1(missed)
+    gold, missing = correct & known, zeros.index_add(0, rollout, counted.to(slow.dtype)).sum(dim=1) == 0
+    right, whole = partition_sum(named, gold, partition), partition_sum(named, known, partition)
+    share = torch.where(whole > 0, right / whole, 0.0)
+    recall_side = partition_mean(named, gold, partition)
+    precision_side = _over_partitions(share, _holds(gold, partition))
+    return recall_side.masked_fill(missing, torch.nan), precision_side.masked_fill(missing, torch.nan)
+
+
+def reasoning_term(
+    slow: Tensor, fast: Tensor, correct: Tensor, known: Tensor, partition: Tensor, clip: float = 5.0
+) -> Tensor:
+    """T+ of "reasoning" (R,), of probabilities (R, C) at the first anchor; otherwise as `calibration_terms`.
+
+    There, fast thinking has the same context in all rollouts of a prompt: a constant, which centring within the group
+    removes. What remains says which reasoning leads to the gold categories.
+    """
+    gold = correct & known
+    ratio = _log_mass(slow, gold, partition) - _log_mass(fast, gold, partition)
+    return _over_partitions(ratio, _holds(gold, partition)).clamp(-clip, clip)
+
+
+def hinge_terms(
+    slow: Tensor, reference: Tensor, correct: Tensor, known: Tensor, partition: Tensor, clip: float = 5.0
+) -> tuple[Tensor, Tensor]:
+    """T+ and T- of "hinge" (R,), in [-clip, 0]: confidence is to keep or exceed the reference, and earns nothing above.
+
+    Slow probabilities (R, C) at the first anchor, and those of the starting policy's fast thinking; otherwise as
+    `calibration_terms`.
+    """
+    shortfall = ((slow + LOG_FLOOR).log() - (reference + LOG_FLOOR).log()).clamp(max=0.0)
+    wrong = ~correct & known
+    excess = (_log_mass(reference, wrong, partition) - _log_mass(slow, wrong, partition)).clamp(max=0.0)
+    recall_side = partition_mean(shortfall, correct & known, partition)
+    precision_side = _over_partitions(excess, _holds(wrong, partition))
+    return recall_side.clamp(min=-clip), precision_side.clamp(min=-clip)
+
+
+def _holds(mask: Tensor, partition: Tensor) -> Tensor:
+    # Whether a partition has a masked category, (R, W) bool.
+    return partition_sum(mask.float(), mask, partition) > 0
+
+
+def _over_partitions(values: Tensor, held: Tensor) -> Tensor:
+    # Mean (R,) of values (R, W) over the partitions that are held; NaN without one.
+    return torch.where(held, values, torch.nan).nanmean(dim=1)
+
+
+def _log_mass(probabilities: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
+    # Log (R, W) of the masked categories' probabilities (R, C), summed within each partition.
+    return (partition_sum(probabilities, mask, partition) + LOG_FLOOR).log()

@@ -41,6 +41,7 @@ class Rollouts:
         anchor_rollout: (A,) the rollout of each anchor, ascending.
         slow: (A, C) category probabilities at the anchors with the rollout's own text before them; None if skipped.
         fast: (A, C) the same without the reasoning; None if skipped.
+        answers: R positions of the answers and their words; empty if the confidences are skipped.
         seconds: seconds spent on "prefill", "decode", "slow" and "fast"; with vLLM on "media" instead of "prefill".
     """
 
@@ -49,6 +50,7 @@ class Rollouts:
     anchor_rollout: Tensor
     slow: Tensor | None = None
     fast: Tensor | None = None
+    answers: list[AnswerTokens] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -104,7 +106,7 @@ def rollout(
     clock.lap("decode")
     if tokens is None:
         return result
-    answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
+    result.answers = answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
     result.anchor_rollout = anchor_rows(answers)
     result.slow = category_probabilities(lm_head(model, _at_anchors(hidden, answers)), tokens)
     clock.lap("slow")
@@ -149,6 +151,16 @@ def rescore(
         return slow, None
     states = _fast_states(omni, completion_ids, answers, branches)
     return slow, category_probabilities(lm_head(model, states), tokens)
+
+
+@_at_rest
+@torch.no_grad()
+def fast_confidences(omni: Omni, prompts: Sequence[Prompt], tokens: CategoryTokens, model: Any = None) -> Tensor:
+    """Category probabilities (B, C) at the first anchor of fast thinking, which no answer precedes: one per prompt."""
+    model = model or omni.model
+    triggered = [fast_prompt(omni, prompt) for prompt in prompts]
+    hidden, _ = _prefill(model, collate(triggered, [[]] * len(prompts), omni.tokenizer.pad_token_id), triggered, 1, 0)
+    return category_probabilities(lm_head(model, hidden), tokens)
 
 
 def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:

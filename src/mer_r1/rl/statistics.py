@@ -4,15 +4,17 @@ Nothing here enters the update. Shapes: R rollouts (B*G), K objectives, C catego
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mer_r1.model.omni import Omni
-from mer_r1.rl.advantages import MIN_SPREAD, group_spread
+from mer_r1.rl.advantages import MIN_SPREAD, group_minimum, group_spread
 from mer_r1.rl.calibration import partition_mean
-from mer_r1.rl.interference import objective_statistics
+from mer_r1.rl.interference import group_correlation, objective_statistics
+from mer_r1.rl.method import Advantages
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ QUIET_SHARE = 0.5
 """Share of groups without any signal in a batch above which training warns."""
 
 Terms = tuple[Tensor | None, Tensor | None]
-"""Delta+ and Delta-, (R,) each; None where the method does not calibrate."""
+"""T+ and T-, (R,) each; None where the method has no such term."""
 
 
 def known_mean(values: Tensor) -> float:
@@ -30,29 +32,41 @@ def known_mean(values: Tensor) -> float:
 
 
 def confidence_statistics(
-    slow: Tensor, fast: Tensor, correct: Tensor, known: Tensor, partition: Tensor
+    slow: Tensor, fast: Tensor | None, correct: Tensor, known: Tensor, partition: Tensor
 ) -> dict[str, Tensor]:
     """Geometric mean over anchors of C(k), averaged over the correct and over the incorrect categories.
 
-    The arguments are those of `calibration.calibration_terms`.
+    The arguments are those of `calibration.calibration_terms`; fast is None where the method does not read it.
 
     Returns:
         Log name -> (R,) values in [0, 1]; NaN for a rollout without an anchor.
     """
     found = {}
     for name, scores in (("slow", slow), ("fast", fast)):
-        for side, mask in (("correct", correct & known), ("incorrect", ~correct & known)):
-            mean = partition_mean(scores.exp().nan_to_num(0.0), mask, partition)
-            found[f"confidence/{name}_{side}"] = mean.masked_fill(scores.isnan().any(dim=1), torch.nan)
+        for side, mask in (("correct", correct), ("incorrect", ~correct)):
+            if scores is not None:
+                present = mask & known & ~scores.isnan()
+                found[f"confidence/{name}_{side}"] = partition_mean(scores.exp(), present, partition)
     return found
 
 
 def group_statistics(
-    rewards_per_func: Tensor, advantages: Tensor, objectives: Sequence[str], num_generations: int, terms: Terms
+    rewards_per_func: Tensor,
+    advantages: Advantages,
+    objectives: Sequence[str],
+    num_generations: int,
+    terms: Terms = (None, None),
+    words: Tensor | None = None,
 ) -> dict[str, float]:
     """Means over the groups of a batch: spread of each objective, calibration terms, signal, interference.
 
-    The arguments are those of `interference.objective_statistics`, of all processes, and Delta+ and Delta-.
+    Args:
+        rewards_per_func: (R, K) rewards of all processes, groups contiguous.
+        advantages: advantages of the update.
+        objectives: names of the K columns.
+        num_generations: G.
+        terms: T+ and T-.
+        words: (R,) number of words of each answer; None if there are no terms.
 
     Returns:
         Log name -> value.
@@ -62,13 +76,38 @@ def group_statistics(
         for column, name in enumerate(objectives)
     }
     found = {f"spread/{name}": spread.mean().item() for name, spread in spreads.items()}
-    for name, term in zip(("delta_correct", "delta_incorrect"), terms, strict=True):
+    rivals = {name: rewards_per_func[:, column] for column, name in enumerate(objectives) if name != "format"}
+    rivals |= {} if words is None else {"words": words}
+    for side, term in zip(("correct", "incorrect"), terms, strict=True):
         if term is not None:
-            found[f"calibration/{name}"] = known_mean(term)
+            found |= _term_statistics(side, term, rivals, num_generations)
+            found["calibration/share"] = advantages.share
     quiet = torch.stack([spread <= MIN_SPREAD for spread in spreads.values()]).all(dim=0)
     found["groups_without_signal"] = quiet.float().mean().item()
-    interference = objective_statistics(rewards_per_func, advantages, objectives, num_generations)
+    interference = objective_statistics(rewards_per_func, advantages.tokens, objectives, num_generations)
     return found | {f"interference/{name}": value for name, value in interference.items()}
+
+
+def _term_statistics(side: str, term: Tensor, rivals: Mapping[str, Tensor], num_generations: int) -> dict[str, float]:
+    # Mean of a term, its mean spread in a group, and its mean correlation in a group with recall, precision and words.
+    spread = group_spread(term, num_generations).mean().item()
+    found = {f"calibration/delta_{side}": known_mean(term), f"calibration/spread_{side}": spread}
+    filled = group_minimum(term, num_generations)
+    for name, values in rivals.items():
+        correlation = group_correlation(filled, values, num_generations)
+        found[f"calibration/{side}_with_{name}"] = known_mean(correlation)
+    return found
+
+
+def log_used(logs: Mapping[str, Any], metrics: Mapping[str, list[float]], used: Advantages, quiet: float) -> None:
+    """Put the advantages of the update, and the share of quiet groups, in TRL's logs in place of what TRL computed."""
+    metrics["frac_reward_zero_std"][-1] = quiet
+    table = logs["advantages"]
+    kept = list(table)[: -len(used.tokens)]
+    table.clear()
+    table.extend([*kept, *used.tokens.tolist()])
+    if used.reasoning is not None:
+        logs["extra"]["advantage_added_to_reasoning"].extend(used.reasoning.tolist())
 
 
 def warn_if_quiet(share: float, step: int) -> None:

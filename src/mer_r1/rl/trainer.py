@@ -28,21 +28,21 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer.utils import RepeatSampler, split_tensor_dict
+from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
 from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
 from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
 from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
-from mer_r1.rl.anchors import category_tokens, gold_masks, terms_of
-from mer_r1.rl.calibration import confidence
-from mer_r1.rl.method import Method, method_advantages
+from mer_r1.rl import statistics
+from mer_r1.rl.anchors import category_tokens, scores_of, terms_of
+from mer_r1.rl.method import Advantages, Method, method_advantages
 from mer_r1.rl.rewards import reward_function
-from mer_r1.rl.rollout import Rollouts, rollout
-from mer_r1.rl.statistics import Terms, confidence_statistics, group_statistics, known_mean, show_rollout, warn_if_quiet
+from mer_r1.rl.rollout import Rollouts, fast_confidences, rollout
 
 
 @dataclass
@@ -104,6 +104,9 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         args: TRL's configuration.
         kwargs: passed to GRPOTrainer (callbacks, peft_config).
 
+    Raises:
+        UserError: the method needs the starting policy, which these arguments do not keep.
+
     Attributes:
         step: the latest generation; without clips before the first one.
         sampler: samples in place of `rollout.rollout` (set by `vllm.rollouts.use_vllm`); None for the policy itself.
@@ -123,6 +126,12 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         self.categories = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
         self.step = Step([], [], 0)
         self.sampler: Any = None
+        self._reference: dict[int, Tensor] = {}
+        if method.needs_reference and (args.sync_ref_model or not (args.beta or kwargs.get("peft_config"))):
+            raise UserError(
+                "calibration=hinge compares with the starting policy, which is not kept: expected beta above 0 or "
+                f"LoRA, and sync_ref_model=false, got beta={args.beta}, sync_ref_model={args.sync_ref_model}"
+            )
         self._shared: bool = getattr(args, "shared_prefixes", False)
         super().__init__(
             model=kwargs.pop("model", omni.model),
@@ -144,14 +153,17 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         group = self.num_generations if self.model.training else self.num_generations_eval
         step = self.step = Step([row["clip_index"] for row in inputs], [row["labels"] for row in inputs], group)
         output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
-        output["advantages"] = self._advantages(step).to(output["advantages"])
+        found = self._advantages(step)
+        output["advantages"] = self._of_tokens(found, step, output["completion_ids"].shape[1]).to(output["advantages"])
         output["clip_index"] = torch.tensor(step.clips, device=output["advantages"].device)
         sampling = sum(step.rollouts.seconds.values())
         step.seconds = {"sampling": sampling, "scoring": time.perf_counter() - began - sampling}
         self._log({f"seconds/{name}": value for name, value in step.seconds.items()})
         if is_first and self.accelerator.is_main_process:
             prompt, completion = self.prompt_of(step.clips[0]).input_ids, step.rollouts.completion_ids[0]
-            show_rollout(self.omni, prompt, completion, step.labels[0], step.rewards[0], self.method.objectives)
+            statistics.show_rollout(
+                self.omni, prompt, completion, step.labels[0], step.rewards[0], self.method.objectives
+            )
         return output
 
     def _sample(self, prompts: list[Any], _: Any) -> dict[str, Any]:
@@ -170,7 +182,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
                 group,
                 Sampling.of(self.args),
                 tokens=self.categories[0] if self.method.calibrates else None,
-                fast=self.method.calibrates,
+                fast=self.method.needs_fast,
                 model=self.accelerator.unwrap_model(self.model),
             )
         return {
@@ -184,32 +196,53 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         self.step.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.step.rewards
 
-    def _advantages(self, step: Step) -> Tensor:
-        # (R,) advantages of this process's rows; groups may extend over processes.
-        terms: Terms = (None, None)
-        if self.method.calibrates:
-            delta_correct, delta_incorrect = self._calibration_terms(step)
-            terms = self.accelerator.gather(delta_correct), self.accelerator.gather(delta_incorrect)
-        advantages = method_advantages(self.method, step.rewards, step.num_generations, *terms)
-        found = group_statistics(step.rewards, advantages, self.method.objectives, step.num_generations, terms)
-        self._log(found)
-        warn_if_quiet(found["groups_without_signal"], self.state.global_step)
-        first = self.accelerator.process_index * len(step.clips)
-        return advantages[first : first + len(step.clips)]
+    def _advantages(self, step: Step) -> Advantages:
+        # Of the rows of all processes: groups may extend over processes, and the share of the terms is the batch's.
+        terms, words = self._calibration_terms(step) if self.method.calibrates else ((None, None), None)
+        rewards, group, objectives = step.rewards, step.num_generations, self.method.objectives
+        found = method_advantages(self.method, rewards, group, *terms, scale_rewards=self.args.scale_rewards)
+        logged = statistics.group_statistics(rewards, found, objectives, group, terms, words)
+        self._log(logged)
+        statistics.warn_if_quiet(logged["groups_without_signal"], self.state.global_step)
+        mode = "train" if self.model.training else "eval"
+        statistics.log_used(self._logs, self._metrics[mode], found, logged["groups_without_signal"])
+        return found
 
-    def _calibration_terms(self, step: Step) -> tuple[Tensor, Tensor]:
-        # Delta+ and Delta- of this process's rows, (R,) each.
-        sampled = step.rollouts
-        if sampled.slow is None or sampled.fast is None:
-            raise RuntimeError("the rollouts carry no confidences, although the method calibrates")
-        slow, fast = (
-            confidence(values, sampled.anchor_rollout.to(values.device), len(step.clips), self.method.anchors)
-            for values in (sampled.slow, sampled.fast)
-        )
-        masks = gold_masks(step.labels, self.taxonomy, self.categories, slow.device)
-        for name, values in confidence_statistics(slow, fast, *masks).items():
-            self._log({name: known_mean(self.accelerator.gather(values))})
-        return terms_of(self.method, self.taxonomy, self.categories, step.labels, slow, fast)
+    def _of_tokens(self, found: Advantages, step: Step, width: int) -> Tensor:
+        # (R,) advantages of this process's rows; (R, T) where the tokens before the answer have their own. A completion
+        # that never answers is reasoning throughout.
+        first = self.accelerator.process_index * len(step.clips)
+        tokens, *added = (v[first : first + len(step.clips)] for v in found[:2] if v is not None)
+        if not added:
+            return tokens
+        starts = [answer.start if answer.anchors else width for answer in step.rollouts.answers]
+        before = torch.arange(width) < torch.tensor(starts)[:, None]
+        return tokens[:, None] + added[0][:, None] * before.to(tokens.device)
+
+    def _calibration_terms(self, step: Step) -> tuple[statistics.Terms, Tensor]:
+        # T+, T- and the number of words of each answer, (R,) each, of the rows of all processes.
+        of_rows = self.method, self.taxonomy, self.categories, step.labels, step.rollouts
+        slow, fast, *masks = scores_of(*of_rows)
+        for name, values in statistics.confidence_statistics(slow, fast, *masks).items():
+            self._log({name: statistics.known_mean(self.accelerator.gather(values))})
+        terms = terms_of(*of_rows, self._reference_fast(step) if self.method.needs_reference else None)
+        words = slow.new_tensor([len(answer.words) for answer in step.rollouts.answers])
+        words, *found = self.accelerator.gather([words, *(term for term in terms if term is not None)])
+        return (*found, None)[:2], words
+
+    def _reference_fast(self, step: Step) -> Tensor:
+        # (R, C) fast confidences of the starting policy, once per clip and one clip at a time, so that no rounding
+        # depends on a clip's neighbours and a resumed run finds the same. As soon as one process lacks a clip, all
+        # compute theirs: where weights are sharded, a forward pass needs every process.
+        lacking = torch.tensor([not self._reference.keys() >= {*step.clips}], device=self.accelerator.device)
+        if bool(self.accelerator.gather(lacking).any()):
+            policy = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
+            adapter = "ref" if "ref" in getattr(policy, "peft_config", ()) else None
+            with nullcontext() if self.ref_model else use_adapter(policy, adapter), self.accelerator.autocast():
+                for clip in step.clips[:: math.gcd(len(step.clips), step.num_generations)]:
+                    found = fast_confidences(self.omni, [self.prompt_of(clip)], self.categories[0], policy)
+                    self._reference[clip] = found[0].cpu()
+        return torch.stack([self._reference[index] for index in step.clips])
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if (final := getattr(self.args, "beta_final", None)) is not None:

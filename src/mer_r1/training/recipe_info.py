@@ -75,7 +75,7 @@ def recipe_stages(file: Path) -> list[str]:
 def recipe_fields(stage: str) -> list[RecipeField]:
     """Fields that this project adds to the recipe of a stage (of `OURS`) or gives another default, group by group.
 
-    >>> next(field.default for field in recipe_fields("rl") if field.name == "alpha")
+    >>> next(field.default for field in recipe_fields("rl") if field.name == "format_weight")
     '0.1'
     """
     found: dict[str, RecipeField] = {}

@@ -24,7 +24,7 @@ PANELS: tuple[tuple[str, str, str], ...] = (
     ("Objectives", "mean reward of each", r"rewards/(\w+?)(?:_reward)?/mean"),
     ("Confidence, correct", "in categories of the gold words", r"(?:confidence|calibration)/(slow|fast)_correct"),
     ("Confidence, incorrect", "in all other categories", r"(?:confidence|calibration)/(slow|fast)_incorrect"),
-    ("Calibration terms", "Δ+ correct, Δ− incorrect, in nats", r"calibration/delta_(\w+)"),
+    ("Calibration terms", "recall side (correct), precision side (incorrect)", r"calibration/delta_(\w+)"),
     ("Spread in a group", "standard deviation by objective", r"(?:spread|advantages)/(\w+?)(?:_std|_spread)?"),
     ("Groups without signal", "all rewards of a group equal, share", r"groups_without_signal"),
     ("Completion length", "tokens", r"completions/mean_length"),

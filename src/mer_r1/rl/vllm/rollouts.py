@@ -106,7 +106,7 @@ class VllmRollouts:
             clock.lap("decode")
             if tokens is None:
                 return result
-            answers = [answer_tokens(row, omni.tokenizer, prefilled) for row in ids]
+            result.answers = answers = [answer_tokens(row, omni.tokenizer, prefilled) for row in ids]
             result.anchor_rollout = anchor_rows(answers)
             if by_engine := self._by_engine(tokens):
                 requests = [one.request for one in asked for _ in range(num_generations)]

@@ -16,13 +16,23 @@ from typing import Any
 import yaml
 
 from mer_r1.errors import UserError
-from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, Variant
+from mer_r1.lab.study.runs.variants import READING, STUDIES, VARIANTS, Variant
 
 CLI, WORKER, LAUNCHER = "mer_r1.cli", "mer_r1.lab.study.runs.worker", "torch.distributed.run"
 TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS = 3600, 300, 1000
 NEW_TOKENS = {"once": 96, "twice": 112}
 """Token limit of evaluation by answer form: higher than in training, so that few answers are cut."""
-METHOD_ONLY = ("alpha", "space", "sides", "anchors", "confidence_level", "confidence_clip")
+METHOD_ONLY: tuple[str, ...] = (
+    "calibration",
+    "conditional",
+    "anchors",
+    "calibration_share",
+    "alpha",
+    "spread_floor",
+    "space",
+    "sides",
+)
+METHOD_ONLY += ("confidence_level", "confidence_clip")
 """Settings that only a calibrating method reads; they do not change the runs of other methods."""
 
 
@@ -138,8 +148,8 @@ def overrides(texts: Iterable[str]) -> dict[str, str]:
 
 
 def settings_of(variant: Variant, options: Options) -> dict[str, str]:
-    """The overrides of a variant's RL run that its method reads; its own take precedence over the user's."""
-    wanted = {**overrides(options.settings), **(variant.rl or {})}
+    """The overrides of a variant's RL run that its method reads: `READING`, the user's, and first of all its own."""
+    wanted = {**READING, **overrides(options.settings), **(variant.rl or {})}
     if wanted.get("method") != "mer-r1":
         wanted = {key: value for key, value in wanted.items() if key not in METHOD_ONLY}
     return wanted

@@ -26,6 +26,8 @@ class Variant:
     seeds: int | None = None
 
 
+READING = {"calibration": "difference", "conditional": "false", "anchors": "all", "alpha": "0.1"}
+"""The calibration of every variant unless it or the user says otherwise: the reading of the tables in docs/study.md."""
 HARDER = {"learning_rate": "7e-4", "num_train_epochs": "4"}
 """A stronger cold start: nearly twice the learning rate, twice as many epochs."""
 TWICE = {"targets": "twice"}
