@@ -71,6 +71,32 @@ def group_statistics(
     return found | {f"interference/{name}": value for name, value in interference.items()}
 
 
+def statistics_by_mode(
+    fast: Tensor, rewards_per_func: Tensor, advantages: Tensor, objectives: Sequence[str], size: int, terms: Terms
+) -> dict[str, float]:
+    """`group_statistics` of the groups that think slowly (of all where all answer fast), and mean rewards by mode.
+
+    Args:
+        fast: (R,) bool, rollouts of groups that answer fast; without any, the result is that of `group_statistics`.
+        rewards_per_func: (R, K) rewards.
+        advantages: (R,) advantages.
+        objectives: names of the K rewards.
+        size: G, rollouts per group.
+        terms: Delta+ and Delta-.
+
+    Returns:
+        Log name -> value; of the rewards `slow/recall`, `fast/recall` and so on.
+    """
+    kept = fast if fast.all() else ~fast
+    correct, incorrect = (None if term is None else term[kept] for term in terms)
+    found = group_statistics(rewards_per_func[kept], advantages[kept], objectives, size, (correct, incorrect))
+    if fast.any():
+        for mode, rows in (("slow", ~fast), ("fast", fast)):
+            means = {name: known_mean(rewards_per_func[rows, column]) for column, name in enumerate(objectives)}
+            found |= {f"{mode}/{name}": mean for name, mean in means.items()}
+    return found
+
+
 def warn_if_quiet(share: float, step: int) -> None:
     """Log a warning if more than `QUIET_SHARE` of the groups have no signal (all their rewards are equal)."""
     if share > QUIET_SHARE:

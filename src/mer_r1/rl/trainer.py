@@ -18,8 +18,9 @@ Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion toke
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
+from mer_r1.emotions.thinking import FAST_PREFILL
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
@@ -40,8 +42,15 @@ from mer_r1.rl.anchors import category_tokens, gold_masks, terms_of
 from mer_r1.rl.calibration import confidence
 from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rewards import reward_function
-from mer_r1.rl.rollout import Rollouts, rollout
-from mer_r1.rl.statistics import Terms, confidence_statistics, group_statistics, known_mean, show_rollout, warn_if_quiet
+from mer_r1.rl.rollout import Rollouts, fast_prompt, rollout
+from mer_r1.rl.statistics import (
+    Terms,
+    confidence_statistics,
+    known_mean,
+    show_rollout,
+    statistics_by_mode,
+    warn_if_quiet,
+)
 
 
 @dataclass
@@ -77,7 +86,21 @@ class ForClips(NamedTuple):
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler, with the order of an epoch drawn from seed and epoch, so that a resumed run sees the same rows."""
+    """TRL's sampler, with the order of an epoch drawn from seed and epoch, so that a resumed run sees the same rows.
+
+    Attributes:
+        fast_share: share of the groups, evenly spread over the epoch, that take row N + i instead of row i of N.
+    """
+
+    fast_share = 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        """Rows in the order of the epoch, each as often as TRL's sampler repeats it."""
+        for number, index in enumerate(super().__iter__()):
+            batch, place = divmod(number // self.mini_repeat_count, self.batch_size)
+            group = batch // self.repeat_count * self.batch_size + place
+            is_fast = math.floor((group + 1) * self.fast_share) > math.floor(group * self.fast_share)
+            yield index + self.num_samples * is_fast
 
     def set_epoch(self, epoch: int) -> None:
         """Seed the order of an epoch; TRL's sampler keeps drawing, and a resumed run would repeat the first order."""
@@ -90,7 +113,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     Args:
         omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
-        rows: training rows with the columns `prompt`, `labels` and `clip_index`.
+        rows: training rows with the columns `prompt`, `labels` and `clip_index`. Each is also a row that answers fast
+            (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
         prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
         method: choice of the advantages.
         taxonomy: wheels of the rewards and of the confidences.
@@ -98,6 +122,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         kwargs: passed to GRPOTrainer (callbacks, peft_config).
 
     Attributes:
+        prompt_of: `prompt_of` for both kinds of rows.
         step: the latest generation; without clips before the first one.
         sampler: samples in place of `rollout.rollout` (set by `vllm.rollouts.use_vllm`); None for the policy itself.
     """
@@ -112,7 +137,13 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         args: GRPOConfig,
         **kwargs: Any,
     ) -> None:
-        self.omni, self.prompt_of, self.method, self.taxonomy = omni, prompt_of, method, taxonomy
+        self.omni, self.method, self.taxonomy = omni, method, taxonomy
+        self.prompt_of = lru_cache(maxsize=4096)(
+            lambda index: fast_prompt(omni, prompt_of(~index)) if index < 0 else prompt_of(index)
+        )
+        self._fast_share: float = getattr(args, "fast_share", 0.0)
+        if self._fast_share:
+            rows = rows + [row | {"clip_index": ~row["clip_index"]} for row in rows]
         self.categories = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
         self.step = Step([], [], 0)
         self.sampler: Any = None
@@ -152,7 +183,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         group = math.gcd(len(step.clips), step.num_generations)
         distinct = step.clips[::group]
         sampling = Sampling(self.max_completion_length, self.temperature, self.args.top_p)
-        draw = self.sampler.for_clips(distinct) if self.sampler else rollout
+        draw = self.sampler.for_clips([max(index, ~index) for index in distinct]) if self.sampler else rollout
         step.rollouts = draw(
             self.omni,
             [self.prompt_of(index) for index in distinct],
@@ -160,6 +191,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             sampling,
             tokens=self.categories[0] if self.method.calibrates else None,
             fast=self.method.calibrates,
+            prefilled=[FAST_PREFILL if index < 0 else "" for index in distinct],
             model=self.accelerator.unwrap_model(self.model),
         )
         return {
@@ -168,9 +200,13 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             "logprobs": step.rollouts.logps,
         }
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        # TRL's rewards, gathered over processes.
-        self.step.rewards = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        # TRL's rewards, gathered over processes. What was prefilled is part of the completion.
+        whole = [
+            [{**messages[0], "content": FAST_PREFILL + messages[0]["content"]}] if index < 0 else messages
+            for index, messages in zip(self.step.clips, completions, strict=True)
+        ]
+        self.step.rewards = super()._calculate_rewards(inputs, prompts, whole, completion_ids_list)
         return self.step.rewards
 
     def _advantages(self, step: Step) -> Tensor:
@@ -180,7 +216,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             delta_correct, delta_incorrect = self._calibration_terms(step)
             terms = self.accelerator.gather(delta_correct), self.accelerator.gather(delta_incorrect)
         advantages = method_advantages(self.method, step.rewards, step.num_generations, *terms)
-        found = group_statistics(step.rewards, advantages, self.method.objectives, step.num_generations, terms)
+        fast = self.accelerator.gather(torch.tensor(step.clips, device=self.accelerator.device)) < 0
+        found = statistics_by_mode(fast, step.rewards, advantages, self.method.objectives, step.num_generations, terms)
         self._log(found)
         warn_if_quiet(found["groups_without_signal"], self.state.global_step)
         first = self.accelerator.process_index * len(step.clips)
@@ -198,7 +235,9 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         masks = gold_masks(step.labels, self.taxonomy, self.categories, slow.device)
         for name, values in confidence_statistics(slow, fast, *masks).items():
             self._log({name: known_mean(self.accelerator.gather(values))})
-        return terms_of(self.method, self.taxonomy, self.categories, step.labels, slow, fast)
+        answers_fast = torch.tensor(step.clips, device=slow.device) < 0
+        terms = terms_of(self.method, self.taxonomy, self.categories, step.labels, slow, fast)
+        return terms[0].masked_fill(answers_fast, 0.0), terms[1].masked_fill(answers_fast, 0.0)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         return super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
@@ -209,9 +248,12 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         like = super()._get_train_sampler(dataset)
-        return EpochSampler(
-            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        slow_rows = range(len(like.data_source) // (2 if self._fast_share else 1))
+        sampler = EpochSampler(
+            slow_rows, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
         )
+        sampler.fast_share = self._fast_share
+        return sampler
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # TRL's, except that with shared prompts whole groups are shuffled before the batch is split.
