@@ -277,10 +277,15 @@ class LLM:
         tokens, steps, logits = [], [], first
         known = None if replay is None else self._after(embeddings, positions, replay[:-1])
         ends = {self.processor.tokenizer.eos_token_id, *(chosen.stop_token_ids or ())}
+        # vllm/v1/sample/ops/bad_words.py: the last token of a bad word is banned after the others, all of them sampled.
+        banned = [self.processor.tokenizer(word)["input_ids"] for word in chosen.bad_words or ()]
         for index in range(chosen.max_tokens if replay is None else len(replay)):
             scaled = logits / (chosen.temperature or 1.0)
             for token, bias in (chosen.logit_bias or {}).items():
                 scaled = scaled.index_add(0, torch.tensor([token]), torch.tensor([bias]))
+            for word in banned:
+                if len(word) <= len(tokens) + 1 and tokens[len(tokens) + 1 - len(word) :] == word[:-1]:
+                    scaled = scaled.index_fill(0, torch.tensor(word[-1:]), -torch.inf)
             logps = scaled.log_softmax(-1)
             if replay is not None:
                 token = replay[index]

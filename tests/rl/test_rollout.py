@@ -1,5 +1,6 @@
 """Sampling: what is sampled, what is scored, and that one prompt cache serves all of it without changing a number."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_world import entry, media, some_prompts
+from transformers import Qwen2Tokenizer
 
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse, prefill, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model import generation
-from mer_r1.model.generation import Sampling
+from mer_r1.model.generation import Openings, Sampling
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
 from mer_r1.model.tower_outputs import embed
 from mer_r1.rl.anchors import answer_tokens, category_tokens
@@ -271,7 +273,7 @@ def test_sampling_stops_when_all_rows_have_ended(taught, prompts, monkeypatch):
     end = torch.tensor(taught.eos_ids)
     calls = []
 
-    def ending(logits, forbidden, sampling, generator):
+    def ending(logits, *_):
         calls.append(len(logits))
         return end.expand(len(logits)), torch.zeros(len(logits))
 
@@ -279,6 +281,61 @@ def test_sampling_stops_when_all_rows_have_ended(taught, prompts, monkeypatch):
     drawn = rollout(taught, prompts, 2, Sampling(50, 1.0))
     assert calls == [len(prompts) * 2]
     assert drawn.completion_ids == [taught.eos_ids] * len(prompts) * 2
+
+
+def test_slow_thinking_that_must_reason_never_leaves_its_think_empty(taught, prompts, monkeypatch):
+    """A policy that would: of 700 tokens the closing tag has e^6 and a blank e^5 parts, so 0.36 of 64 are empty."""
+    think, close = taught.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    (blank,) = taught.tokenizer(" ")["input_ids"]
+    original, step = generation.lm_head, []
+
+    def hasty(model, hidden):
+        step.append(original(model, hidden))
+        logits = torch.zeros_like(step[-1])
+        logits[:, think if len(step) == 1 else close] = 30.0 if len(step) == 1 else 6.0
+        logits[:, blank] += 5.0 if 1 < len(step) < 5 else 0.0
+        return logits
+
+    monkeypatch.setattr(generation, "lm_head", hasty)
+    empty = {}
+    for must_reason in (False, True):
+        step.clear()
+        omni = replace(taught, settings=replace(taught.settings, must_reason=must_reason))
+        drawn = rollout(omni, prompts, 16, Sampling(12, 1.0, seed=1))
+        texts = [taught.tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn.completion_ids]
+        empty[must_reason] = sum(bool(re.match(r"<think>\s*</think>", text)) for text in texts)
+    assert empty == {False: pytest.approx(23, abs=15), True: 0}  # 4 standard deviations
+    # The log-probabilities are the policy's own: a forbidden token keeps its share.
+    row = drawn.completion_ids[0]
+    assert row[0] == think
+    logits = torch.zeros(len(taught.tokenizer))
+    logits[close], logits[blank] = 6.0, 5.0
+    assert drawn.logps[0][1] == pytest.approx(float(logits.log_softmax(0)[row[1]]), abs=1e-4)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_openings_forbid_what_would_close_them_and_nothing_else(taught, split):
+    """With tags of one token each, and in pieces, where the end of a tag and the next beginning may be one token."""
+    texts = ["<think></think><answer> happy </answer>", "<think> A smile </think>", "<think>\n</think> < <<"] * 9
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, 320, show_progress=False) if split else taught.tokenizer
+    pieces = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    assert len(tokenizer("<think></think>")["input_ids"]) == 2 or split
+    closed = ("<think> A", "Then <think>", " happy", "<answer>")
+    for text in ("", "<think", "<think>", " <think>", "<think> ", "<think>\n", *closed):
+        openings = Openings(tokenizer, 2)
+        logits = torch.zeros(2, len(tokenizer))
+        ids = tokenizer(text)["input_ids"]
+        for token in ids:
+            openings.add(torch.tensor([token, tokenizer("A")["input_ids"][0]]))
+        mask = openings.closing(logits)
+        so_far = tokenizer.decode(ids)
+        expected = [bool(re.match(r"\s*<think>\s*<", so_far + piece)) for piece in pieces]
+        if text in closed:
+            assert mask is None
+            continue
+        assert mask[0].tolist() == expected
+        assert any(expected) or "<think" not in text or (text == "<think" and not split)
+        assert not ids or not mask[1].any(), "another row reasons already"
 
 
 def test_a_finished_row_does_not_disturb_the_others(taught, prompts, sampled):

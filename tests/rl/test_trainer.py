@@ -12,7 +12,7 @@ from peft import LoraConfig
 from tiny_world import WORDS, entry, media, some_prompts, teach, tiny_omni
 from trl import GRPOTrainer
 
-from mer_r1.emotions.thinking import format_completion, question
+from mer_r1.emotions.thinking import FAST_PREFILL, format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.model import generation
@@ -23,8 +23,9 @@ from mer_r1.rl import trainer as rl_trainer
 from mer_r1.rl.anchors import AnswerTokens
 from mer_r1.rl.calibration import category_probabilities
 from mer_r1.rl.method import Advantages, Method, method_advantages
+from mer_r1.rl.rewards import format_reward, reward_function
 from mer_r1.rl.rollout import Rollouts, fast_prompt
-from mer_r1.rl.trainer import ForClips, MERR1Trainer, Step, annealed
+from mer_r1.rl.trainer import EpochSampler, ForClips, MERR1Trainer, Step, annealed
 from mer_r1.training.recipes import RLRecipe
 from mer_r1.training.stage import LANGUAGE_MODEL_LAYERS
 
@@ -429,6 +430,75 @@ def test_a_resumed_run_equals_an_uninterrupted_one(checkpoint, tmp_path, step, s
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, atol=0, rtol=0, msg=name)
+
+
+# --- groups that answer fast ------------------------------------------------------------------------------------------
+
+
+def test_the_share_of_fast_groups_is_spread_evenly_by_hand():
+    """Twelve rows, two rollouts each, four groups a batch: the fourth of every batch is row 12 + i."""
+    sampler = EpochSampler(range(12), 2, 4, 1, False, 0)
+    slow = list(sampler)
+    assert slow == [row for row in range(12) for _ in range(2)]
+    sampler.fast_share = 0.25
+    assert list(sampler)[::2] == [0, 1, 2, 15, 4, 5, 6, 19, 8, 9, 10, 23]
+    assert [row % 12 for row in sampler] == slow
+    again = EpochSampler(range(5), 3, 2, 2, False, 0)  # batches of two, each twice; the fifth row is left out
+    again.fast_share = 0.5
+    assert list(again)[::3] == [0, 6, 0, 6, 2, 8, 2, 8]
+    alone = EpochSampler(range(6), 1, 1, 1, False, 0)  # a group a batch: every third one
+    alone.fast_share = 1 / 3
+    assert list(alone) == [0, 1, 8, 3, 4, 11]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_fast_group_is_sampled_rewarded_and_scored_after_its_empty_think(checkpoint, tmp_path, shared):
+    """Beside a slow one: rewards of the whole text, advantages of its own, and the loss on the extended prompt."""
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, fast_share=0.5, shared_prefixes=shared)
+    assert [row["clip_index"] for row in trainer.train_dataset] == [*range(CLIPS), *(~i for i in range(CLIPS))]
+    output = scored_batch(trainer, [rows[0], rows[1] | {"clip_index": ~1}])
+    tokenizer = trainer.omni.tokenizer
+    ends = [tokenizer.decode(ids).endswith(FAST_PREFILL) for ids in output["prompt_ids"]]
+    assert ends == [False] * GROUP + [True] * GROUP
+    drawn = trainer.step.rollouts
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn.completion_ids[GROUP:]]
+    gold = [[WORDS[1]]] * GROUP
+    rewards = trainer.step.rewards[GROUP:]
+    for column, name in enumerate(trainer.method.objectives):
+        expected = reward_function(name, builtin())(completions=[FAST_PREFILL + text for text in texts], labels=gold)
+        assert rewards[:, column].tolist() == pytest.approx(expected)
+    assert rewards[:, 0].sum() > 0 == sum(format_reward(completions=texts)), "well formed with what was prefilled only"
+    assert drawn.anchor_rollout.max() < GROUP, "no calibration terms"
+    fast = output["advantages"][GROUP:]
+    torch.testing.assert_close(fast, method_advantages(Method(method="ad"), rewards, GROUP).to(fast))
+    assert fast.abs().max() > 0.1
+    assert float(fast.sum()) == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(
+        loss_logps(trainer, output).detach(),
+        output["sampling_per_token_logps"] * output["completion_mask"],
+        atol=2e-5,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("name", ["ad", "mer-r1"])
+def test_slow_and_fast_rewards_are_logged_apart(checkpoint, tmp_path, name):
+    trainer, _, _ = make_trainer(checkpoint, tmp_path, Method(method=name), fast_share=0.5)
+    modes, score = [], trainer._generate_and_score_completions
+
+    def watch(inputs):
+        output = score(inputs)
+        modes.append([row["clip_index"] < 0 for row in inputs[::GROUP]])
+        return output
+
+    trainer._generate_and_score_completions = watch
+    trainer.train()
+    assert modes == [[False, True]] * 2
+    line = trainer.state.log_history[0]
+    for objective in trainer.method.objectives:
+        both = (line[f"slow/{objective}"] + line[f"fast/{objective}"]) / 2
+        assert line[f"rewards/{objective}_reward/mean"] == pytest.approx(both, abs=1e-4)
+    assert 0 < line["fast/format"] <= 1
 
 
 class Scripted:

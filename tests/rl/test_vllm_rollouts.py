@@ -7,10 +7,12 @@ import base64
 import io
 import json
 import logging
+import math
 import os
 import sys
 import threading
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
@@ -36,7 +38,7 @@ from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.rl.vllm import colocated as vllm_generation
 from mer_r1.rl.vllm import rollouts as rollout_vllm
 from mer_r1.rl.vllm.colocated import BANNED, Asked, Colocated, Completion, OmniGeneration
-from mer_r1.rl.vllm.engine import start, unexpanded, weight_name
+from mer_r1.rl.vllm.engine import bad_words, start, unexpanded, weight_name
 from mer_r1.rl.vllm.rollouts import VllmRollouts, request_of
 from mer_r1.rl.vllm.server import Served
 from mer_r1.training.recipe_files import read_recipe
@@ -171,6 +173,36 @@ def test_fast_rollouts_go_on_from_their_prefill(sampler, taught, prompts, tokens
     assert ours.anchor_rollout.tolist() == ordinary.anchor_rollout.tolist() != []
     torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
     assert ours.fast is ordinary.fast is None
+
+
+def test_slow_and_fast_prompts_go_together(sampler, taught, prompts, tokens):
+    """As RL with fast groups asks: each prompt with its own opening, confidences for the slow ones only."""
+    openings = ["", FAST_PREFILL, "", FAST_PREFILL]
+    asked = [fast_prompt(taught, p) if opening else p for p, opening in zip(prompts, openings, strict=True)]
+    both_modes = {"tokens": tokens, "fast": True, "prefilled": openings}
+    ordinary, ours = both(sampler, taught, asked, Sampling(24, 1.0, seed=3), **both_modes)
+    assert {row // GROUP for row in ours.anchor_rollout.tolist()} <= {0, 2}
+    assert ours.anchor_rollout.tolist() == ordinary.anchor_rollout.tolist() != []
+    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
+    torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
+
+
+def test_an_engine_is_told_that_slow_thinking_must_reason(sampler, taught, prompts, server, clips):
+    """Right after `<think>` the closing tag has probability 0, elsewhere its own."""
+    think, close = taught.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    omni = replace(taught, settings=replace(taught.settings, must_reason=True))
+    request = request_of(taught, prompts[0], clips[0])
+    found = []
+    for policy in (taught, omni):
+        chosen = sampler.generation.vllm.SamplingParams(max_tokens=2, bad_words=bad_words(policy.settings))
+        fake_vllm.LLM.script = [[[think, close]]]
+        drawn = sampler.generation.llm.generate([request], chosen, use_tqdm=False)[0].outputs[0]
+        found.append(math.exp(drawn.logprobs[1][close].logprob))
+    assert found[0] > found[1] == 0.0
+    sampler.for_clips([0])(omni, prompts[:1], GROUP, Sampling(2, 1.0))
+    assert "<think></think>" in sampler.generation.llm.parameters[-1].bad_words
+    Served(server.url).sample([Asked(clips[0], request)], 1, Sampling(2), omni)
+    assert server.asked[0][1]["bad_words"] == bad_words(omni.settings)
 
 
 def test_auto_asks_the_engine_where_few_requests_suffice(sampler, taught, prompts, tokens, monkeypatch, caplog):
@@ -505,6 +537,16 @@ def test_a_server_is_sent_our_very_frames_and_samples(server, taught, prompts, c
     assert (wav[:4], wav[8:16], int.from_bytes(wav[24:28], "little")) == (b"RIFF", b"WAVEfmt ", rate)
     assert np.array_equal(np.frombuffer(wav[44:], "<f4"), waveform)
     assert text["text"] == question(clips[0].subtitle, taught.settings.question)
+
+
+def test_a_server_continues_what_was_prefilled(server, taught, prompts, clips):
+    request = request_of(taught, fast_prompt(taught, prompts[0]), clips[0])
+    Served(server.url).sample([Asked(clips[0], request, FAST_PREFILL)], 1, Sampling(2), taught)
+    body = server.asked[0][1]
+    assert [turn["role"] for turn in body["messages"]] == ["user", "assistant"]
+    assert body["messages"][1]["content"] == FAST_PREFILL
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+    assert body["bad_words"] == []
 
 
 def test_a_float_wav_is_read_back_by_ffmpeg(taught, prompts, clips, tmp_path):

@@ -35,9 +35,11 @@ COMMON = [
 RL = [f"num_generations={GROUP}", "max_completion_length=16", "max_steps=3", "seed=5"]
 STAGES = {  # rows of one process, and settings
     "sft": (1, ["max_steps=4"]),
+    "cold": (1, ["max_steps=4", "counterfactual_rows=2", "replay=1", "shared_prefixes=true", "seed=3"]),
     "towers": (1, ["max_steps=4", "train_towers=true", "gradient_checkpointing=true", "learning_rate=0.005"]),
     "first": (1, ["max_steps=2", "train_towers=true", "towers_first_steps=2", "learning_rate=0.005"]),
     "groups": (GROUP, [*RL, "calibration=hinge"]),
+    "modes": (2 * GROUP, [*RL, "fast_share=0.5"]),  # in each process a slow and a fast group
     "halves": (GROUP // 2, [*RL, "calibration=difference"]),  # the rollouts of one clip lie in both processes
 }
 
@@ -110,7 +112,7 @@ def long_run(corpus, model, out, *more, **also):
     return {"stage": "rl", "settings": [*settings, "save_strategy=steps", "save_steps=2", *more], **also}
 
 
-@pytest.mark.parametrize("name", ["sft", "towers", "first"])
+@pytest.mark.parametrize("name", ["sft", "cold", "towers", "first"])
 def test_supervised_steps_of_two_processes_are_those_of_one(both, name):
     keys = ("loss", "grad_norm", "mean_token_accuracy")
     for ours, theirs in zip(lines(both.two / name, keys), lines(both.one / name, keys), strict=True):
@@ -120,7 +122,7 @@ def test_supervised_steps_of_two_processes_are_those_of_one(both, name):
         torch.testing.assert_close(value, expected[key], **ALIKE, msg=key)
 
 
-@pytest.mark.parametrize("name", ["groups", "halves"])
+@pytest.mark.parametrize("name", ["groups", "modes", "halves"])
 def test_rl_of_two_processes_is_that_of_one_on_the_same_tokens(both, name):
     rows, advantages = batches(both.two / name)
     expected_rows, expected = batches(both.one / name)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_world import WORDS
+from tiny_world import WORDS, entry, media
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest, write_manifest
@@ -22,11 +22,14 @@ from mer_r1.lab.tiny import build
 from mer_r1.lab.tiny.build import run_build
 from mer_r1.model import features
 from mer_r1.model.omni import Settings, load
+from mer_r1.model.prompts import IGNORE, Prompt
+from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.training import stage
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
-from mer_r1.training.sft_stage import examples, run_sft
+from mer_r1.training.sft_stage import SFTData, examples, run_sft
 from mer_r1.training.stage import checkpoint_to_resume, select_clips
 
 EVERYWHERE = [
@@ -310,6 +313,135 @@ def test_base_examples_are_a_description_a_remark_and_a_broad_direct_answer(omni
     ]
     assert [row["target"] for row in rows[:2]] == ["a wide smile", "A smile. So happy."]
     assert rows[2]["target"] == "<think></think><answer> happy, calm </answer>", "the base reasons in no block"
+
+
+def emotional_clips(count=3):
+    return [
+        Clip(
+            f"c{i}",
+            subtitle=f"Line {i}.",
+            labels=(WORDS[i], WORDS[i + 1]),
+            reasoning=f"Sign {i}.",
+            meta={"careful_labels": [WORDS[i]], "broad_labels": [WORDS[i], "calm"]},
+        )
+        for i in range(count)
+    ]
+
+
+def test_counterfactual_examples_give_other_clips_reasonings_and_teach_their_answers(omni):
+    """Of three clips each sees both others: its own question, their reasoning, their answer."""
+    rows = examples(emotional_clips(), omni, "slow", counterfactual_rows=2)
+    assert [row["clip_index"] for row in rows] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for index in range(3):
+        own, *others = rows[3 * index : 3 * index + 3]
+        assert own["given"] == ""
+        assert {row["asked"] for row in (own, *others)} == {question(f"Line {index}.", "short")}
+        expected = {(f"<think> Sign {i}. </think>", f"<answer> {WORDS[i]} </answer>") for i in range(3) if i != index}
+        assert {(row["given"], row["target"]) for row in others} == expected
+
+
+def test_the_other_clips_are_drawn_by_the_seed(omni):
+    clips = emotional_clips(7)
+    drawn = {seed: examples(clips, omni, "slow", counterfactual_rows=3, seed=seed) for seed in (0, 1)}
+    assert drawn[0] == examples(clips, omni, "slow", counterfactual_rows=3)
+    assert drawn[0] != drawn[1]
+    with pytest.raises(UserError, match="counterfactual_rows=7 needs at least 8 clips, got 7"):
+        examples(clips, omni, "slow", counterfactual_rows=7)
+
+
+def test_replayed_examples_are_the_broad_answer_after_a_given_empty_think(omni):
+    clips = emotional_clips(1)
+    slow, fast = examples(clips, omni, "slow", replay=1)
+    assert slow["target"] == "<think> Sign 0. </think><answer> happy </answer>"
+    assert (fast["asked"], fast["given"]) == (slow["asked"], "<think></think>")
+    assert fast["target"] == "<answer> happy, calm </answer>"
+    with pytest.raises(UserError, match=r"clip c0: replay=1 needs meta\.broad_labels"):
+        examples([replace(clips[0], meta={})], omni, "slow", replay=1)
+
+
+def test_gold_labels_replace_the_careful_ones_where_asked(omni):
+    rows = examples(emotional_clips(2), omni, "slow", labels="gold", counterfactual_rows=1)
+    assert [parse(row["given"] + row["target"]).labels for row in rows] == [
+        *(("happy", "sad"), ("sad", "angry")),
+        *(("sad", "angry"), ("happy", "sad")),
+    ]
+    (twice,) = examples(emotional_clips(1), omni, "twice", labels="gold")
+    assert twice["target"].count("happy, sad") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["labels=broad"], "labels must be careful or gold"),
+        (["replay=2"], "replay must be 0 or 1"),
+        (["counterfactual_rows=-1"], "must not be negative"),
+        (["targets=twice", "replay=1"], "replay is for targets=slow, got targets=twice"),
+        (["targets=base", "counterfactual_rows=1"], "counterfactual_rows is for targets=slow"),
+        (["targets=twice", "must_reason=false"], "must_reason is for targets=slow"),
+        (["targets=base", "labels=gold"], "labels has no effect"),
+    ],
+)
+def test_rows_that_a_stage_does_not_have_are_refused(corpus, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        recipe(SFTRecipe, corpus, tmp_path, *changes)
+
+
+class Entries:
+    """A feature cache of the tiny world."""
+
+    def __init__(self, omni):
+        self.found = {f"c{i}": entry(omni, media(2.0 + 0.3 * i, i)) for i in range(3)}
+
+    def get(self, clip):
+        return self.found[clip.id]
+
+
+@pytest.mark.parametrize("settings", [{"counterfactual_rows": 2}, {"counterfactual_rows": 1, "replay": 1}])
+def test_what_is_given_is_read_and_not_learned_packed_or_not(omni, settings):
+    """The tokens are those of the whole text, the loss is on those of the target, and both ways agree on it."""
+    clips = emotional_clips()
+    rows = examples(clips, omni, "slow", **settings)
+    plain = SFTData(omni, clips, rows, Entries(omni), shared_prefixes=False)
+    packed = SFTData(omni, clips, rows, Entries(omni), shared_prefixes=True)
+    assert [len(item["rows"]) for item in packed.rows] == [3, 3, 3]
+    batches = plain.collate(plain.rows), packed.collate(packed.rows)
+    end = omni.tokenizer.decode([omni.tokenizer.eos_token_id])
+    for row, ids, labels in zip(rows, batches[0]["input_ids"], batches[0]["labels"], strict=True):
+        assert omni.tokenizer.decode(labels[labels != IGNORE]) == row["target"] + end
+        whole = [*omni.tokenizer(row["given"] + row["target"])["input_ids"], omni.tokenizer.eos_token_id]
+        assert ids[ids != omni.tokenizer.pad_token_id][-len(whole) :].tolist() == whole
+    learned = [batch["labels"][batch["labels"] != IGNORE].tolist() for batch in batches]
+    assert learned[0] == learned[1]
+    assert batches[1]["input_ids"].numel() < batches[0]["input_ids"].numel(), "prompts are shared"
+    with torch.no_grad(), media_embedded(omni.model, batches[0].pop("media")):
+        expected = omni.model(**batches[0]).loss
+    with torch.no_grad(), media_embedded(omni.model, batches[1].pop("media")):
+        found = omni.model(**packed_inputs(omni.model, batches[1])).loss
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_a_token_across_the_cut_is_learned(omni):
+    """Where a tokenizer joins the end of one tag and the beginning of the next, as Qwen2.5's does."""
+    joined = SimpleNamespace(
+        tokenizer=lambda text: {"input_ids": [ord(c) for c in text.replace("><", "#")]}, processor=None
+    )
+    joined.tokenizer.eos_token_id = 0
+    data = SFTData(joined, [], [], None, shared_prefixes=False)
+    data._prompt_of = lambda *_: Prompt(torch.tensor([1]), torch.zeros(3, 1, dtype=torch.long), {})
+    row = {"clip_index": 0, "asked": "", "given": "<think>a</think>", "target": "<answer>b</answer>"}
+    prompt, target = data._encoded(row)
+    assert "".join(map(chr, prompt.input_ids[1:])) == "<think>a</think"
+    assert "".join(map(chr, target)) == "#answer>b</answer>\0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [(["replay=1", "counterfactual_rows=1"], True), (["must_reason=true"], True), ([], False)]
+)
+def test_replay_makes_slow_thinking_reason_and_the_model_keeps_it(corpus, taught_folder, tmp_path, changes, expected):
+    model = run_sft(recipe(SFTRecipe, corpus, tmp_path, f"model={taught_folder}", "max_steps=1", *changes))
+    assert load(model).settings.must_reason is expected
+    again = run_rl(recipe(RLRecipe, corpus, tmp_path / "rl", f"model={model}", "max_steps=1", "fast_share=0.5"))
+    assert load(again).settings.must_reason is expected
 
 
 @pytest.mark.parametrize(

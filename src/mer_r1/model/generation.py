@@ -3,7 +3,9 @@
 Shapes: R rows, T sampled tokens, V vocabulary, D hidden size.
 """
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from mer_r1.model.omni import Omni
 from mer_r1.model.shared_prefix.continuation import Branches
+
+_OPENED = re.compile(r"\s*<think>\s*", re.IGNORECASE)
+_CLOSING = re.compile(r"\s*<think>\s*<", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,17 @@ def decode(
         generator = torch.Generator(model.device).manual_seed(sampling.seed)
     eos = torch.tensor(omni.eos_ids, device=model.device)
     forbidden = torch.tensor(omni.forbidden_ids, device=model.device)
+    openings = Openings(omni.tokenizer, len(hidden)) if omni.settings.must_reason else None
     done = torch.zeros(len(hidden), dtype=torch.bool, device=model.device)
     states, drawn, scored = [], [], []
     for step in range(sampling.max_new_tokens):
         states.append(hidden)
-        token, logp = draw(lm_head(model, hidden), forbidden, sampling, generator)
+        logits = lm_head(model, hidden)
+        empty = openings.closing(logits) if openings else None
+        token, logp = draw(logits, forbidden, sampling, generator, empty)
         drawn.append(token.masked_fill(done, omni.tokenizer.pad_token_id))
+        if openings:
+            openings.add(drawn[-1])
         scored.append(logp)
         done = done | torch.isin(token, eos)
         if bool(done.all()) or step + 1 == sampling.max_new_tokens:
@@ -93,16 +103,22 @@ def decode(
 
 
 def draw(
-    logits: Tensor, forbidden: Tensor, sampling: Sampling, generator: torch.Generator | None
+    logits: Tensor,
+    forbidden: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+    empty: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token per row, (R,), and its log-probability, (R,), from logits (R, V).
 
-    Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens, top_k, top_p
-    and min_p only shape the draw.
+    Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens, those that a row
+    must not take next (`empty`, (R, V) bool), top_k, top_p and min_p only shape the draw.
     """
     scaled = logits.float() / (sampling.temperature or 1.0)
     logps = scaled.log_softmax(dim=-1)
     allowed = scaled.index_fill(1, forbidden, -torch.inf)
+    if empty is not None:
+        allowed = allowed.masked_fill(empty, -torch.inf)
     if sampling.temperature == 0:
         token = allowed.argmax(dim=-1)
     else:
@@ -122,6 +138,51 @@ def truncated(probabilities: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         beyond |= ordered.cumsum(dim=-1) - ordered >= sampling.top_p * ordered.sum(dim=-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter(1, order, ordered.masked_fill(beyond, 0.0))
+
+
+class Openings:
+    """Completions that hold no more than the tag that opens their think block, which must not be left empty.
+
+    Reasoning begins with a character that is neither white space nor "<"; so in these rows a token that would put "<"
+    after the tag must not be sampled, whether a tag is one token or several. A row that begins otherwise, as after a
+    prefilled think block, is none of them.
+
+    Args:
+        tokenizer: tokenizer of the policy.
+        rows: R.
+    """
+
+    def __init__(self, tokenizer: Any, rows: int) -> None:
+        self.tokenizer = tokenizer
+        self._texts = dict.fromkeys(range(rows), "")
+        self._ids: list[list[int]] = [[] for _ in range(rows)]
+
+    def closing(self, logits: Tensor) -> Tensor | None:
+        """(R, V) bool, the tokens that must not follow, for the logits (R, V); None if no row is an opening."""
+        if not self._texts:
+            return None
+        mask = torch.zeros(logits.shape, dtype=torch.bool)
+        pieces = _pieces_with_bracket(self.tokenizer)
+        for text in set(self._texts.values()):
+            rows = torch.tensor([row for row, own in self._texts.items() if own == text])
+            tokens = [token for token, piece in pieces if _CLOSING.match(text + piece)]
+            mask[rows[:, None], torch.tensor(tokens, dtype=torch.long)] = True
+        return mask.to(logits.device)
+
+    def add(self, tokens: Tensor) -> None:
+        """Append the sampled tokens, (R,)."""
+        drawn = tokens.tolist() if self._texts else []
+        for row in list(self._texts):
+            self._ids[row].append(drawn[row])
+            self._texts[row] = text = self.tokenizer.decode(self._ids[row])
+            if not (_OPENED.fullmatch(text) or "<think>".startswith(text.strip().lower())):
+                del self._texts[row]
+
+
+@lru_cache(maxsize=2)
+def _pieces_with_bracket(tokenizer: Any) -> list[tuple[int, str]]:
+    pieces = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return [(token, piece) for token, piece in enumerate(pieces) if "<" in piece]
 
 
 def pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

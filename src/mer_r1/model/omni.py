@@ -34,12 +34,15 @@ class Settings:
         max_seconds: length in seconds after which a clip is cut, with a note.
         question: wording of the question, "full" or "short" (`thinking.question`).
         form: form of the completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
+        must_reason: whether sampling keeps slow thinking from leaving its think block empty (`generation.Openings`);
+            for the form "once". Fast thinking, whose empty think block is prefilled, is not concerned.
     """
 
     num_frames: int = 8
     max_seconds: float = 30.0
     question: Literal["full", "short"] = "full"
     form: Literal["once", "twice"] = "once"
+    must_reason: bool = False
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
@@ -47,6 +50,8 @@ class Settings:
             raise ValueError(f"question: got {self.question!r}, expected full or short")
         if self.form not in ("once", "twice"):
             raise ValueError(f"form: got {self.form!r}, expected once or twice")
+        if self.must_reason and self.form == "twice":
+            raise ValueError("must_reason is for the form once, whose completions begin with the think block")
         if not (self.num_frames >= 1 and self.max_seconds > 0):
             raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
 

@@ -81,7 +81,7 @@ def rollout(
     sampling: Sampling,
     tokens: CategoryTokens | None = None,
     fast: bool = False,
-    prefilled: str = "",
+    prefilled: str | Sequence[str] = "",
     model: Any = None,
 ) -> Rollouts:
     """Sample G completions for each prompt and read the category confidences at their anchors.
@@ -92,8 +92,8 @@ def rollout(
         num_generations: G.
         sampling: length, temperature.
         tokens: category tokens; None skips the confidences.
-        fast: also score each answer without its reasoning.
-        prefilled: text at the end of the prompts that the completions continue (`thinking.prefill`).
+        fast: also score each answer without its reasoning; answers of prefilled prompts then have no anchors.
+        prefilled: text at the end of the prompts, or of each, that the completions continue (`thinking.prefill`).
         model: policy, if not ``omni.model`` (for example an adapter around it).
     """
     model = model or omni.model
@@ -106,7 +106,7 @@ def rollout(
     clock.lap("decode")
     if tokens is None:
         return result
-    result.answers = answers = [answer_tokens(ids, omni.tokenizer, prefilled) for ids in completion_ids]
+    result.answers = answers = find_answers(omni, completion_ids, prefilled, len(prompts), fast)
     result.anchor_rollout = anchor_rows(answers)
     result.slow = category_probabilities(lm_head(model, _at_anchors(hidden, answers)), tokens)
     clock.lap("slow")
@@ -161,6 +161,18 @@ def fast_confidences(omni: Omni, prompts: Sequence[Prompt], tokens: CategoryToke
     triggered = [fast_prompt(omni, prompt) for prompt in prompts]
     hidden, _ = _prefill(model, collate(triggered, [[]] * len(prompts), omni.tokenizer.pad_token_id), triggered, 1, 0)
     return category_probabilities(lm_head(model, hidden), tokens)
+
+
+def find_answers(
+    omni: Omni, completion_ids: Sequence[Sequence[int]], prefilled: str | Sequence[str], prompts: int, fast: bool
+) -> list[AnswerTokens]:
+    """Where the answers of B*G completions lie; the arguments are those of `rollout`, with the number B of prompts."""
+    openings = [prefilled] * prompts if isinstance(prefilled, str) else prefilled
+    each = [opening for opening in openings for _ in range(len(completion_ids) // prompts)]
+    return [
+        AnswerTokens(0, []) if fast and opening else answer_tokens(ids, omni.tokenizer, opening)
+        for ids, opening in zip(completion_ids, each, strict=True)
+    ]
 
 
 def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:

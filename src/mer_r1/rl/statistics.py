@@ -110,6 +110,43 @@ def log_used(logs: Mapping[str, Any], metrics: Mapping[str, list[float]], used: 
         logs["extra"]["advantage_added_to_reasoning"].extend(used.reasoning.tolist())
 
 
+def statistics_by_mode(
+    fast: Tensor,
+    rewards_per_func: Tensor,
+    used: Advantages,
+    objectives: Sequence[str],
+    size: int,
+    terms: Terms,
+    words: Tensor | None,
+) -> dict[str, float]:
+    """`group_statistics` of the groups that think slowly (of all where all answer fast), and mean rewards by mode.
+
+    Args:
+        fast: (R,) bool, rollouts of groups that answer fast; without any, the result is that of `group_statistics`.
+        rewards_per_func: (R, K) rewards.
+        used: advantages of the update.
+        objectives: names of the K rewards.
+        size: G, rollouts per group.
+        terms: T+ and T-.
+        words: (R,) words of each answer.
+
+    Returns:
+        Log name -> value; of the rewards `slow/recall`, `fast/recall` and so on.
+    """
+    kept = fast if fast.all() else ~fast
+    tokens, reasoning, plus, minus, counted = (
+        None if values is None else values[kept] for values in (used.tokens, used.reasoning, *terms, words)
+    )
+    assert tokens is not None
+    part = Advantages(tokens, reasoning, used.share)
+    found = group_statistics(rewards_per_func[kept], part, objectives, size, (plus, minus), counted)
+    if fast.any():
+        for mode, rows in (("slow", ~fast), ("fast", fast)):
+            means = {name: known_mean(rewards_per_func[rows, column]) for column, name in enumerate(objectives)}
+            found |= {f"{mode}/{name}": mean for name, mean in means.items()}
+    return found
+
+
 def warn_if_quiet(share: float, step: int) -> None:
     """Log a warning if more than `QUIET_SHARE` of the groups have no signal (all their rewards are equal)."""
     if share > QUIET_SHARE:

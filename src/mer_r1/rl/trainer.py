@@ -18,9 +18,10 @@ Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion toke
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
+from mer_r1.emotions.thinking import FAST_PREFILL
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
@@ -42,7 +44,7 @@ from mer_r1.rl import statistics
 from mer_r1.rl.anchors import category_tokens, scores_of, terms_of
 from mer_r1.rl.method import Advantages, Method, method_advantages
 from mer_r1.rl.rewards import reward_function
-from mer_r1.rl.rollout import Rollouts, fast_confidences, rollout
+from mer_r1.rl.rollout import Rollouts, fast_confidences, fast_prompt, rollout
 
 
 @dataclass
@@ -84,7 +86,21 @@ def annealed(first: float, final: float, step: int, steps: int) -> float:
 
 
 class EpochSampler(RepeatSampler):
-    """TRL's sampler, with the order of an epoch drawn from seed and epoch, so that a resumed run sees the same rows."""
+    """TRL's sampler, with the order of an epoch drawn from seed and epoch, so that a resumed run sees the same rows.
+
+    Attributes:
+        fast_share: share of the groups, evenly spread over the epoch, that take row N + i instead of row i of N.
+    """
+
+    fast_share = 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        """Rows in the order of the epoch, each as often as TRL's sampler repeats it."""
+        for number, index in enumerate(super().__iter__()):
+            batch, place = divmod(number // self.mini_repeat_count, self.batch_size)
+            group = batch // self.repeat_count * self.batch_size + place
+            is_fast = math.floor((group + 1) * self.fast_share) > math.floor(group * self.fast_share)
+            yield index + self.num_samples * is_fast
 
     def set_epoch(self, epoch: int) -> None:
         """Seed the order of an epoch; TRL's sampler keeps drawing, and a resumed run would repeat the first order."""
@@ -97,7 +113,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     Args:
         omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
-        rows: training rows with the columns `prompt`, `labels` and `clip_index`.
+        rows: training rows with the columns `prompt`, `labels` and `clip_index`. Each is also a row that answers fast
+            (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
         prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
         method: choice of the advantages.
         taxonomy: wheels of the rewards and of the confidences.
@@ -108,6 +125,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         UserError: the method needs the starting policy, which these arguments do not keep.
 
     Attributes:
+        prompt_of: `prompt_of` for both kinds of rows.
         step: the latest generation; without clips before the first one.
         sampler: samples in place of `rollout.rollout` (set by `vllm.rollouts.use_vllm`); None for the policy itself.
     """
@@ -122,7 +140,13 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         args: GRPOConfig,
         **kwargs: Any,
     ) -> None:
-        self.omni, self.prompt_of, self.method, self.taxonomy = omni, prompt_of, method, taxonomy
+        self.omni, self.method, self.taxonomy = omni, method, taxonomy
+        self.prompt_of = lru_cache(maxsize=4096)(
+            lambda index: fast_prompt(omni, prompt_of(~index)) if index < 0 else prompt_of(index)
+        )
+        self._fast_share: float = getattr(args, "fast_share", 0.0)
+        if self._fast_share:
+            rows = rows + [row | {"clip_index": ~row["clip_index"]} for row in rows]
         self.categories = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
         self.step = Step([], [], 0)
         self.sampler: Any = None
@@ -174,7 +198,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         distinct = step.clips[::group]
         draw, precision = rollout, self.accelerator.autocast()  # that of scoring
         if self.sampler:  # an engine brings its own precision
-            draw, precision = self.sampler.for_clips(distinct), nullcontext()
+            draw, precision = self.sampler.for_clips([max(index, ~index) for index in distinct]), nullcontext()
         with precision:
             step.rollouts = draw(
                 self.omni,
@@ -183,6 +207,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
                 Sampling.of(self.args),
                 tokens=self.categories[0] if self.method.calibrates else None,
                 fast=self.method.needs_fast,
+                prefilled=[FAST_PREFILL if index < 0 else "" for index in distinct],
                 model=self.accelerator.unwrap_model(self.model),
             )
         return {
@@ -191,9 +216,13 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             "logprobs": step.rollouts.logps,
         }
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        # TRL's rewards, gathered over processes.
-        self.step.rewards = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        # TRL's rewards, gathered over processes. What was prefilled is part of the completion.
+        whole = [
+            [{**messages[0], "content": FAST_PREFILL + messages[0]["content"]}] if index < 0 else messages
+            for index, messages in zip(self.step.clips, completions, strict=True)
+        ]
+        self.step.rewards = super()._calculate_rewards(inputs, prompts, whole, completion_ids_list)
         return self.step.rewards
 
     def _advantages(self, step: Step) -> Advantages:
@@ -201,7 +230,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         terms, words = self._calibration_terms(step) if self.method.calibrates else ((None, None), None)
         rewards, group, objectives = step.rewards, step.num_generations, self.method.objectives
         found = method_advantages(self.method, rewards, group, *terms, scale_rewards=self.args.scale_rewards)
-        logged = statistics.group_statistics(rewards, found, objectives, group, terms, words)
+        fast = self.accelerator.gather(torch.tensor(step.clips, device=self.accelerator.device)) < 0
+        logged = statistics.statistics_by_mode(fast, rewards, found, objectives, group, terms, words)
         self._log(logged)
         statistics.warn_if_quiet(logged["groups_without_signal"], self.state.global_step)
         mode = "train" if self.model.training else "eval"
@@ -221,28 +251,33 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _calibration_terms(self, step: Step) -> tuple[statistics.Terms, Tensor]:
         # T+, T- and the number of words of each answer, (R,) each, of the rows of all processes.
+        # Groups that answer fast have no terms.
         of_rows = self.method, self.taxonomy, self.categories, step.labels, step.rollouts
         slow, fast, *masks = scores_of(*of_rows)
+        direct = torch.tensor(step.clips, device=slow.device) < 0
+        slow = slow.masked_fill(direct[:, None], torch.nan)
         for name, values in statistics.confidence_statistics(slow, fast, *masks).items():
             self._log({name: statistics.known_mean(self.accelerator.gather(values))})
         terms = terms_of(*of_rows, self._reference_fast(step) if self.method.needs_reference else None)
         words = slow.new_tensor([len(answer.words) for answer in step.rollouts.answers])
-        words, *found = self.accelerator.gather([words, *(term for term in terms if term is not None)])
+        kept = [term.masked_fill(direct, torch.nan) for term in terms if term is not None]
+        words, *found = self.accelerator.gather([words, *kept])
         return (*found, None)[:2], words
 
     def _reference_fast(self, step: Step) -> Tensor:
         # (R, C) fast confidences of the starting policy, once per clip and one clip at a time, so that no rounding
         # depends on a clip's neighbours and a resumed run finds the same. As soon as one process lacks a clip, all
         # compute theirs: where weights are sharded, a forward pass needs every process.
-        lacking = torch.tensor([not self._reference.keys() >= {*step.clips}], device=self.accelerator.device)
+        clips = [max(index, ~index) for index in step.clips]
+        lacking = torch.tensor([not self._reference.keys() >= {*clips}], device=self.accelerator.device)
         if bool(self.accelerator.gather(lacking).any()):
             policy = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
             adapter = "ref" if "ref" in getattr(policy, "peft_config", ()) else None
             with nullcontext() if self.ref_model else use_adapter(policy, adapter), self.accelerator.autocast():
-                for clip in step.clips[:: math.gcd(len(step.clips), step.num_generations)]:
+                for clip in clips[:: math.gcd(len(step.clips), step.num_generations)]:
                     found = fast_confidences(self.omni, [self.prompt_of(clip)], self.categories[0], policy)
                     self._reference[clip] = found[0].cpu()
-        return torch.stack([self._reference[index] for index in step.clips])
+        return torch.stack([self._reference[index] for index in clips])
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if (final := getattr(self.args, "beta_final", None)) is not None:
@@ -256,9 +291,12 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
         like = super()._get_train_sampler(dataset)
-        return EpochSampler(
-            like.data_source, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
+        slow_rows = range(len(like.data_source) // (2 if self._fast_share else 1))
+        sampler = EpochSampler(
+            slow_rows, like.mini_repeat_count, like.batch_size, like.repeat_count, like.shuffle, like.seed
         )
+        sampler.fast_share = self._fast_share
+        return sampler
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # TRL's, except that with shared prompts whole groups are shuffled before the batch is split.

@@ -89,6 +89,15 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
     Attributes:
         targets: what is learned: "slow" (reasoning, then the careful answer), "twice" (answer, reasoning, answer) or
             "base" (the tiny model's base stage: a description, a remark and a broad direct answer).
+        labels: answer that slow and twice targets hold: "careful" (`meta.careful_labels` where the clip has them, its
+            gold labels otherwise) or "gold" (as many words as the gold labels).
+        counterfactual_rows: additional rows per clip, each with another clip's reasoning as context and that clip's
+            answer as the target, so that the answer follows the reasoning; for targets=slow. The other clips are drawn
+            by the recipe's seed among those of the stage.
+        replay: additional rows per clip, 0 or 1, that keep fast thinking alive: the broad direct answer
+            (`meta.broad_labels`) after an empty think block; for targets=slow.
+        must_reason: whether slow thinking is kept from leaving its think block empty wherever the model samples, in
+            later stages too; if not given, true with replay=1. For targets=slow.
         shared_prefixes: compute what the prompts of a clip's rows have in common once: the same gradients, faster.
             The batch size then counts clips, not rows.
         towers_first_steps: steps in which the towers and their projections train alone, with the language model frozen,
@@ -98,13 +107,27 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
     """
 
     targets: str = "slow"
+    labels: str = "careful"
+    counterfactual_rows: int = 0
+    replay: int = 0
+    must_reason: bool | None = None
     shared_prefixes: bool = False
     towers_first_steps: int = 0
     learning_rate: float = 2e-5
     num_train_epochs: float = 2
 
     def __post_init__(self) -> None:
-        """Keep TRL from tokenising the rows: they hold clips."""
+        """Check the choices of rows, and keep TRL from tokenising the rows: they hold clips."""
+        if self.labels not in ("careful", "gold"):
+            raise ValueError(f"labels must be careful or gold, got {self.labels!r}")
+        if self.counterfactual_rows < 0 or self.replay not in (0, 1):
+            raise ValueError("counterfactual_rows must not be negative, and replay must be 0 or 1")
+        chosen = {"counterfactual_rows": self.counterfactual_rows, "replay": self.replay}
+        chosen["must_reason"] = self.must_reason is not None
+        if self.targets != "slow" and (given := [name for name, value in chosen.items() if value]):
+            raise ValueError(f"{given[0]} is for targets=slow, got targets={self.targets}")
+        if self.targets == "base" and self.labels != "careful":
+            raise ValueError("targets=base has answers of its own (meta.broad_labels): labels has no effect")
         super().__post_init__()
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}  # type: ignore[has-type]
 
@@ -146,6 +169,9 @@ class SamplingFields:
     Attributes:
         num_generations: rollouts per prompt, the group size G.
         max_completion_length: longest completion in tokens.
+        fast_share: share of the groups of every generation batch, from 0 to below 1, that answer fast: the empty think
+            block is prefilled, and rewards and advantages are the group's own, without calibration terms. Keeps the
+            form of fast answers through RL; a fast group costs a few tokens per rollout.
         rollouts: engine that samples: "hf" (this policy, in PyTorch) or "vllm" (TRL's fields `vllm_*` configure it).
         vllm_confidences: model that scores vLLM's answers: "engine", "policy" or "auto" (the cheaper).
         vllm_importance_sampling_mode: correction of the engine's rounding; truncated, not masked, so that one token
@@ -154,6 +180,7 @@ class SamplingFields:
 
     num_generations: int | None = 4
     max_completion_length: int | None = 1024
+    fast_share: float = 0.0
     rollouts: str = "hf"
     vllm_confidences: str = "auto"
     vllm_importance_sampling_mode: str = "token_truncate"
@@ -196,6 +223,10 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
         Sampling.of(self)
         if self.beta_final is not None and not 0 <= self.beta_final <= self.beta:
             raise UserError(f"beta_final must be from 0 to beta={self.beta}, got {self.beta_final}")
+        if not 0 <= self.fast_share < 1:
+            raise ValueError(f"fast_share must be at least 0 and below 1, got {self.fast_share}")
+        if self.fast_share and self.answers_twice:
+            raise ValueError(f"fast_share must be 0 for method={self.method}, whose answers have no empty think block")
         GRPOConfig.__post_init__(self)
 
     def _refuse_unused(self) -> None:

@@ -1,9 +1,11 @@
 """The supervised stages: what the model learns to say about each clip, from a recipe to a trained model."""
 
+import random
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,33 +43,81 @@ def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Call
     """Cold start: train the slow format on reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
     omni = load_policy(recipe)
-    omni.settings = replace(omni.settings, form="twice" if recipe.targets == "twice" else "once")
-    return supervise(recipe, omni, clips, examples(clips, omni, recipe.targets), progress, callbacks)
+    must_reason = bool(recipe.replay) if recipe.must_reason is None else recipe.must_reason
+    form: Any = "twice" if recipe.targets == "twice" else "once"
+    omni.settings = replace(omni.settings, form=form, must_reason=must_reason)
+    rows = examples(clips, omni, recipe.targets, recipe.labels, recipe.counterfactual_rows, recipe.replay, recipe.seed)
+    return supervise(recipe, omni, clips, rows, progress, callbacks)
 
 
-def examples(clips: Iterable[Clip], omni: Omni, targets: str) -> Rows:
-    """Rows of a supervised stage: clip index, question, and the text to learn.
+def examples(
+    clips: Iterable[Clip],
+    omni: Omni,
+    targets: str,
+    labels: str = "careful",
+    counterfactual_rows: int = 0,
+    replay: int = 0,
+    seed: int = 0,
+) -> Rows:
+    """Rows of a supervised stage: clip index, question, the text to learn, and a text given before it.
+
+    The given text is the beginning of the completion and part of the context; only the target is learned.
+
+    Args:
+        clips: clips of the stage.
+        omni: the model, for the wording of its question.
+        targets: "slow", "twice" or "base".
+        labels: "careful" or "gold".
+        counterfactual_rows: additional rows per clip with the reasoning of other clips given.
+        replay: additional rows per clip (0 or 1) with an empty think block given.
+        seed: seed of the draw of other clips.
 
     Raises:
-        UserError: for an unknown kind of target, or a clip without the texts it needs.
+        UserError: for an unknown kind of target, a clip without the texts it needs, or too few clips.
     """
     if targets not in ("slow", "twice", "base"):
         raise UserError(f"targets must be slow, twice or base, got {targets!r}")
+    clips = list(clips)
     rows = []
     for index, clip in enumerate(clips):
         asked = question(clip.subtitle, omni.settings.question)
-        said = _base_texts(clip, asked) if targets == "base" else {asked: _reasoned(clip, targets)}
-        rows += [{"clip_index": index, "asked": asked, "target": target} for asked, target in said.items()]
+        said = _base_texts(clip, asked) if targets == "base" else {asked: _reasoned(clip, targets, labels)}
+        rows += [_row(index, asked, target) for asked, target in said.items()]
+        for other in _others(len(clips), index, counterfactual_rows, seed):
+            rows.append(_row(index, asked, _reasoned(clips[other], "slow", labels), given=True))
+        if replay:
+            rows.append(_row(index, asked, _direct(clip, "replay=1"), given=True))
     return rows
 
 
-def _reasoned(clip: Clip, targets: str) -> str:
-    labels = clip.meta.get("careful_labels") or clip.labels
-    if not clip.reasoning or not labels:
+def _row(index: int, asked: str, completion: str, given: bool = False) -> dict[str, Any]:
+    # Of a completion whose beginning is given, the answer is learned.
+    end = completion.index("</think>") + len("</think>") if given else 0
+    return {"clip_index": index, "asked": asked, "given": completion[:end], "target": completion[end:]}
+
+
+def _others(clips: int, index: int, count: int, seed: int) -> list[int]:
+    # Indices of `count` different clips other than this one.
+    if count >= clips:
+        raise UserError(f"counterfactual_rows={count} needs at least {count + 1} clips, got {clips}")
+    drawn = random.Random(f"{seed} {index}").sample(range(clips - 1), count)
+    return [other + (other >= index) for other in drawn]
+
+
+def _reasoned(clip: Clip, targets: str, labels: str) -> str:
+    answer = (clip.meta.get("careful_labels") if labels == "careful" else None) or clip.labels
+    if not clip.reasoning or not answer:
         raise UserError(f"clip {clip.id}: SFT needs a reasoning text and labels")
     if targets == "twice":
-        return format_twice(labels, clip.reasoning, labels)
-    return format_completion(clip.reasoning, labels)
+        return format_twice(answer, clip.reasoning, answer)
+    return format_completion(clip.reasoning, answer)
+
+
+def _direct(clip: Clip, stage: str) -> str:
+    # After an empty think block, as models with both modes answer directly: what fast thinking triggers.
+    if "broad_labels" not in clip.meta:
+        raise UserError(f"clip {clip.id}: {stage} needs meta.broad_labels")
+    return format_completion("", clip.meta["broad_labels"])
 
 
 def _base_texts(clip: Clip, asked: str) -> dict[str, str]:
@@ -77,8 +127,7 @@ def _base_texts(clip: Clip, asked: str) -> dict[str, str]:
     return {
         describe_question(clip.subtitle): clip.meta["description"],
         remark_question(clip.subtitle): clip.meta["remark"],
-        # After an empty think block, as models with both modes answer directly: what fast thinking triggers.
-        asked: format_completion("", clip.meta["broad_labels"]),
+        asked: _direct(clip, "the base stage"),
     }
 
 
@@ -101,14 +150,17 @@ class SFTData:
         self.rows = self._grouped(rows) if shared_prefixes else rows
 
     def _grouped(self, rows: Rows) -> Rows:
-        texts = self.omni.tokenizer([row["asked"] + row["target"] for row in rows])["input_ids"]
+        texts = self.omni.tokenizer([row["asked"] + row["given"] + row["target"] for row in rows])["input_ids"]
         shared = len(self._prompt_of(0, "").input_ids)
         return [{"rows": group} for group in group_rows(rows, [len(ids) for ids in texts], shared, NO_CLIP)]
 
     def _encoded(self, row: dict[str, Any]) -> Row:
-        tokenizer = self.omni.tokenizer
-        target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
-        return self._prompt_of(row["clip_index"], row["asked"]), target
+        prompt, tokenizer = self._prompt_of(row["clip_index"], row["asked"]), self.omni.tokenizer
+        whole = [*tokenizer(row["given"] + row["target"])["input_ids"], tokenizer.eos_token_id]
+        # Cut where the tokens of the given text end; a token that reaches beyond it is learned.
+        pairs = zip(tokenizer(row["given"])["input_ids"], whole, strict=False)
+        given = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        return (prompt.extended(whole[:given]) if given else prompt), whole[given:]
 
     def collate(self, rows: Rows) -> dict[str, Any]:
         """The batch of some rows: padded, or packed with shared prefixes."""

@@ -59,15 +59,17 @@ class EngineModel:
     @cached_property
     def _started(self) -> tuple[Any, ...]:
         """The engine, its sampling parameters, the source of its requests, and vLLM's version."""
-        from mer_r1.rl.vllm.engine import Requests, start
+        from mer_r1.rl.vllm.engine import Requests, bad_words, start
 
         how = self.decoding
         vllm, engine = start(self.name, seed=how.seed or 0)
+        requests = Requests(self.name)
         parameters = vllm.SamplingParams(
             temperature=how.temperature,
             top_p=1.0 if how.top_p is None else how.top_p,
             repetition_penalty=1.0 if how.repetition_penalty is None else how.repetition_penalty,
             max_tokens=how.max_tokens,
             seed=how.seed,
+            bad_words=bad_words(requests.settings),
         )
-        return engine, parameters, Requests(self.name), str(vllm.__version__)
+        return engine, parameters, requests, str(vllm.__version__)

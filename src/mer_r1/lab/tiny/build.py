@@ -98,7 +98,7 @@ def _caption_rows(count: int, seed: int) -> list[dict[str, Any]]:
             question(caption.subtitle, "short", caption.description): format_completion("", caption.broad_labels),
             remark_question(caption.subtitle, caption.description): caption.remark,
         }
-        rows += [{"clip_index": NO_CLIP, "asked": asked, "target": target} for asked, target in said.items()]
+        rows += [{"clip_index": NO_CLIP, "asked": asked, "given": "", "target": text} for asked, text in said.items()]
     return rows
 
 

@@ -24,7 +24,7 @@ from trl.trainer.utils import ensure_master_addr_port
 from mer_r1.data.clip import Clip
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
-from mer_r1.rl.vllm.engine import TOWERS, required, start, weight_name
+from mer_r1.rl.vllm.engine import TOWERS, bad_words, required, start, weight_name
 
 MOST_TOKEN_IDS = 128
 """Limit of the tokens whose log-probabilities one request returns (vLLM: MAX_LOGPROB_TOKEN_IDS)."""
@@ -48,10 +48,17 @@ Sampled = list[tuple[list[int], list[Completion]]]
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt to sample from: its clip, and the request to vLLM in this process (`TokensPrompt`)."""
+    """One prompt to sample from.
+
+    Attributes:
+        clip: its clip.
+        request: the request to vLLM in this process (`TokensPrompt`).
+        prefilled: text at the prompt's end that the completions continue.
+    """
 
     clip: Clip
     request: dict[str, Any]
+    prefilled: str = ""
 
 
 class Engine(Protocol):
@@ -149,6 +156,7 @@ class Colocated:
             logprobs=0,
             stop_token_ids=omni.eos_ids,
             logit_bias=dict.fromkeys(omni.forbidden_ids, BANNED),
+            bad_words=bad_words(omni.settings),
             detokenize=False,
         )
         outputs = self.generation.llm.generate([one.request for one in asked], parameters, use_tqdm=False)

@@ -27,11 +27,14 @@ import numpy as np
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.errors import UserError
+from mer_r1.model.omni import Settings
 from mer_r1.model.prompts import conversation
 
 THINKER = "qwen2_5_omni_thinker"
 TOWERS = ("thinker.visual.", "thinker.audio_tower.")
 """Prefixes, in vLLM's names, of the weights that stay frozen."""
+EMPTY_THINK = ("<think></think>", "<think> </think>", "<think></", "<think> </")
+"""Beginnings of an empty think block, for tokenizers that hold a tag in one token and for those that split it."""
 _NAMES = (
     # Module names of a live thinker, then names of its saved weights (the hub's, without their first part).
     ("model.language_model.", "thinker.model."),
@@ -151,6 +154,14 @@ class Requests:
         )
         prompt = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return {"prompt": prompt, **media_of(media, self.processor)}
+
+
+def bad_words(settings: Settings) -> list[str] | None:
+    """The `bad_words` of a model (`Settings.must_reason`): vLLM does not sample the last token of one after its others.
+
+    Only sampled tokens count, so fast thinking, whose empty think block is part of the prompt, is not concerned.
+    """
+    return list(EMPTY_THINK) if settings.must_reason else None
 
 
 def media_of(media: Media, processor: Any) -> dict[str, Any]:

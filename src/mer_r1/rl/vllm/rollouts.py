@@ -33,9 +33,9 @@ from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
-from mer_r1.rl.anchors import AnswerTokens, answer_tokens
+from mer_r1.rl.anchors import AnswerTokens
 from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Clock, Rollouts, anchor_rows, rescore
+from mer_r1.rl.rollout import Clock, Rollouts, anchor_rows, find_answers, rescore
 from mer_r1.rl.vllm.colocated import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration
 from mer_r1.rl.vllm.engine import id_difference, media_of, unexpanded
 from mer_r1.rl.vllm.server import Served
@@ -88,12 +88,13 @@ class VllmRollouts:
         sampling: Sampling,
         tokens: CategoryTokens | None = None,
         fast: bool = False,
-        prefilled: str = "",
+        prefilled: str | Sequence[str] = "",
         model: Any = None,
     ) -> Rollouts:
         clock = Clock()
         with ThreadPoolExecutor(min(8, len(clips))) as pool:
-            asked = list(map(Asked, clips, pool.map(partial(request_of, omni), prompts, clips)))
+            openings = [prefilled] * len(clips) if isinstance(prefilled, str) else prefilled
+            asked = list(map(Asked, clips, pool.map(partial(request_of, omni), prompts, clips), openings))
         clock.lap("media")
         # A greedy request is sent once: vLLM refuses n > 1, and all completions would be equal.
         copies = num_generations if sampling.temperature == 0 else 1
@@ -106,7 +107,7 @@ class VllmRollouts:
             clock.lap("decode")
             if tokens is None:
                 return result
-            result.answers = answers = [answer_tokens(row, omni.tokenizer, prefilled) for row in ids]
+            result.answers = answers = find_answers(omni, ids, prefilled, len(prompts), fast)
             result.anchor_rollout = anchor_rows(answers)
             if by_engine := self._by_engine(tokens):
                 requests = [one.request for one in asked for _ in range(num_generations)]

@@ -25,6 +25,7 @@ from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import plain_text
 from mer_r1.rl.vllm.colocated import BANNED, Asked, Completion, Sampled
+from mer_r1.rl.vllm.engine import bad_words
 
 AT_ONCE = 16
 """Concurrent requests per process."""
@@ -67,6 +68,7 @@ class Served:
             "top_logprobs": 0,
             "stop_token_ids": omni.eos_ids,
             "logit_bias": {str(token): BANNED for token in omni.forbidden_ids},
+            "bad_words": bad_words(omni.settings) or [],
             "skip_special_tokens": False,
             "return_token_ids": True,
         }
@@ -90,7 +92,10 @@ class Served:
 
 
 def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
-    """The part of a request about its clip: `messages`, and `mm_processor_kwargs` if there is a video."""
+    """The part of a request about its clip: `messages`, and `mm_processor_kwargs` if there is a video.
+
+    Prefilled text is an unfinished turn of the assistant, which the server continues.
+    """
     data = asked.request.get("multi_modal_data", {})
     parts: list[dict[str, Any]] = []
     if "video" in data:
@@ -101,6 +106,9 @@ def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
         parts.append({"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}})
     text = plain_text(omni, question(asked.clip.subtitle, omni.settings.question))
     body: dict[str, Any] = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
+    if asked.prefilled:
+        body["messages"].append({"role": "assistant", "content": asked.prefilled})
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     how = asked.request.get("mm_processor_kwargs")
     return body | ({"mm_processor_kwargs": how} if how else {})
 
