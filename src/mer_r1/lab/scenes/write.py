@@ -84,10 +84,7 @@ def write_scenes(
     """
     out = Path(out)
     counts = split_counts(clips, splits or DEFAULT_SPLITS)
-    if seed < 0 or (workers is not None and workers < 1):
-        raise UserError(f"scenes: expected seed >= 0 and workers >= 1, got seed {seed} and workers {workers}")
-    if not 0 <= missing <= 1:
-        raise UserError(f"scenes: expected a share of incomplete clips in [0, 1], got {missing}")
+    _check(seed, workers, missing)
     _claim(out, {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts, "missing": missing})
     folder = str(out / "clips")
     jobs = [
@@ -131,6 +128,13 @@ def split_counts(clips: int, shares: Mapping[str, float]) -> dict[Split, int]:
     for name in by_remainder[: clips - sum(counts.values())]:
         counts[name] += 1
     return counts
+
+
+def _check(seed: int, workers: int | None, missing: float) -> None:
+    if seed < 0 or (workers is not None and workers < 1):
+        raise UserError(f"scenes: expected seed >= 0 and workers >= 1, got seed {seed} and workers {workers}")
+    if not 0 <= missing <= 1:
+        raise UserError(f"scenes: expected a share of incomplete clips in [0, 1], got {missing}")
 
 
 def _claim(out: Path, run: Mapping[str, Any]) -> None:
