@@ -393,12 +393,13 @@ def logged(out):
 
 def test_a_run_gives_the_same_rewards_confidences_and_advantages(vllm, watched, corpus, taught_folder, tmp_path):
     """Two steps, the same tokens: the second step's confidences say that the first one's update has arrived."""
-    run_rl(rl(corpus, taught_folder, tmp_path / "hf"))
+    fast_too = "calibration=difference"
+    run_rl(rl(corpus, taught_folder, tmp_path / "hf", fast_too))
     ordinary = list(watched)
     watched.clear()
     vllm.LLM.script = [step[0].completion_ids for step in ordinary]
     alike = ["rollouts=vllm", "vllm_importance_sampling_correction=false"]
-    run_rl(rl(corpus, taught_folder, tmp_path / "vllm", *alike))
+    run_rl(rl(corpus, taught_folder, tmp_path / "vllm", fast_too, *alike))
     assert len(ordinary) == len(watched) == 2
     # Rounding of the first step's confidences goes through an update of Adam before the second step's.
     for (a, rewards, advantages, clips), (b, *found), close in zip(ordinary, watched, (2e-6, 5e-4), strict=True):

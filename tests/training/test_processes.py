@@ -130,7 +130,7 @@ def test_rl_of_two_processes_is_that_of_one_on_the_same_tokens(both, name):
     assert advantages.abs().max() > 0.1, "some answers were better than others"
     torch.testing.assert_close(advantages, expected, atol=1e-4, rtol=0)
     keys = ("loss", "grad_norm", "reward", "kl", "confidence/slow_correct", "confidence/fast_incorrect")
-    keys += ("calibration/delta_correct", "calibration/incorrect_with_words", "calibration/share")
+    keys += ("calibration/delta_correct", "calibration/spread_incorrect", "calibration/share")
     for ours, theirs in zip(lines(both.two / name, keys), lines(both.one / name, keys), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-6, nan_ok=True)
     before, expected = weights(both.one / "sft"), weights(both.one / name)
