@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
+from mer_r1.cli.app import console
 from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
 from mer_r1.model.tiny import TinyConfig
@@ -474,7 +475,7 @@ def test_the_hosts_fields_are_listed_on_request():
     assert re.search(r"(?s)gradient_accumulation_steps +Number of .{,400}int, default 1\]", rl_help("--help-all"))
 
 
-def test_the_shipped_recipes_are_listed_with_stages_and_first_line():
+def test_the_shipped_recipes_are_listed_with_stages_and_first_line(monkeypatch):
     said = json.loads(CliRunner().invoke(app, ["recipes", "--json"]).output)
     assert [row["name"] for row in said] == list(shipped_recipes())
     assert said[0] == {
@@ -482,7 +483,8 @@ def test_the_shipped_recipes_are_listed_with_stages_and_first_line():
         "stages": ["rl"],
         "about": "RL of Qwen2.5-Omni with MER-R1, from the model of the cold start; uses only the labels of the clips.",
     }
-    table = CliRunner().invoke(app, ["recipes"], env={"COLUMNS": "200"}).output
+    monkeypatch.setattr(console, "width", 200)
+    table = CliRunner().invoke(app, ["recipes"]).output
     assert all(row["about"][:30] in table for row in said)
 
 

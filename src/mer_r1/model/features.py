@@ -47,7 +47,9 @@ def preprocessing_fingerprint(omni: Omni) -> str:
     settings = asdict(omni.settings)
     parts = {
         # Settings of texts do not change the tower inputs.
-        "settings": {name: value for name, value in settings.items() if name not in ("question", "form")},
+        "settings": {
+            name: value for name, value in settings.items() if name not in ("question", "form", "must_reason")
+        },
         "video": json.loads(processor.video_processor.to_json_string()),
         "audio": json.loads(processor.feature_extractor.to_json_string()),
     }
