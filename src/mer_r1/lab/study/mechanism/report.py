@@ -1,0 +1,221 @@
+"""Runs the mechanism's study and writes its JSON, tables and picture."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from rich.text import Text
+
+from mer_r1.data.jsonl import read_object, write_atomically
+from mer_r1.errors import UserError
+from mer_r1.evaluation.records import commit
+from mer_r1.lab.study.mechanism.formulas import FORMULAS, SHARES
+from mer_r1.lab.study.mechanism.policy import make_clips
+from mer_r1.lab.study.mechanism.train import Setup, cold_start, evaluate, reinforce, slow_f1
+from mer_r1.lab.study.results.intervals import Estimate, estimate
+from mer_r1.lab.study.results.tables import shown, table
+
+SIGHTS = (0.0, 0.3, 1.0)
+"""How much of the clip the slow answer sees past its reasoning."""
+NAME = "mechanism"
+COLD = "cold"
+REFERENCE = "ad"
+_BLOCK = re.compile(r"(<!-- mechanism:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def run_study(setup: Setup, out: Path, command: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train and evaluate every formula at every sight; finished ones in `out` are kept.
+
+    Returns:
+        The study's JSON, also in `out/mechanism.json`: settings, and for each sight and formula the mean scores and
+        the slow F1 of each seed.
+
+    Raises:
+        UserError: if `out` holds a study of another size.
+    """
+    path = out / f"{NAME}.json"
+    data = read_object(path) if path.exists() else {"setup": asdict(setup), "seconds": 0.0, "results": {}}
+    if data["setup"] != asdict(setup):
+        raise UserError(f"{path} holds a study of another size ({data['setup']}): choose another folder with --out")
+    data |= {"command": command, "commit": commit(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    for sight in SIGHTS:
+        found = data["results"].setdefault(str(sight), {})
+        left = [name for name in (COLD, *FORMULAS) if name not in found]
+        started = time.perf_counter()
+        start = cold_start(setup, sight) if left else {}
+        test = make_clips(setup.seeds, setup.test_clips, torch.Generator().manual_seed(99))
+        for name in left:
+            early, last = (start, start) if name == COLD else reinforce(FORMULAS[name], start, setup, sight)
+            early_f1 = slow_f1(early, test, setup, sight)
+            found[name] = {**evaluate(last, test, setup, sight), "early_f1": early_f1}
+            now = time.perf_counter()
+            data["seconds"], started = round(data["seconds"] + now - started, 1), now
+            write_atomically(path, json.dumps(data) + "\n")
+            say(f"sight {sight:g}, {_title(name)}: F1 {found[name]['slow']['f1']:.3f}")
+    return data
+
+
+def _title(name: str) -> str:
+    return FORMULAS[name].title if name in FORMULAS else "cold start"
+
+
+def difference(data: Mapping[str, Any], name: str, sight: float, when: str = "f1") -> Estimate:
+    """Slow F1 of a formula minus that of AD, paired by seed, with its 95 % t interval; or "early_f1"."""
+    found = data["results"][str(sight)]
+    return estimate([a - b for a, b in zip(found[name][when], found[REFERENCE][when], strict=True)])
+
+
+def difference_rows(data: Mapping[str, Any], when: str = "f1") -> tuple[list[str], list[list[str]]]:
+    """Head and rows of slow F1 minus AD per formula and sight; intervals without 0 are bold."""
+    rows = []
+    for name in (name for name in FORMULAS if name != REFERENCE):
+        cells = []
+        for sight in SIGHTS:
+            number = difference(data, name, sight, when)
+            text = shown(number, 4, signed=True)
+            decided = number["low"] is not None and number["high"] is not None and number["low"] * number["high"] > 0
+            cells.append(f"**{text}**" if decided else text)
+        rows.append([_title(name), *cells])
+    head = "slow F1 minus AD" if when == "f1" else "the same after a third of the steps"
+    return [head, *(f"sight {sight:g}" for sight in SIGHTS)], rows
+
+
+def detail_rows(data: Mapping[str, Any], sight: float) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a sight's scores, with the share of F1's variance that the reasoning explains."""
+    head = [f"sight {sight:g}", "slow R / P / F1", "fast R / P / F1", "words slow / fast", "explained by reasoning"]
+    rows = []
+    for name in (COLD, *FORMULAS):
+        found = data["results"][str(sight)][name]
+        modes = [found["slow"], found["fast"]]
+        scores = [" / ".join(f"{mode[key]:.3f}" for key in ("recall", "precision", "f1")) for mode in modes]
+        words = " / ".join(f"{mode['words']:.2f}" for mode in modes)
+        rows.append([_title(name), *scores, words, f"{found['explained']:.3f}"])
+    return head, rows
+
+
+def blocks(data: Mapping[str, Any]) -> dict[str, str]:
+    """The generated parts of a page, in Markdown: the differences with their provenance, and the details."""
+    setup = data["setup"]
+    size = f"{setup['seeds']} paired seeds, {setup['steps']} RL steps, {setup['draws']} draws on {setup['test_clips']}"
+    size += f" test clips per seed; 95 % t intervals; {data['seconds'] / 60:.0f} minutes on {data['threads']} thread(s)"
+    note = f"{size}; commit {str(data['commit'])[:10]}, torch {data['torch']}. Command: `{data['command']}`"
+    details = [table(*detail_rows(data, sight)) for sight in SIGHTS]
+    early = table(*difference_rows(data, "early_f1"))
+    return {
+        "differences": f"{table(*difference_rows(data))}\n\n{note}",
+        "early": early,
+        "details": "\n\n".join(details),
+    }
+
+
+def terminal_table(data: Mapping[str, Any]) -> Table:
+    """The differences for the console; intervals without 0 are bold."""
+    head, rows = difference_rows(data)
+    found = Table(*head)
+    for row in rows:
+        cells = [Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in row]
+        found.add_row(*cells)
+    return found
+
+
+def fill_page(text: str, data: Mapping[str, Any]) -> str:
+    """Put the tables between the markers `<!-- mechanism:differences -->` and `<!-- end -->` of a page."""
+    made = blocks(data)
+    return _BLOCK.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", text)
+
+
+def write_report(data: Mapping[str, Any], out: Path) -> Path:
+    """Write the tables and the picture; returns the path of the tables."""
+    draw(data, out / f"{NAME}.png")
+    page = out / f"{NAME}.md"
+    made = blocks(data)
+    write_atomically(
+        page,
+        f"# The mechanism\n\n![{NAME}]({NAME}.png)\n\n{made['differences']}\n\n{made['early']}\n\n{made['details']}\n",
+    )
+    return page
+
+
+def publish(out: Path, docs: Path) -> list[Path]:
+    """Copy JSON and picture to `docs/study/mechanism/` and fill the page `docs/mechanism.md`.
+
+    Raises:
+        UserError: if `docs` has no such page.
+    """
+    page, folder = docs / f"{NAME}.md", docs / "study" / NAME
+    if not page.is_file():
+        raise UserError(f"{page}: no such page; --docs takes the folder of the documentation")
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = [Path(shutil.copyfile(out / f"{NAME}{end}", folder / f"{NAME}{end}")) for end in (".json", ".png")]
+    page.write_text(fill_page(page.read_text(encoding="utf-8"), read_object(copied[0])), encoding="utf-8")
+    return [*copied, page]
+
+
+PANELS = (
+    "mer-r1",
+    "word",
+    "recall-side",
+    "reward-space",
+    "mixed-space",
+    "conditional",
+    "answer",
+    "reasoning",
+    "hinge",
+)
+STYLES = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"))
+"""Colour (Okabe and Ito), marker and line of each share: told apart without colour too."""
+
+
+def draw(data: Mapping[str, Any], path: Path) -> None:
+    """Draw slow F1 minus AD over sight, one panel per formulation, with the noise control in grey behind it."""
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    axes = figure.subplots(2, 5, sharex=True, sharey=True).flat
+    for panel, name in zip(axes, PANELS, strict=False):
+        for share, (colour, mark, line) in zip(SHARES, STYLES, strict=True):
+            noise = [difference(data, f"noise-{share}", sight)["mean"] for sight in SIGHTS]
+            panel.plot(SIGHTS, noise, line, color="#999999", linewidth=1, zorder=1)
+            _curve(panel, data, f"{name}-{share}", colour, mark, line, f"{share:.0%} of the variance")
+        title = FORMULAS[f"{name}-{SHARES[0]}"].title.rpartition(", ")[0]
+        panel.set_title(title, fontsize=10)
+    *_, last = axes_list = list(figure.axes)
+    for name, colour, mark, line in (
+        ("f1", "#009e73", "^", "-"),
+        ("rd", "#cc79a7", "v", "--"),
+        ("landed", "#000000", "D", ":"),
+    ):
+        _curve(last, data, name, colour, mark, line, _title(name))
+    last.set_title("without a share", fontsize=10)
+    last.legend(frameon=False, fontsize=7)
+    for panel in axes_list:
+        panel.axhline(0, color="#333333", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xticks(SIGHTS, [f"{sight:g}" for sight in SIGHTS])
+    handles, labels = axes_list[0].get_legend_handles_labels()
+    grey = axes_list[0].lines[0]
+    figure.legend(
+        [*handles, grey],
+        [*labels, "noise control at the same share"],
+        loc="outside upper center",
+        ncols=3,
+        frameon=False,
+    )
+    figure.supxlabel("sight: how much of the clip the answer sees past its reasoning", fontsize=10)
+    figure.supylabel("slow F1 minus AD, 95 % interval", fontsize=10)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def _curve(panel: Any, data: Mapping[str, Any], name: str, colour: str, mark: str, line: str, label: str) -> None:
+    numbers = [difference(data, name, sight) for sight in SIGHTS]
+    means = [float(number["mean"] or 0.0) for number in numbers]
+    below = [mean - float(number["low"] or 0.0) for mean, number in zip(means, numbers, strict=True)]
+    above = [float(number["high"] or 0.0) - mean for mean, number in zip(means, numbers, strict=True)]
+    style = {"color": colour, "marker": mark, "linestyle": line, "markersize": 4, "capsize": 2, "linewidth": 1.4}
+    panel.errorbar(SIGHTS, means, yerr=[below, above], label=label, **style)
