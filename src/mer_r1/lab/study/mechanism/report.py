@@ -28,7 +28,7 @@ SIGHTS = (0.0, 0.3, 1.0)
 NAME = "mechanism"
 COLD = "cold"
 REFERENCE = "ad"
-_BLOCK = re.compile(r"(<!-- mechanism:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- mechanism:(differences|early|details) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def run_study(setup: Setup, out: Path, command: str, say: Callable[[str], None]) -> dict[str, Any]:
@@ -45,18 +45,18 @@ def run_study(setup: Setup, out: Path, command: str, say: Callable[[str], None])
     data = read_object(path) if path.exists() else {"setup": asdict(setup), "seconds": 0.0, "results": {}}
     if data["setup"] != asdict(setup):
         raise UserError(f"{path} holds a study of another size ({data['setup']}): choose another folder with --out")
-    data |= {"command": command, "commit": commit(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    data |= {"command": command, "commit": commit(), "torch": torch.__version__}
     for sight in SIGHTS:
         found = data["results"].setdefault(str(sight), {})
         left = [name for name in (COLD, *FORMULAS) if name not in found]
-        started = time.perf_counter()
+        started = time.process_time()
         start = cold_start(setup, sight) if left else {}
         test = make_clips(setup.seeds, setup.test_clips, torch.Generator().manual_seed(99))
         for name in left:
             early, last = (start, start) if name == COLD else reinforce(FORMULAS[name], start, setup, sight)
             early_f1 = slow_f1(early, test, setup, sight)
             found[name] = {**evaluate(last, test, setup, sight), "early_f1": early_f1}
-            now = time.perf_counter()
+            now = time.process_time()
             data["seconds"], started = round(data["seconds"] + now - started, 1), now
             write_atomically(path, json.dumps(data) + "\n")
             say(f"sight {sight:g}, {_title(name)}: F1 {found[name]['slow']['f1']:.3f}")
@@ -105,7 +105,7 @@ def blocks(data: Mapping[str, Any]) -> dict[str, str]:
     """The generated parts of a page, in Markdown: the differences with their provenance, and the details."""
     setup = data["setup"]
     size = f"{setup['seeds']} paired seeds, {setup['steps']} RL steps, {setup['draws']} draws on {setup['test_clips']}"
-    size += f" test clips per seed; 95 % t intervals; {data['seconds'] / 60:.0f} minutes on {data['threads']} thread(s)"
+    size += f" test clips per seed; 95 % t intervals; {data['seconds'] / 60:.0f} CPU minutes"
     note = f"{size}; commit {str(data['commit'])[:10]}, torch {data['torch']}. Command: `{data['command']}`"
     details = [table(*detail_rows(data, sight)) for sight in SIGHTS]
     early = table(*difference_rows(data, "early_f1"))
