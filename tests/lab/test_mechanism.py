@@ -20,7 +20,7 @@ from mer_r1.lab.study.mechanism.policy import EMPTY, STOP, Clips, Rollouts, scor
 from mer_r1.lab.study.mechanism.train import Setup
 from mer_r1.rl.advantages import group_normalise, normalise_then_sum
 
-SMALL = Setup(seeds=6, steps=45, base_clips=200, base_steps=60, cold_clips=200, cold_steps=80, test_clips=40, draws=4)
+SMALL = Setup(seeds=6, steps=60, base_clips=400, base_steps=120, cold_clips=400, cold_steps=250, test_clips=60, draws=4)
 TINY = Setup(seeds=2, steps=2, base_clips=20, base_steps=2, cold_clips=20, cold_steps=2, test_clips=5, draws=2)
 
 
@@ -246,9 +246,13 @@ def test_a_term_without_spread_changes_nothing() -> None:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[0.0, 1.0], ids=["sight 0", "sight 1"])
-def trained(request: pytest.FixtureRequest) -> dict:
-    sight = request.param
+@pytest.fixture(scope="module")
+def studies() -> dict[float, dict]:
+    """Of sight 0 and 1: cold start, policies of two formulas, and the scores of all three."""
+    return {sight: small_study(sight) for sight in (0.0, 1.0)}
+
+
+def small_study(sight: float) -> dict:
     start = train.cold_start(SMALL, sight)
     before = {name: value.clone() for name, value in start.items()}
     test = policy.make_clips(SMALL.seeds, SMALL.test_clips, seeded(99))
@@ -258,18 +262,25 @@ def trained(request: pytest.FixtureRequest) -> dict:
         weights[name] = train.reinforce(FORMULAS[name], start, SMALL, sight)[1]
         scored[name] = train.evaluate(weights[name], test, SMALL, sight)
     assert all(torch.equal(before[name], start[name]) for name in before)  # every formula has the same start
-    return {"sight": sight, "start": start, "test": test, "weights": weights, "scored": scored}
+    return {"sight": sight, "start": start, "weights": weights, "scored": scored}
+
+
+@pytest.fixture(params=[0.0, 1.0], ids=["sight 0", "sight 1"])
+def trained(request: pytest.FixtureRequest, studies: dict[float, dict]) -> dict:
+    return studies[request.param]
 
 
 def test_rl_raises_f1_in_every_seed(trained: dict) -> None:
     cold, after = trained["scored"]["cold"], trained["scored"]["ad"]
-    assert after["slow"]["f1"] > cold["slow"]["f1"] + 0.03
-    assert min(b - a for a, b in zip(cold["f1"], after["f1"], strict=True)) > 0
+    assert after["slow"]["f1"] > cold["slow"]["f1"] + 0.04
+    assert min(b - a for a, b in zip(cold["f1"], after["f1"], strict=True)) > 0.02
 
 
-def test_sight_decides_how_much_the_reasoning_explains(trained: dict) -> None:
-    explained = trained["scored"]["cold"]["explained"]
-    assert explained > 0.25 if trained["sight"] == 0 else explained < 0.1
+@pytest.mark.parametrize("name", ["cold", "ad"])
+def test_the_reasoning_explains_more_of_f1_the_less_the_answer_sees(name: str, studies: dict[float, dict]) -> None:
+    without, full = (studies[sight]["scored"][name]["explained"] for sight in (0.0, 1.0))
+    assert without > 1.4 * full
+    assert full > 0
 
 
 def test_fast_answers_are_broader_after_the_cold_start(trained: dict) -> None:

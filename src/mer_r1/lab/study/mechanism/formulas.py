@@ -57,7 +57,7 @@ class Formula:
     where: str = "all"
 
 
-_TERMS = {
+SHARED = {
     "mer-r1": Formula("MER-R1's terms", terms="difference"),
     "word": Formula("A1: word level", terms="word"),
     "recall-side": Formula("A2: no precision side", terms="difference", sides="recall"),
@@ -69,6 +69,8 @@ _TERMS = {
     "hinge": Formula("D3: hinge", terms="hinge", spread=0.05),
     "noise": Formula("noise control", terms="noise"),
 }
+"""Formulas that are compared at every one of `SHARES`."""
+
 FORMULAS: dict[str, Formula] = {
     "f1": Formula("F1-GRPO", "f1"),
     "rd": Formula("RD", "rd"),
@@ -76,7 +78,7 @@ FORMULAS: dict[str, Formula] = {
     "landed": Formula("MER-R1, alpha 0.1", terms="difference", alpha=0.1),
     **{
         f"{name}-{share}": replace(formula, title=f"{formula.title}, {share:.0%}", share=share)
-        for name, formula in _TERMS.items()
+        for name, formula in SHARED.items()
         for share in SHARES
     },
 }

@@ -17,7 +17,7 @@ from rich.text import Text
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.errors import UserError
 from mer_r1.evaluation.records import commit
-from mer_r1.lab.study.mechanism.formulas import FORMULAS, SHARES
+from mer_r1.lab.study.mechanism.formulas import FORMULAS, SHARED, SHARES
 from mer_r1.lab.study.mechanism.policy import make_clips
 from mer_r1.lab.study.mechanism.train import Setup, cold_start, evaluate, reinforce, slow_f1
 from mer_r1.lab.study.results.intervals import Estimate, estimate
@@ -42,7 +42,9 @@ def run_study(setup: Setup, out: Path, command: str, say: Callable[[str], None])
         UserError: if `out` holds a study of another size.
     """
     path = out / f"{NAME}.json"
-    data = read_object(path) if path.exists() else {"setup": asdict(setup), "seconds": 0.0, "results": {}}
+    data: dict[str, Any] = (
+        read_object(path) if path.exists() else {"setup": asdict(setup), "seconds": 0.0, "results": {}}
+    )
     if data["setup"] != asdict(setup):
         raise UserError(f"{path} holds a study of another size ({data['setup']}): choose another folder with --out")
     data |= {"command": command, "commit": commit(), "torch": torch.__version__}
@@ -108,12 +110,8 @@ def blocks(data: Mapping[str, Any]) -> dict[str, str]:
     size += f" test clips per seed; 95 % t intervals; {data['seconds'] / 60:.0f} CPU minutes"
     note = f"{size}; commit {str(data['commit'])[:10]}, torch {data['torch']}. Command: `{data['command']}`"
     details = [table(*detail_rows(data, sight)) for sight in SIGHTS]
-    early = table(*difference_rows(data, "early_f1"))
-    return {
-        "differences": f"{table(*difference_rows(data))}\n\n{note}",
-        "early": early,
-        "details": "\n\n".join(details),
-    }
+    differences, early = (table(*difference_rows(data, when)) for when in ("f1", "early_f1"))
+    return {"differences": f"{differences}\n\n{note}", "early": early, "details": "\n\n".join(details)}
 
 
 def terminal_table(data: Mapping[str, Any]) -> Table:
@@ -159,63 +157,37 @@ def publish(out: Path, docs: Path) -> list[Path]:
     return [*copied, page]
 
 
-PANELS = (
-    "mer-r1",
-    "word",
-    "recall-side",
-    "reward-space",
-    "mixed-space",
-    "conditional",
-    "answer",
-    "reasoning",
-    "hinge",
-)
-STYLES = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"))
-"""Colour (Okabe and Ito), marker and line of each share: told apart without colour too."""
+STYLES = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"), ("#000000", "D", ":"))
+"""Colour (Okabe and Ito), marker and line: told apart without colour too."""
 
 
 def draw(data: Mapping[str, Any], path: Path) -> None:
     """Draw slow F1 minus AD over sight, one panel per formulation, with the noise control in grey behind it."""
     figure = Figure(figsize=(11, 5.2), layout="constrained")
-    axes = figure.subplots(2, 5, sharex=True, sharey=True).flat
-    for panel, name in zip(axes, PANELS, strict=False):
-        for share, (colour, mark, line) in zip(SHARES, STYLES, strict=True):
+    *panels, last = figure.subplots(2, 5, sharex=True, sharey=True).flat
+    for panel, (name, formula) in zip(panels, SHARED.items(), strict=False):  # noise, the last, has no panel
+        for share, style in zip(SHARES, STYLES, strict=False):
             noise = [difference(data, f"noise-{share}", sight)["mean"] for sight in SIGHTS]
-            panel.plot(SIGHTS, noise, line, color="#999999", linewidth=1, zorder=1)
-            _curve(panel, data, f"{name}-{share}", colour, mark, line, f"{share:.0%} of the variance")
-        title = FORMULAS[f"{name}-{SHARES[0]}"].title.rpartition(", ")[0]
-        panel.set_title(title, fontsize=10)
-    *_, last = axes_list = list(figure.axes)
-    for name, colour, mark, line in (
-        ("f1", "#009e73", "^", "-"),
-        ("rd", "#cc79a7", "v", "--"),
-        ("landed", "#000000", "D", ":"),
-    ):
-        _curve(last, data, name, colour, mark, line, _title(name))
-    last.set_title("without a share", fontsize=10)
+            panel.plot(SIGHTS, noise, style[2], color="#999999", linewidth=1, label=f"noise control, {share:.0%}")
+            _curve(panel, data, f"{name}-{share}", style, f"{share:.0%} of the variance")
+        panel.set_title(formula.title, fontsize=10)
+    for name, style in zip(("f1", "rd", "landed"), STYLES, strict=True):
+        _curve(last, data, name, style, _title(name))
     last.legend(frameon=False, fontsize=7)
-    for panel in axes_list:
+    for panel in (*panels, last):
         panel.axhline(0, color="#333333", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_xticks(SIGHTS, [f"{sight:g}" for sight in SIGHTS])
-    handles, labels = axes_list[0].get_legend_handles_labels()
-    grey = axes_list[0].lines[0]
-    figure.legend(
-        [*handles, grey],
-        [*labels, "noise control at the same share"],
-        loc="outside upper center",
-        ncols=3,
-        frameon=False,
-    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("sight: how much of the clip the answer sees past its reasoning", fontsize=10)
     figure.supylabel("slow F1 minus AD, 95 % interval", fontsize=10)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def _curve(panel: Any, data: Mapping[str, Any], name: str, colour: str, mark: str, line: str, label: str) -> None:
+def _curve(panel: Any, data: Mapping[str, Any], name: str, style: tuple[str, str, str], label: str) -> None:
     numbers = [difference(data, name, sight) for sight in SIGHTS]
     means = [float(number["mean"] or 0.0) for number in numbers]
     below = [mean - float(number["low"] or 0.0) for mean, number in zip(means, numbers, strict=True)]
     above = [float(number["high"] or 0.0) - mean for mean, number in zip(means, numbers, strict=True)]
-    style = {"color": colour, "marker": mark, "linestyle": line, "markersize": 4, "capsize": 2, "linewidth": 1.4}
-    panel.errorbar(SIGHTS, means, yerr=[below, above], label=label, **style)
+    look = dict(zip(("color", "marker", "linestyle"), style, strict=True))
+    panel.errorbar(SIGHTS, means, yerr=[below, above], label=label, markersize=4, capsize=2, linewidth=1.4, **look)

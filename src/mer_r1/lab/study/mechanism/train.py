@@ -14,26 +14,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from mer_r1.lab.study.mechanism import policy
 from mer_r1.lab.study.mechanism.formulas import TERMS, Context, Formula, advantages
-from mer_r1.lab.study.mechanism.policy import (
-    CATEGORIES,
-    EMPTY,
-    LENGTH,
-    STOP,
-    SYNONYMS,
-    Clips,
-    Rollouts,
-    Weights,
-    answer,
-    answer_logits,
-    initial_weights,
-    make_clips,
-    reason,
-    reasoning_logits,
-    roll_out,
-    scores,
-    see,
-)
+from mer_r1.lab.study.mechanism.policy import CATEGORIES, EMPTY, LENGTH, STOP, SYNONYMS, Clips, Rollouts, Weights
 
 Lesson = tuple[Clips, Rollouts, float]
 """Clips, what to write about them, and the sight of the answer."""
@@ -82,13 +65,13 @@ class Setup:
 def cold_start(setup: Setup, sight: float) -> Weights:
     """The policies that RL starts from: a base that answers broadly, then a careful slow thinker."""
     generator = torch.Generator().manual_seed(1)
-    weights = initial_weights(setup.seeds, generator)
-    clips = make_clips(setup.seeds, setup.base_clips, generator)
+    weights = policy.initial_weights(setup.seeds, generator)
+    clips = policy.make_clips(setup.seeds, setup.base_clips, generator)
     empty = torch.full_like(clips.main, EMPTY)
     broad = Rollouts(empty[..., None], label_words(clips, 0.9, 0.25, generator))
     direct = (clips, broad, 1.0)
     _teach(weights, [direct], setup.base_steps, generator)
-    clips = make_clips(setup.seeds, setup.cold_clips, generator)
+    clips = policy.make_clips(setup.seeds, setup.cold_clips, generator)
     careful = Rollouts(_taught_reasoning(clips, generator), label_words(clips, 0.6, 0.0, generator))
     _teach(weights, [(clips, careful, sight), direct], setup.cold_steps, generator)
     return weights
@@ -130,8 +113,8 @@ def _teach(weights: Weights, lessons: Sequence[Lesson], steps: int, generator: G
         for clips, targets, sight in lessons:
             index = torch.randint(clips.main.shape[1], (batch,), generator=generator)
             some = Rollouts(targets.reasoning[:, index], targets.words[:, index])
-            seen = see(weights, clips.take(index))
-            thought, words = _log_probabilities(weights, seen, some, answer_logits(weights, seen, some, sight))
+            seen = policy.see(weights, clips.take(index))
+            thought, words = _log_probabilities(weights, seen, some, policy.answer_logits(weights, seen, some, sight))
             (-(thought + words.sum(-1)).sum() / batch).backward()
         optimizer.step()
     for value in weights.values():
@@ -148,7 +131,7 @@ def _log_probabilities(weights: Weights, seen: Tensor, rollouts: Rollouts, logit
     words = logits.log_softmax(-1).gather(-1, rollouts.words[..., None]).squeeze(-1) * rollouts.written
     if bool((rollouts.reasoning == EMPTY).all()):
         return torch.zeros_like(words[..., 0]), words
-    return reasoning_logits(weights, seen).log_softmax(-1).gather(-1, rollouts.reasoning), words
+    return policy.reasoning_logits(weights, seen).log_softmax(-1).gather(-1, rollouts.reasoning), words
 
 
 def reinforce(formula: Formula, start: Weights, setup: Setup, sight: float) -> tuple[Weights, Weights]:
@@ -160,9 +143,9 @@ def reinforce(formula: Formula, start: Weights, setup: Setup, sight: float) -> t
     for step in range(setup.steps):
         if step == setup.steps // 3:
             early = {name: value.detach().clone() for name, value in weights.items()}
-        clips = make_clips(setup.seeds, setup.prompts, generator)
+        clips = policy.make_clips(setup.seeds, setup.prompts, generator)
         with torch.no_grad():
-            rollouts = roll_out(weights, clips, setup.rollouts, sight, generator)
+            rollouts = policy.roll_out(weights, clips, setup.rollouts, sight, generator)
         optimizer.zero_grad()
         _loss(formula, weights, start, (clips, rollouts, sight), setup, noise).backward()
         optimizer.step()
@@ -172,20 +155,23 @@ def reinforce(formula: Formula, start: Weights, setup: Setup, sight: float) -> t
 def _loss(formula: Formula, weights: Weights, start: Weights, batch: Lesson, setup: Setup, noise: Generator) -> Tensor:
     # GRPO with one update per batch: the ratio to the sampling policy is 1, so its clipping never acts.
     clips, rollouts, sight = batch
-    seen = see(weights, clips)
-    logits = answer_logits(weights, seen, rollouts, sight)
+    seen = policy.see(weights, clips)
+    logits = policy.answer_logits(weights, seen, rollouts, sight)
     thought, words = _log_probabilities(weights, seen, rollouts, logits)
     with torch.no_grad():
-        cold_seen = see(start, clips)
-        cold_logits = answer_logits(start, cold_seen, rollouts, sight)
+        cold_seen = policy.see(start, clips)
+        cold_logits = policy.answer_logits(start, cold_seen, rollouts, sight)
         cold_thought, cold_words = _log_probabilities(start, cold_seen, rollouts, cold_logits)
         terms: Sequence[Tensor] = ()
         if formula.terms:
             empty = Rollouts(torch.full_like(rollouts.reasoning, EMPTY), rollouts.words)
-            fast, frozen = answer_logits(weights, seen, empty, 1.0), answer_logits(start, cold_seen, empty, 1.0)
+            fast, frozen = (
+                policy.answer_logits(weights, seen, empty, 1.0),
+                policy.answer_logits(start, cold_seen, empty, 1.0),
+            )
             # The first word's logits are the same for all rollouts of a clip.
             terms = TERMS[formula.terms](Context(logits, fast, frozen[:, :, 0, 0], rollouts, clips, noise))
-        of_words, of_thought = advantages(formula, scores(rollouts, clips), terms)
+        of_words, of_thought = advantages(formula, policy.scores(rollouts, clips), terms)
     gain = (of_words[..., None] * words).sum(-1) + of_thought * thought
     # Positions behind the stop have log-probability 0 in both policies, so they add no penalty.
     penalty = _kl(words, cold_words).sum(-1) + _kl(thought, cold_thought)
@@ -221,8 +207,8 @@ def slow_f1(weights: Weights, clips: Clips, setup: Setup, sight: float) -> list[
 
 
 def _test_scores(weights: Weights, clips: Clips, setup: Setup, sight: float | None) -> dict[str, Tensor]:
-    rollouts = roll_out(weights, clips, setup.draws, sight, torch.Generator().manual_seed(5))
-    found = dict(zip(("recall", "precision", "f1"), scores(rollouts, clips), strict=True))
+    rollouts = policy.roll_out(weights, clips, setup.draws, sight, torch.Generator().manual_seed(5))
+    found = dict(zip(("recall", "precision", "f1"), policy.scores(rollouts, clips), strict=True))
     return found | {"words": rollouts.is_word.sum(-1).float()}
 
 
@@ -239,9 +225,9 @@ def explained_share(weights: Weights, clips: Clips, sight: float, num_clips: int
     """
     generator = torch.Generator().manual_seed(6)
     some = clips.take(torch.arange(min(num_clips, clips.main.shape[1])))
-    seen = see(weights, some)
-    reasoning = reason(weights, seen, count, generator).repeat_interleave(count, -1)
-    f1 = scores(answer(weights, seen, reasoning, sight, generator), some)[2].unflatten(-1, (count, count))
+    seen = policy.see(weights, some)
+    reasoning = policy.reason(weights, seen, count, generator).repeat_interleave(count, -1)
+    f1 = policy.scores(policy.answer(weights, seen, reasoning, sight, generator), some)[2].unflatten(-1, (count, count))
     within = f1.var(-1).mean((1, 2))
     between = (f1.mean(-1).var(-1).mean(1) - within / count).clamp(min=0)
     return between / (between + within).clamp(min=1e-9)
