@@ -77,7 +77,7 @@ def mechanism(
     out: Annotated[Path, typer.Option(help="Output folder; finished formulas in it are kept.")] = Path(
         "runs/mechanism"
     ),
-    seeds: Annotated[int | None, typer.Option(min=2, help="Paired seeds; 48 by default, 12 with --quick.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=2, help="Paired seeds; 72 by default, 12 with --quick.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="RL steps; 300 by default, 60 with --quick.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds, steps and test clips: wide intervals.")] = False,
     docs: Annotated[Path | None, typer.Option(help="Update DOCS/study/mechanism and DOCS/mechanism.md too.")] = None,

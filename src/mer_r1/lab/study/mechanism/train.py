@@ -41,7 +41,7 @@ class Setup:
         beta: weight of the KL penalty.
     """
 
-    seeds: int = 48
+    seeds: int = 72
     steps: int = 300
     base_clips: int = 1600
     base_steps: int = 400
