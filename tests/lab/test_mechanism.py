@@ -352,7 +352,9 @@ def test_command_json_tables_picture_and_page(tmp_path: Path, monkeypatch: pytes
     for found in data["results"].values():
         assert set(found) == {"cold", *FORMULAS}
         assert all(len(of["f1"]) == len(of["early_f1"]) == 2 for of in found.values())
-    assert (docs / "study" / "mechanism" / "mechanism.png").stat().st_size > 10_000
+    pictures = [docs / "study" / "mechanism" / f"{name}.png" for name in ("mechanism", "mechanism_early")]
+    assert all(picture.stat().st_size > 10_000 for picture in pictures)
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
     page = (docs / "mechanism.md").read_text(encoding="utf-8")
     assert "old" not in page
     assert "| D1: answer, 15% |" in page

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -133,12 +133,11 @@ def fill_page(text: str, data: Mapping[str, Any]) -> str:
 def write_report(data: Mapping[str, Any], out: Path) -> Path:
     """Write the tables and the picture; returns the path of the tables."""
     draw(data, out / f"{NAME}.png")
-    page = out / f"{NAME}.md"
-    made = blocks(data)
-    write_atomically(
-        page,
-        f"# The mechanism\n\n![{NAME}]({NAME}.png)\n\n{made['differences']}\n\n{made['early']}\n\n{made['details']}\n",
-    )
+    draw(data, out / f"{NAME}_early.png", "early_f1")
+    page, made = out / f"{NAME}.md", blocks(data)
+    pictures = [f"![{name}]({name}.png)" for name in (NAME, f"{NAME}_early")]
+    parts = [pictures[0], made["differences"], pictures[1], made["early"], made["details"]]
+    write_atomically(page, "\n\n".join(["# The mechanism", *parts]) + "\n")
     return page
 
 
@@ -152,7 +151,8 @@ def publish(out: Path, docs: Path) -> list[Path]:
     if not page.is_file():
         raise UserError(f"{page}: no such page; --docs takes the folder of the documentation")
     folder.mkdir(parents=True, exist_ok=True)
-    copied = [Path(shutil.copyfile(out / f"{NAME}{end}", folder / f"{NAME}{end}")) for end in (".json", ".png")]
+    names = [f"{NAME}{end}" for end in (".json", ".png", "_early.png")]
+    copied = [Path(shutil.copyfile(out / name, folder / name)) for name in names]
     page.write_text(fill_page(page.read_text(encoding="utf-8"), read_object(copied[0])), encoding="utf-8")
     return [*copied, page]
 
@@ -161,18 +161,18 @@ STYLES = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"), ("#000000", "D", ":"))
 """Colour (Okabe and Ito), marker and line: told apart without colour too."""
 
 
-def draw(data: Mapping[str, Any], path: Path) -> None:
+def draw(data: Mapping[str, Any], path: Path, when: str = "f1") -> None:
     """Draw slow F1 minus AD over sight, one panel per formulation, with the noise control in grey behind it."""
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     *panels, last = figure.subplots(2, 5, sharex=True, sharey=True).flat
     for panel, (name, formula) in zip(panels, SHARED.items(), strict=False):  # noise, the last, has no panel
         for share, style in zip(SHARES, STYLES, strict=False):
-            noise = [difference(data, f"noise-{share}", sight)["mean"] for sight in SIGHTS]
+            noise = [number["mean"] for number in _numbers(data, f"noise-{share}", when)]
             panel.plot(SIGHTS, noise, style[2], color="#999999", linewidth=1, label=f"noise control, {share:.0%}")
-            _curve(panel, data, f"{name}-{share}", style, f"{share:.0%} of the variance")
+            _curve(panel, _numbers(data, f"{name}-{share}", when), style, f"{share:.0%} of the variance")
         panel.set_title(formula.title, fontsize=10)
     for name, style in zip(("f1", "rd", "landed"), STYLES, strict=True):
-        _curve(last, data, name, style, _title(name))
+        _curve(last, _numbers(data, name, when), style, _title(name))
     last.legend(frameon=False, fontsize=7)
     for panel in (*panels, last):
         panel.axhline(0, color="#333333", linewidth=0.8)
@@ -180,14 +180,17 @@ def draw(data: Mapping[str, Any], path: Path) -> None:
         panel.set_xticks(SIGHTS, [f"{sight:g}" for sight in SIGHTS])
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("sight: how much of the clip the answer sees past its reasoning", fontsize=10)
-    figure.supylabel("slow F1 minus AD, 95 % interval", fontsize=10)
+    times = "" if when == "f1" else " after a third of the steps"
+    figure.supylabel(f"slow F1 minus AD{times}, 95 % interval", fontsize=10)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def _curve(panel: Any, data: Mapping[str, Any], name: str, style: tuple[str, str, str], label: str) -> None:
-    numbers = [difference(data, name, sight) for sight in SIGHTS]
-    means = [float(number["mean"] or 0.0) for number in numbers]
-    below = [mean - float(number["low"] or 0.0) for mean, number in zip(means, numbers, strict=True)]
-    above = [float(number["high"] or 0.0) - mean for mean, number in zip(means, numbers, strict=True)]
+def _numbers(data: Mapping[str, Any], name: str, when: str) -> list[Estimate]:
+    return [difference(data, name, sight, when) for sight in SIGHTS]
+
+
+def _curve(panel: Any, numbers: Sequence[Estimate], style: tuple[str, str, str], label: str) -> None:
+    mean, low, high = ([float(number[end] or 0.0) for number in numbers] for end in ("mean", "low", "high"))
+    bars = [[m - x for m, x in zip(mean, low, strict=True)], [x - m for m, x in zip(mean, high, strict=True)]]
     look = dict(zip(("color", "marker", "linestyle"), style, strict=True))
-    panel.errorbar(SIGHTS, means, yerr=[below, above], label=label, markersize=4, capsize=2, linewidth=1.4, **look)
+    panel.errorbar(SIGHTS, mean, yerr=bars, label=label, markersize=4, capsize=2, linewidth=1.4, **look)
