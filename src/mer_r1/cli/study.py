@@ -1,4 +1,4 @@
-"""Commands of the lab: the demo, and the study (one command per question, `all`, `report`)."""
+"""Commands of the lab: the demo, and the study (one command per question, `all`, `mechanism`, `report`)."""
 
 import os
 import shlex
@@ -70,6 +70,29 @@ def _command(name: str, question: str) -> None:
 for _name, _study in STUDIES.items():
     _command(_name, _study.question)
 _command("all", "All questions except follow-ups of another study's result.")
+
+
+@study_app.command()
+def mechanism(
+    out: Annotated[Path, typer.Option(help="Output folder; finished formulas in it are kept.")] = Path(
+        "runs/mechanism"
+    ),
+    seeds: Annotated[int | None, typer.Option(min=2, help="Paired seeds; 72 by default, 12 with --quick.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="RL steps; 300 by default, 60 with --quick.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds, steps and test clips: wide intervals.")] = False,
+    docs: Annotated[Path | None, typer.Option(help="Update DOCS/study/mechanism and DOCS/mechanism.md too.")] = None,
+) -> None:
+    """When does calibration pay? A policy so small that all seeds are one batch; half an hour on one core."""
+    from mer_r1.lab.study.mechanism import report
+    from mer_r1.lab.study.mechanism.train import Setup
+
+    sizes = {"seeds": 12, "steps": 60, "test_clips": 100} if quick else {}
+    given = {name: value for name, value in (("seeds", seeds), ("steps", steps)) if value is not None}
+    data = report.run_study(Setup(**{**sizes, **given}), out, shlex.join(["mer-r1", *sys.argv[1:]]), say)
+    console.print(report.terminal_table(data))
+    say(f"report: {report.write_report(data, out)}")
+    for path in report.publish(out, docs) if docs else ():
+        say(f"written: {path}")
 
 
 @study_app.command()
