@@ -41,13 +41,9 @@ NOT_FOR_TRAINING = ("evaluation", "benchmarks", "lab")
 NO_EMOTIONS = ("data", "rl.advantages", "rl.calibration", "rl.interference", "rl.method")
 """What knows nothing of emotions: any set-valued answer works with it."""
 
-HEAVY_FOLDERS = ("model", "rl", "training", "lab.tiny", "integrations", "evaluation.answer", "evaluation.predict")
-HEAVY_FOLDERS += (
-    "evaluation.auto_predict",
-    "evaluation.answerers.vllm",
-    "lab.study.runs.gradients",
-    "lab.study.mechanism",
-)
+HEAVY_FOLDERS = ("model", "rl", "training", "lab.tiny", "integrations", "evaluation.predict")
+HEAVY_FOLDERS += ("evaluation.diagnosis.measure", "evaluation.answerers.vllm", "lab.study.runs.gradients")
+HEAVY_FOLDERS += ("lab.study.mechanism",)
 """Folders and files that need torch; everything else starts without it."""
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "librosa", "pandas", "sklearn", "anny")
 HEAVY += ("openai",)

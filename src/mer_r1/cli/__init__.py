@@ -4,6 +4,7 @@
 from mer_r1.cli import data as data
 from mer_r1.cli import training as training
 from mer_r1.cli import plan as plan
+from mer_r1.cli import diagnose as diagnose
 from mer_r1.cli import predict as predict
 from mer_r1.cli import score as score
 from mer_r1.cli.benchmarks import mer_unibench_score as mer_unibench_score

@@ -85,7 +85,7 @@ EXTRAS = {
 }
 """Extra of the package -> modules that it brings."""
 
-TRAINING = ("build", "sft", "rl", "plan", "demo", "study")
+TRAINING = ("build", "sft", "rl", "plan", "diagnose", "demo", "study")
 """Commands that need the extra train."""
 
 TOOLS = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "numpy", "av", "openai", "vllm", "lmms-eval")

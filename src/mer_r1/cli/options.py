@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPENAI_KEY = "OPENAI_API_KEY"
 PANELS = {"data": "Data", "training": "Train", "plan": "Train", "predict": "Predict", "score": "Score"}
-PANELS |= {"mme_emotion": "Score", "study": "Lab", "app": "Help"}
+PANELS |= {"diagnose": "Train", "mme_emotion": "Score", "study": "Lab", "app": "Help"}
 """File of a command -> its panel in the help."""
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

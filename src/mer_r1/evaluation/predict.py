@@ -20,7 +20,7 @@ from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answer import answer, trimmed
+from mer_r1.evaluation.answerers.answer import answer, trimmed
 from mer_r1.evaluation.records import (
     RECORDS_FILE,
     Record,
