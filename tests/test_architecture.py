@@ -42,7 +42,8 @@ NO_EMOTIONS = ("data", "rl.advantages", "rl.calibration", "rl.interference", "rl
 """What knows nothing of emotions: any set-valued answer works with it."""
 
 HEAVY_FOLDERS = ("model", "rl", "training", "lab.tiny", "integrations", "evaluation.predict")
-HEAVY_FOLDERS += ("evaluation.diagnosis.measure", "evaluation.answerers.vllm", "lab.study.runs.gradients")
+HEAVY_FOLDERS += ("evaluation.diagnosis.measure", "evaluation.diagnosis.survey", "evaluation.answerers.vllm")
+HEAVY_FOLDERS += ("lab.study.runs.gradients",)
 HEAVY_FOLDERS += ("lab.study.mechanism",)
 """Folders and files that need torch; everything else starts without it."""
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "librosa", "pandas", "sklearn", "anny")

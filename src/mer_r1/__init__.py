@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mer_r1.emotions.thinking import parse
     from mer_r1.emotions.wheels import builtin as builtin_wheels
     from mer_r1.emotions.wheels import official as official_wheels
+    from mer_r1.evaluation.diagnosis.measure import diagnose
     from mer_r1.evaluation.predict import predict
     from mer_r1.evaluation.records import read_records
     from mer_r1.evaluation.summary import summarise
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from mer_r1.training.sft_stage import run_sft
 
 __all__ = ["Clip", "MERR1Trainer", "Method", "RLRecipe", "SFTRecipe"]
-__all__ += ["builtin_wheels", "calibration_terms", "check_manifest", "f1_reward", "format_reward", "load_model"]
-__all__ += ["method_advantages", "official_wheels", "parse", "precision_reward", "predict", "read_manifest"]
-__all__ += ["read_records", "recall_reward", "run_rl", "run_sft", "summarise", "wheel_scores", "write_manifest"]
+__all__ += ["builtin_wheels", "calibration_terms", "check_manifest", "diagnose", "f1_reward", "format_reward"]
+__all__ += ["load_model", "method_advantages", "official_wheels", "parse", "precision_reward", "predict"]
+__all__ += ["read_manifest", "read_records", "recall_reward", "run_rl", "run_sft", "summarise", "wheel_scores"]
+__all__ += ["write_manifest"]
 
 _PLACES = {
     "Clip": "data.clip.Clip",
@@ -59,6 +61,7 @@ _PLACES = {
     "predict": "evaluation.predict.predict",
     "read_records": "evaluation.records.read_records",
     "summarise": "evaluation.summary.summarise",
+    "diagnose": "evaluation.diagnosis.measure.diagnose",
 }
 """Public name -> where it is defined."""
 

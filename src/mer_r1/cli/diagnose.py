@@ -55,6 +55,7 @@ def diagnose(
 
     The method is that of the recipe, or MER-R1's defaults, with its choices overridden by key=value.
     """
+    from mer_r1.evaluation.diagnosis.measure import check_settings
     from mer_r1.evaluation.diagnosis.measure import diagnose as run
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.generation import Sampling
@@ -63,6 +64,8 @@ def diagnose(
     from mer_r1.training.stage import features_folder, select_clips
 
     method, taxonomy = _method(config, settings or []), load_wheels(wheels)
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    check_settings(method, num_generations, num_answers, sampling)
     data = DataFields(
         manifest=str(manifest), split=split, clips=clips, features_dir=str(features_dir) if features_dir else None
     )
@@ -71,7 +74,6 @@ def diagnose(
     cache = FeatureCache(omni, features_folder(data))
     with progress("clips decoded and encoded", len(chosen), quiet=as_json) as advance:
         cache.build(chosen, progress=advance)
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
     with progress("completions sampled", None, quiet=as_json) as advance:
         found = run(
             omni, chosen, method, taxonomy, num_generations, num_answers, sampling, batch_size, cache.get, advance
@@ -113,7 +115,7 @@ def _drawn(rows: list[Any], count: int, seed: int, taxonomy: Any) -> tuple[list[
 
     kept = labelled(rows, taxonomy)
     places = sorted(Random(seed).sample(range(len(kept)), min(count, len(kept))))
-    return [kept[place] for place in places], len(rows) - len(kept)
+    return labelled([kept[place] for place in places], taxonomy), len(rows) - len(kept)
 
 
 def _show(found: Diagnosis, left_out: int) -> None:
