@@ -19,7 +19,7 @@ from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Settings
 from mer_r1.rl.anchors import answer_tokens
 from mer_r1.rl.method import Method
-from mer_r1.rl.rollout import Rollouts, rollout
+from mer_r1.rl.rollout import Rollouts, anchor_rows, rollout
 
 GOLD = [("happy",), ("sad",), ("angry",), ("afraid",), ("proud", "happy"), ("bored",)]
 GROUP, ANSWERS = 4, 3
@@ -63,8 +63,8 @@ class Scripted:
         ids = [omni.tokenizer(text)["input_ids"] + [omni.tokenizer.eos_token_id] for text in texts]
         found = Rollouts(ids, [[0.0] * len(row) for row in ids], torch.empty(0, dtype=torch.long))
         if tokens is not None:
-            anchors = [answer_tokens(row, omni.tokenizer).anchors for row in ids]
-            found.anchor_rollout = torch.tensor([row for row, places in enumerate(anchors) for _ in places])
+            found.answers = [answer_tokens(row, omni.tokenizer) for row in ids]
+            found.anchor_rollout = anchor_rows(found.answers)
             generator = torch.Generator().manual_seed(sampling.seed)
             shape = (len(found.anchor_rollout), tokens.num_categories)
             found.slow, found.fast = (torch.rand(shape, generator=generator) for _ in range(2))
@@ -272,7 +272,7 @@ def test_a_recipe_chooses_the_method(run, taught_folder, corpus, tmp_path):
     [
         (["learning_rate=1"], "cannot use 'learning_rate=1': choices of the method are key=value with method,"),
         (["alpha"], "cannot use 'alpha': choices of the method are key=value"),
-        (["anchors=last"], "anchors must be one of all, first; got 'last'"),
+        (["anchors=last"], "anchors must be one of mentions, all, first; got 'last'"),
         (["method=rd"], "method=rd has no calibration to judge"),
         (["--num-clips", "3"], "too few clips: 3 with gold labels, expected at least 5"),
         (["--split", "test"], "too few clips: 2 with gold labels, expected at least 5"),

@@ -305,7 +305,7 @@ def test_settings_that_mean_nothing(copy, content):
 
 
 def test_settings_are_kept_as_plain_json(saved):
-    expected = {"num_frames": 4, "max_seconds": 4.0, "question": "short", "form": "once"}
+    expected = {"num_frames": 4, "max_seconds": 4.0, "question": "short", "form": "once", "must_reason": False}
     assert json.loads((saved / "mer_r1.json").read_text()) == expected
 
 
