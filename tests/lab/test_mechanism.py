@@ -1,5 +1,6 @@
 """The mechanism's study: world, formulas and policy by hand, training in a small version, tables and page."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_architecture import ROOT
 from torch import tensor
 from typer.testing import CliRunner
 
@@ -383,6 +385,32 @@ def test_differences_are_paired_by_seed_and_marked_when_decided() -> None:
     assert rows["MER-R1, alpha 0.1"] == ["**+0.1000 [+0.0752, +0.1248]**"] * 3
     assert rows["RD"] == ["+0.0000 [+0.0000, +0.0000]"] * 3
     assert "AD" not in rows
+
+
+def test_the_committed_page_holds_the_committed_results() -> None:
+    text = (ROOT / "docs" / "mechanism.md").read_text(encoding="utf-8")
+    data = read_object(ROOT / "docs" / "study" / "mechanism" / "mechanism.json")
+    assert report.fill_page(text, data) == text
+    assert {f"<!-- mechanism:{name} -->" in text for name in report.blocks(data)} == {True}
+    assert data["setup"] == vars(Setup())
+    assert all(set(found) == {"cold", *FORMULAS} for found in data["results"].values())
+
+
+def test_the_committed_intervals_are_within_three_thousandths_where_the_page_says_so() -> None:
+    data = read_object(ROOT / "docs" / "study" / "mechanism" / "mechanism.json")
+    found = {(name, sight): report.difference(data, name, sight) for name in FORMULAS for sight in report.SIGHTS}
+    wide = {place for place, number in found.items() if number["high"] - number["mean"] > 0.003}
+    assert wide == {("recall-side-0.5", 0.3), ("recall-side-0.5", 1.0)}
+
+
+def test_the_numbers_of_the_reading_are_in_the_tables() -> None:
+    text = (ROOT / "docs" / "mechanism.md").read_text(encoding="utf-8")
+    reading = text[text.index("## Reading") : text.index("## Early in training")]
+    quoted = re.findall(r"[+-]0\.\d{4}", reading)
+    assert len(quoted) > 10
+    made = report.blocks(read_object(ROOT / "docs" / "study" / "mechanism" / "mechanism.json"))
+    tables = made["differences"] + made["early"]
+    assert [number for number in quoted if f"{number} [" not in tables] == []
 
 
 def test_fast_answers_follow_an_empty_reasoning() -> None:

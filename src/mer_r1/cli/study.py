@@ -82,7 +82,7 @@ def mechanism(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer seeds, steps and test clips: wide intervals.")] = False,
     docs: Annotated[Path | None, typer.Option(help="Update DOCS/study/mechanism and DOCS/mechanism.md too.")] = None,
 ) -> None:
-    """When does calibration pay? A policy so small that all seeds are one batch; half an hour on one core."""
+    """When does calibration pay? A policy so small that all seeds are one batch; 15 minutes on one core."""
     from mer_r1.lab.study.mechanism import report
     from mer_r1.lab.study.mechanism.train import Setup
 

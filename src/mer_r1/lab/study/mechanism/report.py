@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -115,12 +116,15 @@ def blocks(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def terminal_table(data: Mapping[str, Any]) -> Table:
-    """The differences for the console; intervals without 0 are bold."""
+    """The differences for the console, mean and half of the interval; intervals without 0 are bold."""
     head, rows = difference_rows(data)
-    found = Table(*head)
-    for row in rows:
-        cells = [Text(cell.strip("*"), "bold" if cell.startswith("**") else "") for cell in row]
-        found.add_row(*cells)
+    found = Table(*head, box=SIMPLE_HEAD)
+    for title, *cells in rows:
+        texts = [Text(title)]
+        for cell in cells:
+            mean, _, high = (float(part) for part in re.findall(r"[+-][.\d]+", cell))
+            texts.append(Text(f"{mean:+.4f}±{high - mean:.4f}", "bold" if cell.startswith("**") else ""))
+        found.add_row(*texts)
     return found
 
 
@@ -159,6 +163,8 @@ def publish(out: Path, docs: Path) -> list[Path]:
 
 STYLES = (("#0072b2", "o", "-"), ("#d55e00", "s", "--"), ("#000000", "D", ":"))
 """Colour (Okabe and Ito), marker and line: told apart without colour too."""
+LIMITS = (-0.035, 0.025)
+"""Range of the pictures; what lies outside is in the table."""
 
 
 def draw(data: Mapping[str, Any], path: Path, when: str = "f1") -> None:
@@ -171,8 +177,12 @@ def draw(data: Mapping[str, Any], path: Path, when: str = "f1") -> None:
             panel.plot(SIGHTS, noise, style[2], color="#999999", linewidth=1, label=f"noise control, {share:.0%}")
             _curve(panel, _numbers(data, f"{name}-{share}", when), style, f"{share:.0%} of the variance")
         panel.set_title(formula.title, fontsize=10)
+        means = [number["mean"] or 0.0 for share in SHARES for number in _numbers(data, f"{name}-{share}", when)]
+        if min(means) < LIMITS[0]:
+            panel.text(0.5, 0.9, "lower values: see the table", transform=panel.transAxes, ha="center", fontsize=7)
     for name, style in zip(("f1", "rd", "landed"), STYLES, strict=True):
         _curve(last, _numbers(data, name, when), style, _title(name))
+    last.set(ylim=LIMITS)
     last.legend(frameon=False, fontsize=7)
     for panel in (*panels, last):
         panel.axhline(0, color="#333333", linewidth=0.8)
