@@ -14,10 +14,10 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis import survey
 from mer_r1.evaluation.diagnosis.measure import diagnose
-from mer_r1.evaluation.diagnosis.survey import Survey, conditional
+from mer_r1.evaluation.diagnosis.survey import conditional
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Settings
-from mer_r1.rl.anchors import answer_tokens
+from mer_r1.rl.anchors import answer_tokens, at_first_word, category_tokens
 from mer_r1.rl.method import Method
 from mer_r1.rl.rollout import Rollouts, anchor_rows, rollout
 
@@ -133,10 +133,12 @@ def test_forms_words_and_confidences_are_counted(monkeypatch, taught, clips, ten
 
 
 def test_confidence_is_read_at_the_first_word_that_a_wheel_places(taught):
-    questioned = Survey(taught, Method(), builtin(), [], [], 2, 2, Sampling(), 4, None)
     values = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
     texts = ["<answer> what a day, sad", "<answer> nothing of that kind", "", "<answer> happy"]
-    found = questioned.at_first_word(values, torch.tensor([0, 0, 1, 3]), texts)
+    answers = [answer_tokens(taught.tokenizer(text)["input_ids"], taught.tokenizer) for text in texts]
+    sampled = Rollouts([], [], anchor_rows(answers), answers=answers)
+    assert sampled.anchor_rollout.tolist() == [0, 0, 1, 3]
+    found = at_first_word(values, builtin(), category_tokens(builtin(), taught.tokenizer), sampled)
     assert found[[0, 3]].tolist() == values[[1, 3]].tolist()
     assert found[1:3].isnan().all()
 

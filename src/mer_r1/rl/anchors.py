@@ -289,3 +289,9 @@ def _at_first(probabilities: Tensor, rollout: Tensor, counted: Tensor, num_rollo
     found = probabilities.new_full((num_rollouts, probabilities.shape[1]), torch.nan)
     found[rollout[first]] = probabilities[first]
     return found
+
+
+def at_first_word(values: Tensor, taxonomy: Taxonomy, categories: Categories, rollouts: Readings) -> Tensor:
+    """The entry (R, C) of values (A, C) at each answer's first word that a wheel places; NaN without one."""
+    counted = counted_anchors("first", taxonomy, categories, rollouts).to(values.device)
+    return _at_first(values, rollouts.anchor_rollout.to(values.device), counted, len(rollouts.answers))

@@ -24,7 +24,7 @@ from mer_r1.evaluation.summary import derange
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
-from mer_r1.rl.anchors import Categories, answer_tokens, category_tokens, gold_masks, terms_of
+from mer_r1.rl.anchors import Categories, answer_tokens, at_first_word, category_tokens, gold_masks, terms_of
 from mer_r1.rl.calibration import partition_mean
 from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rewards import reward_function, score_completion
@@ -111,7 +111,7 @@ class Survey:
         for start, sampled in self.sample(SLOW, self.prompts, self.group, tokens=categories[0], fast=True):
             gold = self.for_rollouts(self.gold[start : start + self.batch_size])
             written = list(map(self.text, sampled.completion_ids))
-            read = self.confidences(sampled, written, gold, categories)
+            read = self.confidences(sampled, gold, categories)
             for name, values in (read | self.calibration_terms(sampled, gold, categories)).items():
                 found[name] += values.tolist()
             openings += map(self.opening, sampled.completion_ids)
@@ -210,20 +210,17 @@ class Survey:
     def calibration_terms(self, sampled: Rollouts, gold: list[list[str]], categories: Categories) -> dict[str, Tensor]:
         """The terms of a batch's rollouts, (rows,) each, of the sides that the method uses."""
         # The policy itself stands for the starting policy of "hinge".
-        words = list(map(self.text, sampled.completion_ids))
-        fast = None if sampled.fast is None else self.at_first_word(sampled.fast, sampled.anchor_rollout, words)
+        fast = None if sampled.fast is None else at_first_word(sampled.fast, self.taxonomy, categories, sampled)
         terms = zip(SIDES, terms_of(self.method, self.taxonomy, categories, gold, sampled, fast), strict=True)
         return {
             f"{side} term": term for side, term in terms if term is not None and self.method.sides in ("both", side)
         }
 
-    def confidences(
-        self, sampled: Rollouts, texts: Sequence[str], gold: list[list[str]], categories: Categories
-    ) -> dict[str, Tensor]:
+    def confidences(self, sampled: Rollouts, gold: list[list[str]], categories: Categories) -> dict[str, Tensor]:
         """Measures (rows,) of the confidence at each answer's first word that a wheel places; NaN without one."""
         correct, known, partition = gold_masks(gold, self.taxonomy, categories)
         slow, fast = (
-            conditional(self.at_first_word(values.cpu().double(), sampled.anchor_rollout, texts), partition)
+            conditional(at_first_word(values.cpu().double(), self.taxonomy, categories, sampled), partition)
             for values in (sampled.slow, sampled.fast)
             if values is not None
         )
@@ -237,18 +234,6 @@ class Survey:
         sizes = torch.bincount(partition).double()[partition]
         sharpness = partition_mean(torch.xlogy(slow, slow) * sizes, known, partition)  # sums within a wheel
         return found | {"below": below, "sharpness": sharpness}
-
-    def at_first_word(self, values: Tensor, anchor_rollout: Tensor, texts: Sequence[str]) -> Tensor:
-        """(rows, C) the entry of (A, C) at the first word of each answer that a wheel places; NaN without one."""
-        counts = torch.bincount(anchor_rollout, minlength=len(texts)).tolist()
-        found = torch.full((len(texts), values.shape[1]), torch.nan, dtype=values.dtype)
-        first = 0
-        for row, (text, count) in enumerate(zip(texts, counts, strict=True)):
-            placed = [self.taxonomy.knows(text[start:end]) for start, end in answer_word_spans(text)]
-            if count and any(placed):
-                found[row] = values[first + (placed.index(True) if len(placed) == count else 0)]
-            first += count
-        return found
 
 
 def conditional(probabilities: Tensor, partition: Tensor) -> Tensor:
