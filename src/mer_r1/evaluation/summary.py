@@ -212,12 +212,11 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
     def over(value: Callable[[Record], float | None]) -> Interval:
         return bootstrap(_by_clip(answered, value).values(), seed=seed, resamples=resamples)
 
-    scored = _by_clip(answered, lambda record: None if record.scores is None else 1.0)
     confidences = {id(record): _confidences(record, taxonomy) for record in answered}
     precision, recall, f1 = (over(_score(name)) for name in SCORE_NAMES)
     return {
         "n_records": len(records),
-        "n": len(scored),
+        "n": f1["n"],
         "n_skipped": sum(record.scores is None for record in answered),
         "n_errors": len(records) - len(answered),
         "n_unparsed": sum(not record.labels for record in answered),

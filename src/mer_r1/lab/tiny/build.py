@@ -6,7 +6,7 @@ and noisy labels, but cannot reason. Towers and language model are pretrained si
 
 import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -59,12 +59,12 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     lessons |= {"audio_tower": _train_audio} if recipe.audio_clips else {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         running = {tower: pool.submit(_kept, tower, lesson, blank, recipe) for tower, lesson in lessons.items()}
+        files = {}
         if recipe.text_steps:
-            running["language_model"] = Future()
-            running["language_model"].set_result(_kept("language_model", _train_text, blank, recipe, progress))
-        for part, trained in running.items():
-            module = getattr(omni.model.model, part)
-            module.load_state_dict(load_file(trained.result()))
+            files["language_model"] = _kept("language_model", _train_text, blank, recipe, progress)
+        files |= {tower: trained.result() for tower, trained in running.items()}
+    for part, file in files.items():
+        getattr(omni.model.model, part).load_state_dict(load_file(file))
     omni.save(folder)
     return omni
 
