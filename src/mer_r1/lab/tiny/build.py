@@ -6,7 +6,7 @@ and noisy labels, but cannot reason. Towers and language model are pretrained si
 
 import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save
 from transformers.trainer_utils import set_seed
 
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.lab.tiny.muon import MuonAdamW
 from mer_r1.lab.tiny.pretrain import train_audio_tower, train_language_model, train_vision_tower
@@ -30,9 +31,6 @@ from mer_r1.training.sft_stage import NO_CLIP, examples, supervise
 from mer_r1.training.stage import Callbacks, select_clips
 
 logger = logging.getLogger(__name__)
-
-Trained = tuple[dict[str, Any], float]
-"""Weights of a tower, and its last loss."""
 
 
 def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
@@ -57,23 +55,31 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     blank = folder.with_name("untrained")
     omni.save(blank)
     # Small matrices gain nothing from a second thread: the towers train in processes beside the language model.
-    lessons = {"visual": _train_vision} if recipe.vision_images else {}
+    lessons: dict[str, Any] = {"visual": _train_vision} if recipe.vision_images else {}
     lessons |= {"audio_tower": _train_audio} if recipe.audio_clips else {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        running = {tower: pool.submit(lesson, blank, recipe) for tower, lesson in lessons.items()}
+        running = {tower: pool.submit(_kept, tower, lesson, blank, recipe) for tower, lesson in lessons.items()}
         if recipe.text_steps:
-            with _half_the_cores():
-                rows = [(row["asked"], row["target"]) for row in _caption_rows(recipe.caption_examples, recipe.seed)]
-                texts = list(zip(rows[::2], rows[1::2], strict=True))
-                loss = train_language_model(omni, texts, recipe.text_steps, recipe.learning_rate, recipe.seed, progress)
-            logger.info("language model: cross-entropy %.3f per token", loss)
-        for tower, trained in running.items():
-            weights, loss = trained.result()
-            module = getattr(omni.model.model, tower)
-            module.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-            logger.info("%s: loss %.3f", tower, loss)
+            running["language_model"] = Future()
+            running["language_model"].set_result(_kept("language_model", _train_text, blank, recipe, progress))
+        for part, trained in running.items():
+            module = getattr(omni.model.model, part)
+            module.load_state_dict(load_file(trained.result()))
     omni.save(folder)
     return omni
+
+
+def _kept(part: str, lesson: Any, blank: Path, recipe: BuildRecipe, *further: Any) -> Path:
+    # The weights of a part, trained unless a run that was killed has left them.
+    file = blank.with_name(f"{part}.safetensors")
+    if not file.is_file():
+        omni = load(blank)
+        with _half_the_cores():
+            loss = lesson(omni, recipe, *further)
+        logger.info("%s: loss %.3f", part, loss)
+        weights = {name: value.contiguous() for name, value in getattr(omni.model.model, part).state_dict().items()}
+        write_atomically(file, save(weights))
+    return file
 
 
 def _initialised(recipe: BuildRecipe, clips: list[Clip]) -> Omni:
@@ -96,23 +102,21 @@ def _caption_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _train_vision(folder: Path, recipe: BuildRecipe) -> Trained:
-    omni, rate = load(folder), recipe.towers_learning_rate
-    with _half_the_cores():
-        loss = train_vision_tower(omni, recipe.vision_images, recipe.vision_steps, rate, recipe.seed, recipe.workers)
-    return _weights(omni.model.model.visual), loss
+def _train_vision(omni: Omni, recipe: BuildRecipe) -> float:
+    rate = recipe.towers_learning_rate
+    return train_vision_tower(omni, recipe.vision_images, recipe.vision_steps, rate, recipe.seed, recipe.workers)
 
 
-def _train_audio(folder: Path, recipe: BuildRecipe) -> Trained:
-    omni, rate = load(folder), 3 * recipe.towers_learning_rate
+def _train_audio(omni: Omni, recipe: BuildRecipe) -> float:
     workers = 1 if recipe.vision_images else recipe.workers
-    with _half_the_cores():
-        loss = train_audio_tower(omni, recipe.audio_clips, recipe.audio_steps, rate, recipe.seed, workers)
-    return _weights(omni.model.model.audio_tower), loss
+    rate = 3 * recipe.towers_learning_rate
+    return train_audio_tower(omni, recipe.audio_clips, recipe.audio_steps, rate, recipe.seed, workers)
 
 
-def _weights(module: nn.Module) -> dict[str, Any]:
-    return {name: value.numpy() for name, value in module.state_dict().items()}
+def _train_text(omni: Omni, recipe: BuildRecipe, progress: Progress | None) -> float:
+    rows = [(row["asked"], row["target"]) for row in _caption_rows(recipe.caption_examples, recipe.seed)]
+    texts = list(zip(rows[::2], rows[1::2], strict=True))
+    return train_language_model(omni, texts, recipe.text_steps, recipe.learning_rate, recipe.seed, progress)
 
 
 @contextmanager
