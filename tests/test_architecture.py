@@ -20,6 +20,7 @@ LEVELS = {
     "errors": 0,
     "emotions": 1,
     "data": 1,
+    "weights": 1,
     "model": 2,
     "corpora": 2,
     "rl": 3,

@@ -14,7 +14,7 @@ quiet = Console(quiet=True)
 def test_a_stage_that_fails_says_what_it_said(tmp_path):
     settings = [f"manifest={tmp_path / 'none.jsonl'}", "model=nowhere", f"output_dir={tmp_path / 'sft'}"]
     with pytest.raises(UserError, match=r"sft ended with status .*console\.log.*none\.jsonl"):
-        demo._train(["sft"], settings, tmp_path / "sft", demo._no_bar)
+        demo._train("sft", settings, tmp_path / "sft", demo._no_bar)
 
 
 def test_steps_are_those_of_the_newest_whole_line(tmp_path):

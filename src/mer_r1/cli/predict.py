@@ -11,6 +11,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
+from mer_r1.weights import NOTICE, POLICY, model_path
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
 Mode = Annotated[
@@ -26,7 +27,7 @@ Threshold = Annotated[
 @app.command()
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
-    model: Annotated[str, typer.Option(help="Model folder or hub name.")],
+    model: Annotated[str, typer.Option(help="Model folder or hub name; by default the built-in model.")] = POLICY,
     think: Mode = "both",
     threshold: Threshold = None,
     subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips.")] = "",
@@ -46,6 +47,8 @@ def predict(
 
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")
+    if model == POLICY:
+        typer.echo(NOTICE, err=True)
     asked = [Clip(str(path), path, audio, subtitle) for path in clips]
     omni = load(model, device=device)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
@@ -183,7 +186,7 @@ def _gate_threshold(model: str | None, threshold: float | None) -> float:
         raise UserError("--think auto on saved records needs --threshold")
     from mer_r1.evaluation.adaptive import read_gate
 
-    return read_gate(model).threshold
+    return read_gate(model_path(model)).threshold
 
 
 def _show_record(record: Any) -> None:

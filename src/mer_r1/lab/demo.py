@@ -1,4 +1,4 @@
-"""End-to-end demo: scenes, base, SFT, RL with MER-R1, evaluation, report.
+"""End-to-end demo: scenes, SFT and RL with MER-R1 from the shipped base, evaluation, report.
 
 It runs the public commands and recipes, each over two processes; finished stages are kept, so an interrupted demo
 resumes. Test scenes are used for evaluation only.
@@ -22,12 +22,15 @@ from rich.console import Console
 
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
+from mer_r1.weights import BASE
 
-STAGES = ("scenes", "base", "sft", "rl", "evaluation")
+STAGES = ("scenes", "sft", "rl", "evaluation")
 MOST_PROCESSES = 2
 """More processes would change the order of sums, and so the results."""
 POLL_SECONDS = 0.5
 CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
+ANSWERS = 4
+"""Sampled answers per test clip."""
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
 """(title, total) -> a progress bar, and the callback that advances it."""
 
@@ -39,47 +42,17 @@ class DemoSize:
     train: int
     val: int
     test: int
-    build: tuple[str, ...]
-    sft: tuple[str, ...]
-    rl: tuple[str, ...]
+    sft: tuple[str, ...] = ()
+    rl: tuple[str, ...] = ()
 
 
-# A base that is smaller and trained more briefly than the recipe's, and longer RL (8 prompts per step).
-FULL = DemoSize(
-    train=3280,
-    val=20,
-    test=500,
-    build=(
-        "clips=0:1800",
-        "max_steps=780",
-        "tiny=null",
-        "vision_images=12000",
-        "vision_steps=400",
-        "audio_clips=4000",
-        "audio_steps=600",
-        "caption_examples=12000",
-        "text_steps=300",
-    ),
-    sft=("clips=1800:2400",),
-    rl=("clips=2400:", "max_steps=110"),
-)
+FULL = DemoSize(train=1480, val=20, test=400)  # the recipe as it is
 QUICK = DemoSize(
-    train=640,
+    train=220,
     val=20,
-    test=100,
-    build=(
-        "clips=0:400",
-        "max_steps=100",
-        "tiny=null",
-        "vision_images=1500",
-        "vision_steps=100",
-        "audio_clips=1000",
-        "audio_steps=150",
-        "caption_examples=4000",
-        "text_steps=80",
-    ),
-    sft=("clips=400:540", "num_train_epochs=4", "learning_rate=7e-4"),
-    rl=("clips=540:", "max_steps=12"),
+    test=60,
+    sft=("clips=:140", "num_train_epochs=1"),
+    rl=("clips=140:", "max_steps=6"),
 )
 
 
@@ -98,14 +71,11 @@ def run_demo(out: Path, quick: bool = False, seed: int = 0, console: Console | N
     manifest = out / "scenes" / "manifest.jsonl"
     run.stage("scenes", lambda: _write_scenes(out / "scenes", size, seed, bar))
     common = [f"manifest={manifest}", f"seed={seed}", "disable_tqdm=true", "resume_from_checkpoint=true"]
-    stages = {"base": (["build", "--tiny"], size.build), "sft": (["sft"], size.sft), "rl": (["rl"], size.rl)}
-    before: str | None = None
-    for name, (command, changes) in stages.items():
-        settings = [*common, f"output_dir={out / name}", *changes]
-        if before:
-            settings.append(f"model={out / before / 'model'}")
-        run.stage(name, partial(_train, command, settings, out / name, bar))
-        before = name
+    start = BASE
+    for name, changes in {"sft": size.sft, "rl": size.rl}.items():
+        settings = [*common, f"output_dir={out / name}", f"model={start}", *changes]
+        run.stage(name, partial(_train, name, settings, out / name, bar))
+        start = str(out / name / "model")
     run.stage("evaluation", lambda: _evaluate(out, manifest, seed, bar))
     return _conclude(run, manifest, seed)
 
@@ -143,17 +113,17 @@ def _write_scenes(folder: Path, size: DemoSize, seed: int, bar: Bar) -> None:
         write_scenes(folder, total, seed, splits=splits, progress=advance)
 
 
-def _train(command: list[str], settings: list[str], folder: Path, bar: Bar) -> None:
+def _train(command: str, settings: list[str], folder: Path, bar: Bar) -> None:
     # The public command, one process per core: matrices this small gain nothing from a second thread.
     from mer_r1.training import recipe_files as config
     from mer_r1.training.recipe_info import shipped_recipes
 
-    kind = {"build": config.BuildRecipe, "sft": config.SFTRecipe, "rl": config.RLRecipe}[command[0]]
+    kind = {"sft": config.SFTRecipe, "rl": config.RLRecipe}[command]
     tiny = shipped_recipes()["tiny"]
     recipe: Any = config.read_recipe(kind, tiny, settings)
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    launch += ["-m", "mer_r1.cli", *command, "--config", str(tiny), *settings]
+    launch += ["-m", "mer_r1.cli", command, "--config", str(tiny), *settings]
     launch.append(f"per_device_train_batch_size={recipe.per_device_train_batch_size // processes}")
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "console.log"
@@ -173,7 +143,7 @@ def _train(command: list[str], settings: list[str], folder: Path, bar: Bar) -> N
     if child.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         error = next((line.strip() for line in reversed(lines) if line.startswith("mer-r1: ")), "")
-        raise UserError(f"{' '.join(command)} ended with status {child.returncode}; see {log}. {error}".strip())
+        raise UserError(f"{command} ended with status {child.returncode}; see {log}. {error}".strip())
 
 
 def _steps(log: Path) -> int:
@@ -183,14 +153,16 @@ def _steps(log: Path) -> int:
 
 def _evaluate(out: Path, manifest: Path, seed: int, bar: Bar) -> None:
     # In parallel, one thread each: matrices this small gain little from a second thread.
-    wanted = [("sft", None), ("rl", None), *(("rl", channel) for channel in CONDITIONS.values())]
+    wanted = [(stage, kind) for kind in ("sampled", "greedy") for stage in ("sft", "rl")]
+    wanted += [("rl", channel) for channel in CONDITIONS.values()]
     with bar("  evaluated", len(wanted)) as advance, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        for job in [pool.submit(_evaluate_stage, out, manifest, seed, stage, exchange) for stage, exchange in wanted]:
+        for job in [pool.submit(_evaluate_stage, out, manifest, seed, stage, kind) for stage, kind in wanted]:
             job.result()
             advance(1)
 
 
-def _evaluate_stage(out: Path, manifest: Path, seed: int, stage: str, exchange: str | None) -> None:
+def _evaluate_stage(out: Path, manifest: Path, seed: int, stage: str, kind: str) -> None:
+    # kind: "sampled", "greedy", or the channel that is exchanged (greedy, slow only).
     import torch
 
     from mer_r1.emotions.thinking import ThinkingMode
@@ -198,14 +170,26 @@ def _evaluate_stage(out: Path, manifest: Path, seed: int, stage: str, exchange: 
     from mer_r1.model.generation import Sampling
 
     torch.set_num_threads(1)
-    modes = [ThinkingMode.SLOW] if exchange else list(ThinkingMode)
-    folder = out / "eval" / (f"{stage}-{exchange}-exchanged" if exchange else stage)
-    sampling = Sampling(max_new_tokens=96, temperature=0.0, seed=seed)
-    evaluate_model(str(out / stage / "model"), manifest, folder, modes, sampling, exchange=exchange, batch_size=64)
+    channel = kind if kind in CONDITIONS.values() else None
+    drawn = (1.0, ANSWERS) if kind == "sampled" else (0.0, 1)
+    evaluate_model(
+        str(out / stage / "model"),
+        manifest,
+        out / "eval" / _folder(stage, kind),
+        [ThinkingMode.SLOW] if channel else list(ThinkingMode),
+        Sampling(max_new_tokens=96, temperature=drawn[0], seed=seed),
+        exchange=channel,
+        batch_size=64,
+        num_answers=drawn[1],
+    )
+
+
+def _folder(stage: str, kind: str) -> str:
+    return {"greedy": stage, "sampled": f"{stage}-sampled"}.get(kind, f"{stage}-{kind}-exchanged")
 
 
 def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
-    from mer_r1.evaluation.records import commit, read_records, versions
+    from mer_r1.evaluation.records import RECORDS_FILE, commit, read_records, versions
     from mer_r1.evaluation.report import write_report
     from mer_r1.evaluation.summary import build_table, compare, write_summary
 
@@ -227,13 +211,18 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
         "commit": commit(),
     }
     write_atomically(out / "run.json", json.dumps(page, indent=2))
-    summaries = {titles[name]: write_summary(out / "eval" / name, seed=seed) for name in records}
-    after, before = (read_records(out / records[name]) for name in ("rl", "sft"))
-    differences = {"MER-R1 slow - SFT slow": compare(after, before, "slow", seed=seed)}
+    summaries: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for kind, note in (("sampled", ""), ("greedy", ", greedy")):
+        folders = {name: out / "eval" / _folder(name, kind) for name in records}
+        summaries |= {titles[name] + note: write_summary(folder, seed=seed) for name, folder in folders.items()}
+        before, after = (read_records(folder / RECORDS_FILE) for folder in folders.values())
+        differences[f"MER-R1 slow - SFT slow{note}"] = compare(after, before, "slow", seed=seed)
     for name, channel in CONDITIONS.items():
         write_summary(out / "eval" / f"rl-{channel}-exchanged", seed=seed, condition=name)
         mixed = read_records(out / page["conditions"][name])
-        differences[f"{name} - as it is (slow)"] = compare(mixed, after, "slow", seed=seed)
+        differences[f"{name} - as it is (slow, greedy)"] = compare(mixed, after, "slow", seed=seed)
+    run.console.print(f"Means of {ANSWERS} sampled answers per clip; greedy answers beside them.")
     run.console.print(build_table(summaries, differences))
     report = write_report(out)
     run.console.print(f"report: {report}")

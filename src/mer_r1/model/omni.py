@@ -21,6 +21,7 @@ from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import TowerWeights, bind, same_towers_as, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
+from mer_r1.weights import model_path
 
 SETTINGS_FILE = "mer_r1.json"
 
@@ -139,7 +140,7 @@ def load(
     """Load a thinker: a local folder or a hub name (full checkpoints work; their talker is left out).
 
     Args:
-        path: folder or hub name.
+        path: folder, hub name, or the name of a shipped model (`weights`).
         dtype: torch dtype, or "auto" for the checkpoint's own.
         device: target device; None leaves it on the CPU.
         towers: whether to load the towers; False leaves them in the checkpoint until they are needed
@@ -149,10 +150,9 @@ def load(
     Raises:
         UserError: the folder is missing or holds no thinker of a known family (`families`).
     """
+    path = model_path(path)
     folder = Path(path)
-    if (folder.is_absolute() or str(path).startswith(".") or folder.exists()) and not (
-        folder / "config.json"
-    ).is_file():
+    if (folder.is_absolute() or path.startswith(".") or folder.exists()) and not (folder / "config.json").is_file():
         raise UserError(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
@@ -180,7 +180,7 @@ def load(
         name = FAMILIES[architecture].name
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
     set_frame_size(processor)
-    source = None if towers else str(path)
+    source = None if towers else path
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
 
 

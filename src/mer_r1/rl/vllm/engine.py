@@ -29,6 +29,7 @@ from mer_r1.data.media.read import Media, read_media
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings
 from mer_r1.model.prompts import conversation
+from mer_r1.weights import model_path
 
 THINKER = "qwen2_5_omni_thinker"
 TOWERS = ("thinker.visual.", "thinker.audio_tower.")
@@ -64,7 +65,7 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
     """
     # In this process, so that weights and positions can be reached without sending functions to another process.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    vllm = required(asked)
+    vllm, model = required(asked), model_path(model)
     file = Path(model) / "config.json"
     alone = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == THINKER
     loads = alone and "load_format" not in options
@@ -137,8 +138,9 @@ class Requests:
 
         from mer_r1.model.omni import read_settings
 
-        self.processor = AutoProcessor.from_pretrained(model)
-        self.settings = read_settings(Path(model))
+        folder = model_path(model)
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.settings = read_settings(Path(folder))
 
     def of(self, clip: Clip) -> dict[str, Any] | str:
         """The request about a clip (vLLM's `TextPrompt`), or a message if its media cannot be read."""
