@@ -72,6 +72,8 @@ def test_the_scan_leaves_ordinary_code_alone(fine: str) -> None:
 def test_no_secrets() -> None:
     found = []
     for path in project_files():
+        if path.suffix == ".safetensors":  # numbers, in which anything can be found
+            continue
         text = path.read_bytes().decode("utf-8", errors="replace")
         found += [f"{path.relative_to(ROOT)}: {match.group()[:20]}..." for match in SECRETS.finditer(text)]
     assert found == []
