@@ -1,9 +1,14 @@
 """A model in the package: half precision in its file, float32 in memory, and a card that says where it comes from."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mer_r1.data.manifest import read_manifest
+from mer_r1.emotions.wheels import builtin
+from mer_r1.lab.scenes import write_scenes
 from mer_r1.lab.tiny import ship as module
 from mer_r1.lab.tiny.ship import ship
 from mer_r1.model.omni import load
@@ -50,3 +55,16 @@ def test_the_shipped_models_load_and_have_heads_of_32(name):
     assert text.hidden_size // text.num_attention_heads == 32
     assert {value.dtype for value in omni.model.parameters()} == {torch.float32}
     assert omni.settings.form == "once"
+
+
+def test_predict_without_a_model_asks_the_built_in_one_and_says_once_what_it_knows(run, tmp_path):
+    write_scenes(tmp_path, 1, seed=5, splits={"train": 0, "val": 0, "test": 1}, workers=1)
+    [clip] = read_manifest(tmp_path / "manifest.jsonl")
+    status, out, err = run("predict", clip.video, "--subtitle", clip.subtitle, "--json")
+    assert status == 0, err
+    assert err.count("generated faces and voices only") == 1
+    slow, fast = map(json.loads, out.splitlines())
+    assert (slow["model"], slow["well_formed"], fast["well_formed"]) == (POLICY, True, True)
+    assert slow["reasoning"]
+    assert not fast["reasoning"]
+    assert all(builtin().knows(label) for label in (*slow["labels"], *fast["labels"]))
