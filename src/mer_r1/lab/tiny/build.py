@@ -6,7 +6,7 @@ and noisy labels, but cannot reason. Towers and language model are pretrained si
 
 import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
