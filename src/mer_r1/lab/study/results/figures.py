@@ -6,7 +6,7 @@ from typing import Any
 
 from mer_r1.lab.study.results.claims import by_seed, estimate_at
 from mer_r1.lab.study.results.intervals import Estimate, estimate
-from mer_r1.lab.study.runs.variants import STUDIES, runs_with, split_of, titles_of
+from mer_r1.lab.study.runs.variants import STUDIES, runs_with, titles_of
 
 COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
 DPI = 110
@@ -37,9 +37,7 @@ def _plane(axes: Any, data: Mapping[str, Any]) -> None:
     for (variant, title), mark in zip(titles_of(data).items(), "osD^vP", strict=False):
         spots = {}
         for mode in ("slow", "fast"):
-            recall, precision = (
-                estimate_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision")
-            )
+            recall, precision = (estimate_at(data, variant, "sampled", mode, name) for name in ("recall", "precision"))
             if recall["mean"] is None or precision["mean"] is None:
                 continue
             spots[mode] = (recall["mean"], precision["mean"])
@@ -52,17 +50,16 @@ def _plane(axes: Any, data: Mapping[str, Any]) -> None:
     for mode in ("slow", "fast"):
         axes.plot([], [], color=COLOURS[mode], label=mode)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(xlabel=f"recall ({split_of(data)} scenes)", ylabel="precision")
+    axes.set(xlabel=f"recall ({data['split']} scenes)", ylabel="precision")
     axes.margins(0.2)
 
 
 def _rows(axes: Any, data: Mapping[str, Any]) -> None:
     """F1 of each variant, slow and fast: mean and 95 % interval over seeds, one dot per seed."""
-    split = split_of(data)
     titles = titles_of(data)
     for place, variant in enumerate(titles):
         for shift, mode in ((-0.14, "slow"), (0.14, "fast")):
-            values = [value for value in by_seed(data["numbers"], (variant, split, mode, "f1")).values() if value]
+            values = [value for value in by_seed(data["numbers"], (variant, "sampled", mode, "f1")).values() if value]
             number = estimate(values)
             if number["mean"] is None:
                 continue
@@ -71,7 +68,7 @@ def _rows(axes: Any, data: Mapping[str, Any]) -> None:
             axes.errorbar(
                 number["mean"], place + shift, xerr=_bar(number), fmt="o", color=COLOURS[mode], capsize=3, label=label
             )
-    axes.set(yticks=range(len(titles)), yticklabels=list(titles.values()), xlabel=f"F1 ({split} scenes)")
+    axes.set(yticks=range(len(titles)), yticklabels=list(titles.values()), xlabel=f"F1 ({data['split']} scenes)")
     axes.invert_yaxis()
     axes.legend(frameon=False)
 
