@@ -550,6 +550,16 @@ def test_unfinished_runs_are_counted_and_left_out(options: Options) -> None:
     assert {row["verdict"] for row in decide("paradox", found["numbers"])} == {"undecided"}
 
 
+def test_a_policy_that_cannot_be_diagnosed_is_scored_all_the_same(options: Options) -> None:
+    jobs = plan(["bed"], options)
+    finish(options.out, [job for job in jobs if not ("/hinge-s1-" in job.name and "/diagnosis-" in job.name)])
+    found = collect("bed", jobs, options.out)
+    assert found["missing"] == 0
+    assert [found["numbers"]["hinge"][seed]["diagnosis"].keys() for seed in "01"] == [{"hinge"}, set()]
+    lost = {row["claim"]: row["n"] for row in decide("bed", found["numbers"]) if row["hypothesis"] == "B2"}
+    assert lost["F1 owed to the reasoning of MER-R1 (hinge) > 0.1"] == 1
+
+
 def test_a_study_needs_only_what_it_measures_itself_and_the_seeds_of_all_its_variants(options: Options) -> None:
     jobs = plan(["parts", "theory"], replace(options, seeds=None))
     assert {job.facts["seed"] for job in runs(jobs)} == set(range(16))

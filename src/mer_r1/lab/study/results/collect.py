@@ -10,17 +10,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 from mer_r1.evaluation.summary import summarise
 from mer_r1.lab.study.runs.jobs import StudyJob
-from mer_r1.lab.study.runs.schedule import DONE_FILE
+from mer_r1.lab.study.runs.schedule import DONE_FILE, is_done
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, Study
 
 NUMBERS = (
@@ -30,8 +29,6 @@ NUMBERS = (
 """Numbers kept per mode, means over clips."""
 KEPT = {"bed": ("diagnosis",), "costs": ("cost",), "theory": ("theory", "gradients"), "auto": ("auto",)}
 """`Study.shows` -> what its tables and figures show of a run besides scores."""
-Measured = Mapping[str, Sequence[StudyJob]]
-"""Name of a run -> the jobs that measure it."""
 SCORES_FILE = "scores.json"
 FORMAT = 2
 """Version of the cached scores; raise it when the same records give other numbers."""
@@ -51,50 +48,47 @@ def collect(study: str, jobs: Sequence[StudyJob], out: Path) -> dict[str, Any]:
     """
     plan = STUDIES[study]
     trial = any(job.facts.get("measure") == "val-sampled" for job in jobs)
-    measured: dict[str, list[StudyJob]] = {}
-    for job in jobs:
-        measured.setdefault(job.facts.get("run", ""), []).append(job)
-    runs = _runs_of(plan, jobs, measured, trial)
-    done = {run.name: entries for run in runs if (entries := _done_entries(run, measured, plan, trial, out))}
+    runs = _runs_of(plan, jobs, trial)
+    # A diagnosis fails where a policy has no reasoning left; its scores count all the same.
+    done = [run for run in runs if all(is_done(out, job) for job in run if job.facts.get("measure") != "diagnosis")]
     if not done:
         raise UserError(f"{out}: no run of the study {study!r} is finished")
-    shown = (*(() if plan.shows == "theory" else ("sampled", "greedy")), *KEPT.get(plan.shows, ()))
-    numbers: dict[str, dict[str, Any]] = {name: {} for name in plan.variants}
-    for run in runs:
-        for name in plan.variants:
-            if run.name in done and name in run.facts["variants"]:
-                found = _run_numbers(out / run.name, "val" if trial else "test")
-                numbers[name][str(run.facts["seed"])] = {key: found[key] for key in shown if key in found}
+    split = "val" if trial else "test"
     base = next(job.facts["start"] for job in jobs if job.facts["kind"] == "sft")
     return {
         "study": study,
         "question": plan.question,
-        "split": "val" if trial else "test",
+        "split": split,
         "titles": {name: VARIANTS[name].title for name in plan.variants},
-        "numbers": {name: seeds for name, seeds in numbers.items() if seeds},
+        "numbers": _numbers(plan, [run for run, *_ in done], split, out),
         "missing": len(runs) - len(done),
-        "provenance": {**_provenance([*chain(*done.values())], runs), "base": base},
+        "provenance": {**_provenance(done, out), "base": base},
     }
 
 
-def _runs_of(plan: Study, jobs: Sequence[StudyJob], measured: Measured, trial: bool) -> list[StudyJob]:
-    """The study's runs, of the seeds that all of its variants have: others belong to another study only."""
-    runs = []
-    for job in [job for job in jobs if {*plan.variants} & {*job.facts.get("variants", ())}]:
-        # Only some variants are diagnosed.
-        wanted = plan.measures(job.facts["seed"], trial) - {"diagnosis"}
-        if wanted <= {other.facts["measure"] for other in measured.get(job.name, ())}:
-            runs.append(job)
-    seeds = [{run.facts["seed"] for run in runs if name in run.facts["variants"]} for name in plan.variants]
-    return [run for run in runs if run.facts["seed"] in set.intersection(*seeds)]
+def _runs_of(plan: Study, jobs: Sequence[StudyJob], trial: bool) -> list[list[StudyJob]]:
+    """Each run of the study with what the study measures of it, for the seeds that all of its variants have.
+
+    Other seeds belong to another study only, which runs some of the variants, or measures less.
+    """
+    found = []
+    for run in [job for job in jobs if {*plan.variants} & {*job.facts.get("variants", ())}]:
+        wanted = plan.measures(run.facts["seed"], trial)
+        measures = [job for job in jobs if job.facts.get("run") == run.name and job.facts["measure"] in wanted]
+        if wanted - {"diagnosis"} <= {job.facts["measure"] for job in measures}:  # only some variants are diagnosed
+            found.append([run, *measures])
+    seeds = [{run.facts["seed"] for run, *_ in found if name in run.facts["variants"]} for name in plan.variants]
+    return [entry for entry in found if entry[0].facts["seed"] in set.intersection(*seeds)]
 
 
-def _done_entries(run: StudyJob, measured: Measured, plan: Study, trial: bool, out: Path) -> list[Any]:
-    """`done.json` of a run and of what the study measures of it; empty while one of them is unfinished."""
-    wanted = plan.measures(run.facts["seed"], trial)
-    paths = [out / job.name / DONE_FILE for job in measured.get(run.name, ()) if job.facts["measure"] in wanted]
-    paths.append(out / run.name / DONE_FILE)
-    return [_read_json(path) for path in paths] if all(path.is_file() for path in paths) else []
+def _numbers(plan: Study, runs: Sequence[StudyJob], split: str, out: Path) -> dict[str, dict[str, Any]]:
+    kept = (*(() if plan.shows == "theory" else ("sampled", "greedy")), *KEPT.get(plan.shows, ()))
+    numbers: dict[str, dict[str, Any]] = {}
+    for name in plan.variants:
+        for run in [run for run in runs if name in run.facts["variants"]]:
+            found = _run_numbers(out / run.name, split)
+            numbers.setdefault(name, {})[str(run.facts["seed"])] = {key: found[key] for key in kept if key in found}
+    return numbers
 
 
 def _run_numbers(folder: Path, split: str) -> dict[str, Any]:
@@ -103,9 +97,9 @@ def _run_numbers(folder: Path, split: str) -> dict[str, Any]:
     found: dict[str, Any] = {**_scores(folder, split), "cost": cost(log), "theory": theory(log)}
     gradients = folder / "gradients" / "gradients.json"
     if gradients.is_file():
-        found["gradients"] = _rounded(_read_json(gradients))
+        found["gradients"] = _rounded(read_object(gradients))
     judged = {
-        path.parent.name.partition("-")[2]: _read_json(path) for path in folder.glob("diagnosis-*/diagnosis.json")
+        path.parent.name.partition("-")[2]: read_object(path) for path in folder.glob("diagnosis-*/diagnosis.json")
     }
     return {**found, "diagnosis": {name: diagnosis(judged[name]) for name in sorted(judged)}}
 
@@ -134,7 +128,7 @@ def _scores(folder: Path, split: str) -> dict[str, Any]:
     paths = {name: path / RECORDS_FILE for name, path in paths.items() if (path / RECORDS_FILE).is_file()}
     stamp = [FORMAT, {name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in paths.items()}]
     kept = folder / SCORES_FILE
-    if kept.is_file() and (found := _read_json(kept)).get("stamp") == stamp:
+    if kept.is_file() and (found := read_object(kept)).get("stamp") == stamp:
         return dict(found["scores"])
     scores = score({name: read_records(path) for name, path in paths.items()})
     write_atomically(kept, json.dumps({"stamp": stamp, "scores": scores}) + "\n")
@@ -175,19 +169,13 @@ def cost(log: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
     Lengths in the lines of `log.jsonl` are means over the steps since the previous line.
     """
-    lines = [line for line in log if "step" in line and "loss" in line]
+    lines = [line for line in log if "completions/mean_length" in line]
     steps = [line["step"] for line in lines]
-    lengths = zip(lines, steps, [0, *steps], strict=False)
-    spans = [
-        (line["completions/mean_length"], now - last)
-        for line, now, last in lengths
-        if "completions/mean_length" in line
-    ]
-    found: dict[str, float | None] = {"steps": steps[-1] if steps else 0}
-    found["seconds"] = next((line["train_runtime"] for line in reversed(log) if "train_runtime" in line), None)
-    found["completion_tokens"] = sum(mean * span for mean, span in spans) / sum(s for _, s in spans) if spans else None
-    found["tokens_read"] = next((line["num_tokens"] for line in reversed(lines) if "num_tokens" in line), None)
-    return dict(_rounded(found, 2))
+    spans = [step - before for step, before in zip(steps, [0, *steps], strict=False)]
+    tokens = sum(line["completions/mean_length"] * span for line, span in zip(lines, spans, strict=True))
+    last = {key: value for line in log for key, value in line.items()}
+    found = {"steps": last.get("step"), "seconds": last.get("train_runtime"), "tokens_read": last.get("num_tokens")}
+    return dict(_rounded({**found, "completion_tokens": tokens / steps[-1] if steps else None}, 2))
 
 
 def theory(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -199,13 +187,14 @@ def theory(log: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     return {"step": [line["step"] for line in lines], **found}
 
 
-def _provenance(entries: Sequence[Mapping[str, Any]], runs: Sequence[StudyJob]) -> dict[str, Any]:
+def _provenance(runs: Sequence[Sequence[StudyJob]], out: Path) -> dict[str, Any]:
+    entries = [read_object(out / job.name / DONE_FILE) for run in runs for job in run if is_done(out, job)]
     settings = {json.dumps(entry["settings"], sort_keys=True) for entry in entries if "settings" in entry}
     return {
         "commits": sorted({str(entry["commit"]) for entry in entries}),
         "changed": any(entry["changed"] for entry in entries),
         "versions": [json.loads(v) for v in sorted({json.dumps(entry["versions"]) for entry in entries})],
-        "seeds": sorted({job.facts["seed"] for job in runs}),
+        "seeds": sorted({run.facts["seed"] for run, *_ in runs}),
         "settings": [json.loads(text) for text in sorted(settings)],
         "process_hours": round(math.fsum(entry["seconds"] for entry in entries) / 3600, 3),
     }
@@ -219,7 +208,3 @@ def _rounded(value: Any, digits: int = 4) -> Any:
     if isinstance(value, float):
         return round(value, digits) if math.isfinite(value) else None
     return value
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -32,28 +32,6 @@ def _bar(number: Estimate) -> list[list[float]]:
     return [[mean - (mean if low is None else low)], [(mean if high is None else high) - mean]]
 
 
-def _plane(axes: Any, data: Mapping[str, Any]) -> None:
-    """Precision over recall, with an arrow from slow to fast for each variant."""
-    for (variant, title), mark in zip(titles_of(data).items(), "osD^vP", strict=False):
-        spots = {}
-        for mode in ("slow", "fast"):
-            recall, precision = (estimate_at(data, variant, "sampled", mode, name) for name in ("recall", "precision"))
-            if recall["mean"] is None or precision["mean"] is None:
-                continue
-            spots[mode] = (recall["mean"], precision["mean"])
-            axes.errorbar(
-                *spots[mode], xerr=_bar(recall), yerr=_bar(precision), fmt=mark, color=COLOURS[mode], capsize=3
-            )
-        if len(spots) == 2:
-            axes.annotate("", spots["fast"], spots["slow"], arrowprops={"arrowstyle": "->", "color": "#999999"})
-            axes.plot([], [], mark, color="#999999", label=title)
-    for mode in ("slow", "fast"):
-        axes.plot([], [], color=COLOURS[mode], label=mode)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(xlabel=f"recall ({data['split']} scenes)", ylabel="precision")
-    axes.margins(0.2)
-
-
 def _rows(axes: Any, data: Mapping[str, Any]) -> None:
     """F1 of each variant, slow and fast: mean and 95 % interval over seeds, one dot per seed."""
     titles = titles_of(data)
@@ -108,5 +86,5 @@ def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
-DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {"paradox": _plane, "theory": _weights, "auto": _tokens}
+DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {"theory": _weights, "auto": _tokens}
 """`Study.shows` -> the figure; scores (`_rows`) otherwise."""

@@ -100,10 +100,8 @@ def holm(pairs: Sequence[tuple[BySeed, BySeed]]) -> list[Estimate]:
 
 def _clearness(difference: Estimate) -> float:
     # Distance from 0 in halves of the interval: above 1 if it excludes 0.
-    mean, low = difference["mean"], difference["low"]
-    if mean is None or low is None or mean == 0:
-        return 0.0
-    return abs(mean) / (mean - low) if mean > low else math.inf
+    mean, low = difference["mean"] or 0.0, difference["low"]
+    return 0.0 if low is None else abs(mean) / max(mean - low, 1e-12)
 
 
 def verdict(difference: Estimate, sign: int = 1, bound: float = 0.0) -> ClaimVerdict:

@@ -117,12 +117,9 @@ def publish(out: Path, docs: Path) -> list[Path]:
 def _footnote(data: Mapping[str, Any]) -> str:
     kept = data["provenance"]
     changed = " with uncommitted changes" if kept["changed"] else ""
-    of_rl = [settings for settings in kept["settings"] if "method" in settings]
-    steps = sorted({settings["max_steps"] for settings in of_rl if "max_steps" in settings}, key=int)
     parts = [
         "95 % t intervals over seeds; differences are paired by seed",
         f"seeds {', '.join(map(str, kept['seeds']))}",
-        *([f"{' or '.join(steps)} steps of RL"] if steps else []),
         f"commit {', '.join(commit[:10] for commit in kept['commits'])}{changed}",
         *(", ".join(f"{name} {version}" for name, version in found.items()) for found in kept["versions"]),
         f"base {Path(kept['base']).name}",

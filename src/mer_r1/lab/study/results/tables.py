@@ -8,12 +8,8 @@ from mer_r1.lab.study.results.claims import HYPOTHESES, by_seed, conclude, decid
 from mer_r1.lab.study.results.intervals import Estimate, estimate, paired
 from mer_r1.lab.study.runs.variants import STUDIES, VARIANTS, runs_with, titles_of
 
-COST_ROWS = {
-    "steps": "steps",
-    "seconds": "seconds of RL",
-    "completion_tokens": "tokens a rollout",
-    "tokens_read": "tokens read",
-}
+COST_ROWS = {"steps": "steps", "seconds": "seconds of RL", "completion_tokens": "tokens a rollout"}
+COST_ROWS |= {"tokens_read": "tokens read"}
 DIAGNOSED = {
     "own": "F1 after its own reasoning",
     "other": "another clip's",
@@ -26,13 +22,9 @@ DIAGNOSED = {
 
 def tables(data: Mapping[str, Any]) -> list[str]:
     """The Markdown tables of a study, in reading order: scores, the study's own tables, claims."""
-    study = data["study"]
-    shows = STUDIES[study].shows
-    blocks = [] if shows == "theory" else [_scores(data)]
-    blocks += EXTRA[shows](data) if shows in EXTRA else []
-    if rows := decide(study, data["numbers"]):
-        blocks.append(_claims(rows))
-    return blocks
+    shows, rows = STUDIES[data["study"]].shows, decide(data["study"], data["numbers"])
+    blocks = [*([] if shows == "theory" else [_scores(data)]), *(EXTRA[shows](data) if shows in EXTRA else [])]
+    return [*blocks, *([_claims(rows)] if rows else [])]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -78,29 +70,24 @@ def _confidences(data: Mapping[str, Any]) -> list[str]:
 
 
 def _bed(data: Mapping[str, Any]) -> list[str]:
-    titles, numbers = titles_of(data), data["numbers"]
     rows = []
-    for variant, title in titles.items():
-        slow, fast = ((variant, "sampled", mode, "f1") for mode in ("slow", "fast"))
-        others = ("sft", *slow[1:]), ("ad", *slow[1:]), fast
-        paired_with = (paired(by_seed(numbers, slow), by_seed(numbers, other)) for other in others)
-        rows.append([title, *(shown(difference, signed=True) for difference in paired_with)])
+    for variant, title in titles_of(data).items():
+        cells = []
+        for other, mode in (("sft", "slow"), ("ad", "slow"), (variant, "fast")):
+            places = ((variant, "sampled", "slow", "f1"), (other, "sampled", mode, "f1"))
+            first, second = (by_seed(data["numbers"], place) for place in places)
+            cells.append("–" if places[0] == places[1] else shown(paired(first, second), signed=True))
+        rows.append([title, *cells])
     differences = table(["F1, paired over seeds", "slow - slow of SFT", "slow - slow of AD", "slow - fast"], rows)
     rows = []
     for _, title, runs in runs_with("diagnosis", data):
         for judged in runs[0]:
             found = [run[judged] for run in runs if judged in run]
             means = (estimate([entry[name] for entry in found]) for name in DIAGNOSED)
-            conditions = f"{fmean(entry['met'] for entry in found):.1f} of {found[0]['conditions']}"
+            met = f"{fmean(entry['met'] for entry in found):.1f} of {found[0]['conditions']}"
             passed = f"{sum(entry['passed'] for entry in found):.0f} of {len(found)}"
-            rows.append([title, VARIANTS[judged].title, *map(shown, means), conditions, passed])
-    head = [
-        "reasoning, on validation clips",
-        "calibration judged",
-        *DIAGNOSED.values(),
-        "conditions met",
-        "gates passed",
-    ]
+            rows.append([title, VARIANTS[judged].title, *map(shown, means), met, passed])
+    head = ["on validation clips", "calibration judged", *DIAGNOSED.values(), "conditions met", "gates passed"]
     return [differences, table(head, rows)]
 
 

@@ -41,15 +41,7 @@ KINDS = ("recall", "precision", "rd", "ad")
 def measure(
     model: str, manifest: str, seed: int, clips: str | None = None, batches: int = BATCHES
 ) -> dict[str, float | None]:
-    """Gradient geometry of a policy, the means of `batch_geometry` over batches.
-
-    Args:
-        model: folder of the policy.
-        manifest: manifest of the training clips.
-        seed: seed for prompts and rollouts.
-        clips: slice of the training clips that RL uses ("600:").
-        batches: number of batches.
-    """
+    """Means of `batch_geometry` over batches of training clips of a manifest; `clips` is a slice such as "600:"."""
     data = DataFields(manifest=manifest, clips=clips)
     chosen, omni = select_clips(data), load(model)
     omni.freeze_towers()

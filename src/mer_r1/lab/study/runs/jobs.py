@@ -57,20 +57,7 @@ class StudyJob:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a study.
-
-    Attributes:
-        out: folder of the study.
-        recipe: recipe file whose sections are overridden.
-        seeds: number of seeds, counted from 0; None takes each study's own.
-        scenes: manifest with the splits train, val and test; None generates it.
-        base: folder or name of the base model.
-        settings: further overrides of RL ("max_steps=8").
-        sft_settings: further overrides of the cold start.
-        num_clips: numbers of training, validation and test clips to generate.
-        num_answers: sampled answers per clip and mode.
-        trial: whether to evaluate on validation clips only.
-    """
+    """Options of a study, as `mer-r1 study NAME --help` describes them; `settings` are those of --set."""
 
     out: Path
     recipe: Path

@@ -33,9 +33,8 @@ def to_options(out: Path, given: Mapping[str, Any]) -> Options:
     try:
         train, val, test = (int(part) for part in str(values.pop("num_clips")).split(","))
     except ValueError as error:
-        raise UserError(
-            f"--num-clips: expected TRAIN,VAL,TEST such as 1480,300,400; got {given['num_clips']!r}"
-        ) from error
+        told = f"got {given['num_clips']!r}"
+        raise UserError(f"--num-clips: expected TRAIN,VAL,TEST such as 1480,300,400; {told}") from error
     if values.get("scenes") and not values["scenes"].exists():
         raise UserError(f"--scenes: {values['scenes']} does not exist")
     if values.get("scenes") and (train, val, test) != CLIPS:
@@ -101,9 +100,8 @@ def _read(out: Path) -> dict[str, Any]:
     try:
         kept = read_object(out / SESSION_FILE)
     except UserError as error:
-        raise UserError(
-            f"{out} is not a study's folder: {error}; start with `mer-r1 study NAME --out {out}`"
-        ) from error
+        start = f"start with `mer-r1 study NAME --out {out}`"
+        raise UserError(f"{out} is not a study's folder: {error}; {start}") from error
     if any("num_answers" not in entry["told"] for entry in kept["studies"].values()):
         raise UserError(f"{out} was started by an earlier version: choose another --out")
     return kept

@@ -44,11 +44,10 @@ VARIANTS: dict[str, Variant] = {
     "rd": Variant("RD", {"method": "rd"}),
     "ad": Variant("AD", {"method": "ad"}, diagnosed=("answer",)),
     "mer-r1": Variant("MER-R1", {"method": "mer-r1"}),
-    "answer": Variant("MER-R1 (answer)", ANSWER, diagnosed=("answer",)),
-    "reasoning": Variant(
-        "MER-R1 (reasoning)", {"method": "mer-r1", "calibration": "reasoning"}, diagnosed=("reasoning",)
-    ),
-    "hinge": Variant("MER-R1 (hinge)", {"method": "mer-r1", "calibration": "hinge"}, diagnosed=("hinge",)),
+    **{
+        name: Variant(f"MER-R1 ({name})", {"method": "mer-r1", "calibration": name}, diagnosed=(name,))
+        for name in FORMULATIONS
+    },
     "first-reading": Variant("MER-R1 (first reading)", FIRST_READING),
     "noise": Variant("AD + noise", {"method": "mer-r1", "calibration": "noise"}),
     "word": Variant("A1: word level", {**ANSWER, "confidence_level": "word"}),
