@@ -125,6 +125,7 @@ def _run(name: str, plan: Plan) -> None:
     out = plan.out
     told: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in NOT_KEPT}
     if not plan.dry_run:
+        require(*NEEDED)
         keep_session(name, out, told, shlex.join(["mer-r1", *sys.argv[1:]]))
         told["recipe"] = None  # the folder has its own now
     jobs = plan_jobs(chosen_studies(name), to_options(out, told))
@@ -134,7 +135,6 @@ def _run(name: str, plan: Plan) -> None:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    require(*NEEDED)
     run_jobs(jobs, out, plan.workers or _cores(), report=say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")
