@@ -38,7 +38,7 @@ class Claim:
         """The claim in words."""
         bound = f" {'-' if self.bound < 0 else '+'} {abs(self.bound)}" if self.bound else ""
         against = f"{_named(self.second)}{bound}" if self.second else f"{self.bound}"
-        return f"{_named(self.first)} {'>' if self.sign > 0 else '≤'} {against}"
+        return f"{_named(self.first)} {'>' if self.sign > 0 else '<'} {against}"
 
 
 def _named(place: str) -> str:

@@ -88,7 +88,7 @@ def _bed(data: Mapping[str, Any]) -> list[str]:
             passed = f"{sum(entry['passed'] for entry in found):.0f} of {len(found)}"
             rows.append([title, VARIANTS[judged].title, *map(shown, means), met, passed])
     head = ["on validation clips", "calibration judged", *DIAGNOSED.values(), "conditions met", "gates passed"]
-    return [differences, table(head, rows)]
+    return [differences, *([table(head, rows)] if rows else [])]
 
 
 def _claims(rows: Sequence[Mapping[str, Any]]) -> str:
