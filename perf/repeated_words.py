@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mer_r1.emotions.thinking import format_completion, parse, question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.lab.study.runs.gradients import chosen_clips
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
@@ -21,13 +20,15 @@ from mer_r1.model.prompts import encode_prompt
 from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
 from mer_r1.rl.method import Method
 from mer_r1.rl.rollout import Rollouts, anchor_rows, rescore, rollout
+from mer_r1.training.recipes import DataFields
+from mer_r1.training.stage import select_clips
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the policy")
     parser.add_argument("--manifest", type=Path, required=True, help="manifest of training clips with labels")
-    parser.add_argument("--clips", default="2600:2696", help="slice of the training clips")
+    parser.add_argument("--clips", default="600:696", help="slice of the training clips")
     levels = Method.ALLOWED["confidence_level"]
     parser.add_argument("--level", choices=levels, default="category", help="unit whose confidence is measured")
     formulas = ("answer", "difference")
@@ -42,7 +43,7 @@ def measure(args: argparse.Namespace) -> None:
     omni.model.eval()
     omni.freeze_towers()
     cache = FeatureCache(omni, args.manifest.parent / "features")
-    clips = chosen_clips(str(args.manifest), "train", args.clips)
+    clips = select_clips(DataFields(manifest=str(args.manifest), clips=args.clips))
     prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in clips]
     ids = rollout(omni, prompts, 1, Sampling(72, seed=0)).completion_ids
     parsed = [parse(omni.tokenizer.decode(completion, skip_special_tokens=True)) for completion in ids]

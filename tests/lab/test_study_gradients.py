@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,8 @@ from tiny_world import entry, media
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
-from mer_r1.errors import UserError
 from mer_r1.lab.study.runs import gradients, worker
-from mer_r1.lab.study.runs.gradients import batch_geometry, chosen_clips, measure
+from mer_r1.lab.study.runs.gradients import batch_geometry
 from mer_r1.model.prompts import encode_prompt
 
 
@@ -40,23 +40,22 @@ def test_geometry_of_a_batch(taught, monkeypatch):
     assert all(weight.grad is None for weight in taught.model.parameters())
 
 
-def test_measured_at_points_of_a_run(taught, corpus, tmp_path: Path, monkeypatch):
+def test_measured_of_a_policy(taught_folder: Path, corpus: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(gradients, "NEW_TOKENS", 24)
     monkeypatch.setattr(gradients, "PROMPTS", 2)
-    taught.save(tmp_path / "run" / "model")
-    told = {"run": str(tmp_path / "run"), "manifest": str(corpus), "seed": 0, "clips": "2:", "batches": 1}
-    (tmp_path / "out").mkdir()
-    worker.main("gradients", json.dumps({**told, "models": ["model"], "out": str(tmp_path / "out")}))
-    found = json.loads((tmp_path / "out" / "gradients.json").read_text(encoding="utf-8"))
-    assert [(entry["model"], entry["step"]) for entry in found] == [("model", None)]
-    assert {"cos_recall_precision", "cos_rd_recall", "length_rd"} <= found[0].keys()
-    with pytest.raises(UserError, match="no checkpoint"):
-        measure(models=["checkpoint"], **told)
+    told = {"model": str(taught_folder), "manifest": str(corpus), "seed": 0, "clips": "2:", "batches": 1}
+    worker.main("gradients", json.dumps({**told, "out": str(tmp_path)}))
+    found = json.loads((tmp_path / "gradients.json").read_text(encoding="utf-8"))
+    assert {"cos_recall_precision", "cos_rd_recall", "length_rd"} <= found.keys()
     with pytest.raises(SystemExit, match="2"):
-        worker.main("gradients", json.dumps({**told, "models": ["checkpoint"], "out": str(tmp_path / "out")}))
+        worker.main("gradients", json.dumps({**told, "clips": "900:", "out": str(tmp_path)}))
 
 
-def test_slices_are_those_of_the_recipes(corpus):
-    train = [row.id for row in read_manifest(corpus) if row.split == "train"]
-    assert [row.id for row in chosen_clips(str(corpus), "train", ":")] == train
-    assert [row.id for row in chosen_clips(str(corpus), "train", "2:4")] == train[2:4]
+def test_features_are_those_of_the_stages_clips(taught_folder: Path, corpus: Path, tmp_path: Path):
+    shutil.copytree(corpus.parent, tmp_path / "corpus", ignore=shutil.ignore_patterns("features"))
+    manifest = tmp_path / "corpus" / corpus.name
+    told = {"model": str(taught_folder), "manifest": str(manifest), "parts": [["train", ":1"], ["train", "1:2"]]}
+    worker.main("features", json.dumps(told))
+    ids = [row.id for row in read_manifest(manifest) if row.split == "train"][:2]
+    made = list((tmp_path / "corpus" / "features").rglob("*.safetensors"))
+    assert len(made) == len(ids) == 2

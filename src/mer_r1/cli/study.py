@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +12,12 @@ import typer
 from mer_r1.cli.app import HELP, app, console, progress, require, say
 from mer_r1.cli.options import App
 from mer_r1.lab.study.runs.variants import STUDIES
+from mer_r1.weights import BASE
 
 NEEDED = ("predict", "train", "scenes")
 """Extras that the demo and the study need."""
+NOT_KEPT = ("out", "workers", "dry_run")
+"""Options of a study that its folder does not keep."""
 
 study_app = App(
     help="Study the method in miniature: variants, seeds and paired intervals on generated scenes.",
@@ -41,20 +44,22 @@ def demo(
 class Plan:
     """Options of every study."""
 
-    seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds, from 0.")] = 8
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds, from 0; each study's own by default.")] = (
+        None
+    )
     out: Annotated[Path, typer.Option(help="Output folder of all runs; finished runs in it are kept.")] = Path(
         "runs/study"
     )
-    scenes: Annotated[Path | None, typer.Option(help="Manifest of training clips; made here by default.")] = None
-    exam: Annotated[Path | None, typer.Option(help="Manifest of validation and test clips; made by default.")] = None
-    base: Annotated[Path | None, typer.Option(help="Folder of the base model; made by default.")] = None
+    scenes: Annotated[Path | None, typer.Option(help="Manifest with train, val and test; made here by default.")] = None
+    base: Annotated[str, typer.Option(help="Folder or name of the model that every cold start begins with.")] = BASE
     settings: Annotated[list[str] | None, typer.Option("--set", help="Override key=value in RL runs; repeatable.")] = (
         None
     )
     sft_settings: Annotated[list[str] | None, typer.Option("--set-sft", help="Override key=value in cold starts.")] = (
         None
     )
-    num_clips: Annotated[str, typer.Option(help="Training, validation and test clips to make.")] = "3600,300,1000"
+    num_clips: Annotated[str, typer.Option(help="Training, validation and test clips to make.")] = "1480,300,400"
+    num_answers: Annotated[int, typer.Option(min=1, help="Sampled answers per clip; greedy ones come beside them.")] = 8
     recipe: Annotated[Path | None, typer.Option(help="Recipe to override sections of; the tiny one by default.")] = None
     trial: Annotated[bool, typer.Option("--trial", help="Evaluate on validation clips only, to try settings.")] = False
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of one thread; one per core by default.")] = None
@@ -69,7 +74,7 @@ def _command(name: str, question: str) -> None:
 
 for _name, _study in STUDIES.items():
     _command(_name, _study.question)
-_command("all", "All questions except follow-ups of another study's result.")
+_command("all", "All questions.")
 
 
 @study_app.command()
@@ -118,10 +123,9 @@ def _run(name: str, plan: Plan) -> None:
     from mer_r1.lab.study.runs.variants import chosen_studies
 
     out = plan.out
-    told: dict[str, Any] = {key: getattr(plan, key) for key in ("seeds", "scenes", "exam", "base", "recipe", "trial")}
-    told |= {"clips": plan.num_clips, "settings": tuple(plan.settings or ())}
-    told["sft_settings"] = tuple(plan.sft_settings or ())
+    told: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key not in NOT_KEPT}
     if not plan.dry_run:
+        require(*NEEDED)
         keep_session(name, out, told, shlex.join(["mer-r1", *sys.argv[1:]]))
         told["recipe"] = None  # the folder has its own now
     jobs = plan_jobs(chosen_studies(name), to_options(out, told))
@@ -131,7 +135,6 @@ def _run(name: str, plan: Plan) -> None:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    require(*NEEDED)
     run_jobs(jobs, out, plan.workers or _cores(), report=say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from mer_r1.lab.study.results.claims import by_seed, estimate_at
 from mer_r1.lab.study.results.intervals import Estimate, estimate
-from mer_r1.lab.study.runs.variants import STUDIES, runs_with, split_of, titles_of
+from mer_r1.lab.study.runs.variants import STUDIES, runs_with, titles_of
 
 COLOURS = {"slow": "#1b6ca8", "fast": "#d1721c", "auto": "#2d8a4e", "oracle": "#777777"}
 DPI = 110
@@ -32,37 +32,12 @@ def _bar(number: Estimate) -> list[list[float]]:
     return [[mean - (mean if low is None else low)], [(mean if high is None else high) - mean]]
 
 
-def _plane(axes: Any, data: Mapping[str, Any]) -> None:
-    """Precision over recall, with an arrow from slow to fast for each variant."""
-    for (variant, title), mark in zip(titles_of(data).items(), "osD^vP", strict=False):
-        spots = {}
-        for mode in ("slow", "fast"):
-            recall, precision = (
-                estimate_at(data, variant, split_of(data), mode, name) for name in ("recall", "precision")
-            )
-            if recall["mean"] is None or precision["mean"] is None:
-                continue
-            spots[mode] = (recall["mean"], precision["mean"])
-            axes.errorbar(
-                *spots[mode], xerr=_bar(recall), yerr=_bar(precision), fmt=mark, color=COLOURS[mode], capsize=3
-            )
-        if len(spots) == 2:
-            axes.annotate("", spots["fast"], spots["slow"], arrowprops={"arrowstyle": "->", "color": "#999999"})
-            axes.plot([], [], mark, color="#999999", label=title)
-    for mode in ("slow", "fast"):
-        axes.plot([], [], color=COLOURS[mode], label=mode)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set(xlabel=f"recall ({split_of(data)} scenes)", ylabel="precision")
-    axes.margins(0.2)
-
-
 def _rows(axes: Any, data: Mapping[str, Any]) -> None:
     """F1 of each variant, slow and fast: mean and 95 % interval over seeds, one dot per seed."""
-    split = split_of(data)
     titles = titles_of(data)
     for place, variant in enumerate(titles):
         for shift, mode in ((-0.14, "slow"), (0.14, "fast")):
-            values = [value for value in by_seed(data["numbers"], (variant, split, mode, "f1")).values() if value]
+            values = [value for value in by_seed(data["numbers"], (variant, "sampled", mode, "f1")).values() if value]
             number = estimate(values)
             if number["mean"] is None:
                 continue
@@ -71,7 +46,7 @@ def _rows(axes: Any, data: Mapping[str, Any]) -> None:
             axes.errorbar(
                 number["mean"], place + shift, xerr=_bar(number), fmt="o", color=COLOURS[mode], capsize=3, label=label
             )
-    axes.set(yticks=range(len(titles)), yticklabels=list(titles.values()), xlabel=f"F1 ({split} scenes)")
+    axes.set(yticks=range(len(titles)), yticklabels=list(titles.values()), xlabel=f"F1 ({data['split']} scenes)")
     axes.invert_yaxis()
     axes.legend(frameon=False)
 
@@ -111,5 +86,5 @@ def _tokens(axes: Any, data: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
-DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {"paradox": _plane, "theory": _weights, "auto": _tokens}
+DRAWERS: dict[str, Callable[[Any, Mapping[str, Any]], None]] = {"theory": _weights, "auto": _tokens}
 """`Study.shows` -> the figure; scores (`_rows`) otherwise."""

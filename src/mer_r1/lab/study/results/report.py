@@ -2,7 +2,7 @@
 
 `write_report` collects each study's numbers into `report/NAME.json` with `NAME.png` and one `report.md`. `publish`
 copies results to ``docs/study/`` and writes their tables between the markers of ``docs/study.md``
-(`<!-- study:NAME -->` to `<!-- end -->`) and all claims at its top (`<!-- verdicts -->`).
+(`<!-- study:NAME -->` to `<!-- end -->`).
 """
 
 import json
@@ -17,12 +17,11 @@ from mer_r1.errors import UserError
 from mer_r1.lab.study.results.claims import decide
 from mer_r1.lab.study.results.collect import collect
 from mer_r1.lab.study.results.figures import draw
-from mer_r1.lab.study.results.intervals import ClaimVerdict
-from mer_r1.lab.study.results.tables import shown, table, tables
+from mer_r1.lab.study.results.tables import tables
 from mer_r1.lab.study.runs.jobs import StudyJob
-from mer_r1.lab.study.runs.variants import STUDIES, split_of
+from mer_r1.lab.study.runs.variants import STUDIES
 
-_BLOCK = re.compile(r"(<!-- (?:study:([\w-]+)|verdicts) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- study:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write_report(studies: Mapping[str, str], jobs: Sequence[StudyJob], out: Path) -> Path:
@@ -45,6 +44,7 @@ def write_report(studies: Mapping[str, str], jobs: Sequence[StudyJob], out: Path
         except UserError:
             continue
         data["provenance"]["command"] = command
+        data["claims"] = decide(study, data["numbers"])
         (folder / f"{study}.json").write_text(_json(data), encoding="utf-8")
         draw(data, folder / f"{study}.png")
         parts += [f"## {STUDIES[study].question}", f"![{study}]({study}.png)", block(data)]
@@ -69,8 +69,6 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 
     def fill(match: re.Match[str]) -> str:
         study = match[2]
-        if study is None:
-            return f"{match[1]}{verdicts(results)}\n{match[3]}"
         if study not in STUDIES:
             raise UserError(f"marker study:{study}: expected one of {', '.join(STUDIES)}")
         if study not in results:
@@ -79,17 +77,6 @@ def fill_document(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
         return f"{match[1]}{picture}\n\n{block(results[study])}\n{match[3]}"
 
     return _BLOCK.sub(fill, text)
-
-
-def verdicts(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All claims of all results (study -> JSON) in one table, those that hold first; repeated claims appear once."""
-    found: dict[str, list[str]] = {}
-    for study in [study for study in STUDIES if study in results]:
-        for row in decide(study, results[study]["numbers"], split_of(results[study])):
-            found.setdefault(row["claim"], [row["claim"], shown(row, signed=True), study, f"**{row['verdict']}**"])
-    order = [f"**{verdict}**" for verdict in ClaimVerdict]
-    rows = sorted(found.values(), key=lambda row: order.index(row[-1]))
-    return table(["claim", "paired difference", "study", ""], rows)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -116,8 +103,8 @@ def publish(out: Path, docs: Path) -> list[Path]:
     found = sorted((out / "report").glob("*.json"))
     if not found or not page.is_file():
         raise UserError(f"expected results in {out / 'report'} (`mer-r1 study report`) and a page {page}")
-    for study, data in read_results(out / "report").items():
-        if "test" in STUDIES[study].splits and data["split"] != "test":
+    for data in read_results(out / "report").values():
+        if data["split"] != "test":
             raise UserError(f"{out} holds trials on validation clips; expected results on test clips")
     (docs / "study").mkdir(exist_ok=True)
     sources = (*found, *(path.with_suffix(".png") for path in found))
@@ -130,15 +117,12 @@ def publish(out: Path, docs: Path) -> list[Path]:
 def _footnote(data: Mapping[str, Any]) -> str:
     kept = data["provenance"]
     changed = " with uncommitted changes" if kept["changed"] else ""
-    of_rl = [settings for settings in kept["settings"] if "method" in settings]
-    steps = sorted({settings["max_steps"] for settings in of_rl if "max_steps" in settings}, key=int)
     parts = [
         "95 % t intervals over seeds; differences are paired by seed",
         f"seeds {', '.join(map(str, kept['seeds']))}",
-        *([f"{' or '.join(steps)} steps of RL"] if steps else []),
         f"commit {', '.join(commit[:10] for commit in kept['commits'])}{changed}",
         *(", ".join(f"{name} {version}" for name, version in found.items()) for found in kept["versions"]),
-        *([f"base {kept['base'][:8]}"] if kept.get("base") else []),
+        f"base {Path(kept['base']).name}",
         f"{kept['process_hours']:.1f} process hours",
     ]
     if data["missing"]:

@@ -13,18 +13,14 @@ Shapes: B prompts, G rollouts each, R = B*G rows.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mer_r1.data.clip import Clip
-from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
-from mer_r1.errors import UserError
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, load
@@ -34,6 +30,8 @@ from mer_r1.rl.advantages import normalise_each, normalise_then_sum, sum_then_no
 from mer_r1.rl.interference import alignment, cosine, norm, objective_statistics
 from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.rollout import rollout
+from mer_r1.training.recipes import DataFields
+from mer_r1.training.stage import features_folder, select_clips
 
 BATCHES, PROMPTS, GENERATIONS, NEW_TOKENS, CHUNK = 4, 8, 8, 72, 16
 """Batches per model; as in training, prompts per batch, rollouts per prompt, token limit; rows per backward pass."""
@@ -41,45 +39,21 @@ KINDS = ("recall", "precision", "rd", "ad")
 
 
 def measure(
-    run: str, models: Sequence[str], manifest: str, seed: int, clips: str = ":", batches: int = BATCHES
-) -> list[dict[str, Any]]:
-    """Gradient geometry at some checkpoints of a run, means over batches.
-
-    Args:
-        run: folder of the run.
-        models: "model" (final weights) or "checkpoint" (the first checkpoint).
-        manifest: manifest of the training clips.
-        seed: seed for prompts and rollouts.
-        clips: slice of the training clips that RL uses ("2600:").
-        batches: number of batches per checkpoint.
-
-    Returns:
-        One entry per model: `model`, `step` (None for the final weights), and the means of `batch_geometry`.
-    """
-    chosen = chosen_clips(manifest, "train", clips)
-    found = []
-    for name in models:
-        folder, step = _model_folder(Path(run), name)
-        omni = load(str(folder))
-        omni.freeze_towers()
-        cache = FeatureCache(omni, Path(manifest).parent / "features")
-        generator = torch.Generator().manual_seed(seed)
-        entries = []
-        for batch in range(batches):
-            drawn = [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:PROMPTS].tolist()]
-            prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in drawn]
-            entries.append(batch_geometry(omni, drawn, prompts, seed * batches + batch))
-        known = {key: [e[key] for e in entries if not math.isnan(e.get(key, math.nan))] for key in entries[0]}
-        means = {key: fmean(values) if values else None for key, values in known.items()}
-        found.append({"model": name, "step": step, **means})
-    return found
-
-
-def chosen_clips(manifest: str, split: str, clips: str) -> list[Clip]:
-    """A slice such as "2600:" of a manifest's clips of one split."""
-    start, _, end = clips.partition(":")
-    rows = [clip for clip in read_manifest(Path(manifest)) if clip.split == split]
-    return rows[slice(int(start) if start else None, int(end) if end else None)]
+    model: str, manifest: str, seed: int, clips: str | None = None, batches: int = BATCHES
+) -> dict[str, float | None]:
+    """Means of `batch_geometry` over batches of training clips of a manifest; `clips` is a slice such as "600:"."""
+    data = DataFields(manifest=manifest, clips=clips)
+    chosen, omni = select_clips(data), load(model)
+    omni.freeze_towers()
+    cache = FeatureCache(omni, features_folder(data))
+    generator = torch.Generator().manual_seed(seed)
+    entries = []
+    for batch in range(batches):
+        drawn = [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:PROMPTS].tolist()]
+        prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in drawn]
+        entries.append(batch_geometry(omni, drawn, prompts, seed * batches + batch))
+    known = {key: [e[key] for e in entries if not math.isnan(e.get(key, math.nan))] for key in entries[0]}
+    return {key: fmean(values) if values else None for key, values in known.items()}
 
 
 def batch_geometry(omni: Omni, clips: Sequence[Clip], prompts: Sequence[Prompt], seed: int) -> dict[str, float]:
@@ -155,12 +129,3 @@ def _mean_logps(omni: Omni, prompts: Sequence[Prompt], completions: Sequence[Seq
     logps = output.logits[:, :-1].float().log_softmax(dim=-1)
     chosen = logps.gather(2, labels.masked_fill(~known, 0).unsqueeze(2)).squeeze(2)
     return (chosen * known).sum(dim=1) / known.sum(dim=1)
-
-
-def _model_folder(run: Path, name: str) -> tuple[Path, int | None]:
-    if name == "model":
-        return run / "model", None
-    found = sorted(run.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if not found:
-        raise UserError(f"{run} has no checkpoint: expected a folder checkpoint-*")
-    return found[0], int(found[0].name.rpartition("-")[2])

@@ -16,24 +16,21 @@ from typing import Any
 import yaml
 
 from mer_r1.errors import UserError
-from mer_r1.lab.study.runs.variants import READING, STUDIES, VARIANTS, Variant
+from mer_r1.lab.study.runs.variants import STUDIES, TWICE, VARIANTS, Variant
+from mer_r1.weights import BASE, model_path
 
-CLI, WORKER, LAUNCHER = "mer_r1.cli", "mer_r1.lab.study.runs.worker", "torch.distributed.run"
-TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS = 3600, 300, 1000
-NEW_TOKENS = {"once": 96, "twice": 112}
-"""Token limit of evaluation by answer form: higher than in training, so that few answers are cut."""
-METHOD_ONLY: tuple[str, ...] = (
-    "calibration",
-    "conditional",
-    "anchors",
-    "calibration_share",
-    "alpha",
-    "spread_floor",
-    "space",
-    "sides",
-)
-METHOD_ONLY += ("confidence_level", "confidence_clip")
+CLI, WORKER = "mer_r1.cli", "mer_r1.lab.study.runs.worker"
+CLIPS, ANSWERS = (1480, 300, 400), 8
+"""Training, validation and test clips; sampled answers per clip and mode."""
+NEW_TOKENS, NEW_TOKENS_TWICE = "96", "112"
+"""Token limit of evaluation, and that of two answers: higher than in training, so that few answers are cut."""
+CALIBRATION: tuple[str, ...] = ("calibration", "conditional", "anchors", "calibration_share", "alpha", "spread_floor")
+CALIBRATION += ("space", "sides", "confidence_level", "confidence_clip")
 """Settings that only a calibrating method reads; they do not change the runs of other methods."""
+REWARDS: tuple[str, ...] = ("format_weight", "distinct_words", "strict_answers", "strict_labels", "one_scale")
+"""The method's other settings."""
+DEFAULT = {"calibration": "answer"}
+"""Default that a recipe need not repeat, so that variants are recognised as the same."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,8 @@ class StudyJob:
         module: module to run with ``python -m``.
         arguments: command line.
         needs: names of the jobs that must finish first.
-        facts: metadata kept with the result: kind, and for policies variant, seed, settings.
+        facts: metadata kept with the result: kind; of runs variants, seed, settings and start; of what is measured the
+            run, and its name in `Study.measures`.
         alone: whether the job uses all cores.
     """
 
@@ -59,30 +57,17 @@ class StudyJob:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a study.
-
-    Attributes:
-        out: folder of the study.
-        recipe: recipe file whose sections are overridden.
-        seeds: number of seeds, counted from 0.
-        scenes: manifest of the training clips; None generates them.
-        base: folder of the base model; None builds it.
-        exam: manifest of the validation and test clips; None generates them.
-        settings: further overrides of RL ("max_steps=8").
-        sft_settings: further overrides of the cold start.
-        clips: numbers of training, validation and test clips to generate.
-        trial: whether to evaluate on validation clips only.
-    """
+    """Options of a study, as `mer-r1 study NAME --help` describes them; `settings` are those of --set."""
 
     out: Path
     recipe: Path
-    seeds: int = 8
+    seeds: int | None = None
     scenes: Path | None = None
-    base: Path | None = None
-    exam: Path | None = None
+    base: str = BASE
     settings: tuple[str, ...] = ()
     sft_settings: tuple[str, ...] = ()
-    clips: tuple[int, int, int] = (TRAIN_CLIPS, VALIDATION_CLIPS, TEST_CLIPS)
+    num_clips: tuple[int, int, int] = CLIPS
+    num_answers: int = ANSWERS
     trial: bool = False
 
 
@@ -92,26 +77,17 @@ def plan(studies: Sequence[str], options: Options) -> list[StudyJob]:
     Raises:
         UserError: if an option is invalid.
     """
+    if options.trial and "auto" in studies:
+        raise UserError("--trial: study 'auto' chooses on validation clips and judges on test clips")
+    wanted: dict[tuple[int, str], set[str]] = {}
+    for study in map(STUDIES.__getitem__, studies):
+        for seed in range(options.seeds or study.seeds):
+            for variant in study.variants:
+                wanted.setdefault((seed, variant), set()).update(study.measures(seed, options.trial))
     planner = _Planner(options)
-    splits = _splits_of(studies, options.trial)
-    measured = {variant for name in studies if STUDIES[name].gradients for variant in STUDIES[name].variants}
-    for seed in range(options.seeds):
-        for name in splits:
-            if seed < (VARIANTS[name].seeds or options.seeds):
-                planner.add_variant(name, seed, sorted(splits[name]), name in measured)
+    for (seed, variant), measures in sorted(wanted.items(), key=lambda entry: entry[0][0]):
+        planner.add_variant(variant, seed, sorted(measures))
     return list(planner.jobs.values())
-
-
-def _splits_of(studies: Sequence[str], trial: bool) -> dict[str, set[str]]:
-    """Variant -> the splits it is evaluated on, in the order of the studies."""
-    found: dict[str, set[str]] = {}
-    for name in studies:
-        study = STUDIES[name]
-        if trial and {"val", "test"} <= {*study.splits}:
-            raise UserError(f"--trial: study {name!r} chooses on validation clips and judges on test clips")
-        for variant in study.variants:
-            found.setdefault(variant, set()).update(("val",) if trial else study.splits)
-    return found
 
 
 def section(recipe: Path, name: str) -> dict[str, Any]:
@@ -147,12 +123,11 @@ def overrides(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def settings_of(variant: Variant, options: Options) -> dict[str, str]:
-    """The overrides of a variant's RL run that its method reads: `READING`, the user's, and first of all its own."""
-    wanted = {**READING, **overrides(options.settings), **(variant.rl or {})}
-    if wanted.get("method") != "mer-r1":
-        wanted = {key: value for key, value in wanted.items() if key not in METHOD_ONLY}
-    return wanted
+def settings_of(variant: Variant, options: Options, recipe: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The overrides of a variant's RL run that its method reads, its own before the user's; on top of the `recipe`."""
+    settings = {**(recipe or {}), **overrides(options.settings), **(variant.rl or {})}
+    left_out = () if settings.get("method", "mer-r1") == "mer-r1" else CALIBRATION
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def content_hash(path: Path) -> str:
@@ -173,104 +148,91 @@ class _Planner:
 
     def __init__(self, options: Options) -> None:
         self.options, self.out, self.jobs = options, options.out, dict[str, StudyJob]()
-        self.shared: list[str] = []
-        train, val, test = options.clips
-        self.scenes = options.scenes or self._scenes("scenes", {"train": train})
-        self.exam = options.exam or self._scenes("exam", {"val": val, "test": test})
-        self.base = options.base or self._base()
-        identity = {"scenes": self._identity(options.scenes, "scenes"), "base": self._identity(options.base, "base")}
-        self.origin = {**identity, "exam": self._identity(options.exam, "exam"), "clips": list(options.clips)}
-        self._features()
-
-    def _identity(self, given: Path | None, made: str) -> str:
-        stage = "build" if made == "base" else "rl"
-        return content_hash(given) if given else _hash([made, section(self.options.recipe, stage)])
+        scenes = content_hash(options.scenes) if options.scenes else options.num_clips
+        self.origin = [content_hash(Path(model_path(options.base))), scenes]
+        # In a subfolder: the job's folder also holds the schedule's files.
+        self.manifest = options.scenes or self.out / "scenes" / "corpus" / "manifest.jsonl"
+        if not options.scenes:
+            splits = dict(zip(("train", "val", "test"), options.num_clips, strict=True))
+            values = json.dumps({"out": str(self.manifest.parent), "splits": splits})
+            self._add(StudyJob("scenes", WORKER, ("scenes", values), facts={"kind": "scenes"}, alone=True))
+        # The towers are frozen, so all runs share these features. Only clips that SFT, RL or evaluation use.
+        clips = [("train", self._clips(stage)) for stage in ("sft", "rl")] + [("val", ":"), ("test", ":")]
+        values = json.dumps({"model": options.base, "manifest": str(self.manifest), "parts": clips})
+        job = f"features-{_hash([self.origin, clips])}", WORKER, ("features", values), tuple(self.jobs)
+        self.features = self._add(StudyJob(*job, {"kind": "features"}, alone=True))
 
     def _add(self, job: StudyJob) -> str:
         self.jobs.setdefault(job.name, job)
         return job.name
 
-    def _scenes(self, name: str, splits: Mapping[str, int]) -> Path:
-        folder = self.out / name / "corpus"  # a subfolder: the job's folder also holds the schedule's files
-        values = json.dumps({"out": str(folder), "splits": dict(splits)})
-        self.shared.append(self._add(StudyJob(name, WORKER, ("scenes", values), facts={"kind": "scenes"}, alone=True)))
-        return folder / "manifest.jsonl"
-
-    def _base(self) -> Path:
-        # Two processes, as in the demo: every other job waits for this one.
-        folder = self.out / "base"
-        clips = int(section(self.options.recipe, "build")["per_device_train_batch_size"])
-        arguments: tuple[str, ...] = ("--standalone", "--nproc_per_node", "2", "-m", CLI, "build", "--tiny")
-        arguments += ("--config", str(self.options.recipe), f"manifest={self.scenes}", "seed=0")
-        arguments += (f"per_device_train_batch_size={clips // 2}", f"output_dir={folder}")
-        arguments += ("disable_tqdm=true", "resume_from_checkpoint=true")
-        needs = tuple(self.shared)
-        self.shared.append(self._add(StudyJob("base", LAUNCHER, arguments, needs, {"kind": "base"}, alone=True)))
-        return folder / "model"
-
-    def _features(self) -> None:
-        # The towers are frozen, so all runs share these features. Only clips that SFT, RL or evaluation use.
-        parts = [[str(self.scenes), "train", self._clips(stage)] for stage in ("sft", "rl")]
-        parts += [[str(self.exam), split, ":"] for split in ("val", "test")]
-        values = json.dumps({"model": str(self.base), "parts": parts})
-        job = f"features-{_hash(self.origin)}", WORKER, ("features", values), tuple(self.shared), {"kind": "features"}
-        self.shared = [self._add(StudyJob(*job, alone=True))]
-
     def _clips(self, stage: str) -> str:
         given = overrides(self.options.sft_settings if stage == "sft" else self.options.settings)
         return given.get("clips") or section(self.options.recipe, stage).get("clips", ":")
 
-    def add_variant(self, name: str, seed: int, splits: Sequence[str], measured: bool) -> None:
-        """One variant with one seed: its run, the run's evaluations and, if `measured`, its gradients."""
-        cold = VARIANTS[name].rl is None
-        run = self._cold_start(VARIANTS[name], seed) if cold else self._reinforce(name, seed)
-        self._evaluate(run, name, seed, splits)
-        if measured:
-            self._gradients(run, name, seed, ("model",) if cold else ("checkpoint", "model"))
+    def add_variant(self, name: str, seed: int, measures: Sequence[str]) -> None:
+        """One variant with one seed: its run, and what is measured of it."""
+        variant = VARIANTS[name]
+        run = self._cold_start(variant, seed) if variant.rl is None else self._reinforce(variant, seed)
+        for measure in measures:
+            if measure == "gradients":
+                values = {"model": str(self.out / run / "model"), "manifest": str(self.manifest), "seed": seed}
+                values |= {"out": str(self.out / run / measure), "clips": self._clips("rl")}
+                self._measure(run, measure, measure, WORKER, ("gradients", json.dumps(values)))
+            elif measure == "diagnosis":
+                for judged in variant.diagnosed:
+                    self._diagnose(run, judged, seed)
+            else:
+                self._evaluate(run, measure, variant, seed)
 
     def _cold_start(self, variant: Variant, seed: int) -> str:
         changed = {**overrides(self.options.sft_settings), **variant.sft}
+        names = [name for name, other in VARIANTS.items() if other.rl is None and other.sft == variant.sft]
         key = _hash([self.origin, section(self.options.recipe, "sft"), changed, seed])
-        name = f"runs/sft-{_form(variant)}-s{seed}-{key}"
-        arguments = self._train("sft", name, self.base, changed, seed)
-        alone = next(name for name, kind in VARIANTS.items() if kind.rl is None and kind.sft == variant.sft)
-        facts = {"kind": "sft", "variant": alone, "seed": seed, "settings": changed, "start": str(self.base)}
-        return self._add(StudyJob(name, CLI, arguments, tuple(self.shared), facts))
+        return self._train("sft", names, seed, key, self.features, self.options.base, changed)
 
-    def _reinforce(self, name: str, seed: int) -> str:
-        variant = VARIANTS[name]
-        start = self._cold_start(variant, seed)
-        changed = settings_of(variant, self.options)
-        folder = f"runs/{name}-s{seed}-{_hash([start, section(self.options.recipe, 'rl'), changed, seed])}"
-        arguments = self._train("rl", folder, self.out / start / "model", changed, seed)
-        facts = {"kind": "rl", "variant": name, "seed": seed, "settings": changed, "start": start}
-        return self._add(StudyJob(folder, CLI, arguments, (start,), facts))
+    def _reinforce(self, variant: Variant, seed: int) -> str:
+        recipe = {**DEFAULT, **section(self.options.recipe, "rl")}
+        every = {n: settings_of(v, self.options, recipe) for n, v in VARIANTS.items() if v.rl and v.sft == variant.sft}
+        settings, changed = (settings_of(variant, self.options, given) for given in (recipe, None))
+        same, start = [name for name in every if every[name] == settings], self._cold_start(variant, seed)
+        model = str(self.out / start / "model")
+        return self._train("rl", same, seed, _hash([start, settings, seed]), start, model, changed)
 
-    def _train(self, stage: str, folder: str, model: Path, changed: Mapping[str, str], seed: int) -> tuple[str, ...]:
-        fixed = {"manifest": self.scenes, "model": model, "output_dir": self.out / folder, "seed": seed}
+    def _train(
+        self, stage: str, names: Sequence[str], seed: int, key: str, need: str, model: str, changed: Mapping[str, str]
+    ) -> str:
+        run = f"runs/{names[0]}-s{seed}-{key}"
+        fixed = {"manifest": self.manifest, "model": model, "output_dir": self.out / run, "seed": seed}
         fixed |= {"disable_tqdm": "true", "resume_from_checkpoint": "true", "workers": 0, "report_to": "none"}
         settings = (f"{key}={value}" for key, value in {**fixed, **changed}.items())
-        return (stage, "--config", str(self.options.recipe), *settings)
+        arguments = stage, "--config", str(self.options.recipe), *settings
+        facts = {"kind": stage, "variants": list(names), "seed": seed, "settings": dict(changed), "start": model}
+        return self._add(StudyJob(run, CLI, arguments, (need,), facts))
 
-    def _evaluate(self, run: str, variant: str, seed: int, splits: Sequence[str]) -> None:
-        for split in splits:
-            name = f"{run}/{split}"
-            model = self.out / run / "model"
-            arguments: tuple[str, ...] = ("evaluate", "--model", str(model), "--manifest", str(self.exam))
-            arguments += ("--out", str(self.out / name), "--split", split, "--batch-size", "64", "--json")
-            arguments += ("--max-new-tokens", str(NEW_TOKENS[_form(VARIANTS[variant])]))
-            facts = {"kind": "evaluate", "variant": variant, "seed": seed, "split": split, "run": run}
-            self._add(StudyJob(name, CLI, arguments, (run,), facts))
+    def _evaluate(self, run: str, measure: str, variant: Variant, seed: int) -> None:
+        split, _, sampled = measure.partition("-")
+        tokens = NEW_TOKENS_TWICE if variant.sft == TWICE else NEW_TOKENS
+        others = ["--out", str(self.out / run / measure), "--batch-size", "64", "--json"]
+        others += ["--num-answers", str(self.options.num_answers), "--temperature", "1"] if sampled else []
+        arguments = ("evaluate", *self._of(run, split, seed), "--max-new-tokens", tokens, *others)
+        self._measure(run, measure, measure, CLI, arguments)
 
-    def _gradients(self, run: str, variant: str, seed: int, models: Sequence[str]) -> None:
-        values = {"run": str(self.out / run), "models": list(models), "manifest": str(self.scenes), "seed": seed}
-        values |= {"out": str(self.out / run / "gradients"), "clips": self._clips("rl")}
-        facts = {"kind": "gradients", "variant": variant, "seed": seed, "run": run}
-        self._add(StudyJob(f"{run}/gradients", WORKER, ("gradients", json.dumps(values)), (run,), facts))
+    def _diagnose(self, run: str, judged: str, seed: int) -> None:
+        name, known = f"diagnosis-{judged}", ("method", *CALIBRATION, *REWARDS)
+        settings = settings_of(VARIANTS[judged], self.options).items()
+        others = ["--out", str(self.out / run / name / "diagnosis.json"), "--config", str(self.options.recipe)]
+        others += [f"{key}={value}" for key, value in settings if key in known]
+        arguments = ("diagnose", *self._of(run, "val", seed), "--max-new-tokens", NEW_TOKENS, *others)
+        self._measure(run, name, "diagnosis", CLI, arguments)
 
+    def _of(self, run: str, split: str, seed: int) -> tuple[str, ...]:
+        model = str(self.out / run / "model")
+        return "--model", model, "--manifest", str(self.manifest), "--split", split, "--seed", str(seed)
 
-def _form(variant: Variant) -> str:
-    return "twice" if variant.sft.get("targets") == "twice" else "once"
+    def _measure(self, run: str, name: str, measure: str, module: str, arguments: tuple[str, ...]) -> None:
+        facts = {"kind": "measure", "run": run, "measure": measure}
+        self._add(StudyJob(f"{run}/{name}", module, arguments, (run,), facts))
 
 
 def _hash(value: Any) -> str:

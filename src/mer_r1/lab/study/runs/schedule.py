@@ -150,7 +150,8 @@ def _conclude(ended: _Running, out: Path, failed: dict[str, str], report: Report
     entry = {**job.facts, "command": command, "seconds": round(seconds, 1), **provenance()}
     write_atomically(folder / DONE_FILE, json.dumps(entry, indent=2) + "\n")
     if job.facts.get("kind") in ("rl", "sft"):
-        _prune(folder)  # only now: an unfinished job resumes from complete checkpoints
+        for checkpoint in folder.glob("checkpoint-*"):  # only now: an unfinished job resumes from them
+            shutil.rmtree(checkpoint)
     report(f"done   {job.name}  {seconds:.0f} s  ({left} left)")
 
 
@@ -171,13 +172,3 @@ def _reason(console: Path, status: int) -> str:
     errors = [line.removeprefix("mer-r1: ").strip() for line in lines if line.startswith("mer-r1: ")]
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     return f"ended with status {status}: {(errors or [last])[-1]:.300}"
-
-
-def _prune(folder: Path) -> None:
-    # Keep the first checkpoint's weights, whose gradients are measured; delete what only resuming needs.
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for later in checkpoints[1:]:
-        shutil.rmtree(later)
-    for first in checkpoints[:1]:
-        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-            (first / name).unlink(missing_ok=True)

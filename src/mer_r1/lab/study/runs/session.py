@@ -1,6 +1,6 @@
 """The options that a study's folder was started with, saved so that `mer-r1 study report` needs only the folder.
 
-Several studies may share a folder if they share recipe, scenes and base; the session file lists them all.
+Several studies may share a folder if they share recipe, clips and base; the session file lists them all.
 """
 
 import json
@@ -10,12 +10,12 @@ from typing import Any
 
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.errors import UserError
-from mer_r1.lab.study.runs.jobs import Options, StudyJob, plan
+from mer_r1.lab.study.runs.jobs import CLIPS, Options, StudyJob, plan
 from mer_r1.lab.study.runs.variants import STUDIES, chosen_studies
 
 SESSION_FILE, RECIPE_FILE = "study.json", "recipe.yaml"
-PATHS = ("scenes", "exam", "base", "recipe")
-FIXED = ("scenes", "exam", "base", "clips", "trial")
+PATHS = ("scenes", "recipe")
+FIXED = ("scenes", "base", "num_clips", "num_answers", "trial")
 """Options that all studies of a folder share."""
 
 
@@ -24,26 +24,25 @@ def to_options(out: Path, given: Mapping[str, Any]) -> Options:
 
     Args:
         out: folder of the study.
-        given: the command's values by name; `recipe` None is the tiny one, `clips` "TRAIN,VAL,TEST".
+        given: the command's values by name; `recipe` None is the tiny one, `num_clips` "TRAIN,VAL,TEST".
 
     Raises:
-        UserError: if `clips` is not three numbers, or a path does not exist.
+        UserError: if `num_clips` is not three numbers, or the manifest does not exist.
     """
     values: dict[str, Any] = {key: Path(v) if v and key in PATHS else v for key, v in given.items()}
     try:
-        train, val, test = (int(part) for part in str(values.pop("clips")).split(","))
+        train, val, test = (int(part) for part in str(values.pop("num_clips")).split(","))
     except ValueError as error:
-        raise UserError(
-            f"--num-clips: expected TRAIN,VAL,TEST such as 3600,300,1000; got {given['clips']!r}"
-        ) from error
-    for name in ("scenes", "exam", "base"):
-        if values.get(name) and not values[name].exists():
-            raise UserError(f"--{name}: {values[name]} does not exist")
-    values["trial"] = bool(values.get("trial"))
+        told = f"got {given['num_clips']!r}"
+        raise UserError(f"--num-clips: expected TRAIN,VAL,TEST such as 1480,300,400; {told}") from error
+    if values.get("scenes") and not values["scenes"].exists():
+        raise UserError(f"--scenes: {values['scenes']} does not exist")
+    if values.get("scenes") and (train, val, test) != CLIPS:
+        raise UserError("--num-clips: no clips are made, --scenes names a manifest of clips")
     values["recipe"] = values.get("recipe") or _recipe(out)
     for name in ("settings", "sft_settings"):
         values[name] = tuple(values.get(name) or ())
-    return Options(out=out, clips=(train, val, test), **values)
+    return Options(out=out, num_clips=(train, val, test), **values)
 
 
 def keep_session(name: str, out: Path, given: Mapping[str, Any], command: str) -> None:
@@ -99,8 +98,10 @@ def _keep_recipe(out: Path, given: Path | None) -> None:
 
 def _read(out: Path) -> dict[str, Any]:
     try:
-        return read_object(out / SESSION_FILE)
+        kept = read_object(out / SESSION_FILE)
     except UserError as error:
-        raise UserError(
-            f"{out} is not a study's folder: {error}; start with `mer-r1 study NAME --out {out}`"
-        ) from error
+        start = f"start with `mer-r1 study NAME --out {out}`"
+        raise UserError(f"{out} is not a study's folder: {error}; {start}") from error
+    if any("num_answers" not in entry["told"] for entry in kept["studies"].values()):
+        raise UserError(f"{out} was started by an earlier version: choose another --out")
+    return kept

@@ -1,6 +1,6 @@
 """Jobs of a study that are not public commands: ``python -m mer_r1.lab.study.runs.worker KIND JSON``.
 
-Kinds: `scenes` writes a corpus with given split sizes, `features` caches the frozen towers' outputs for every clip,
+Kinds: `scenes` writes a corpus with given split sizes, `features` caches the frozen towers' outputs of its clips,
 `gradients` measures the angles between the objectives' gradients (module `gradients`).
 """
 
@@ -31,15 +31,17 @@ def write_study_scenes(out: str, splits: dict[str, int]) -> None:
     write_scenes(out, sum(splits.values()), seed=0, splits=splits)
 
 
-def build_features(model: str, parts: list[tuple[str, str, str]]) -> None:
-    """Cache the tower outputs of the clips (manifest, split, slice) that a study uses, beside their manifests."""
-    from mer_r1.lab.study.runs.gradients import chosen_clips
+def build_features(model: str, manifest: str, parts: list[tuple[str, str]]) -> None:
+    """Cache the tower outputs of the clips (split, slice) that a study uses, beside their manifest."""
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
+    from mer_r1.training.recipes import DataFields
+    from mer_r1.training.stage import features_folder, select_clips
 
     omni = load(model)
-    for manifest, split, clips in parts:
-        FeatureCache(omni, Path(manifest).parent / "features").build(chosen_clips(manifest, split, clips))
+    for split, clips in parts:
+        data = DataFields(manifest=manifest, split=split, clips=clips)
+        FeatureCache(omni, features_folder(data)).build(select_clips(data))
 
 
 def measure_gradients(out: str, **arguments: Any) -> None:
