@@ -1,7 +1,7 @@
 """Answer clips with a checkpoint in this process, with PyTorch (see `predict`)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Checkpoint:
     @property
     def settings(self) -> dict[str, Any]:
         """Model, decoding, and the fingerprint of the weights."""
-        decoding = asdict(self.decoding)
+        decoding = self.decoding.settings
         return {"engine": "checkpoint", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:

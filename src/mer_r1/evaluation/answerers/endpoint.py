@@ -86,7 +86,7 @@ class ServedModel:
         return {
             "engine": "endpoint",
             "model": self.name,
-            "decoding": asdict(self.client.decoding),
+            "decoding": self.client.decoding.settings,
             "sending": asdict(self.sending),
         }
 

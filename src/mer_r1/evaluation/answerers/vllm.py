@@ -1,7 +1,7 @@
 """Answer clips with a vLLM engine in this process, through the same interface as checkpoints and endpoints."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +32,7 @@ class EngineModel:
     @property
     def settings(self) -> dict[str, Any]:
         """Model, decoding, and the fingerprint of the weights."""
-        decoding = asdict(self.decoding)
+        decoding = self.decoding.settings
         return {"engine": "vllm", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:

@@ -13,7 +13,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def reply_key(model: str, prompt: ChatPrompt, decoding: Decoding, version: str) 
         "layout": LAYOUT,
         "model": model,
         "version": version,
-        "decoding": asdict(decoding),
+        "decoding": decoding.settings,
         "messages": without_media(prompt.messages),
         "schema": prompt.schema,
         "repeat": prompt.repeat,
@@ -107,7 +106,7 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
         return Reply(text, None, finish_reason, bool(structured), read, written, seconds, cached=True)
 
     def put(self, key: str, reply: Reply, model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> None:
-        """Keep a reply, committed at once; an existing one under the key stays.
+        """Keep a reply, committed at once; an existing one under the key stays, unless a fresh one was asked for.
 
         Raises:
             ValueError: the reply has no text: failures are not kept.
@@ -115,11 +114,12 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
         if reply.text is None:
             raise ValueError(f"only replies with a text are kept, got the error {reply.error!r}")
         row = (
-            key, model, version, _canonical(asdict(decoding) | {"schema": prompt.schema, "repeat": prompt.repeat}),
+            key, model, version, _canonical(decoding.settings | {"schema": prompt.schema, "repeat": prompt.repeat}),
             _canonical(without_media(prompt.messages)), reply.text, reply.finish_reason, int(reply.structured),
             reply.prompt_tokens, reply.completion_tokens, reply.seconds, time.time(),
         )  # fmt: skip
-        self._database.execute(f"insert or ignore into replies values ({', '.join('?' * len(row))})", row)
+        place = "replace" if prompt.fresh else "ignore"
+        self._database.execute(f"insert or {place} into replies values ({', '.join('?' * len(row))})", row)
 
     def __len__(self) -> int:
         return int(self._database.execute("select count(*) from replies").fetchone()[0])
@@ -170,7 +170,11 @@ class Replies:
         self.cached: list[Reply] = []
         self.missing: list[str] = []
         for key in self._places:
-            if (known := cache.get(key)) is None:
+            known = None if self.prompt(key).fresh else cache.get(key)
+            if known is None or known.finish_reason not in (
+                "stop",
+                "length",
+            ):  # a broken one, kept by an earlier version
                 self.missing.append(key)
             else:
                 self.cached.append(known)
