@@ -233,12 +233,78 @@ def test_replies_in_json_become_the_score_form():
     expected = "<score>Step 1: 1/1, Step 2: 2/3</score>"
     for text in ('{"ratings": ["1/1", "2/3"]}', '```json\n{"ratings": ["1/1", "2/3"]}\n```', expected):
         assert score_text(text) == expected
-    for other in ('{"ratings": "1/1"}', '{"ratings": ["yes"]}', '{"ratings": [1]}', "[]", "{", "1/1"):
+    for other in ('{"ratings": "1/1"}', '{"ratings": ["yes"]}', '{"ratings": [2]}', "[]", "{", "1/1", '{"surety": 1}'):
         assert score_text(other) == other
+    for several in ("Step 1: [1/1]\nStep 2: [1/1]", '{"ratings": ["1/1"]} or rather {"ratings": ["0/1"]}'):
+        assert score_text(several) == several, "which of them?"
     assert score_field(score_text('{"ratings": []}'), fraction=False) is None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '```JSON\n{"ratings": ["1/1", "0/1"]}\n```',
+        'Here are my ratings:\n```json\n{"ratings": ["1/1", "0/1"]}\n```\nThe last step is wrong [see above].',
+        "[1, 0]",
+        '{"ratings": [true, 0.0]}',
+        '{"ratings": ["1 / 1", "0/1",]}',
+        "{'ratings': ['1/1', '0/1']}",
+        "［１／１，０／１］",
+        '{"Step 1": "1/1", "Step 2": "0/1"}',
+        '[{"step": 1, "rating": "1/1"}, {"step": 2, "rating": "0/1"}]',
+    ],
+)
+def test_a_judge_is_read_as_leniently_as_a_reader(reply):
+    assert score_text(reply) == "<score>Step 1: 1/1, Step 2: 0/1</score>"
+
+
+def judged_by(rate):
+    return lambda call: proper(call) if is_extraction(call) else rate(call)
+
+
+def test_the_ratings_are_those_after_the_reasoning(tmp_path, manifest):
+    thought = "<think>Is it <score>Step 1: 0/1</score>?</think>"
+    items = given(tmp_path / "in", ["answer 0"], manifest)
+    with Server(judged_by(lambda call: said(thought + '{"ratings": ["1/1", "1/1"]}'))) as server:
+        ask(server, items, tmp_path / "out")
+    (row,) = written(tmp_path / "out")
+    assert row["score"] == "<score>Step 1: 1/1, Step 2: 1/1</score>"
+    assert row["reply"].startswith(thought)
+
+
+def test_what_could_not_be_read_or_was_cut_is_judged_again(tmp_path, manifest):
+    items, out = given(tmp_path / "in", ["answer 0", "answer 1"], manifest), tmp_path / "out"
+    cut = said("<score>Step 1: 1/1, Step 2: 1/1</score> The", finish_reason="length")
+
+    def unwilling(call):
+        return cut if "answer 1" in call.text else said("I cannot rate this.")
+
+    with Server(judged_by(unwilling)) as server:
+        _, judged = ask(server, items, out)
+    assert (judged.done, judged.failed) == (0, 2)
+    rows = {row["video_id"]: row for row in written(out)}
+    assert rows["SA-0"]["error"] == "no ratings in 'I cannot rate this.'"
+    assert (rows["SA-1"]["score"], rows["SA-1"]["finish_reason"]) == (None, "length")
+    assert run.write_scores(out, [])["overall"]["count"] == 0
+    with Server(proper) as server:
+        _, judged = ask(server, items, out)
+        assert len(server.calls) == 2, "the cache held their replies, and they are asked for all the same"
+    assert (judged.done, judged.failed) == (2, 0)
+    assert run.write_scores(out, [])["overall"]["count"] == 2
+
+
+def test_steps_that_were_cut_off_are_none(tmp_path, manifest):
+    def cut(call):
+        return said("<step>Step 1: He", finish_reason="length") if is_extraction(call) else proper(call)
+
+    items, out = given(tmp_path / "in", ["answer 0"], manifest), tmp_path / "out"
+    with Server(cut) as server:
+        steps, _ = ask(server, items, out)
+    assert steps.failed == 1
+    assert written(out, run.STEPS_FILE)[0]["step"] == "Error: it did not end properly (length)"
 
 
 def test_a_ledger_survives_a_kill(tmp_path, caplog):
@@ -384,7 +450,7 @@ def test_a_judge_that_answers_in_every_odd_form(tmp_path, manifest):
     with Server(odd_judge) as server:
         steps, judged = ask(server, items, out, timeout=2.0)
         assert server.most_at_once <= 2
-    assert (steps.done, judged.done, judged.failed) == (len(ODD), len(ODD), 0)
+    assert (steps.done, judged.done, judged.failed) == (len(ODD), 8, len(ODD) - 8)
     rows = {row["video_id"]: row for row in written(out)}
     assert [rows[f"SA-{n}"]["reply"] for n in range(len(ODD))] == ODD, "kept as they came"
     assert all(count == 2 for count in odd_judge.seen.values()), "one trouble, one reply, and no more"

@@ -36,6 +36,9 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.evaluation.records import commit, without_nan
 
+NOTHING = 3
+"""Exit status of a run in which nothing was judged or read."""
+
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -169,6 +172,11 @@ def require(*extras: str) -> None:
     for name in (module for extra in extras for module in EXTRAS[extra]):
         if find_spec(name) is None:
             raise ModuleNotFoundError(name=name)
+
+
+def leave(done: int, failed: int) -> NoReturn:
+    """End with status 0; 1 if something failed, and `NOTHING` if everything did."""
+    raise typer.Exit(0 if not failed else 1 if done else NOTHING)
 
 
 def _fail(message: str) -> NoReturn:

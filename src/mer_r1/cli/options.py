@@ -1,7 +1,8 @@
 """Options that several commands share, groups of options, and the spellings of the last release."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,6 +45,14 @@ KeyVariable = Annotated[str, typer.Option(help="Environment variable with the se
 PricesOption = Annotated[
     str | None, typer.Option("--prices", help="Price per million tokens read,written, e.g. 0.15,0.6.")
 ]
+ExtraBody = Annotated[
+    str | None,
+    typer.Option(
+        "--extra-body",
+        help='Further fields of each request to reader or judge, as JSON, e.g. \'{"chat_template_kwargs": '
+        '{"enable_thinking": false}}\'.',
+    ),
+]
 Think = Literal["slow", "fast", "both"]
 ThinkOption = Annotated[Think, typer.Option(help="Mode of thinking.")]
 SentimentBy = Literal["llm", "rules"]
@@ -82,6 +91,7 @@ class Reader:
     reader_key_variable: Annotated[
         str, typer.Option(help="Environment variable with the API key of the reader's server.")
     ] = OPENAI_KEY
+    extra_body: ExtraBody = None
 
     @property
     def checked(self) -> bool:
@@ -95,6 +105,9 @@ class Reader:
             UserError: a server without a model's name, or a folder that does not exist.
         """
         decoding = REFERENCE_SAMPLING if self.reader_sampling == "reference" else Decoding()
+        decoding = replace(decoding, extra_body=parse_fields("--extra-body", self.extra_body))
+        if self.extra_body is not None and self.reader_url is None:
+            raise UserError("--extra-body: its fields are for the reader's server; expected --reader-url, too")
         if self.reader is None:
             if self.reader_url is not None:
                 raise UserError("--reader-url needs --reader, the name of the model there")
@@ -106,6 +119,17 @@ class Reader:
         from mer_r1.evaluation.llm.local import LocalModel
 
         return LocalModel(self.reader, decoding, cache)
+
+
+def parse_fields(option: str, text: str | None) -> dict[str, Any] | None:
+    """Read the JSON object given to an option."""
+    try:
+        fields_of = None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{option}: expected a JSON object, got {text!r:.80} ({error!s:.80})") from error
+    if text is not None and not isinstance(fields_of, dict):
+        raise UserError(f"{option}: expected a JSON object, got {text!r:.80}")
+    return fields_of or None
 
 
 def parse_prices(text: str | None) -> Prices | None:

@@ -192,6 +192,8 @@ def _show_record(record: Any) -> None:
         return
     say(f"{record.id} ({record.mode}, {record.seconds:.2f} s)", style="bold")
     doubt = "" if record.well_formed else "   (not in the requested form)"
+    doubt += f"   ({record.doubt})" if record.doubt else ""
+    doubt += "" if record.finish_reason == "stop" else "   (cut off: see --max-new-tokens)"
     say(f"  labels      {', '.join(record.labels) or '(none)'}{doubt}")
     for wheel, sectors in record.categories.items():
         sure = record.confidence.get(wheel, {})

@@ -154,6 +154,7 @@ def _predict_batch(
     seconds = round((time.perf_counter() - began) / len(asked), 4)
     confidences = _confidences(sampled, categories[1], len(asked))
     form = omni.settings.form
+    ends = omni.eos_ids
     drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
     for (clip, _), ids, logps, confidence in drawn:
         completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
@@ -167,6 +168,7 @@ def _predict_batch(
             confidence=confidence,
             seconds=seconds,
             tokens=len(ids),
+            finish_reason="length" if len(ids) >= sampling.max_new_tokens and ids[-1] not in ends else "stop",
             sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
         )
 

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import object_of, read_lines, repair_end
+from mer_r1.emotions.answers import answer_words, rule_doubt
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
@@ -62,6 +63,8 @@ class Record:
         sureness: answer confidence, the geometric mean of the token probabilities, in [0, 1]; None if unknown.
         form: form of the completion, "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
         draw: number of this answer, from 0, among several sampled ones to the same question.
+        doubt: why the labels are doubtful: the answer cannot be read, or no wheel knows a word of it; None if sound.
+        finish_reason: "stop"; "length" where the answer was cut off at the longest length.
     """
 
     id: str
@@ -85,6 +88,8 @@ class Record:
     sureness: float | None = None
     form: str = ONCE
     draw: int = 0
+    doubt: str | None = None
+    finish_reason: str = "stop"
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -135,8 +140,8 @@ def _is_confidence(value: object) -> bool:
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), ("a text", _is_text)),
-    **dict.fromkeys(("commit", "error"), ("a text or null", lambda value: value is None or _is_text(value))),
+    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model", "finish_reason"), ("a text", _is_text)),
+    **dict.fromkeys(("commit", "error", "doubt"), ("a text or null", lambda value: value is None or _is_text(value))),
     **dict.fromkeys(
         ("tokens", "seed", "draw"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))
     ),
@@ -220,14 +225,17 @@ def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> li
 
 def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     parsed = read_completion(record.completion, record.mode, record.form)
-    scores = None if record.gold is None else wheel_scores(record.gold, parsed.labels, taxonomy, level)
+    read = answer_words(parsed.answer)
+    labels = read or ()
+    scores = None if record.gold is None else wheel_scores(record.gold, labels, taxonomy, level)
     return replace(
         record,
         reasoning=parsed.reasoning,
-        labels=list(parsed.labels),
+        labels=list(labels),
+        doubt="the answer cannot be read as words" if read is None else rule_doubt(labels, taxonomy),
         well_formed=parsed.well_formed,
         scores=None if scores is None else scores._asdict(),
-        categories={w.name: sorted(taxonomy.categories(parsed.labels, w, level)) for w in taxonomy.wheels},
+        categories={w.name: sorted(taxonomy.categories(labels, w, level)) for w in taxonomy.wheels},
     )
 
 

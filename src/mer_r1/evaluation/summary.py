@@ -38,7 +38,8 @@ class ModeSummary(TypedDict):
     """Results of one mode.
 
     `n` clips are scored; of all `n_records`, `n_errors` could not be read and `n_skipped` have no gold word on any
-    wheel. `n_unparsed` answers hold no word (they score 0). The scores and `well_formed` are in [0, 1]; `categories` is
+    wheel. `n_unparsed` answers hold no word that can be read (they score 0), `n_doubtful` hold words that no wheel
+    knows, and `n_cut` were cut off at the longest length. The scores and `well_formed` are in [0, 1]; `categories` is
     the mean over wheels; the confidences are probabilities of the gold categories (correct) and of all others
     (incorrect), at the words of the model's own answer.
     """
@@ -48,6 +49,8 @@ class ModeSummary(TypedDict):
     n_skipped: int
     n_errors: int
     n_unparsed: int
+    n_doubtful: int
+    n_cut: int
     precision: Interval
     recall: Interval
     f1: Interval
@@ -220,6 +223,8 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
         "n_skipped": sum(record.scores is None for record in answered),
         "n_errors": len(records) - len(answered),
         "n_unparsed": sum(not record.labels for record in answered),
+        "n_doubtful": sum(bool(record.labels and record.doubt) for record in answered),
+        "n_cut": sum(record.finish_reason != "stop" for record in answered),
         "precision": precision,
         "recall": recall,
         "f1": f1,
@@ -283,5 +288,6 @@ def _counts_text(stages: Mapping[str, Any]) -> str:
     for stage, entry in stages.items():
         for mode, row in entry["modes"].items():
             counts = {"skipped": row["n_skipped"], "errors": row["n_errors"], "without a word": row["n_unparsed"]}
+            counts |= {"with unknown words": row.get("n_doubtful", 0), "cut off": row.get("n_cut", 0)}
             parts += [f"{stage} {mode}: {count} {name}".strip() for name, count in counts.items() if count]
     return "; ".join(parts)

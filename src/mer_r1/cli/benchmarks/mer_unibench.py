@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, eval_app, print_json, progress, thinking_modes
+from mer_r1.cli.app import AsJson, Wheels, eval_app, leave, print_json, progress, thinking_modes
 from mer_r1.cli.benchmarks.mer_unibench_view import say_beginning, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
@@ -20,6 +20,7 @@ from mer_r1.cli.options import (
     Resamples,
     SentimentBy,
     ThinkOption,
+    parse_fields,
 )
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
@@ -47,6 +48,9 @@ class Evaluated:
     model: Annotated[str, typer.Option(help="Model folder or hub name; with --model-url, its name at the server.")]
     model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
     key_variable: KeyVariable = OPENAI_KEY
+    model_extra_body: Annotated[
+        str | None, typer.Option(help="Further fields of each request to --model-url, as JSON.")
+    ] = None
     send_video: Annotated[
         Literal["video_url", "frames", "none"], typer.Option(help="Form of the video for --model-url.")
     ] = "video_url"
@@ -70,7 +74,10 @@ class Evaluated:
         Raises:
             UserError: options that exclude each other.
         """
-        decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p)
+        extra = parse_fields("--model-extra-body", self.model_extra_body)
+        if extra is not None and self.model_url is None:
+            raise UserError("--model-extra-body: its fields are for the model's server; expected --model-url, too")
+        decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p, extra_body=extra)
         if self.model_url is not None:
             from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
 
@@ -123,7 +130,7 @@ def mer_unibench(
     published: Annotated[bool, typer.Option("--published", help="Add the published rows to scores.md.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate on MER-UniBench: answers, labels, scores. Exit status 1 if a clip has no answer."""
+    """Evaluate on MER-UniBench: answers, labels, scores. Exit status 1 if a clip has no answer, 3 if none has."""
     from mer_r1.benchmarks.mer_unibench import run
     from mer_r1.benchmarks.mer_unibench.report import Scoring
 
@@ -140,7 +147,8 @@ def mer_unibench(
         print_json(report)
     else:
         show(report, out, read.model is not None)
-    raise typer.Exit(1 if run.gaps(report) else 0)
+    failed = run.gaps(report)
+    leave(sum(entry["rows"] for modes in report["answers"].values() for entry in modes.values()) - failed, failed)
 
 
 def _data(chosen: Clips, quiet: bool) -> "tuple[dict[str, Gold], dict[str, list[Clip]]]":

@@ -122,6 +122,7 @@ class ServedModel:
         if reply.text is None or problem is not None:
             return record_of_error(clip, mode, f"{clip.id}: {problem}", source)
         measured: dict[str, Any] = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
+        measured["finish_reason"] = reply.finish_reason
         return record_of_answer(clip, mode, prefill(mode) + reply.text, self.taxonomy, source, **measured)
 
     def _require_continuation(self, prompts: Sequence[ChatPrompt]) -> None:

@@ -53,8 +53,14 @@ class EngineModel:
                     yield record_of_error(clip, mode, request, source)
                     continue
                 said = next(outputs).outputs[0]
-                tokens = len(said.token_ids)
-                yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, tokens=tokens)
+                measured: dict[str, Any] = {
+                    "tokens": len(said.token_ids),
+                    "finish_reason": said.finish_reason or "stop",
+                }
+                if measured["finish_reason"] not in ("stop", "length"):
+                    yield record_of_error(clip, mode, f"{clip.id}: vLLM broke off ({said.finish_reason})", source)
+                    continue
+                yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, **measured)
 
     @cached_property
     def _started(self) -> tuple[Any, ...]:

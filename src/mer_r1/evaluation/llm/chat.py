@@ -43,7 +43,7 @@ class ChatPrompt:
     def again(self, reply: str, correction: str) -> "ChatPrompt":
         """The same conversation with the model's reply and a correction appended."""
         turns = (
-            {"role": "assistant", "content": sound_text(without_thinking(reply))},
+            {"role": "assistant", "content": sound_text(without_thinking(reply) or "...")},
             {"role": "user", "content": correction},
         )
         return replace(self, messages=(*self.messages, *turns))

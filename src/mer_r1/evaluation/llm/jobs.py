@@ -7,7 +7,7 @@ disk as soon as it arrives.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -65,13 +65,14 @@ class Endpoint:
     temperature: float = 0.0
     seed: int | None = 0
     prices: Prices | None = None
+    extra_body: Mapping[str, Any] | None = None
 
     def client(self, model: str, cache: ReplyCache) -> Client:
         """A client that asks a model here and keeps its replies in `cache`."""
         return Client(
             model,
             self.base_url,
-            Decoding(self.temperature, self.seed, self.max_tokens),
+            Decoding(self.temperature, self.seed, self.max_tokens, extra_body=self.extra_body),
             cache,
             self.concurrency,
             self.timeout,
@@ -133,10 +134,12 @@ def run(
     client: Client,
     version: str,
     ledger: Ledger,
-    read: Callable[[Reply], Row],
+    read: Callable[[Job, Reply], Row],
     watch: Watch | None = None,
 ) -> Tally:
     """Ask every job of a stage without a valid row; write a row for each, with the fields that `read` gives.
+
+    A reply that `read` cannot use gets an `error` there: it counts as failed. One of an earlier run is asked for anew.
 
     Raises:
         UserError: asking further is pointless (see `chat.TextModel.complete`); rows written so far stay.
@@ -153,15 +156,24 @@ def run(
 
     def ask(batch: Sequence[Job]) -> None:
         prepared = list(_prepared(batch, client.name, ledger, tally))
+        stale: list[int] = []
 
         def keep(index: int, reply: Reply) -> None:
-            ledger.add(_row(prepared[index][0], client.name, reply) | read(reply))
-            tally.failed += reply.text is None
-            tally.done += reply.text is not None
+            job = prepared[index][0]
+            row = _row(job, client.name, reply) | read(job, reply)
+            if reply.cached and row["error"] is not None:
+                stale.append(index)
+                return
+            ledger.add(row)
+            tally.failed += row["error"] is not None
+            tally.done += row["error"] is None
             tally.cached += reply.cached
             note()
 
         client.complete([prompt for _, prompt in prepared], version, keep)
+        if left := list(stale):
+            fresh = [replace(prepared[index][1], fresh=True) for index in left]
+            client.complete(fresh, version, lambda number, reply: keep(left[number], reply))
         note()
 
     note()
@@ -228,7 +240,7 @@ def _row(job: Job, model: str, reply: Reply) -> Row:
         "cached": reply.cached,
         "finish_reason": reply.finish_reason,
     }
-    return job.row | _stamp(job, model) | used | {"error": reply.error}
+    return job.row | _stamp(job, model) | used | {"error": reply.problem}
 
 
 def _stamp(job: Job, model: str) -> Row:

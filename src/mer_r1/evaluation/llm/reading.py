@@ -2,7 +2,7 @@
 
 Reasoning is removed first. Then every JSON value and every list in square brackets counts, in a code fence or not, with
 prose around it or not, in ASCII or in full-width punctuation. The caller says which of them it can use; a reply with
-none, or with several different ones, is not read.
+none, or with several, is not read.
 """
 
 import json
@@ -60,7 +60,7 @@ def ascii_punctuation(text: str) -> str:
 
 
 def only_value(text: str, read: Callable[[Any, str], Value | None]) -> Value | None:
-    """What `read` makes of the JSON values and lists in a reply; None if it reads none, or several different ones.
+    """What `read` makes of the JSON values and lists in a reply; None if it reads none, or several.
 
     Args:
         text: a reply without its reasoning.
@@ -75,7 +75,7 @@ def only_value(text: str, read: Callable[[Any, str], Value | None]) -> Value | N
     for _ in range(MAX_STARTS):
         starts = [start for start in (text.find("[", place), text.find("{", place)) if start >= 0]
         if not starts:
-            return found[0] if found and all(value == found[0] for value in found) else None
+            return found[0] if len(found) == 1 else None
         place = min(starts)
         value, end = _value_at(text, place)
         if end is not None and (read_value := read(value, text[place:end])) is not None:
