@@ -794,6 +794,28 @@ def test_estimate_stages_and_mistakes_on_the_command_line(tmp_path, manifest, co
             assert (code, problem in err, err.count("\n")) == (2, True, 1), err
 
 
+@pytest.mark.parametrize(("unwilling", "code"), [(("answer 0", "answer 1"), 3), (("answer 0",), 1), ((), 0)])
+def test_the_exit_status_says_whether_anything_was_judged(tmp_path, manifest, command, unwilling, code):
+    def behave(call):
+        refuses = not is_extraction(call) and any(text in call.text for text in unwilling)
+        return status(400, message="At most 1 image") if refuses else proper(call)
+
+    answers(tmp_path / "in", ["answer 0", "answer 1"])
+    for row, name in zip(rows := json.loads((tmp_path / "in/SA.json").read_text()), "ab", strict=True):
+        row["video_id"] = f"{name}.mp4"
+    (tmp_path / "in/SA.json").write_text(json.dumps(rows))
+    meta = {"dataset": "mme-emotion", "task": "SA", "gold": "positive"}
+    clips = [Clip(n, video=manifest.parent / "SA.mp4", meta=meta | {"video_id": f"{n}.mp4"}) for n in "ab"]
+    write_manifest(manifest.parent / "two.jsonl", clips)
+    words = ["eval", "mme-emotion", "--manifest", manifest.parent / "two.jsonl", "--predictions", tmp_path / "in"]
+    with Server(behave) as server:
+        extra = ["--extra-body", '{"chat_template_kwargs": {"enable_thinking": false}}']
+        assert command(*words, *options(server, tmp_path / "out"), *extra, "--json")[0] == code
+        assert all(call.body["chat_template_kwargs"] == {"enable_thinking": False} for call in server.calls)
+        again = [*words, *options(server, tmp_path / "out"), "--stage", "score", "--json"]
+        assert command(*again)[0] == (3 if code == 3 else 0)
+
+
 def test_scoring_on_the_command_line(shared, tmp_path, command):
     file = shared / "benchmarks" / "reference" / "mme_emotion_metrics.json"
     reference = json.loads(file.read_text(encoding="utf-8"))

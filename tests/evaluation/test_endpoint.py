@@ -87,6 +87,20 @@ def test_a_server_gets_picture_sound_and_question_and_is_made_to_answer_fast(cli
         assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
 
 
+def test_the_record_says_how_a_reply_ended_and_holds_the_reasoning_that_the_server_parsed_out(clips):
+    with Server(lambda call: said("<answer>hap", finish_reason="length", reasoning_content="Hm.")) as server:
+        (record,) = served(server).answer(clips[:1], SLOW)
+        server.behave = lambda call: said("<answer>happy", finish_reason="abort")
+        (broken,) = served(server).answer(clips[:1], SLOW)
+    assert (record.completion, record.reasoning, record.finish_reason) == (
+        "<think>Hm.</think><answer>hap",
+        "Hm.",
+        "length",
+    )
+    assert (broken.completion, broken.labels) == ("", [])
+    assert "a broken reply, ended by 'abort'" in str(broken.error)
+
+
 def test_frames_where_a_server_knows_no_videos(clips):
     clip = clips[0]
     parts = clip_parts(clip, Sending("frames", "input_audio", num_frames=4))

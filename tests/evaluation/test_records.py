@@ -142,6 +142,22 @@ def test_rescoring_needs_only_completion_and_gold():
     assert (record.labels, record.reasoning, record.well_formed) == (["happy", "angry"], "so", True)
 
 
+@pytest.mark.parametrize(
+    ("answer", "labels", "doubt"),
+    [
+        ("<answer>1. Happy (0.9)\n2. sad</answer>", ["happy", "sad"], None),
+        ("<answer>happy, zzqx</answer>", ["happy", "zzqx"], "no wheel knows zzqx"),
+        ("<answer>zzqx</answer>", ["zzqx"], "no wheel knows any of its words"),
+        ("<answer>She is happy but tired.</answer>", [], "no answer that can be read as words"),
+        ("She smiles.", [], "no answer that can be read as words"),
+        ("<answer></answer>", [], None),
+    ],
+)
+def test_words_are_read_in_any_form_and_doubtful_ones_are_marked(answer, labels, doubt):
+    (record,) = rescore([Record("a", "slow", f"<think> so </think>{answer}", gold=["joyful"])], builtin())
+    assert (record.labels, record.doubt) == (labels, doubt)
+
+
 def test_rescoring_keeps_errors_and_unscorable_clips():
     broken, unknown, unlabelled = rescore(
         [

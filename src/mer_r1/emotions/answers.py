@@ -65,21 +65,13 @@ def answer_words(answer: str) -> tuple[str, ...] | None:
     text = html.unescape(answer[: MAX_ANSWER_CHARACTERS + 1]).strip()
     if not text or len(text) > MAX_ANSWER_CHARACTERS:
         return None if text else ()
-    try:
-        value = json.loads(re.sub(r"^```\w*|```$", "", text).strip())
-    except (ValueError, RecursionError):
-        pieces: list[str] | None = [text]
-    else:
-        pieces = _strings(value) if isinstance(value, dict | list) else [text]
+    pieces = _pieces(text)
     if not pieces:
         return None if pieces is None or text.strip("[]{} \n") else ()
-    words: list[str] = []
-    for piece in pieces:
-        found = list(_words(piece))
-        if not found or None in found:
-            return None
-        words += [word for word in found if word]
-    return tuple(dict.fromkeys(words)) or None
+    found = [list(_words(piece)) for piece in pieces]
+    if not all(found) or any(None in words for words in found):
+        return None
+    return tuple(dict.fromkeys(word for words in found for word in words if word)) or None
 
 
 def unknown_words(labels: Sequence[str], taxonomy: Taxonomy) -> list[str]:
@@ -93,6 +85,15 @@ def rule_doubt(labels: Sequence[str], taxonomy: Taxonomy | None) -> str | None:
     if unknown and len(unknown) == len(labels):
         return "no wheel knows any of its words"
     return f"no wheel knows {', '.join(unknown)}" if unknown else None
+
+
+def _pieces(text: str) -> list[str] | None:
+    """The texts that a JSON answer holds, see `_strings`; of any other answer the text."""
+    try:
+        value = json.loads(re.sub(r"^```\w*|```$", "", text).strip())
+    except (ValueError, RecursionError):
+        return [text]
+    return _strings(value) if isinstance(value, dict | list) else [text]
 
 
 def _strings(value: Any, depth: int = 0) -> list[str] | None:
@@ -123,19 +124,21 @@ def _words(text: str) -> Iterator[str | None]:
     for pattern, mark in _CLEANERS:
         text = pattern.sub(mark, text)
     for piece in _SEPARATOR.split(text):
-        title, colon, rest = piece.rpartition(":")
-        if colon and not rest.strip(_EDGE):
+        title, _, rest = (part.strip(_EDGE) for part in piece.rpartition(":"))
+        if not rest:
             title, rest = "", title
-        rest = rest.strip(_EDGE)
-        if len(rest) == 1 and rest.isupper():  # the letter of an option
+        words = _untitled(_BARE.sub("", rest).strip(_EDGE).lower().replace("_", " "))
+        if not set(title.lower().split()) <= _TITLE or (len(rest) == 1 and rest.isupper()):  # or an option's letter
             yield None
-            continue
-        words = _BARE.sub("", rest).strip(_EDGE).lower().replace("_", " ").split()
-        while words and len(" ".join(words)) > 3 and words[0] in _TITLE and not _is_known(" ".join(words)):
-            del words[0]
-        if words or title.strip(_EDGE):
-            titled = set(title.strip(_EDGE).lower().split()) <= _TITLE
-            yield (_label(" ".join(words)) if titled and words else "" if titled else None)
+        elif words or title:
+            yield _label(words) if words else ""
+
+
+def _untitled(text: str) -> str:
+    words = text.split()
+    while len(" ".join(words)) > 3 and words[0] in _TITLE and not _is_known(" ".join(words)):
+        del words[0]
+    return " ".join(words)
 
 
 def _label(text: str) -> str | None:

@@ -227,12 +227,13 @@ def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     parsed = read_completion(record.completion, record.mode, record.form)
     read = answer_words(parsed.answer)
     labels = read or ()
+    unread = read is None or not (labels or "answer>" in record.completion.lower())
     scores = None if record.gold is None else wheel_scores(record.gold, labels, taxonomy, level)
     return replace(
         record,
         reasoning=parsed.reasoning,
         labels=list(labels),
-        doubt="the answer cannot be read as words" if read is None else rule_doubt(labels, taxonomy),
+        doubt="no answer that can be read as words" if unread else rule_doubt(labels, taxonomy),
         well_formed=parsed.well_formed,
         scores=None if scores is None else scores._asdict(),
         categories={w.name: sorted(taxonomy.categories(labels, w, level)) for w in taxonomy.wheels},

@@ -34,6 +34,7 @@ from mer_r1.evaluation.llm.responses import (
     Retries,
     backoff,
     classify_error,
+    read_bounded,
     read_reply,
     refused_parameter,
 )
@@ -41,8 +42,6 @@ from mer_r1.evaluation.llm.responses import (
 logger = logging.getLogger(__name__)
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-MAX_BODY = 16 * 2**20
-"""Longest body of a response, in bytes after decompression."""
 _OPTIONAL = ("temperature", "seed", "top_p", "repetition_penalty", *LENGTHS)
 _NOT_OPENAI = ("repetition_penalty",)
 _SHAPE_REFUSED = (400, 415, 422)
@@ -138,7 +137,7 @@ class _Run:
 
         logging.getLogger("httpcore2").setLevel(logging.INFO)  # its trace shows whole headers, echoes of the key too
         base_url, timeout, keys = self.client.base_url, self.client.timeout, iter(replies.missing)
-        http = DefaultAsyncHttpxClient(event_hooks={"response": [_read_bounded]})
+        http = DefaultAsyncHttpxClient(event_hooks={"response": [read_bounded]})
         key = self.key or "none"
         async with AsyncOpenAI(
             api_key=key, base_url=base_url, timeout=timeout, max_retries=0, http_client=http
@@ -278,22 +277,6 @@ class _Run:
 
     def _hide(self, text: str) -> str:
         return text.replace(self.key, "[key]") if self.key else text
-
-
-async def _read_bounded(response: Any) -> None:
-    """Read the body of a response as UTF-8, whatever its headers say, and stop a body without end.
-
-    Raises:
-        OverflowError: the body is too long.
-    """
-    parts, size = [], 0
-    async for part in response.aiter_bytes():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_BODY:
-            raise OverflowError(f"the response is longer than {MAX_BODY // 2**20} MiB")
-    response._content = b"".join(parts)
-    response.encoding = "utf-8"
 
 
 def _read_key(variable: str, base_url: str) -> str:

@@ -23,6 +23,8 @@ from mer_r1.evaluation.llm.chat import Reply, sound_text
 
 _AGAIN_STATUS = (408, 409, 425, 429)
 _STOP_STATUS = {401: "the key is not accepted", 402: "the account cannot pay", 403: "access is denied"}
+MAX_BODY = 16 * 2**20
+"""Longest body of a response, in bytes after decompression."""
 _NO_CREDIT = "insufficient_quota"
 _SHOWN, _SEARCHED = 200, 4000
 _MOST_TOKENS = 2**40
@@ -93,6 +95,22 @@ class RequestError:
     finish_reason: str = ""
 
 
+async def read_bounded(response: Any) -> None:
+    """Read the body of a response as UTF-8, whatever its headers say, and stop a body without end.
+
+    Raises:
+        OverflowError: the body is too long.
+    """
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY:
+            raise OverflowError(f"the response is longer than {MAX_BODY // 2**20} MiB")
+    response._content = b"".join(parts)
+    response.encoding = "utf-8"
+
+
 def read_reply(
     content: str | bytes, seconds: float, structured: bool, hide: Callable[[str], str] = str
 ) -> tuple[Reply | RequestError, int, int]:
@@ -107,28 +125,31 @@ def read_reply(
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        text = content if isinstance(content, str) else content[:_SEARCHED].decode("utf-8", "replace")
+        text = content if isinstance(content, str) else content.decode("utf-8", "replace")
         return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(hide(text))}"), 0, 0
     read, written = _tokens(body)
-    choices = body.get("choices") if isinstance(body, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
+    try:
+        choice = body["choices"][0]
+        message = dict(choice["message"].items())
+    except (TypeError, LookupError, AttributeError):
         return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(_text_of(body, hide))}"), read, written
     ended = _short(_text_of(choice.get("finish_reason") or "stop", hide))[:40]
     finish_reason = "stop" if ended.lower() in _ENDED else "length" if ended.lower() in _CUT else ended
     words, reasoning = (sound_text(hide(text)) for text in _spoken(message))
-    if finish_reason in ("stop", "length") and words.strip():
-        return Reply(words, None, finish_reason, structured, read, written, seconds), read, written
-    if finish_reason == "stop" and reasoning.strip():
-        return Reply(reasoning, None, finish_reason, structured, read, written, seconds), read, written
-    if message.get("refusal"):
-        problem = f"the model refuses: {_short(_text_of(message['refusal'], hide))}"
-        return RequestError(Kind.PROMPT, problem), read, written
-    problem = f"{'a broken' if words.strip() else 'an empty'} reply"
+    said = words if words.strip() else reasoning if finish_reason == "stop" else ""
+    if finish_reason in ("stop", "length") and said.strip():
+        return Reply(said, None, finish_reason, structured, read, written, seconds), read, written
+    if refusal := message.get("refusal"):
+        return RequestError(Kind.PROMPT, f"the model refuses: {_short(_text_of(refusal, hide))}"), read, written
+    return _broken(ended, finish_reason, bool(words.strip())), read, written
+
+
+def _broken(ended: str, finish_reason: str, has_words: bool) -> RequestError:
+    """The error of a reply that has no words, or did not end by itself or at its longest length."""
+    problem = f"{'a broken' if has_words else 'an empty'} reply"
     problem += "" if finish_reason == "stop" else f", ended by {ended!r}"
     kind = Kind.PROMPT if finish_reason == "length" or _FILTERED.search(ended) else Kind.AGAIN
-    return RequestError(kind, problem, finish_reason=ended), read, written
+    return RequestError(kind, problem, finish_reason=ended)
 
 
 def classify_error(

@@ -84,7 +84,7 @@ def _sample(line: str, where: str) -> tuple[dict[str, Any], str | None]:
     text = row.get("resps", row.get("filtered_resps"))
     while isinstance(text, list) and len(text) == 1:
         text = text[0]
-    if not isinstance(text, str | None):
+    if not isinstance(text, str | None) or not {"resps", "filtered_resps"} & row.keys():
         raise UserError(f"{where}: resps: got {str(text)[:60]!r}, expected one answer")
     return about, text
 

@@ -234,14 +234,16 @@ def _ratings(value: Any, _: str) -> list[str] | None:
     """Ratings "a/b" in a list, in the only list of an object, or under its steps; a bare 1 or 0 is 1/1 or 0/1."""
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
-        by_step = all(_STEP_KEY.fullmatch(name) for name in value)
+        by_step = all(map(_STEP_KEY.fullmatch, value))
         value = lists[0] if len(lists) == 1 else list(value.values()) if by_step else None
-    if not isinstance(value, list) or not value:
-        return None
-    value = [item.get("rating", item.get("score")) if isinstance(item, dict) else item for item in value]
-    found = [f"{int(item)}/1" if isinstance(item, int | float) and item in (0, 1) else str(item) for item in value]
-    matches = [_RATING.fullmatch(rating) for rating in found]
-    return [f"{match[1]}/{match[2]}" for match in matches if match] if all(matches) else None
+    matches = [_RATING.fullmatch(_rating(item)) for item in value] if isinstance(value, list) else []
+    return [f"{match[1]}/{match[2]}" for match in matches if match] or None if all(matches) else None
+
+
+def _rating(item: Any) -> str:
+    if isinstance(item, dict):
+        item = item.get("rating", item.get("score"))
+    return f"{int(item)}/1" if isinstance(item, int | float) and item in (0, 1) else str(item)
 
 
 def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
