@@ -16,13 +16,14 @@ from transformers import Trainer
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest, write_manifest
+from mer_r1.data.provenance import differences, digests
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.lab.tiny import build
 from mer_r1.lab.tiny.build import run_build
 from mer_r1.model import features
-from mer_r1.model.checkpoints import checkpoints, damage, differences, digests, read_record, write_record
+from mer_r1.model.checkpoints import checkpoints, damage, read_record, write_record
 from mer_r1.model.omni import Settings, load
 from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs

@@ -6,11 +6,8 @@
 A checkpoint is written beside its place and then moved there: `checkpoint-N` is whole, or it is not there.
 """
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils.hub import cached_file
 
-from mer_r1.data.jsonl import read_object, write_atomically
+from mer_r1.data.provenance import differences, digest, digests, read_signed, write_signed
 from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import same_towers_as, weight_files, whole_state
 from mer_r1.model.omni import SETTINGS_FILE, Omni, write_settings
@@ -36,22 +33,6 @@ MODEL_FILES = (
 """Files that decide what a model computes, beside its weights."""
 
 
-def digest(content: bytes | str) -> str:
-    """Digest of a content, 32 hexadecimal digits."""
-    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=16).hexdigest()
-
-
-def digests(files: Iterable[Path]) -> list[str]:
-    """Digest of each file's content; several files are read at a time."""
-
-    def of_one(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(of_one, files))
-
-
 def model_digest(source: str | Path) -> str:
     """Digest of a model: its weights, tokenizer, preprocessing and settings.
 
@@ -64,27 +45,13 @@ def model_digest(source: str | Path) -> str:
 
 
 def write_record(folder: Path, **content: Any) -> None:
-    """Write `training.json` with a digest of its own content."""
-    text = json.dumps(content)
-    write_atomically(folder / RECORD_FILE, json.dumps({**content, "digest": digest(text)}) + "\n")
+    """Write `training.json`."""
+    write_signed(folder / RECORD_FILE, **content)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The content of `training.json`; empty if the file is not there or not as it was written."""
-    try:
-        content = read_object(folder / RECORD_FILE)
-    except UserError:
-        return {}
-    return content if content.pop("digest", None) == digest(json.dumps(content)) else {}
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two runs, in a few words; "" if nothing does."""
-    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-    if "stage" in names:  # then nearly every setting differs
-        names = ["stage"]
-    named = [f"{name}: {before.get(name)!r:.60}, now {now.get(name)!r:.60}" for name in names[:3]]
-    return "; ".join(named + [f"and {len(names) - 3} more"] * (len(names) > 3))
+    return read_signed(folder / RECORD_FILE)
 
 
 def damage(folder: Path, run: dict[str, Any]) -> str:
@@ -102,7 +69,7 @@ def damage(folder: Path, run: dict[str, Any]) -> str:
             f"{printable(folder)}: no {RECORD_FILE} says which run it belongs to: choose another output_dir"
         )
     record = read_record(folder)
-    if not record:
+    if "files" not in record:
         return f"{RECORD_FILE} is not as it was written"
     if differing := differences(record["run"], run):
         raise UserError(f"{printable(folder)} belongs to another run ({differing})")

@@ -21,20 +21,12 @@ from transformers import PrinterCallback, TrainerCallback
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.provenance import differences, digest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import drop_towers
-from mer_r1.model.checkpoints import (
-    UNFINISHED,
-    checkpoints,
-    damage,
-    differences,
-    digest,
-    model_digest,
-    read_record,
-    write_record,
-)
+from mer_r1.model.checkpoints import UNFINISHED, checkpoints, damage, model_digest, read_record, write_record
 from mer_r1.model.features import FeatureCache, Progress, content_of
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, encode_prompt
@@ -55,7 +47,7 @@ ANY_VALUE = re.compile(
     r"|num_completions_to_print|torch_empty_cache_steps|skip_memory_metrics|enable_jit_checkpoint"
 )
 """Fields of a recipe that may differ when a run resumes: they do not decide its content, or `identity` reads it."""
-RESUMED = ("checkpoint-*", "towers*", "untrained", "*.safetensors")
+RESUMED = ("checkpoint-*", "towers*", "untrained", "visual.*", "audio_tower.*", "language_model.*")
 """What a run takes up again in its output folder."""
 
 
