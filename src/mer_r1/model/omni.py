@@ -14,12 +14,12 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor
 
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
-from mer_r1.model.absent_towers import TowerWeights, bind, same_towers_as, whole_state, without_towers
+from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 
 SETTINGS_FILE = "mer_r1.json"
@@ -210,38 +210,6 @@ def set_frame_size(processor: Any) -> None:
     size = processor.video_processor.size
     processor.videos_kwargs = {"size": {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]}}
     processor.tokenizer.padding_side = "left"
-
-
-class WholeCheckpoints:
-    """Mixin of a trainer: its checkpoints of a thinker are complete, and a resumed run really loads them."""
-
-    omni: Omni
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # self.model is the thinker, wrapped or not; for an adapter only its own weights are saved.
-        if isinstance(model := self.accelerator.unwrap_model(self.model), PreTrainedModel):  # type: ignore[attr-defined]
-            state_dict = whole_state(model, state_dict)
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self.args.should_save:  # type: ignore[attr-defined]  # of several processes, the one that writes the rest
-            write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The library saves a thinker under the hub's names, but its trainer loads by the module's own: nothing would
-        # match, and the run would continue with the initial weights.
-        target = model or self.model  # type: ignore[attr-defined]
-        if isinstance(target, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-            return
-        with same_towers_as(target):
-            saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict())
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that was killed after its last step has nothing left to train; the library would take one more step.
-        if self.state.global_step >= self.state.max_steps:  # type: ignore[attr-defined]
-            self.control.should_training_stop = True  # type: ignore[attr-defined]
-            return
-        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
 
 def thinker(model: Any) -> Any:
