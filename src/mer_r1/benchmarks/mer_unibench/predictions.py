@@ -192,16 +192,21 @@ def _rows(path: Path, entry: BenchmarkSet, reading: Reading) -> Iterator[dict[st
         yield from read_lines(path, _row)
         return
     content = read_object(path) if suffix == ".json" else _npz_object(path, reading.allow_pickle)
-    sentiments = entry.kind == "sentiment" and reading.sentiment == "saved"
-    of_texts = suffix == ".npz" and not path.stem.endswith((_OPENSET, _SENTIMENT))
-    key = "completion" if of_texts else "sentiment" if sentiments else "openset"
-    if key == "sentiment" and suffix == ".npz" and not path.stem.endswith(_SENTIMENT):
-        key = "openset"
+    key = _key_of_texts(path, entry, reading)
     for name, value in content.items():
         if value is not None and not isinstance(value, str | list):
             raise UserError(f"{printable(path)}: {name!r:.80}: expected a text or a list of labels, got {value!r:.60}")
         raw = isinstance(value, str) and TAG.search(value)
         yield {"id": str(name), "completion" if raw else key: "" if value is None else value}
+
+
+def _key_of_texts(path: Path, entry: BenchmarkSet, reading: Reading) -> str:
+    # What the texts of a file are that has one for each name, unless they hold tags.
+    is_npz = path.suffix.lower() == ".npz"
+    if is_npz and not path.stem.endswith((_OPENSET, _SENTIMENT)):
+        return "completion"
+    sentiments = entry.kind == "sentiment" and reading.sentiment == "saved"
+    return "sentiment" if sentiments and not (is_npz and path.stem.endswith(_OPENSET)) else "openset"
 
 
 def _npz_object(path: Path, allow_pickle: bool) -> dict[str, Any]:
