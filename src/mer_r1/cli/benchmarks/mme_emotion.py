@@ -1,5 +1,6 @@
 """Commands of MME-Emotion: scores of judged files, the whole evaluation, audio clues."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from mer_r1.cli.options import (
     Device,
     KeyVariable,
     MaxNewTokens,
+    Overwrite,
     PricesOption,
     Requests,
     Temperature,
@@ -21,6 +23,7 @@ from mer_r1.cli.options import (
     ThinkOption,
     parse_prices,
 )
+from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
@@ -155,6 +158,7 @@ def eval_mme(
     cot_weight: CotWeight = 0.5,
     wheels: Wheels = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate on MME-Emotion: predict, extract steps, judge, score. Rerun to resume any stage."""
@@ -164,6 +168,8 @@ def eval_mme(
     if (answers.model is None) == (answers.predictions is None) and stage in ("all", "predict"):
         raise UserError("give what to evaluate: --model MODEL, or --predictions FILES with answers from elsewhere")
     clips = run.benchmark_clips(manifest)
+    if overwrite:
+        _clear(out, run.RESULTS, stage, estimate)
     if answers.model is not None and stage in ("all", "predict") and not estimate:
         _predict(answers, manifest, out, think, seed, as_json)
     if stage == "predict":
@@ -178,7 +184,7 @@ def eval_mme(
     names = (judging.reader or judge, judge)
     _ask(out, items, judging.judging(), names, judging.servers(service, seed), stage, estimate, as_json)
     if stage == "all" and not estimate:
-        show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
+        show(run.write_scores(out, clips, cot_weight, seed, judge, items), categories=False, as_json=as_json)
 
 
 @app.command()
@@ -203,6 +209,12 @@ def clues(
         print_json({"clues": tally.known + tally.done, "failed": tally.failed, "file": str(out)})
     else:
         say(f"{tally.known + tally.done} clues in {out}, {tally.failed} clips without")
+
+
+def _clear(out: Path, results: Sequence[str], stage: Stage, estimate: bool) -> None:
+    if estimate or stage not in ("all", "predict"):
+        raise UserError("--overwrite goes with --stage all or predict: it deletes everything that was asked")
+    clear(out, results)
 
 
 def _predict(answers: Answers, manifest: Path, out: Path, think: Think, seed: int, quiet: bool) -> None:
