@@ -199,7 +199,8 @@ def saved_records(
     if not records:
         raise UserError(f"{path}: no records of the {len(clips)} clips of {manifest} with split={split}")
     if facts.get("question"):  # records of `predict.evaluate_model`
-        donors = donors_of(clips, facts.get("exchange"), facts.get("sampling", {}).get("seed"))
+        seed = facts["sampling"].get("seed") if isinstance(facts.get("sampling"), dict) else None
+        donors = donors_of(clips, facts.get("exchange"), seed if isinstance(seed, int) else 0)
         answered = ((record.id, record.item) for record in records if record.error is None)
         check_items(path, answered, item_keys(clips, donors=donors))
     if facts.get("wheels", taxonomy.title) != taxonomy.title:
