@@ -92,15 +92,16 @@ def _read_stage(
 def read_part(
     run_dir: Path, name: object, what: str, taxonomy: Taxonomy, clips: Mapping[str, Clip]
 ) -> tuple[list[Record], str]:
-    """Records named in run.json, of the manifest's clips and with its gold if it is known; or why there are none."""
+    """Records named in run.json, of the manifest's clips with its gold if it has any, or why there are none."""
     if not isinstance(name, str) or not name:
         return [], f"No {what}: none are named in run.json."
     try:
         records = read_records(run_dir / name)
     except UserError as error:
         return [], f"No {what}: {_relative(error, run_dir)}."
-    found = with_gold(records, clips.values(), taxonomy) if clips else records
-    return found, "" if found else f"No {what}: {name} is empty or of other clips."
+    labelled = any(clip.labels for clip in clips.values())
+    found = with_gold(records, clips.values(), taxonomy) if labelled else records
+    return found, "" if records else f"No {what}: {name} is empty."
 
 
 def _relative(error: UserError, run_dir: Path) -> str:
