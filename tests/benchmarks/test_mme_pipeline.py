@@ -34,6 +34,7 @@ from mer_r1.benchmarks.mme_emotion.judging.stages import (
 )
 from mer_r1.benchmarks.mme_emotion.scores.official import score_field
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import write_manifest
 from mer_r1.data.media.container import MediaLimits
@@ -537,6 +538,38 @@ def test_only_what_changed_is_judged_again(tmp_path, manifest):
     assert len(report["agreement"]["runs"]) == 3
 
 
+def test_judgements_of_other_settings_or_media_are_made_again(tmp_path, manifest):
+    items = given(tmp_path / "in", ["answer 0", "answer 1"], manifest)
+    out = tmp_path / "out"
+    write_media(tmp_path / "other.mp4", frames=4, fps=2, picture=lambda _: np.full((48, 64, 3), 200, np.uint8))
+    with Server(proper) as server:
+        ask(server, items, out)
+        assert len(server.calls) == 4
+        ask(server, items, out, Judging(max_side=32))
+        assert len(server.calls) == 6, "smaller pictures: judged again, not extracted"
+        ask(server, [items[0], replace(items[1], video=tmp_path / "other.mp4")], out, Judging(max_side=32))
+        assert len(server.calls) == 7, "another video"
+        ask(server, items, out, Judging(max_side=32), temperature=1.0)
+        assert len(server.calls) == 11, "another temperature of both"
+
+
+def test_only_judgements_of_the_clips_there_are_with_their_gold_are_scored(tmp_path, manifest):
+    clips = run.benchmark_clips(manifest)[:4]
+    items = [replace(run._item(clip, "slow", None), response="answer", step="Step 1: x.") for clip in clips]
+    out = tmp_path / "out"
+    with Server(proper) as server:
+        ask(server, items, out)
+    assert run.write_scores(out, clips)["overall"]["count"] == 4
+    assert run.write_scores(out, clips[:3])["overall"]["count"] == 3, "the fourth is no clip any more"
+    corrected = [replace(clips[0], meta={**clips[0].meta, "gold": "another"}), *clips[1:]]
+    report = run.write_scores(out, corrected)
+    assert (report["overall"]["count"], report["audited"]["overall"]["n_missing"]) == (3, 1)
+    assert report["source"]["clips"] == 4
+    assert run.write_scores(out, clips, items=items[:2])["overall"]["count"] == 2
+    with pytest.raises(UserError, match="no judgement of these 4 clips with their gold labels"):
+        run.write_scores(out, run.benchmark_clips(manifest)[4:])
+
+
 def test_a_second_judge_stands_beside_the_first(tmp_path, manifest):
     items = given(tmp_path / "in", ["answer 0"], manifest)
     out = tmp_path / "out"
@@ -680,6 +713,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     assert report["differences"]["slow - fast"]["overall"]["n"] == 8
     assert report == json.loads((out / run.SCORES_FILE).read_text(encoding="utf-8"))
     scored = command("score", "mme-emotion", "--predictions", out, "--manifest", manifest, "--json")
+    assert report.pop("source") == {"model": str(taught_folder), "weights": weights_digest(taught_folder), "clips": 8}
     assert json.loads(scored[1]) == report
     one = json.loads(command("score", "mme-emotion", "--predictions", out, "--think", "fast", "--json")[1])
     assert one["overall"] == report["modes"]["fast"]["overall"]

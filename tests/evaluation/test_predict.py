@@ -6,7 +6,9 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mer_r1.cli import app
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.metrics import wheel_scores
@@ -16,7 +18,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation import predict as module
 from mer_r1.evaluation.predict import encode_clip, evaluate_model, exchanged, predict
 from mer_r1.evaluation.records import RECORDS_FILE, Record, commit, read_records
-from mer_r1.evaluation.summary import derange
+from mer_r1.evaluation.summary import derange, write_summary
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
 from mer_r1.rl.rollout import Rollouts
@@ -292,6 +294,89 @@ def test_a_clip_that_could_not_be_read_is_tried_again(taught_folder, work):
     evaluate(taught_folder, work, modes=SLOW)
     assert [record.error for record in read_records(file)] == [None, None]
     assert len(file.read_text(encoding="utf-8").splitlines()) == 3
+
+
+# --- whose records ----------------------------------------------------------------------------------------------------
+
+OTHERS = {
+    "sampling.temperature: 0.0, now 1.0": {"sampling": Sampling(24, 1.0, seed=0)},
+    "sampling.seed: 0, now 1": {"sampling": Sampling(24, 0.0, seed=1)},
+    "sampling.max_new_tokens: 24, now 4": {"sampling": Sampling(4, 0.0, seed=0)},
+    "exchange: None, now 'audio'": {"exchange": "audio"},
+    "split: 'test', now 'train'": {"split": "train"},
+}
+
+
+@pytest.fixture
+def finished(taught_folder, work, monkeypatch):
+    """A finished evaluation of the test clips; afterwards no model can be loaded."""
+    file = evaluate(taught_folder, work, modes=FAST)
+    monkeypatch.setattr("mer_r1.model.omni.load", lambda *_, **__: pytest.fail("asked"))
+    return file
+
+
+@pytest.mark.parametrize("named", OTHERS)
+def test_records_made_otherwise_are_refused_before_the_model_is_loaded(finished, taught_folder, work, named):
+    content = finished.read_bytes()
+    how = {"sampling": GREEDY, "split": "test", **OTHERS[named]}
+    with pytest.raises(UserError) as caught:
+        evaluate_model(str(taught_folder), work / "corpus" / "manifest.jsonl", work / "out", FAST, **how)
+    assert named in str(caught.value)
+    assert "choose another folder, or ask anew with --overwrite" in str(caught.value)
+    assert finished.read_bytes() == content
+
+
+def test_retrained_weights_are_refused_under_the_same_path_and_a_copy_is_not(taught_folder, work, monkeypatch):
+    shutil.copytree(taught_folder, work / "model")
+    file = evaluate(work / "model", work, modes=FAST)
+    first = file.read_bytes()
+    shutil.copytree(work / "model", work / "copy")
+    assert evaluate(work / "copy", work, modes=FAST).read_bytes() == first
+    weights = work / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of the last weight
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"\(weights: '\w+', now '\w+'\)"):
+        evaluate(work / "model", work, modes=FAST)
+    before = json.loads((work / "out" / "claim.json").read_text())
+    assert keys(evaluate(work / "model", work, modes=SLOW, overwrite=True)) == [("clip-6", "slow"), ("clip-7", "slow")]
+    after = json.loads((work / "out" / "claim.json").read_text())
+    assert {name for name in after if after[name] != before[name]} == {"weights"}
+
+
+def test_a_clip_that_has_changed_is_refused(finished, taught_folder, work):
+    shutil.copy(work / "corpus" / "5.mp4", work / "corpus" / "7.mp4")
+    with pytest.raises(UserError, match=r"1 of its clips .* the media of clip-7"):
+        evaluate(taught_folder, work, modes=FAST)
+    manifest = work / "corpus" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("This is sentence 6.", "Other words."))
+    with pytest.raises(UserError, match=r"2 of its clips .* the subtitle or question of clip-6"):
+        write_summary(work / "out", manifest)
+
+
+def test_sampled_answers_are_the_same_after_a_kill_at_any_record(taught_folder, work):
+    def evaluate(out):
+        manifest, sampling = work / "corpus" / "manifest.jsonl", Sampling(12, 1.0, seed=3)
+        return evaluate_model(str(taught_folder), manifest, work / out, BOTH, sampling, "all", batch_size=4)
+
+    def texts(file):
+        return {(record.id, record.mode): record.completion for record in read_records(file)}
+
+    lines = evaluate("out").read_bytes().splitlines(keepends=True)
+    expected = texts(work / "out" / RECORDS_FILE)
+    assert len(set(expected.values())) > 8
+    for kept in (1, 6, 11):
+        (work / "out" / RECORDS_FILE).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        assert texts(evaluate("out")) == expected
+
+
+def test_a_thresholds_clips_are_never_test_clips(finished, taught_folder, work):
+    told = ["--model", str(taught_folder), "--manifest", str(work / "corpus" / "manifest.jsonl")]
+    for split in ("test", "all"):
+        found = CliRunner().invoke(app, ["threshold", *told, "--out", str(work / "out"), "--split", split])
+        assert str(found.exception) == f"--split {split} has test clips: a threshold is never chosen on them"
+    found = CliRunner().invoke(app, ["threshold", *told, "--out", str(work / "out"), "--split", "train"])
+    assert "split: 'test', now 'train'" in str(found.exception)
 
 
 def test_only_the_split_that_is_asked_for(taught_folder, work):

@@ -233,9 +233,9 @@ def test_a_folder_keeps_its_recipe_and_its_scenes(tmp_path: Path) -> None:
     studies, _ = read_session(out)
     assert studies == {**dict.fromkeys(chosen_studies("all"), "mer-r1 study all"), **own}
     assert list(studies) == chosen_studies("all")
-    with pytest.raises(UserError, match="another trial"):
+    with pytest.raises(UserError, match=r"other settings \(trial: None, now True\); choose another --out"):
         keep_session("parts", out, {**told, "recipe": None, "trial": True}, "")
-    with pytest.raises(UserError, match="another clips"):
+    with pytest.raises(UserError, match=r"other settings \(clips: '.*', now '1,1,1'\); choose another --out"):
         keep_session("auto", out, {**told, "clips": "1,1,1"}, "")
     changed = tmp_path / "changed.yaml"
     changed.write_text("common: {}\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, thinking_modes
-from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Temperature
+from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Overwrite, Temperature
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
@@ -85,12 +85,15 @@ def evaluate(
     batch_size: BatchSize = 32,
     features_dir: FeaturesDir = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
     from mer_r1.evaluation.summary import build_table, write_summary
 
     limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
+    if model is None and (overwrite or exchange):
+        raise UserError(f"{'--overwrite' if overwrite else '--exchange'} needs --model: without it, nothing is asked")
     if model is not None:
         from mer_r1.evaluation.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -98,7 +101,7 @@ def evaluate(
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
-        how |= {"features_dir": features_dir, "device": device}
+        how |= {"features_dir": features_dir, "device": device, "overwrite": overwrite}
         if think == "auto" and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
         with progress("evaluate", None, quiet=as_json) as advance:
@@ -118,9 +121,9 @@ def evaluate(
     if think == "auto":
         from mer_r1.evaluation.adaptive import write_auto_summary
 
-        summary = write_auto_summary(out, limit, seed=seed, wheels=wheels)
+        summary = write_auto_summary(out, manifest, split, limit, seed=seed, wheels=wheels)
     else:
-        summary = write_summary(out, seed=seed, wheels=wheels)
+        summary = write_summary(out, manifest, split, seed=seed, wheels=wheels)
     if as_json:
         print_json(summary)
     else:
@@ -138,26 +141,31 @@ def threshold(
     batch_size: BatchSize = 32,
     features_dir: FeaturesDir = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the confidence below which --think auto reasons, on validation clips."""
     from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
     from mer_r1.evaluation.predict import evaluate_model
-    from mer_r1.evaluation.records import read_records
+    from mer_r1.evaluation.summary import clips_of, saved_records, source_text
     from mer_r1.model.generation import Sampling
 
+    if any(clip.split == "test" for clip in clips_of(manifest, split)):
+        raise UserError(f"--split {split} has test clips: a threshold is never chosen on them")
     sampling = Sampling(max_new_tokens, 0.0, seed=0)
     how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
+    how |= {"overwrite": overwrite}
     with progress("answer", None, quiet=as_json) as advance:
-        file = evaluate_model(
-            str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how
-        )
-    records = read_records(file)
-    gate = choose_threshold(records, {"manifest": manifest.name, "split": split})
+        evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
+    records, told = saved_records(out, manifest, split, load_wheels(wheels))
+    told = {"model": str(model), **told}
+    gate = choose_threshold(records, {"manifest": manifest.name, "split": split, "wheels": told["wheels"]})
     kept = write_gate(gate, model)
     if as_json:
-        print_json({"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens})
+        found = {"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens}
+        print_json(found | told)
         return
+    say(source_text(told))
     for point in curve(pairs(records)):
         mark = "  <- chosen" if point.threshold == gate.threshold else ""
         reached = f"reasons in {point.share:4.0%}, F1 {point.f1:.3f}, {point.tokens:.1f} tokens"

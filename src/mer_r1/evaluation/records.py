@@ -11,7 +11,7 @@ everything that was ever saved.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -20,6 +20,7 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, TextIO
 
+from mer_r1.data.claim import check_items, claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import object_of, read_lines, repair_end
 from mer_r1.emotions.answers import answer_words, rule_doubt
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 RECORDS_FILE = "records.jsonl"
 """Name of the file of records in a folder."""
+FORMAT = 1
+"""Version of the records; raise it when the same question about a clip gives another record."""
 SCORE_NAMES = ("precision", "recall", "f1")
 _MODES = tuple(mode.value for mode in ThinkingMode)
 
@@ -65,6 +68,7 @@ class Record:
         draw: number of this answer, from 0, among several sampled ones to the same question.
         doubt: why the labels are doubtful: the answer cannot be read, or no wheel knows a word of it; None if sound.
         finish_reason: "stop"; "length" where the answer was cut off at the longest length.
+        item: digests of the clip's media and words when it was asked about (`claim.item_keys`); "" if unknown.
     """
 
     id: str
@@ -90,6 +94,7 @@ class Record:
     draw: int = 0
     doubt: str | None = None
     finish_reason: str = "stop"
+    item: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -140,7 +145,7 @@ def _is_confidence(value: object) -> bool:
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model", "finish_reason"), ("a text", _is_text)),
+    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model", "finish_reason", "item"), ("a text", _is_text)),
     **dict.fromkeys(("commit", "error", "doubt"), ("a text or null", lambda value: value is None or _is_text(value))),
     **dict.fromkeys(
         ("tokens", "seed", "draw"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))
@@ -195,21 +200,31 @@ def append_record(file: TextIO, record: Record) -> None:
     file.flush()
 
 
-def done_keys(path: Path | str) -> set[tuple[str, str, int]]:
-    """The (id, mode, draw) that are predicted already, so that an interrupted run resumes where it stopped.
+def kept_states(path: Path, items: Mapping[str, str], draw: int = 0) -> dict[tuple[str, str], str | None]:
+    """Clip id and mode -> error, None for an answer, of a file that is to be continued or does not exist.
 
-    Clips with an error are left out, so that they are retried. A half-written last line is cut off the file, so that
-    the next record starts on a new line.
+    A half-written last line is cut off, so that the next record starts on a new line.
 
     Raises:
-        UserError: a line other than the last is not a record.
+        UserError: a line other than the last is no record, or a record is of a clip that has changed since; see
+            `claim.item_keys` for `items`.
     """
-    path = Path(path)
     if not path.exists():
-        return set()
+        return {}
     records = read_records(path)
     repair_end(path, _parse_line)
-    return {(record.id, record.mode, record.draw) for record in records if record.error is None}
+    check_items(path, ((record.id, record.item) for record in records if record.error is None), items)
+    return {(record.id, record.mode): record.error for record in records if record.draw == draw}
+
+
+def is_news(record: Record, known: Mapping[tuple[str, str], str | None]) -> bool:
+    """Whether a record says more than one of `kept_states`: an answer, or another error."""
+    return record.error is None or record.error != known.get((record.id, record.mode))
+
+
+def claim_records(folder: Path, taxonomy: Taxonomy, settings: Mapping[str, Any], results: Sequence[str]) -> None:
+    """Claim a folder of records; `settings` are those of the model, the other arguments those of `claim.claim`."""
+    claim(folder, {"format": FORMAT, "wheels": taxonomy.title, **settings}, results)
 
 
 def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mer_r1.data.claim import check_claim
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
 
@@ -118,8 +119,7 @@ class _Run:
         self.file = out / "stages.json"
         out.mkdir(parents=True, exist_ok=True)
         found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
-        if found.get("settings", settings) != settings:
-            raise UserError(f"{out} holds a demo with {found['settings']}, not {settings}: choose another --out")
+        check_claim(out, found.get("settings", settings), settings, "choose another --out")
         self.state: dict[str, Any] = {"settings": settings, "seconds": found.get("seconds", {})}
 
     def stage(self, name: str, function: Callable[[], Any]) -> None:
@@ -227,11 +227,11 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
         "commit": commit(),
     }
     write_atomically(out / "run.json", json.dumps(page, indent=2))
-    summaries = {titles[name]: write_summary(out / "eval" / name, seed=seed) for name in records}
+    summaries = {titles[name]: write_summary(out / "eval" / name, manifest, seed=seed) for name in records}
     after, before = (read_records(out / records[name]) for name in ("rl", "sft"))
     differences = {"MER-R1 slow - SFT slow": compare(after, before, "slow", seed=seed)}
     for name, channel in CONDITIONS.items():
-        write_summary(out / "eval" / f"rl-{channel}-exchanged", seed=seed, condition=name)
+        write_summary(out / "eval" / f"rl-{channel}-exchanged", manifest, seed=seed, condition=name)
         mixed = read_records(out / page["conditions"][name])
         differences[f"{name} - as it is (slow)"] = compare(mixed, after, "slow", seed=seed)
     run.console.print(build_table(summaries, differences))

@@ -27,7 +27,7 @@ MODES = (*(mode.value for mode in ThinkingMode), GIVEN)
 ENDINGS = (".jsonl", ".json", ".npz")
 _OPENSET, _SENTIMENT = "-openset", "-openset-sentiment"
 _PREFERRED = ("labels.jsonl", "records.jsonl")
-_NOT_PREDICTIONS = ("summary.json", "run.json", "scores.json")
+_NOT_PREDICTIONS = ("summary.json", "run.json", "claim.json", "scores.json")
 
 
 @dataclass

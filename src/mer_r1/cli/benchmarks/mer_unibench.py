@@ -15,6 +15,7 @@ from mer_r1.cli.options import (
     Device,
     KeyVariable,
     MaxNewTokens,
+    Overwrite,
     Reader,
     Requests,
     Resamples,
@@ -22,10 +23,13 @@ from mer_r1.cli.options import (
     ThinkOption,
     parse_fields,
 )
+from mer_r1.data.claim import clear
+from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.records import RECORDS_FILE, claim_records
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mer_unibench.gold import Gold
@@ -128,6 +132,7 @@ def mer_unibench(
     seed: Annotated[int, typer.Option(help="Random seed for sampling and bootstrap.")] = 0,
     resamples: Resamples = 2000,
     published: Annotated[bool, typer.Option("--published", help="Add the published rows to scores.md.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate on MER-UniBench: answers, labels, scores. Exit status 1 if a clip has no answer, 3 if none has."""
@@ -136,13 +141,16 @@ def mer_unibench(
 
     taxonomy = load(wheels)
     golds, clips = _data(chosen, quiet=as_json)
+    if overwrite:
+        clear(out, run.RESULTS)
     with ReplyCache(out / run.REPLIES_FILE) as cache:
         asked = evaluated.clip_model(taxonomy, seed, requests, cache)
         helper = reader.model(requests, cache)
         read = run.Reader(taxonomy, helper, sentiment or ("rules" if helper is None else "llm"), reader.checked)
         rows = _rows(asked, clips, thinking_modes(think), out, read, chosen.ask_partly, as_json)
     how = Scoring(taxonomy, seed=seed, resamples=resamples)
-    report = run.score(golds, rows, out, how, name or evaluated.model, read.sentiment, published)
+    weights = asked.settings.get("weights")
+    report = run.score(golds, rows, out, how, name or evaluated.model, read.sentiment, published, weights)
     if as_json:
         print_json(report)
     else:
@@ -179,7 +187,8 @@ def _rows(
     from mer_r1.benchmarks.mer_unibench import run
     from mer_r1.benchmarks.mer_unibench.ask import collect
 
-    run.claim_folder(out, asked.settings)
+    records = [pattern for pattern in run.RESULTS if pattern.endswith(RECORDS_FILE)]
+    claim_records(out, reader.taxonomy, {**asked.settings, "question": question("")}, records)
     with watching(quiet) as watch:
         collect(asked, clips, modes, out, watch, partly)
     with progress("replies about labels", None, quiet) as advance:

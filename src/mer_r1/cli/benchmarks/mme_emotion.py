@@ -1,5 +1,6 @@
 """Commands of MME-Emotion: scores of judged files, the whole evaluation, audio clues."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,6 +27,7 @@ from mer_r1.cli.options import (
     ExtraBody,
     KeyVariable,
     MaxNewTokens,
+    Overwrite,
     PricesOption,
     Requests,
     Temperature,
@@ -34,6 +36,7 @@ from mer_r1.cli.options import (
     parse_fields,
     parse_prices,
 )
+from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
@@ -170,6 +173,7 @@ def eval_mme(
     cot_weight: CotWeight = 0.5,
     wheels: Wheels = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate on MME-Emotion: predict, extract steps, judge, score. Rerun to resume any stage.
@@ -182,6 +186,8 @@ def eval_mme(
     if (answers.model is None) == (answers.predictions is None) and stage in ("all", "predict"):
         raise UserError("give what to evaluate: --model MODEL, or --predictions FILES with answers from elsewhere")
     clips = run.benchmark_clips(manifest)
+    if overwrite:
+        _clear(out, run.RESULTS, stage, estimate)
     if answers.model is not None and stage in ("all", "predict") and not estimate:
         _predict(answers, manifest, out, think, seed, as_json)
     if stage == "predict":
@@ -197,7 +203,7 @@ def eval_mme(
     names = (judging.reader or judge, judge)
     tally = _ask(out, items, judging.judging(), names, judging.servers(service, seed), stage, estimate, as_json)
     if stage == "all" and not estimate:
-        show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
+        show(run.write_scores(out, clips, cot_weight, seed, judge, items), categories=False, as_json=as_json)
     if tally is not None:
         leave(tally.known + tally.done, tally.failed)
 
@@ -225,6 +231,12 @@ def clues(
     else:
         say(f"{tally.known + tally.done} clues in {out}, {tally.failed} clips without")
     leave(tally.known + tally.done, tally.failed)
+
+
+def _clear(out: Path, results: Sequence[str], stage: Stage, estimate: bool) -> None:
+    if estimate or stage not in ("all", "predict"):
+        raise UserError("--overwrite goes with --stage all or predict: it deletes everything that was asked")
+    clear(out, results)
 
 
 def _predict(answers: Answers, manifest: Path, out: Path, think: Think, seed: int, quiet: bool) -> None:

@@ -9,6 +9,7 @@ cut off, no audio); what cannot be used at all is a `UserError`.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,18 @@ def content_key(video: Path | str | None, audio: Path | str | None = None) -> st
         if path is not None:
             digest.update(role.encode())
             try:
-                with local_file(path).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest())
+                file = local_file(path)
+                digest.update(_file_digest(file, file.stat().st_mtime_ns, file.stat().st_size))
             except OSError as error:
                 raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1 << 17)
+def _file_digest(path: Path, modified: int, size: int) -> bytes:
+    # Within a run, a file of the same time and size is read once.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest()
 
 
 def _read_file(path: Path, limits: MediaLimits, threads: int, *, picture: bool, sound: bool) -> Media:

@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.records import Record
 
@@ -36,9 +36,10 @@ class Checkpoint:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of the weights."""
-        decoding = self.decoding.settings
-        return {"engine": "checkpoint", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
+        """Model, decoding, and the digest of the weights."""
+        # Sampling in a batch depends on the batch's other clips.
+        decoding = self.decoding.settings | {"batch_size": self.batch_size if self.decoding.temperature else None}
+        return {"engine": "checkpoint", "model": self.name, "weights": weights_digest(self.name), "decoding": decoding}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; both modes share one pass of the towers."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
@@ -31,9 +31,9 @@ class EngineModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of the weights."""
+        """Model, decoding, and the digest of the weights."""
         decoding = self.decoding.settings
-        return {"engine": "vllm", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
+        return {"engine": "vllm", "model": self.name, "weights": weights_digest(self.name), "decoding": decoding}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`.

@@ -4,12 +4,12 @@ It answers the same prompts through the same cache as the client for servers (`l
 extract labels. Text only: images and audio need a server.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from mer_r1.data.claim import weights_digest
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import Replies, ReplyCache
 from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
@@ -53,7 +53,7 @@ class LocalModel:
             raise UserError(f"language model {folder}: cannot be loaded: {reason:.300}") from error
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.name = f"{Path(folder).name}@{_fingerprint(folder, self.model)}"
+        self.name = f"{Path(folder).name}@{str(weights_digest(folder))[:12]}"
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
         """One reply per prompt, in order; see `chat.TextModel`.
@@ -121,12 +121,3 @@ def generation_settings(decoding: Decoding) -> dict[str, Any]:
     # top_k = 0 turns off the 50 that transformers takes by default and servers do not.
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p or 1.0, "top_k": 0}
     return settings | sampled
-
-
-def _fingerprint(folder: str | Path, model: Any) -> str:
-    """Tells checkpoints of the same name apart: the hub's commit, or sizes and times of the files."""
-    if not Path(folder).is_dir():
-        return str(getattr(model.config, "_commit_hash", None))[:12]
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mer_r1.data.claim import claim
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split
@@ -139,24 +140,12 @@ def _check(seed: int, workers: int | None, missing: float) -> None:
 
 def _claim(out: Path, run: Mapping[str, Any]) -> None:
     """Create the folder for a run, or check that it belongs to the same run."""
-    run_file = out / RUN_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"scenes: {out} is a file; expected a new or empty folder")
-    if run_file.is_file():
-        try:
-            earlier = json.loads(run_file.read_text(encoding="utf-8"))
-        except ValueError:
-            earlier = None
-        if earlier != run:
-            raise UserError(
-                f"scenes: {out} holds another run ({earlier}); expected a new or empty folder, or {dict(run)}"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"scenes: {out} is not empty and holds no {RUN_FILE}; expected a new or empty folder")
+    claim(out, run, name=RUN_FILE, advice="expected a new or empty folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     for leftover in (out / "clips").glob(".*.mp4*"):
         leftover.unlink()
-    write_atomically(run_file, json.dumps(run, indent=1) + "\n")
 
 
 def _make(jobs: Sequence[ClipJob], workers: int) -> Iterator[tuple[ClipJob, dict[str, Any]]]:

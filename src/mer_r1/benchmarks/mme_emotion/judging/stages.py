@@ -16,6 +16,7 @@ from mer_r1.benchmarks.mme_emotion.judging.evidence import MAX_FRAMES, judge_fra
 from mer_r1.benchmarks.mme_emotion.scores.audit import ERROR_STEP
 from mer_r1.benchmarks.mme_emotion.scores.official import score_field
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.data.claim import media_digest
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
@@ -119,7 +120,7 @@ def _extraction(item: Item) -> Job:
         {"role": "user", "content": text},
     )
     prompt = ChatPrompt(messages, attempts=TASKS[item.task].extractor_tries)
-    return Job(item.key, _base(item), text, lambda: prompt)
+    return Job(item.key, _base(item), text, lambda: prompt, about=STEPS_VERSION)
 
 
 def judge(
@@ -183,7 +184,9 @@ def _judgement(
         return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat, task.judge_tries)
 
     row = _base(item) | {"step": step, "score": None, "reply": None, "judge": judge_name, "repeat": repeat}
-    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES)
+    media = media_digest(item.video, item.audio if how.audio else None)
+    about = f"{JUDGE_VERSION} {media} {how.max_side} {how.audio}"
+    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES, about)
 
 
 class _Parts:
@@ -264,9 +267,9 @@ def _clue(item: Item) -> Job:
         content = [{"type": "text", "text": prompts.CLUE_PROMPT}, sound_part(judge_sound(item.video, item.audio))]
         return ChatPrompt(({"role": "system", "content": prompts.CLUE_SYSTEM}, {"role": "user", "content": content}))
 
-    return Job(
-        (item.task, item.id), {"task": item.task, "video_id": item.id, "audio_clue": None}, prompts.CLUE_PROMPT, build
-    )
+    row = {"task": item.task, "video_id": item.id, "audio_clue": None}
+    about = f"{CLUES_VERSION} {media_digest(item.video, item.audio)}"
+    return Job((item.task, item.id), row, prompts.CLUE_PROMPT, build, about=about)
 
 
 def _base(item: Item) -> Row:
