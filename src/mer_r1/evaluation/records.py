@@ -21,7 +21,7 @@ from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, TextIO
 
 from mer_r1.data.clip import Clip
-from mer_r1.data.jsonl import object_of, read_lines, repair_end
+from mer_r1.data.jsonl import append_line, object_of, read_lines, repair_end
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
@@ -185,9 +185,8 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def append_record(file: TextIO, record: Record) -> None:
-    """Write one record as one line and flush it, so that a kill costs at most the last line."""
-    file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
-    file.flush()
+    """Append one record, see `append_line`."""
+    append_line(file, json.dumps(record.to_dict(), allow_nan=False))
 
 
 def done_keys(path: Path | str) -> set[tuple[str, str, int]]:
