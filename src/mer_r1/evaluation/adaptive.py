@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.data.check import Progress
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.evaluation.predict import evaluate_model, predict
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records, rescore
 from mer_r1.evaluation.summary import Summary, save_summary, summarise
@@ -122,7 +123,7 @@ def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) ->
 def write_gate(gate: Gate, folder: Path | str) -> Path:
     """Write a gate into a model's folder; returns the file."""
     file = Path(folder) / GATE_FILE
-    file.write_text(json.dumps(asdict(gate), indent=2) + "\n", encoding="utf-8")
+    write_atomically(file, json.dumps(asdict(gate), indent=2) + "\n")
     return file
 
 
@@ -133,13 +134,14 @@ def read_gate(folder: Path | str) -> Gate:
         UserError: it is missing or cannot be read.
     """
     file = Path(folder) / GATE_FILE
+    if not file.exists():
+        raise UserError(f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold")
     try:
-        return Gate(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold"
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
+        gate = Gate(**read_object(file))
+        if not (type(gate.threshold) in (int, float) and math.isfinite(gate.threshold)):
+            raise ValueError(f"expected a number as threshold, got {brief(gate.threshold)}")
+        return gate
+    except (ValueError, TypeError) as error:
         raise UserError(f"{file} is not a threshold file: {error}; `mer-r1 threshold` writes one") from error
 
 
