@@ -21,6 +21,7 @@ _STOP_STATUS = {401: "the key is not accepted", 402: "the account cannot pay", 4
 _OUR_PARAMETERS = ("temperature", "seed", "top_p", "repetition_penalty", "max_completion_tokens")
 _NO_CREDIT = "insufficient_quota"
 _SHOWN = 200
+_DEEPEST = 50
 
 
 class Kind(Enum):
@@ -69,22 +70,24 @@ class RequestError:
     wants_completion_tokens: bool = False
 
 
-def read_reply(text: str, seconds: float, structured: bool) -> tuple[Reply | RequestError, int, int]:
-    """The reply in the body of a successful response, or what is wrong with it.
+def read_reply(
+    text: str, seconds: float, structured: bool, hide: Callable[[str], str] = str
+) -> tuple[Reply | RequestError, int, int]:
+    """The reply in the body of a successful response, or what is wrong with it; `hide` blanks out secrets in a text.
 
     Returns:
         The reply (its text is not blank) or the error; tokens read; tokens written.
     """
     try:
-        body = json.loads(text)
+        body = blanked(json.loads(text), hide)
     except (ValueError, RecursionError):
-        return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(text)}"), 0, 0
+        return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(hide(text))}"), 0, 0
     read, written = _tokens(body)
     choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
-        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(text)}"), read, written
+        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(json.dumps(body))}"), read, written
     finish_reason = str(choice.get("finish_reason") or "stop")
     words = _content(message.get("content"))
     if words.strip():
@@ -164,6 +167,17 @@ def backoff(attempt: int, first: float, longest: float) -> float:
     return ceiling * random.uniform(0.5, 1.0)
 
 
+def blanked(value: Any, hide: Callable[[str], str], depth: int = 0) -> Any:
+    """A parsed body with every text passed through `hide`: in the raw body a secret may be written with escapes."""
+    if isinstance(value, dict | list) and depth > _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {hide(str(name)): blanked(item, hide, depth + 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [blanked(item, hide, depth + 1) for item in value]
+    return hide(value) if isinstance(value, str) else value
+
+
 def _tokens(body: Any) -> tuple[int, int]:
     usage = body.get("usage") if isinstance(body, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
@@ -180,10 +194,10 @@ def _content(content: Any) -> str:
 
 def _said(error: Any, hide: Callable[[str], str]) -> str:
     """The server's own message about an error."""
-    body = error.body
+    body = blanked(error.body, hide)
     if isinstance(body, dict):
         inner = body.get("message") or body.get("detail") or body.get("error") or body
-        return _short(hide(inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str)))
+        return _short(inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str))
     return _short(hide(str(body or error.message)))
 
 
