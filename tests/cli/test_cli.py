@@ -1,9 +1,11 @@
 """The command line: what it prints for machines, what it says when something is wrong, and real files."""
 
+import errno
 import json
 import platform
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from importlib import metadata
@@ -16,6 +18,7 @@ from rich.cells import cell_len
 from mer_r1 import __version__, cli
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import builtin
+from mer_r1.errors import UserError, brief
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "librosa", "pandas")
 ROW = ["word", "case1", "case2", *(f"wheel{wheel}_level{level}" for level in (1, 2) for wheel in range(1, 6))]
@@ -286,6 +289,42 @@ def test_what_no_file_is_to_blame_for_keeps_its_traceback(run, monkeypatch, tmp_
     monkeypatch.setattr("mer_r1.evaluation.report.write_report", fail)
     with pytest.raises(ConnectionError):
         run("report", tmp_path)
+
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, FULL), FULL),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: Read-only file system"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "cannot write"),
+        (RuntimeError(f"Error while serializing: I/O error: {FULL} (os error 28)"), FULL),
+        (sqlite3.OperationalError("database or disk is full"), "disk is full"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a worker process died"),
+    ],
+)
+def test_what_disk_or_system_refuse_is_one_line_and_status_2(run, monkeypatch, tmp_path, error, told):
+    def fail(*given):
+        try:
+            raise error
+        finally:
+            raise TypeError("while that was handled")
+
+    monkeypatch.setattr("mer_r1.evaluation.report.write_report", fail)
+    status, out, err = run("report", tmp_path)
+    assert (status, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_message_is_one_line_of_bounded_length():
+    text = str(UserError("first\r\n  second " + "x" * 10**6 + " the end"))
+    assert text.startswith("first second xxx")
+    assert text.endswith("the end")
+    assert len(text) == 2003
+    assert brief("x" * 10**6) == "'" + "x" * 37 + "..." + "x" * 38 + "'"
 
 
 @pytest.mark.parametrize("words", [["predict"], ["nonsense"], ["score"], ["map", "--jsn", "x"], ["rl", "--config"]])

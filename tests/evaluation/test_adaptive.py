@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -110,9 +110,10 @@ def test_a_gate_is_kept_with_the_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"retrained")
     with pytest.raises(UserError, match=r"weights: '\w+', now '\w+'\); choose it again with `mer-r1 threshold`"):
         read_gate(tmp_path)
-    (tmp_path / "think_auto.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match="not a threshold file"):
-        read_gate(tmp_path)
+    for content in ("[]", "[" * 100_000, *(json.dumps(asdict(gate) | {"threshold": x}) for x in ("x", True, math.nan))):
+        (tmp_path / "think_auto.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="not a threshold file"):
+            read_gate(tmp_path)
 
 
 def test_nothing_to_choose_on_is_said() -> None:

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -669,6 +671,62 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path) -> None:
         ReplyCache(tmp_path / "later.sqlite")
 
 
+def kept(path: Path, *statements: str) -> Path:
+    """A cache with one reply, changed by SQL."""
+    with ReplyCache(path) as cache:
+        cache.put("k", Reply("happy", None, "stop", False, 1, 1, 0.5), "m", ChatPrompt.user("a"), Decoding(), "1")
+    for statement in statements:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute(statement)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("statements", "told"),
+    [
+        (["drop table replies", "create table replies (key text primary key, reply text)"], "other columns"),
+        (["alter table replies add column more text"], "other columns"),
+        (["update replies set text = x'ff00'"], "damaged"),
+        (["update replies set text = cast(x'ff00' as text)"], "decode"),
+        (["update replies set prompt_tokens = 'abc'"], "damaged"),
+        (["update replies set seconds = 'x'"], "damaged"),
+    ],
+)
+def test_a_cache_of_another_layout_or_content_is_one_line(tmp_path, statements, told) -> None:
+    path = kept(tmp_path / "c.sqlite", *statements)
+    with pytest.raises(UserError, match=told) as caught, ReplyCache(path) as cache:
+        cache.get("k")
+    assert str(path) in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path) -> None:
+    path = kept(tmp_path / "c.sqlite", "alter table replies rename to x", "create view replies as select * from x")
+    with ReplyCache(path) as cache, pytest.raises(UserError, match="cannot modify replies"):
+        cache.put("l", Reply("a", None, "stop", False, 1, 1, 0.5), "m", ChatPrompt.user("a"), Decoding(), "1")
+
+
+def test_damaged_pages_of_a_cache_are_one_line(tmp_path) -> None:
+    path = kept(tmp_path / "c.sqlite", "pragma wal_checkpoint(truncate)", "pragma journal_mode = delete")
+    content = path.read_bytes()
+    for begin in range(100, len(content), 997):
+        path.write_bytes(content[:begin] + b"\xa5" * 1000 + content[begin + 1000 :])
+        with suppress(UserError), ReplyCache(path) as cache:
+            cache.get("k")
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_room(tmp_path) -> None:
+    with Server(lambda call: f"reply to {call.text}") as server, ReplyCache(tmp_path / "c.sqlite") as cache:
+        pages = cache._rows("pragma page_count")[0][0]
+        cache._rows(f"pragma max_page_count = {pages}")
+        with pytest.raises(UserError, match="disk is full"):
+            ask(server, [ChatPrompt.user(f"{number} " + "x" * 5000) for number in range(4)], cache)
+        kept_before = len(cache)
+        cache._rows(f"pragma max_page_count = {pages + 100}")
+        replies, _ = ask(server, [ChatPrompt.user(f"{number} " + "x" * 5000) for number in range(4)], cache)
+    assert [reply.text[:10] for reply in replies] == ["reply to 0", "reply to 1", "reply to 2", "reply to 3"]
+    assert kept_before < 4
+
+
 def test_text_that_is_no_unicode_is_asked_and_kept(tmp_path) -> None:
     answer = as_json({"choices": [{"message": {"content": "odd \ud800 reply"}}]})
     with Server(lambda call: answer) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
@@ -708,6 +766,59 @@ def test_the_key_is_in_no_cache_no_log_no_message_and_no_reply(tmp_path, caplog,
         assert piece.encode() not in files
 
 
+def escaped(text: str) -> str:
+    """A text as JSON may write it, every character as an escape."""
+    return "".join(f"\\u{ord(letter):04x}" for letter in text)
+
+
+def test_the_key_is_blanked_in_every_field_however_it_is_written(tmp_path) -> None:
+    def behave(call: Call):
+        echo = escaped(call.headers["authorization"])
+        parts = {
+            "clip 0": f'{{"finish_reason": "{echo}", "message": {{"content": "a"}}}}',
+            "clip 1": f'{{"message": {{"content": "{echo}"}}}}',
+            "clip 2": f'{{"message": {{"content": null, "refusal": "{"x" * 180} {echo}"}}}}',
+        }
+        if call.text == "clip 3":
+            return Answer(400, f'{{"detail": [{{"{echo}": "{echo}"}}]}}'.encode(), {"Content-Type": "application/json"})
+        body = f'{{"choices": [{parts[call.text]}]}}'
+        return Answer(200, body.encode(), {"Content-Type": "application/json"})
+
+    with Server(behave) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
+        replies, _ = ask(server, prompts(4), cache)
+        rows = str(list(cache))
+    assert replies[0].finish_reason == "Bearer [key]"
+    assert replies[1].text == "Bearer [key]"
+    assert all("[key]" in str(reply) for reply in replies[:2] + replies[3:])
+    for piece in (KEY, KEY[:10]):
+        assert piece not in f"{replies} {rows}"
+
+
+def test_a_word_that_stands_in_for_a_key_is_no_secret(monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with Server(lambda call: '["none"]') as server:
+        assert Client("m", server.base_url).complete(prompts(1), "1")[0].text == '["none"]'
+
+
+def test_a_redirect_to_another_server_is_refused_and_one_on_the_same_is_followed() -> None:
+    with Server(lambda call: "here") as other:
+
+        def behave(call: Call):
+            return status(307, {"Location": f"{other.base_url}/chat/completions"})
+
+        with (
+            Server(behave) as server,
+            pytest.raises(UserError, match="redirects to another server, http://127") as caught,
+        ):
+            ask(server, prompts(3))
+        assert other.calls == []
+        assert len(server.calls) <= 3
+    assert KEY not in str(caught.value)
+    with Server(lambda call: "here" if call.number else status(307, {"Location": "/v1/chat/completions"})) as server:
+        replies, _ = ask(server, prompts(1))
+    assert replies[0].text == "here"
+
+
 def test_the_key_comes_from_the_named_variable_when_it_is_used(monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with Server(lambda call: "ok") as server:
@@ -729,9 +840,17 @@ def test_a_missing_or_broken_key_is_said_without_showing_it(monkeypatch) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "", "ftp://me:" + "pw@host/v1", "https://host/v1?key=s"]
+    "url",
+    ["localhost:8000/v1", "ftp://host/v1", "http://", "", "ftp://me:pw@host/v1", "https://host/v1?key=s", "pw"],
 )
 def test_an_address_that_cannot_work_is_refused(url) -> None:
+    with pytest.raises(UserError, match="base URL") as caught:
+        Client("m", url)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["me:pw@host/v1", "http:me:pw@host/v1", "https://host/v1#pw", "//me:pw@host"])
+def test_credentials_in_an_address_are_refused_and_not_shown(url) -> None:
     with pytest.raises(UserError, match="base URL") as caught:
         Client("m", url)
     assert "pw" not in str(caught.value)

@@ -3,6 +3,7 @@
 A command parses, calls one function, and shows the result; heavy imports stay inside it.
 """
 
+import io
 import json
 import logging
 import os
@@ -32,8 +33,9 @@ from typer.core import TyperGroup
 
 from mer_r1 import __version__
 from mer_r1.cli.options import MOVED, App, Think
+from mer_r1.data.workers import exit_on_sigterm
 from mer_r1.emotions.thinking import ThinkingMode
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, system_problem
 from mer_r1.evaluation.records import commit, without_nan
 
 NOTHING = 3
@@ -139,20 +141,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpx2", "numba", "transformers", "datasets", "PIL", "fsspec", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name or a reply may be no valid text
+    exit_on_sigterm()
     try:
         app()
     except UserError as error:
         _fail(str(error))
-    except ModuleNotFoundError as error:
-        message = _missing(error.name or "")
-        if message is None:
+    except Exception as error:
+        message = _missing(error.name or "") if isinstance(error, ModuleNotFoundError) else system_problem(error)
+        if message is None:  # not a mistake on the command line
             raise
-        _fail(message)
-    except OSError as error:
-        # An error without a file name is not a mistake on the command line.
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(str(UserError(message)))
 
 
 def _missing(module: str) -> str | None:

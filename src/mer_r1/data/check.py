@@ -4,21 +4,20 @@
 foreign bytes: if it crashes a worker process, the clip that caused it is named and the check continues.
 """
 
-import multiprocessing
 import os
 import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.data.media.read import read_media
+from mer_r1.data.workers import WorkerDiedError, in_workers
 from mer_r1.errors import UserError
 
 Progress = Callable[[int, int], Any]
@@ -101,22 +100,17 @@ def _in_processes(
 ) -> dict[int, Probe]:
     """Probes by index; incomplete if a worker crashed."""
     found: dict[int, Probe] = {}
-    # Spawned, not forked: the caller may have threads (a progress bar, a deep-learning library).
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        pending: dict[Future[Probe], int] = {}
-        left = iter(clips.items())
-        try:
-            while True:
-                while len(pending) < 8 * workers and (item := next(left, None)) is not None:
-                    pending[pool.submit(probe_clip, item[1], limits)] = item[0]
-                if not pending:
-                    return found
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    found[pending.pop(future)] = future.result()
-                    advance()
-        except BrokenProcessPool:
-            return found
+    try:
+        for (index, _), probe in in_workers(partial(_probe_item, probe_clip, limits), clips.items(), workers):
+            found[index] = probe
+            advance()
+    except WorkerDiedError:
+        pass
+    return found
+
+
+def _probe_item(probe: Callable[..., Probe], limits: MediaLimits | None, item: tuple[int, Clip]) -> Probe:
+    return probe(item[1], limits)
 
 
 @dataclass

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.data.check import Progress
 from mer_r1.data.claim import check_claim, weights_digest
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.evaluation.predict import evaluate_model, predict
 from mer_r1.evaluation.records import Record, read_records
 from mer_r1.evaluation.summary import Summary, save_summary, saved_records, summarise
@@ -124,7 +125,7 @@ def write_gate(gate: Gate, folder: Path | str) -> Path:
     """Write a gate into a model's folder, for its weights of now; returns the file."""
     file = Path(folder) / GATE_FILE
     gate = replace(gate, chosen_on={**gate.chosen_on, "weights": weights_digest(folder)})
-    file.write_text(json.dumps(asdict(gate), indent=2) + "\n", encoding="utf-8")
+    write_atomically(file, json.dumps(asdict(gate), indent=2) + "\n")
     return file
 
 
@@ -135,14 +136,14 @@ def read_gate(folder: Path | str) -> Gate:
         UserError: it is missing, cannot be read, or was chosen for other weights.
     """
     file = Path(folder) / GATE_FILE
+    if not file.exists():
+        raise UserError(f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold")
     try:
-        gate = Gate(**json.loads(file.read_text(encoding="utf-8")))
+        gate = Gate(**read_object(file))
         facts = {"weights": gate.chosen_on.get("weights")}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold"
-        ) from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if not (type(gate.threshold) in (int, float) and math.isfinite(gate.threshold)):
+            raise ValueError(f"expected a number as threshold, got {brief(gate.threshold)}")
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a threshold file: {error}; `mer-r1 threshold` writes one") from error
     check_claim(file, facts, {"weights": weights_digest(folder)}, "choose it again with `mer-r1 threshold`")
     return gate

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from mer_r1.data.claim import check_items, claim
 from mer_r1.data.clip import Clip
-from mer_r1.data.jsonl import object_of, read_lines, repair_end
+from mer_r1.data.jsonl import append_line, object_of, read_lines, repair_end
 from mer_r1.emotions.answers import answer_words, rule_doubt
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
@@ -195,9 +195,8 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def append_record(file: TextIO, record: Record) -> None:
-    """Write one record as one line and flush it, so that a kill costs at most the last line."""
-    file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
-    file.flush()
+    """Append one record, see `append_line`."""
+    append_line(file, json.dumps(record.to_dict(), allow_nan=False))
 
 
 def kept_states(path: Path, items: Mapping[str, str], draw: int = 0) -> dict[tuple[str, str], str | None]:

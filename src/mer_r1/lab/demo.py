@@ -10,11 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from rich.console import Console
 
 from mer_r1.data.claim import check_claim
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import worker_pool
 from mer_r1.errors import UserError
 
 STAGES = ("scenes", "base", "sft", "rl", "evaluation")
@@ -184,7 +183,7 @@ def _steps(log: Path) -> int:
 def _evaluate(out: Path, manifest: Path, seed: int, bar: Bar) -> None:
     # In parallel, one thread each: matrices this small gain little from a second thread.
     wanted = [("sft", None), ("rl", None), *(("rl", channel) for channel in CONDITIONS.values())]
-    with bar("  evaluated", len(wanted)) as advance, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with bar("  evaluated", len(wanted)) as advance, worker_pool(2) as pool:
         for job in [pool.submit(_evaluate_stage, out, manifest, seed, stage, exchange) for stage, exchange in wanted]:
             job.result()
             advance(1)

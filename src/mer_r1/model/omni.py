@@ -5,24 +5,27 @@
 """
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoProcessor
 
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.emotions.thinking import TAGS
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 
 SETTINGS_FILE = "mer_r1.json"
+MOST_FRAMES = 4096
+"""Frames of a clip above which settings are refused."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class Settings:
             raise ValueError(f"form: got {self.form!r}, expected once or twice")
         if self.must_reason and self.form == "twice":
             raise ValueError("must_reason is for the form once, whose completions begin with the think block")
-        if not (self.num_frames >= 1 and self.max_seconds > 0):
-            raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
+        numbers = type(self.num_frames) is int and type(self.max_seconds) in (int, float)
+        if not (numbers and 1 <= self.num_frames <= MOST_FRAMES and 0 < self.max_seconds < float("inf")):
+            told = f"{brief(self.num_frames)} frames and {brief(self.max_seconds)} seconds"
+            raise ValueError(f"got {told}, expected positive numbers and at most {MOST_FRAMES} frames")
 
     def limits(self) -> MediaLimits:
         """The limits for `media.read.read_media`."""
@@ -126,7 +131,7 @@ class Omni:
 
 def write_settings(folder: Path | str, settings: Settings) -> None:
     """Write `mer_r1.json` beside a checkpoint."""
-    (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    write_atomically(Path(folder) / SETTINGS_FILE, json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def load(
@@ -157,12 +162,14 @@ def load(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
     settings = read_settings(folder)
-    try:
+    with loading(path, "a Qwen2.5-Omni or Qwen3-Omni thinker"):
         # Checked first: for another architecture's folder the library would build a random thinker of the full size.
-        architecture = AutoConfig.from_pretrained(path).model_type
+        architecture = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if architecture not in FAMILIES:
             raise ValueError(f"it holds a {architecture} model")
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        if len(processor.tokenizer.get_vocab()) <= len(processor.tokenizer.added_tokens_decoder):
+            raise ValueError("its tokenizer has no words")  # for a missing file the library makes an empty one
         kind: Any = FAMILIES[architecture].model
         with nullcontext() if towers else without_towers(kind):
             model, report = kind.from_pretrained(
@@ -172,16 +179,30 @@ def load(
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
             bind(model, TowerWeights(path, model.dtype))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load {path} as a Qwen2.5-Omni or Qwen3-Omni thinker: {' '.join(str(error).split())}"
-        ) from error
     if not isinstance(processor, FAMILIES[architecture].processor):
         name = FAMILIES[architecture].name
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
     set_frame_size(processor)
     source = None if towers else str(path)
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
+
+
+@contextmanager
+def loading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a model's files, which may be damaged in any way, into one line.
+
+    Raises:
+        UserError: naming the path, what was expected there, and the library's reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        if "trust_remote_code" in reason:  # the library's advice is to run it
+            reason = "it brings code of its own, which is never run"
+        raise UserError(f"cannot load {path} as {what}: {' '.join(reason.split())}") from error
 
 
 def read_settings(folder: Path) -> Settings:
@@ -193,9 +214,10 @@ def read_settings(folder: Path) -> Settings:
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return Settings()
+    content = read_object(file)
     try:
-        return Settings(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return Settings(**content)
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{file}: {error}; expected the settings of a model folder, as `mer-r1 build` writes them"
         ) from error

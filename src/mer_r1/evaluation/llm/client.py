@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import Replies, ReplyCache, reply_key
@@ -81,10 +81,10 @@ class Client:
     def __post_init__(self) -> None:
         """Refuse an address or numbers that cannot work."""
         parts = urlsplit(self.base_url)
-        if "@" in parts.netloc or parts.query:
+        if "@" in self.base_url or parts.query or parts.fragment:
             raise UserError(f"base URL: give no credentials in it; the key is read from {self.key_variable}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"base URL: expected an address such as http://localhost:8000/v1, got {self.base_url!r}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:  # not shown: it may be a key
+            raise UserError("base URL: expected an address such as http://localhost:8000/v1")
         if self.concurrency < 1 or (self.retries.attempts or 1) < 1:
             raise UserError("concurrency and attempts: expected at least 1")
         if self.cache is None:
@@ -137,11 +137,10 @@ class _Run:
 
         logging.getLogger("httpcore2").setLevel(logging.INFO)  # its trace shows whole headers, echoes of the key too
         base_url, timeout, keys = self.client.base_url, self.client.timeout, iter(replies.missing)
-        http = DefaultAsyncHttpxClient(event_hooks={"response": [read_bounded]})
-        key = self.key or "none"
-        async with AsyncOpenAI(
-            api_key=key, base_url=base_url, timeout=timeout, max_retries=0, http_client=http
-        ) as remote:
+        asks: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": 0}
+        hooks = {"response": [self._refuse_other_server, read_bounded]}
+        asks["http_client"] = DefaultAsyncHttpxClient(event_hooks=hooks)
+        async with AsyncOpenAI(api_key=self.key or "none", **asks) as remote:
             self.create = remote.chat.completions.with_raw_response.create
             workers = [asyncio.create_task(self._work(keys, replies)) for _ in range(self.client.concurrency)]
             try:
@@ -152,6 +151,15 @@ class _Run:
                 await asyncio.gather(*workers, return_exceptions=True)
         if self.stop is not None:
             raise self.stop
+
+    async def _refuse_other_server(self, response: Any) -> None:
+        """Raise UserError for a redirect that leads the prompts to another origin."""
+        if response.has_redirect_location:
+            asked = urlsplit(str(response.request.url))
+            there = urlsplit(urljoin(asked.geturl(), response.headers["location"]))
+            if (there.scheme, there.netloc) != (asked.scheme, asked.netloc):
+                message = f"it redirects to another server, {there.scheme}://{there.netloc.rpartition('@')[2]}"
+                raise UserError(f"{self.client.name} at {self.client.base_url}: {self._hide(message):.200}")
 
     async def _work(self, keys: Iterator[str], replies: Replies) -> None:
         while self.stop is None and (key := next(keys, None)) is not None:
@@ -276,7 +284,7 @@ class _Run:
             self.stopping.set()
 
     def _hide(self, text: str) -> str:
-        return text.replace(self.key, "[key]") if self.key else text
+        return text.replace(self.key, "[key]") if len(self.key) > 5 else text  # "none" and "EMPTY" are no secrets
 
 
 def _read_key(variable: str, base_url: str) -> str:

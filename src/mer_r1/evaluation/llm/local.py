@@ -41,16 +41,16 @@ class LocalModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from mer_r1.model.omni import loading
+
         self.decoding = decoding or Decoding()
         self.cache = ReplyCache(":memory:") if cache is None else cache
         self.batch_size = batch_size
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"language model {folder}: cannot be loaded: {reason:.300}") from error
+        with loading(folder, "a causal language model"):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+            self.model: Any = loaded.to(device).eval()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.name = f"{Path(folder).name}@{str(weights_digest(folder))[:12]}"
@@ -73,9 +73,11 @@ class LocalModel:
     def _text(self, prompt: ChatPrompt) -> str:
         if not all(isinstance(message["content"], str) for message in prompt.messages):
             raise UserError(f"language model {self.name}: reads text only; frames and sounds need a server")
+        from mer_r1.model.prompts import chat_text
+
         messages = [dict(message) for message in prompt.messages]
         if self.tokenizer.chat_template is not None:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return chat_text(self.tokenizer, messages)
         return "\n".join(str(message["content"]) for message in messages)
 
     def _generate(self, texts: Sequence[str]) -> list[Reply]:

@@ -26,7 +26,7 @@ _STOP_STATUS = {401: "the key is not accepted", 402: "the account cannot pay", 4
 MAX_BODY = 16 * 2**20
 """Longest body of a response, in bytes after decompression."""
 _NO_CREDIT = "insufficient_quota"
-_SHOWN, _SEARCHED = 200, 4000
+_SHOWN, _SEARCHED, _DEEPEST = 200, 4000, 50
 _MOST_TOKENS = 2**40
 _LONGEST_WAIT = 7 * 86400.0
 """Seconds; a longer Retry-After is a mistake of the server and counts as none."""
@@ -123,7 +123,7 @@ def read_reply(
         The reply (its text is not blank) or the error; tokens read; tokens written.
     """
     try:
-        body = json.loads(content)
+        body = blanked(json.loads(content), hide)
     except (ValueError, RecursionError):
         text = content if isinstance(content, str) else content.decode("utf-8", "replace")
         return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(hide(text))}"), 0, 0
@@ -132,15 +132,15 @@ def read_reply(
         choice = body["choices"][0]
         message = dict(choice["message"].items())
     except (TypeError, LookupError, AttributeError):
-        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(_text_of(body, hide))}"), read, written
-    ended = _short(_text_of(choice.get("finish_reason") or "stop", hide))[:40]
+        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(_text_of(body))}"), read, written
+    ended = _short(_text_of(choice.get("finish_reason") or "stop"))[:40]
     finish_reason = "stop" if ended.lower() in _ENDED else "length" if ended.lower() in _CUT else ended
-    words, reasoning = (sound_text(hide(text)) for text in _spoken(message))
+    words, reasoning = map(sound_text, _spoken(message))
     said = words if words.strip() else reasoning if finish_reason == "stop" else ""
     if finish_reason in ("stop", "length") and said.strip():
         return Reply(said, None, finish_reason, structured, read, written, seconds), read, written
     if refusal := message.get("refusal"):
-        return RequestError(Kind.PROMPT, f"the model refuses: {_short(_text_of(refusal, hide))}"), read, written
+        return RequestError(Kind.PROMPT, f"the model refuses: {_short(_text_of(refusal))}"), read, written
     return _broken(ended, finish_reason, bool(words.strip())), read, written
 
 
@@ -234,6 +234,17 @@ def backoff(attempt: int, first: float, longest: float) -> float:
     return ceiling * random.uniform(0.5, 1.0)
 
 
+def blanked(value: Any, hide: Callable[[str], str], depth: int = 0) -> Any:
+    """A parsed body with every text passed through `hide`: in the raw body a secret may be written with escapes."""
+    if isinstance(value, dict | list) and depth > _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {hide(str(name)): blanked(item, hide, depth + 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [blanked(item, hide, depth + 1) for item in value]
+    return hide(value) if isinstance(value, str) else value
+
+
 def _tokens(body: Any) -> tuple[int, int]:
     usage = body.get("usage") if isinstance(body, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
@@ -262,18 +273,15 @@ def _joined(content: Any, kind: str) -> str:
 
 def _said(error: Any, hide: Callable[[str], str]) -> str:
     """The server's own message about an error."""
-    body = error.body
+    body = blanked(error.body, hide)
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body.get("error") or body
-    return _text_of(body or str(error.message), hide)[:_SEARCHED]
+    return _text_of(body or hide(str(error.message)))[:_SEARCHED]
 
 
-def _text_of(value: Any, hide: Callable[[str], str]) -> str:
-    """Any JSON value as a text without secrets."""
-    try:
-        return hide(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-    except (ValueError, RecursionError):
-        return "something nested without end"
+def _text_of(value: Any) -> str:
+    """Any JSON value as a text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _short(text: str) -> str:

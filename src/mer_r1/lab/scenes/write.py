@@ -7,7 +7,6 @@ an error. Rendering needs the extra `scenes`, which is imported only when clips 
 
 import json
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.data.claim import claim
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import in_workers
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.story.sentences import SPLITS, Split
 
@@ -30,7 +30,7 @@ DEFAULT_SPLITS: Mapping[str, float] = {"train": 0.8, "val": 0.06, "test": 0.14}
 MISSING = 0.3
 """Share of the training clips that lack a channel or two; clips of the other splits are complete."""
 RUN_FILE, MANIFEST = "scenes.json", "manifest.jsonl"
-_CHUNK = 4
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -150,21 +150,18 @@ def _claim(out: Path, run: Mapping[str, Any]) -> None:
 
 def _make(jobs: Sequence[ClipJob], workers: int) -> Iterator[tuple[ClipJob, dict[str, Any]]]:
     """Render and save every clip; yields each with its manifest row once its file is written."""
-    if workers == 1 or len(jobs) <= _CHUNK:
-        yield from map(_make_one, jobs)
+    if workers == 1 or len(jobs) <= _FEW:
+        yield from ((job, _make_one(job)) for job in jobs)
         return
-    # Spawned: a forked copy of a process with threads (torch, numba) may hang.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(jobs)), initializer=_one_thread) as pool:
-        yield from pool.imap_unordered(_make_one, jobs, chunksize=_CHUNK)
+    yield from in_workers(_make_one, jobs, min(workers, len(jobs)), prepare=_one_thread)
 
 
-def _make_one(job: ClipJob) -> tuple[ClipJob, dict[str, Any]]:
+def _make_one(job: ClipJob) -> dict[str, Any]:
     from mer_r1.lab.scenes.clip import record, save
 
     drawn = job.script()
     save(record(drawn), job.path)
-    return job, drawn.row()
+    return drawn.row()
 
 
 def _one_thread() -> None:

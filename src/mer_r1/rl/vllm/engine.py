@@ -28,7 +28,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings
-from mer_r1.model.prompts import conversation
+from mer_r1.model.prompts import chat_text, conversation
 
 THINKER = "qwen2_5_omni_thinker"
 TOWERS = ("thinker.visual.", "thinker.audio_tower.")
@@ -137,7 +137,7 @@ class Requests:
 
         from mer_r1.model.omni import read_settings
 
-        self.processor = AutoProcessor.from_pretrained(model)
+        self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         self.settings = read_settings(Path(model))
 
     def of(self, clip: Clip) -> dict[str, Any] | str:
@@ -152,7 +152,7 @@ class Requests:
             has_picture=media.frames is not None,
             has_sound=media.waveform is not None,
         )
-        prompt = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        prompt = chat_text(self.processor, turns)
         return {"prompt": prompt, **media_of(media, self.processor)}
 
 

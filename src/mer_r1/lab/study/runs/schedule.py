@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import exit_on_sigterm
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs.jobs import StudyJob
 
@@ -60,7 +61,8 @@ def run_jobs(jobs: Sequence[StudyJob], out: Path, cores: int, report: Report = l
     """
     failed: dict[str, str] = {}
     running: list[_Running] = []
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.getsignal(signal.SIGTERM)
+    exit_on_sigterm()  # the default SIGTERM would leave the jobs running
     try:
         while True:
             for ended in [entry for entry in running if entry.process.poll() is not None]:
@@ -80,10 +82,6 @@ def run_jobs(jobs: Sequence[StudyJob], out: Path, cores: int, report: Report = l
     if failed:
         name, reason = next(iter(failed.items()))
         raise UserError(f"{len(failed)} runs failed; the first, {name}: {reason} (see {out / name / CONSOLE})")
-
-
-def _stop(number: int, _: object) -> None:
-    raise SystemExit(128 + number)  # a shell's exit status; the default SIGTERM would leave the jobs running
 
 
 def _start_ready(
