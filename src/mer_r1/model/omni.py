@@ -5,8 +5,9 @@
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
-from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import TowerWeights, bind, same_towers_as, whole_state, without_towers
@@ -26,20 +27,16 @@ SETTINGS_FILE = "mer_r1.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ClipLimits):
     """Preprocessing settings that the checkpoint's own files lack; kept beside them in mer_r1.json.
 
     Attributes:
-        num_frames: frames sampled from a clip, evenly over its length.
-        max_seconds: length in seconds after which a clip is cut, with a note.
         question: wording of the question, "full" or "short" (`thinking.question`).
         form: form of the completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
         must_reason: whether sampling keeps slow thinking from leaving its think block empty (`generation.Openings`);
             for the form "once". Fast thinking, whose empty think block is prefilled, is not concerned.
     """
 
-    num_frames: int = 8
-    max_seconds: float = 30.0
     question: Literal["full", "short"] = "full"
     form: Literal["once", "twice"] = "once"
     must_reason: bool = False
@@ -52,12 +49,7 @@ class Settings:
             raise ValueError(f"form: got {self.form!r}, expected once or twice")
         if self.must_reason and self.form == "twice":
             raise ValueError("must_reason is for the form once, whose completions begin with the think block")
-        if not (self.num_frames >= 1 and self.max_seconds > 0):
-            raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
-
-    def limits(self) -> MediaLimits:
-        """The limits for `media.read.read_media`."""
-        return MediaLimits(max_frames=self.num_frames, max_seconds=self.max_seconds)
+        super().__post_init__()
 
 
 @dataclass
@@ -125,8 +117,9 @@ class Omni:
 
 
 def write_settings(folder: Path | str, settings: Settings) -> None:
-    """Write `mer_r1.json` beside a checkpoint."""
-    (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    """Write `mer_r1.json` beside a checkpoint; what is None is left out."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    (Path(folder) / SETTINGS_FILE).write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
 
 
 def load(
@@ -135,6 +128,7 @@ def load(
     device: str | None = None,
     towers: bool = True,
     attention: str | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Omni:
     """Load a thinker: a local folder or a hub name (full checkpoints work; their talker is left out).
 
@@ -145,6 +139,7 @@ def load(
         towers: whether to load the towers; False leaves them in the checkpoint until they are needed
             (`absent_towers`).
         attention: the library's attention implementation ("sdpa", "flash_attention_2"); None for its own choice.
+        limits: fields of `ClipLimits` that replace the checkpoint's own.
 
     Raises:
         UserError: the folder is missing or holds no thinker of a known family (`families`).
@@ -156,7 +151,7 @@ def load(
         raise UserError(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
-    settings = read_settings(folder)
+    settings = replace(read_settings(folder), **(limits or {}))
     try:
         # Checked first: for another architecture's folder the library would build a random thinker of the full size.
         architecture = AutoConfig.from_pretrained(path).model_type
