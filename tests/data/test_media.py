@@ -15,7 +15,7 @@ import pytest
 import recordings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_samples import quarters, tone, with_display_matrix, write_media
+from media_samples import quarters, tone, with_display_matrix, without_decoder, write_media
 from recordings import muxed
 
 from mer_r1.data.media import container as containers
@@ -686,17 +686,6 @@ def test_a_cover_picture_is_no_video(tmp_path: Path, name: str, codec: str) -> N
     assert clip.frames is None
     assert clip.notes[0] == "no picture"
     assert pitch(clip) == pytest.approx(440, abs=2)
-
-
-def without_decoder(mp4: Path, *codes: bytes) -> Path:
-    """Rename the formats of tracks in an MP4 file to ones that no decoder knows."""
-    data = bytearray(mp4.read_bytes())
-    for code in codes:
-        at = data.index(code, data.index(b"moov"))
-        data[at : at + 4] = b"zz" + code[:2]
-        data[(esds := data.index(b"esds", at)) : esds + 4] = b"zzzz"
-    mp4.write_bytes(data)
-    return mp4
 
 
 def test_a_missing_decoder_is_not_called_a_missing_channel(tmp_path: Path) -> None:

@@ -182,14 +182,15 @@ def check_manifest(
         report.problems += [(number, clip.id, text) for _, text in problems]
         counts.update(kind for kind, _ in problems)
         report.n_ok += not problems
-    notes.update(count_notes((clip.id, probe.notes) for clip, probe in zip(clips, probes, strict=True)))
     report.problems.sort(key=lambda problem: problem[0])
-    report.counts, report.notes = dict(counts), dict(notes.most_common())
+    report.counts, report.notes = dict(counts), dict(notes)
     _describe(report, clips, probes)
     return report
 
 
 def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe]) -> None:
+    noted = count_notes((clip.id, probe.notes) for clip, probe in zip(clips, probes, strict=True))
+    report.notes = dict(Counter(report.notes | noted).most_common())
     report.splits = dict(Counter(clip.split or "none" for clip in clips))
     readable = [(clip, probe) for clip, probe in zip(clips, probes, strict=True) if probe.problem is None]
     report.channels = {

@@ -129,13 +129,16 @@ def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], ch
 
     `donors` maps the id of each of the clips to the id of the clip whose channel it gets.
     """
+    from mer_r1.model.prompts import notes_of, notes_tensor
+
     by_id = {clip.id: clip for clip in clips}
     keys = CHANNELS[channel]
 
     def mixed(clip: Clip) -> "dict[str, Tensor]":
         own, other = get(clip), get(by_id[donors[clip.id]])
         kept = {name: value for name, value in own.items() if name not in keys}
-        return kept | {name: other[name] for name in keys if name in other}
+        notes = [*notes_of(own), *(f"{channel} of clip {donors[clip.id]}: {note}" for note in notes_of(other))]
+        return kept | {name: other[name] for name in keys if name in other} | notes_tensor(notes)
 
     return mixed
 
@@ -149,13 +152,15 @@ def _predict_batch(
     categories: Categories,
     source: Mapping[str, Any],
 ) -> Iterator[Record]:
+    from mer_r1.model.prompts import notes_of
+
     began = time.perf_counter()
     sampled, opening = answer(omni, [prompt for _, prompt in asked], mode, sampling, categories[0])
     seconds = round((time.perf_counter() - began) / len(asked), 4)
     confidences = _confidences(sampled, categories[1], len(asked))
     form = omni.settings.form
     drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
-    for (clip, _), ids, logps, confidence in drawn:
+    for (clip, prompt), ids, logps, confidence in drawn:
         completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
         yield record_of_answer(
             clip,
@@ -168,6 +173,7 @@ def _predict_batch(
             seconds=seconds,
             tokens=len(ids),
             sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
+            notes=notes_of(prompt.media),
         )
 
 
@@ -200,6 +206,7 @@ def evaluate_model(
     ask: Ask | None = None,
     only: Collection[str] | None = None,
     num_answers: int = 1,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -219,6 +226,7 @@ def evaluate_model(
         ask: the question about each clip; None takes the model's own emotion question.
         only: ids of the clips to ask about; None asks about all.
         num_answers: sampled answers per clip and mode; scores are then means over a clip's answers.
+        limits: as `omni.load`.
 
     Raises:
         UserError: if the split has no clips, exchange is neither audio nor video, or several answers would be greedy.
@@ -226,10 +234,9 @@ def evaluate_model(
     from mer_r1.model.omni import load
 
     _check(exchange, num_answers, sampling)
-    clips = _clips_of(manifest, split)
+    clips, file = _clips_of(manifest, split), out / RECORDS_FILE
     out.mkdir(parents=True, exist_ok=True)
-    file = out / RECORDS_FILE
-    done, omni = done_keys(file), load(model, device=device)
+    done, omni = done_keys(file), load(model, device=device, limits=limits)
     get = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, sampling.seed or 0)
     taxonomy, tell = load_wheels(wheels), progress or (lambda more, total: None)
     wanted = [clip for clip in clips if only is None or clip.id in only]

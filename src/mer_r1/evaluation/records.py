@@ -62,6 +62,7 @@ class Record:
         sureness: answer confidence, the geometric mean of the token probabilities, in [0, 1]; None if unknown.
         form: form of the completion, "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
         draw: number of this answer, from 0, among several sampled ones to the same question.
+        notes: what was not read of the clip, or looks odd (`Media.notes`).
     """
 
     id: str
@@ -85,6 +86,7 @@ class Record:
     sureness: float | None = None
     form: str = ONCE
     draw: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -140,7 +142,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("tokens", "seed", "draw"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))
     ),
-    **dict.fromkeys(("labels", "without"), ("a list of words", _is_words)),
+    **dict.fromkeys(("labels", "without", "notes"), ("a list of words", _is_words)),
     "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
     "well_formed": ("true or false", lambda value: isinstance(value, bool)),
     "scores": ("precision, recall and f1 within 0 and 1, or null", lambda value: value is None or _is_scores(value)),
@@ -243,7 +245,7 @@ def record_of_answer(
     """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
 
     The completion is the raw text, prefilled part included. `source` holds the fields of `provenance`, `measured`
-    further ones: `seconds`, `tokens`, `sureness`, `confidence`.
+    further ones: `seconds`, `tokens`, `sureness`, `confidence`, `notes`.
     """
     record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
     return _rescored(record, taxonomy, level=1)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
@@ -71,7 +72,11 @@ class Difference(TypedDict):
 
 
 class Summary(TypedDict):
-    """Results of one set of records, ready for JSON; `condition` names a change made to the clips, if any."""
+    """Results of one set of records, ready for JSON.
+
+    `condition` names a change made to the clips, if any; `notes` counts the clips that were not read whole, or look odd
+    (`media.notes`).
+    """
 
     model: str
     condition: str | None
@@ -79,6 +84,7 @@ class Summary(TypedDict):
     resamples: int
     modes: dict[str, ModeSummary]
     differences: dict[str, Difference]
+    notes: dict[str, int]
 
 
 def summarise(
@@ -112,6 +118,7 @@ def summarise(
         "resamples": resamples,
         "modes": modes,
         "differences": differences,
+        "notes": count_notes((record.id, record.notes) for record in records),
     }
 
 

@@ -12,7 +12,7 @@ own JSON, can take the place of predictions.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped, task_named
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -122,6 +123,7 @@ def predict_answers(
     batch_size: int = 16,
     device: str | None = None,
     progress: Any = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """First stage: predict every clip without a record; returns the records' file; see `predict.evaluate_model`."""
     from mer_r1.evaluation.predict import evaluate_model
@@ -138,7 +140,14 @@ def predict_answers(
         device=device,
         progress=progress,
         ask=question_of,
+        limits=limits,
     )
+
+
+def notes_of(out: Path) -> dict[str, int]:
+    """Number of predicted clips with each note about what was read of them (`Record.notes`)."""
+    file = out / PREDICTIONS / RECORDS_FILE
+    return count_notes((record.id, record.notes) for record in (read_records(file) if file.exists() else ()))
 
 
 def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMode]) -> list[Item]:
@@ -257,6 +266,7 @@ def write_scores(
 ) -> dict[str, Any]:
     """Last stage: the report of all judged items, written to `scores.json`; see `compare.score_report`."""
     report = score_report(read_judged([out / JUDGED_FILE]), expected_ids(clips), alpha, seed, judge)
+    report["notes"] = notes_of(out)
     _write_json(out / SCORES_FILE, report)
     return report
 
@@ -269,7 +279,7 @@ def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, see
         for item in group:
             gold = gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
             rows.append(LabelItem(item.task, item.response or "", gold, item.candidates))
-        report[mode] = label_report(rows, taxonomy, seed)
+        report[mode] = label_report(rows, taxonomy, seed) | {"notes": notes_of(out)}
     _write_json(out / LABELS_FILE, report)
     return report
 

@@ -2,17 +2,29 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, app, eval_app, print_json, progress, say, score_app, thinking_modes
+from mer_r1.cli.app import (
+    AsJson,
+    Wheels,
+    app,
+    eval_app,
+    print_json,
+    progress,
+    say,
+    say_notes,
+    score_app,
+    thinking_modes,
+)
 from mer_r1.cli.benchmarks.mme_emotion_view import match_labels, say_estimate, say_result, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
     BatchSize,
     Device,
     KeyVariable,
+    Limits,
     MaxNewTokens,
     PricesOption,
     Requests,
@@ -147,6 +159,7 @@ def eval_mme(
     manifest: Manifest,
     out: Annotated[Path, typer.Option(help="Output folder of all records; rerun to resume.")],
     answers: Answers,
+    limits: Limits,
     judging: Judge,
     service: Service,
     think: ThinkOption = "both",
@@ -165,7 +178,7 @@ def eval_mme(
         raise UserError("give what to evaluate: --model MODEL, or --predictions FILES with answers from elsewhere")
     clips = run.benchmark_clips(manifest)
     if answers.model is not None and stage in ("all", "predict") and not estimate:
-        _predict(answers, manifest, out, think, seed, as_json)
+        _predict(answers, limits.given, manifest, out, think, seed, as_json)
     if stage == "predict":
         return
     if stage == "score" and judge != NO_JUDGE:
@@ -205,15 +218,19 @@ def clues(
         say(f"{tally.known + tally.done} clues in {out}, {tally.failed} clips without")
 
 
-def _predict(answers: Answers, manifest: Path, out: Path, think: Think, seed: int, quiet: bool) -> None:
+def _predict(
+    answers: Answers, limits: dict[str, Any], manifest: Path, out: Path, think: Think, seed: int, quiet: bool
+) -> None:
     """Run the first stage: answers of the evaluated model."""
-    from mer_r1.benchmarks.mme_emotion.run import predict_answers
+    from mer_r1.benchmarks.mme_emotion.run import notes_of, predict_answers
     from mer_r1.model.generation import Sampling
 
     sampling, modes = Sampling(answers.max_new_tokens, answers.temperature, seed=seed), thinking_modes(think)
     model, batch_size, device = str(answers.model), answers.batch_size, answers.device
     with progress("predict", None, quiet=quiet) as advance:
-        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance)
+        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance, limits)
+    if not quiet:
+        say_notes(notes_of(out))
 
 
 def _items(predictions: list[Path] | None, clips: list[Clip], out: Path, think: Think, estimate: bool) -> "list[Item]":

@@ -26,12 +26,12 @@ from mer_r1.data.media.picture import PictureTrack
 from mer_r1.data.media.sound import SoundTrack
 from mer_r1.errors import UserError, printable
 
+NO_DECODER = "cannot be decoded (no decoder for its format)"
 _INTERLEAVING_SECONDS = 10.0  # how far apart the tracks of a file may lie before the slower one counts as ended
 _EXACT_LENGTH = ("mov", "matroska", "avi", "wav", "flac")  # formats whose header states the true length
 _NOTED_DIFFERENCE = 0.5  # seconds
 _USUAL_RATES = (0.1, 500.0)  # frames per second; a rate beyond is more often a wrong header than true
 _SILENCE = 1e-4  # of full scale, -80 dB
-_NO_DECODER = "cannot be decoded (no decoder for its format)"
 _COVER, _DEFAULT = 1024, 1  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AV_DISPOSITION_DEFAULT
 
 
@@ -152,8 +152,8 @@ class _Reading:
         if len(usable) > 1:
             self.notes.append(f"{len(usable)} {name} tracks, one is used")
         if usable and len(usable) < len(tracks):
-            self.notes.append(f"{len(tracks) - len(usable)} of {len(tracks)} {name} tracks {_NO_DECODER}")
-        self.missing[name] = f"the {name} {_NO_DECODER}" if tracks and not usable else f"no {name}"
+            self.notes.append(f"{len(tracks) - len(usable)} of {len(tracks)} {name} tracks {NO_DECODER}")
+        self.missing[name] = f"the {name} {NO_DECODER}" if tracks and not usable else f"no {name}"
         return max(usable, key=lambda stream: bool(stream.disposition & _DEFAULT), default=None)
 
     def demux(self) -> None:
@@ -186,9 +186,7 @@ class _Reading:
         self._note_length(seconds)
         if waveform is not None and np.abs(waveform).max() < _SILENCE:
             self.notes.append("the sound is silent")
-        self.notes += _size_notes(self.video, frames)
-        if self.video and self.video.rate and not _USUAL_RATES[0] <= self.video.rate <= _USUAL_RATES[1]:
-            self.notes.append(f"odd frame rate: {self.video.rate:.3g} per second, so its times may be wrong")
+        self.notes += _picture_notes(self.video, frames)
         if sampled is not None and waveform is not None:
             self.notes += _difference_notes(video_seconds, audio_seconds)
         return Media(frames, moments, fps, waveform, self.limits.sampling_rate, seconds, tuple(self.notes))
@@ -211,13 +209,16 @@ class _Reading:
             self.notes.append(f"{damaged} damaged packets left out")
 
 
-def _size_notes(video: PictureTrack | None, frames: np.ndarray | None) -> list[str]:
-    if video is None or frames is None or video.limits.size is not None:
-        return []
+def _picture_notes(video: PictureTrack | None, frames: np.ndarray | None) -> list[str]:
+    notes: list[str] = []
+    if video is None or frames is None:
+        return notes
     (height, width), (new_height, new_width) = video.source_size, frames.shape[2:]
-    if (height, width) == (new_height, new_width):
-        return []
-    return [f"pictures scaled from {width} × {height} to {new_width} × {new_height}"]
+    if video.limits.size is None and (height, width) != (new_height, new_width):
+        notes.append(f"pictures scaled from {width} × {height} to {new_width} × {new_height}")
+    if video.rate and not _USUAL_RATES[0] <= video.rate <= _USUAL_RATES[1]:
+        notes.append(f"odd frame rate: {video.rate:.3g} per second, so its times may be wrong")
+    return notes
 
 
 def _difference_notes(video_seconds: float, audio_seconds: float) -> list[str]:

@@ -1,7 +1,7 @@
 """Answer clips with a checkpoint in this process, with PyTorch (see `predict`)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Checkpoint:
         batch_size: clips sampled together.
         features_dir: feature cache, shared by models with the same towers; None keeps no features.
         device: torch device; None is the CPU.
+        limits: fields of `ClipLimits` that replace the model's own.
     """
 
     name: str
@@ -33,12 +34,13 @@ class Checkpoint:
     batch_size: int = 16
     features_dir: Path | None = None
     device: str | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Model, decoding, and the fingerprint of the weights."""
-        decoding = asdict(self.decoding)
-        return {"engine": "checkpoint", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
+        how = {"decoding": asdict(self.decoding), "limits": dict(self.limits)}
+        return {"engine": "checkpoint", "model": self.name, "weights": fingerprint(self.name), **how}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; both modes share one pass of the towers."""
@@ -59,6 +61,6 @@ class Checkpoint:
         from mer_r1.model.omni import load
         from mer_r1.rl.anchors import category_tokens
 
-        omni = load(self.name, device=self.device)
+        omni = load(self.name, device=self.device, limits=self.limits)
         get = FeatureCache(omni, self.features_dir).get if self.features_dir else None
         return omni, get, category_tokens(self.taxonomy, omni.tokenizer)
