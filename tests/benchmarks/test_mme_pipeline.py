@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from llm_server import Server, breaks_off, hangs_up, no_choices, rubbish, said, status
-from media_samples import quarters, tone, with_display_matrix, write_media
+from media_samples import quarters, tone, with_display_matrix, without_decoder, write_media
 from PIL import Image
 
 from mer_r1.benchmarks.mme_emotion import run
@@ -40,11 +40,13 @@ from mer_r1.data.manifest import write_manifest
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Prices
 from mer_r1.evaluation.llm.jobs import Endpoint
 from mer_r1.evaluation.llm.ledger import Ledger, read_rows
+from mer_r1.evaluation.records import Record
 
 KEY = "sk-" + "planted-0123456789"
 GOLD = {
@@ -169,6 +171,11 @@ def test_a_file_without_picture_or_sound_says_so(tmp_path):
         judge_frames(sound)
     with pytest.raises(UserError, match=r"v\.mp4: no sound"):
         judge_sound(silent, None)
+    odd = without_decoder(write_media(tmp_path / "odd.mp4", frames=3, fps=2, sound=tone(1)), b"mp4v", b"mp4a")
+    with pytest.raises(UserError, match=r"odd\.mp4: the picture cannot be decoded \(no decoder .*judge needs frames"):
+        judge_frames(odd)
+    with pytest.raises(UserError, match=r"odd\.mp4: the sound cannot be decoded \(no decoder"):
+        judge_sound(odd, None)
     with pytest.raises(UserError, match="no such file"):
         judge_frames(tmp_path / "gone.mp4")
 
@@ -726,6 +733,17 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     labels = command(*no_judge)
     assert (labels[0], "not the benchmark's score" in labels[1]) == (0, True)
     assert json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8")).keys() == {"slow", "fast"}
+
+
+def test_what_was_not_read_of_the_clips_is_counted(tmp_path):
+    assert run.notes_of(tmp_path) == {}
+    rows = [Record(name, mode, "x", notes=["no sound"]) for name in "ab" for mode in ("slow", "fast")]
+    (tmp_path / run.PREDICTIONS).mkdir()
+    (tmp_path / run.PREDICTIONS / "records.jsonl").write_text("\n".join(json.dumps(row.to_dict()) for row in rows))
+    assert run.notes_of(tmp_path) == {"no sound": 2}
+    items = [run.Item("ER-Lab", "a", "slow", "happy", "Happy.")]
+    report = run.write_label_scores(tmp_path, items, builtin())
+    assert report["slow"]["notes"] == {"no sound": 2}
 
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):

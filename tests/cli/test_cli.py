@@ -386,6 +386,22 @@ def test_predict_works_on_real_recordings_of_every_kind(run, real, untrained_fol
         assert record["tokens"] > 0
         assert record["seconds"] > 0
         assert record["model"] == str(untrained_folder)
+    notes = {record["id"]: record["notes"] for record in records}
+    assert notes[str(real["silent"])][0] == "no sound"
+    assert notes[str(real["sound"])][0] == "no picture"
+    status, out, _ = run(
+        "predict", real["both"], "--model", untrained_folder, *PREDICT, "--max-seconds", 2, "--think", "fast"
+    )
+    assert status == 0
+    assert f"{real['both']}: cut to the first 2 s of 10 s" in out.splitlines()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_limits_that_are_none_end_in_one_line(run, real, seconds):
+    status, _, err = run("predict", real["both"], "--model", "nowhere", "--max-seconds", seconds)
+    assert status == 2
+    assert "max_seconds" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_sound_from_a_file_of_its_own_is_the_sound_that_is_heard(run, real, taught_folder):
@@ -438,6 +454,7 @@ def test_predictions_for_people(run, real, taught_folder, tmp_path):
     names = ["labels", *(wheel.name for wheel in builtin().wheels), "reasoning"]
     assert [line.split()[0] for line in slow] == names
     assert all(re.search(r"\(confidence: [a-z ]+ [01]\.\d\d, ", line) for line in slow[1:-1])
+    assert lines.count(f"{strange}: cut to the first 4 s of 10 s") == 1, "and what was not read, once too"
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------

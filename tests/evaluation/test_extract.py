@@ -382,8 +382,8 @@ def test_other_encodings_and_missing_files_are_one_line(tmp_path) -> None:
 
 def test_no_row_is_lost_and_none_gets_labels_that_nobody_gave(tmp_path) -> None:
     rows = [
-        {"id": "a", "completion": "<answer> happy </answer>", "kept": 1},
-        {"id": "b", "completion": PROSE},
+        {"id": "a", "completion": "<answer> happy </answer>", "kept": 1, "notes": ["no sound"]},
+        {"id": "b", "completion": PROSE, "notes": "a text of another program"},
         {"id": "c", "completion": "He shouts."},
         {"id": "d", "completion": None, "error": "no media"},
         {"id": "e", "completion": ""},
@@ -406,6 +406,7 @@ def test_no_row_is_lost_and_none_gets_labels_that_nobody_gave(tmp_path) -> None:
         "doubtful": 0,
         "errors": 1,
         "without_completion": 1,
+        "notes": {"no sound": 1},
     }
     # What failed is tried again when its output is given as input; the rest comes out the same.
     again = label_rows(by_wheels, Script(("woman", "[proud]"), ("", "[angry]")), builtin())

@@ -6,11 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from media_samples import tone, write_media
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
 from mer_r1.data.clip import Clip
-from mer_r1.data.manifest import read_manifest
+from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
@@ -18,9 +19,10 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation import predict as module
 from mer_r1.evaluation.predict import encode_clip, evaluate_model, exchanged, predict
 from mer_r1.evaluation.records import RECORDS_FILE, Record, commit, read_records
-from mer_r1.evaluation.summary import derange, write_summary
+from mer_r1.evaluation.summary import derange, summarise, write_summary
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
+from mer_r1.model.omni import load
 from mer_r1.rl.rollout import Rollouts
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
@@ -144,6 +146,50 @@ def test_sampled_answers_repeat_with_their_seed(taught, clips):
 
     assert answers(1) == answers(1)
     assert answers(1) != answers(2)
+
+
+# --- what was left out ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    path = write_media(tmp_path_factory.mktemp("long") / "a.mp4", frames=18, fps=2, sound=tone(9.0))
+    return Clip("long", path, labels=("sad",))
+
+
+CUT = "cut to the first 4 s of 9 s"
+"""What the tiny policy, which reads four seconds, leaves out of the long clip."""
+
+
+def test_what_was_left_out_of_a_clip_stands_in_its_records(taught, clips, long_clip, tmp_path):
+    records = ask(taught, [clips[0], long_clip], BOTH)
+    assert [(record.id, record.notes) for record in records] == 2 * [(clips[0].id, []), ("long", [CUT])]
+    cache = FeatureCache(taught, tmp_path)
+    for _ in range(2):  # computed, then read
+        (record,) = ask(taught, [long_clip], FAST, tensors=cache.get)
+        assert record.notes == [CUT]
+    (raw,) = ask(taught, [long_clip], FAST, tensors=FeatureCache(taught, tmp_path, towers=False).get)
+    assert raw.notes == [CUT]
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))).notes == [CUT]
+    assert summarise(records)["notes"] == {"cut to the first … s of … s": 1}, "a clip counts once"
+
+
+def test_notes_say_whose_channel_they_are_about(taught, clips, long_clip):
+    pair = [clips[0], long_clip]
+    get = exchanged(lambda clip: encode_clip(taught, clip), pair, {clips[0].id: "long", "long": clips[0].id}, "audio")
+    assert [record.notes for record in ask(taught, pair, FAST, tensors=get)] == [[f"audio of clip long: {CUT}"], [CUT]]
+
+
+def test_limits_are_those_that_were_given(taught_folder, long_clip, tmp_path):
+    video = shutil.copy(long_clip.video, tmp_path / "a.mp4")
+    write_manifest(tmp_path / "m.jsonl", [replace(long_clip, video=video, split="test")])
+    limits = {"max_seconds": 6.0, "num_frames": 2, "max_pixels": 1000}
+    file = evaluate_model(str(taught_folder), tmp_path / "m.jsonl", tmp_path / "out", FAST, GREEDY, limits=limits)
+    (record,) = read_records(file)
+    assert record.notes == ["cut to the first 6 s of 9 s", "pictures scaled from 64 × 48 to 36 × 27"]
+    assert replace(load(taught_folder).settings, **limits) == load(taught_folder, limits=limits).settings
+    with pytest.raises(UserError, match="max_seconds is -1"):
+        load(taught_folder, limits={"max_seconds": -1})
 
 
 # --- broken clips -----------------------------------------------------------------------------------------------------

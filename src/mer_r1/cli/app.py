@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -189,6 +189,12 @@ def say(text: str, style: str | None = None) -> None:
     """Print one line without markup or wrapping."""
     # Names may look like markup, and a path that is wrapped at the terminal's width cannot be copied.
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_notes(notes: Mapping[str, int], before: str = "") -> None:
+    """Print how many clips the media layer had something to say about, and what."""
+    for note, count in notes.items():
+        say(f"{before}{count} clip{'s' if count > 1 else ''}: {note}", style="yellow")
 
 
 def thinking_modes(think: Think) -> list[ThinkingMode]:

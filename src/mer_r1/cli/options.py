@@ -62,6 +62,37 @@ SentimentBy = Literal["llm", "rules"]
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Options of how much of each clip is read; by default as the model's own settings say."""
+
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames per clip, evenly over its length; the model's own by default.")
+    ] = None
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Seconds read from a clip's beginning; the model's own by default.")
+    ] = None
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of a frame above which it is scaled down.")] = (
+        None
+    )
+    audio_track: Annotated[
+        int | None, typer.Option(min=1, help="Number of the audio track, from 1; the default one otherwise.")
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The ones that were given, as fields of `ClipLimits`.
+
+        Raises:
+            UserError: a value is no limit.
+        """
+        from mer_r1.data.media.container import ClipLimits
+
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        ClipLimits(**found)
+        return found
+
+
+@dataclass(frozen=True)
 class Requests:
     """Options of requests to a server."""
 
@@ -210,7 +241,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "score mme-emotion": {"--judged": "--predictions", "--data": "--manifest", "--alpha": "--cot-weight"},
     "eval mer-unibench": _READER
     | {"--base-url": "--model-url", "--llm-sampling": "--reader-sampling", "--llm-replies": "--reader-replies"}
-    | {"--llm-key-variable": "--reader-key-variable"},
+    | {"--frames": "--num-frames", "--llm-key-variable": "--reader-key-variable"},
     "eval mme-emotion": _SERVER
     | {"--base-url": "--judge-url", "--responses": "--predictions", "--alpha": "--cot-weight"}
     | {"--extractor": "--reader", "--extractor-url": "--reader-url", "--max-tokens": "--judge-max-new-tokens"},

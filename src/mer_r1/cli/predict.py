@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, thinking_modes
-from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Overwrite, Temperature
+from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, say_notes, thinking_modes
+from mer_r1.cli.options import BatchSize, Device, FeaturesDir, Limits, MaxNewTokens, Overwrite, Temperature
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
@@ -27,6 +27,7 @@ Threshold = Annotated[
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
     model: Annotated[str, typer.Option(help="Model folder or hub name.")],
+    limits: Limits,
     think: Mode = "both",
     threshold: Threshold = None,
     subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips.")] = "",
@@ -47,7 +48,7 @@ def predict(
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")
     asked = [Clip(str(path), path, audio, subtitle) for path in clips]
-    omni = load(model, device=device)
+    omni = load(model, device=device, limits=limits.given)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
     taxonomy = load_wheels(wheels)
     how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
@@ -58,13 +59,17 @@ def predict(
     else:
         records = ask(omni, asked, thinking_modes(think), taxonomy, sampling, **how)
     broken: set[str] = set()
+    notes: dict[str, None] = {}  # each once, not once per mode
     for record in records:
         if as_json:
             print_json(record.to_dict(), indent=None)
         elif record.id not in broken:  # an error of a file is shown once, not once per mode
             _show_record(record)
+        notes |= dict.fromkeys(f"{record.id}: {note}" for note in record.notes)
         if record.error is not None:
             broken.add(record.id)
+    for line in () if as_json else notes:
+        say(line, style="yellow")
     raise typer.Exit(1 if broken else 0)
 
 
@@ -72,6 +77,7 @@ def predict(
 def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
+    limits: Limits,
     model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
     think: Mode = "both",
     threshold: Threshold = None,
@@ -101,7 +107,7 @@ def evaluate(
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
-        how |= {"features_dir": features_dir, "device": device, "overwrite": overwrite}
+        how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
         if think == "auto" and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
         with progress("evaluate", None, quiet=as_json) as advance:
@@ -128,6 +134,7 @@ def evaluate(
         print_json(summary)
     else:
         console.print(build_table(summary))
+        say_notes(summary["notes"])
 
 
 @app.command()
@@ -135,6 +142,7 @@ def threshold(
     model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder of the records; rerun to resume.")],
+    limits: Limits,
     split: Annotated[str, typer.Option(help="Split to choose on; never the test split.")] = "val",
     wheels: Wheels = None,
     max_new_tokens: MaxNewTokens = 512,
@@ -154,7 +162,7 @@ def threshold(
         raise UserError(f"--split {split} has test clips: a threshold is never chosen on them")
     sampling = Sampling(max_new_tokens, 0.0, seed=0)
     how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
-    how |= {"overwrite": overwrite}
+    how |= {"limits": limits.given, "overwrite": overwrite}
     with progress("answer", None, quiet=as_json) as advance:
         evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
     records, told = saved_records(out, manifest, split, load_wheels(wheels))

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
 from mer_r1.data.jsonl import read_object
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
@@ -194,6 +194,7 @@ def _show_extracted(summary: dict[str, Any], rows: list[dict[str, Any]], as_json
     for name in ("labels", "sentiments"):
         if summary[name]:
             say(f"{name}: " + ", ".join(f"{count} from {source}" for source, count in summary[name].items()))
+    say_notes(summary["notes"])
     say(f"doubtful {summary['doubtful']}, errors {summary['errors']}, no completion {summary['without_completion']}")
     if usage:
         spent = f", cost {usage['cost']:.4f}" if "cost" in usage else ""

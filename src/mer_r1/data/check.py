@@ -5,7 +5,6 @@ foreign bytes: if it crashes a worker process, the clip that caused it is named 
 """
 
 import os
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,14 +15,13 @@ from typing import Any
 
 from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.notes import count_notes
 from mer_r1.data.media.read import read_media
 from mer_r1.data.workers import WorkerDiedError, in_workers
 from mer_r1.errors import UserError
 
 Progress = Callable[[int, int], Any]
 """Called with the number of clips done since the last call, and the number of all clips."""
-
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,6 @@ class Probe:
     has_picture: bool = False
     has_sound: bool = False
     seconds: float = 0.0
-
-    @property
-    def note_kinds(self) -> set[str]:
-        """The notes without their numbers, so that they can be counted."""
-        return {_NUMBER.sub("…", note) for note in self.notes}
 
 
 def probe_clip(clip: Clip, limits: MediaLimits | None = None) -> Probe:
@@ -182,15 +175,16 @@ def check_manifest(
             notes["a gold label is on no wheel"] += 1
         report.problems += [(number, clip.id, text) for _, text in problems]
         counts.update(kind for kind, _ in problems)
-        notes.update(probe.note_kinds)
         report.n_ok += not problems
     report.problems.sort(key=lambda problem: problem[0])
-    report.counts, report.notes = dict(counts), dict(notes.most_common())
+    report.counts, report.notes = dict(counts), dict(notes)
     _describe(report, clips, probes)
     return report
 
 
 def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe]) -> None:
+    noted = count_notes((clip.id, probe.notes) for clip, probe in zip(clips, probes, strict=True))
+    report.notes = dict(Counter(report.notes | noted).most_common())
     report.splits = dict(Counter(clip.split or "none" for clip in clips))
     readable = [(clip, probe) for clip, probe in zip(clips, probes, strict=True) if probe.problem is None]
     report.channels = {

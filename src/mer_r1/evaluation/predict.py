@@ -136,13 +136,16 @@ def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], ch
 
     `donors` maps the id of each of the clips to the id of the clip whose channel it gets.
     """
+    from mer_r1.model.prompts import notes_of, notes_tensor
+
     by_id = {clip.id: clip for clip in clips}
     keys = CHANNELS[channel]
 
     def mixed(clip: Clip) -> "dict[str, Tensor]":
         own, other = get(clip), get(by_id[donors[clip.id]])
         kept = {name: value for name, value in own.items() if name not in keys}
-        return kept | {name: other[name] for name in keys if name in other}
+        notes = [*notes_of(own), *(f"{channel} of clip {donors[clip.id]}: {note}" for note in notes_of(other))]
+        return kept | {name: other[name] for name in keys if name in other} | notes_tensor(notes)
 
     return mixed
 
@@ -156,6 +159,8 @@ def _predict_batch(
     categories: Categories,
     source: Mapping[str, Any],
 ) -> Iterator[Record]:
+    from mer_r1.model.prompts import notes_of
+
     began = time.perf_counter()
     sampled, opening = answer(omni, [prompt for _, prompt in asked], mode, sampling, categories[0])
     seconds = round((time.perf_counter() - began) / len(asked), 4)
@@ -163,7 +168,7 @@ def _predict_batch(
     form = omni.settings.form
     ends = omni.eos_ids
     drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
-    for (clip, _), ids, logps, confidence in drawn:
+    for (clip, prompt), ids, logps, confidence in drawn:
         completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
         yield record_of_answer(
             clip,
@@ -177,6 +182,7 @@ def _predict_batch(
             tokens=len(ids),
             finish_reason="length" if len(ids) >= sampling.max_new_tokens and ids[-1] not in ends else "stop",
             sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
+            notes=notes_of(prompt.media),
         )
 
 
@@ -210,6 +216,7 @@ def evaluate_model(
     only: Collection[str] | None = None,
     num_answers: int = 1,
     overwrite: bool = False,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -230,6 +237,7 @@ def evaluate_model(
         only: ids of the clips to ask about; None asks about all.
         num_answers: sampled answers per clip and mode; scores are then means over a clip's answers.
         overwrite: delete the folder's records first.
+        limits: as `omni.load`.
 
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
@@ -238,13 +246,13 @@ def evaluate_model(
 
     clips, taxonomy = clips_of(manifest, split), load_wheels(wheels)
     facts = _settings(model, sampling, batch_size, exchange, num_answers)
-    facts |= {"split": split, "question": None if ask else _QUESTIONS}
+    facts |= {"split": split, "question": None if ask else _QUESTIONS, "limits": dict(limits or {})}
     clear(out, RESULTS if overwrite else ())
     claim_records(out, taxonomy, facts, RESULTS)
     donors = donors_of(clips, exchange, sampling.seed)
     file, items = out / RECORDS_FILE, item_keys(clips, ask, donors)
     kept_states(file, items)  # refuses changed clips before the model is loaded
-    omni, groups = load(model, device=device), _groups(clips, batch_size, only)
+    omni, groups = load(model, device=device, limits=limits), _groups(clips, batch_size, only)
     tensors = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, donors or {})
     how = _answering(omni, taxonomy=taxonomy, batch_size=batch_size, tensors=tensors, name=model, ask=ask)
     total = sum(map(len, groups)) * len(modes) * num_answers

@@ -69,6 +69,7 @@ class Record:
         doubt: why the labels are doubtful: the answer cannot be read, or no wheel knows a word of it; None if sound.
         finish_reason: "stop"; "length" where the answer was cut off at the longest length.
         item: digests of the clip's media and words when it was asked about (`claim.item_keys`); "" if unknown.
+        notes: what was not read of the clip, or looks odd (`Media.notes`).
     """
 
     id: str
@@ -95,6 +96,7 @@ class Record:
     doubt: str | None = None
     finish_reason: str = "stop"
     item: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -150,7 +152,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("tokens", "seed", "draw"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))
     ),
-    **dict.fromkeys(("labels", "without"), ("a list of words", _is_words)),
+    **dict.fromkeys(("labels", "without", "notes"), ("a list of words", _is_words)),
     "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
     "well_formed": ("true or false", lambda value: isinstance(value, bool)),
     "scores": ("precision, recall and f1 within 0 and 1, or null", lambda value: value is None or _is_scores(value)),
@@ -266,7 +268,7 @@ def record_of_answer(
     """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
 
     The completion is the raw text, prefilled part included. `source` holds the fields of `provenance`, `measured`
-    further ones: `seconds`, `tokens`, `sureness`, `confidence`.
+    further ones: `seconds`, `tokens`, `sureness`, `confidence`, `notes`.
     """
     record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
     return _rescored(record, taxonomy, level=1)

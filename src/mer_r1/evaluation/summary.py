@@ -25,6 +25,7 @@ from mer_r1.data.claim import check_items, item_keys, read_claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
@@ -79,10 +80,11 @@ class Difference(TypedDict):
 
 
 class Summary(TypedDict):
-    """Results of one set of records, ready for JSON; `condition` names a change made to the clips, if any.
+    """Results of one set of records, ready for JSON.
 
-    Of a folder it also names the digest of the model's weights, the manifest, its split, the number of its clips and of
-    those without a record, and the wheels.
+    `condition` names a change made to the clips, if any; `notes` counts the clips that were not read whole, or look odd
+    (`media.notes`). Of a folder it also names the digest of the model's weights, the manifest, its split, the number of
+    its clips and of those without a record, and the wheels.
     """
 
     model: str
@@ -91,6 +93,7 @@ class Summary(TypedDict):
     resamples: int
     modes: dict[str, ModeSummary]
     differences: dict[str, Difference]
+    notes: dict[str, int]
     weights: NotRequired[str | None]
     manifest: NotRequired[str]
     split: NotRequired[str]
@@ -130,6 +133,7 @@ def summarise(
         "resamples": resamples,
         "modes": modes,
         "differences": differences,
+        "notes": count_notes((record.id, record.notes) for record in records),
     }
 
 

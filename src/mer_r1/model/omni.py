@@ -5,9 +5,9 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,32 +17,26 @@ from torch import nn
 from transformers import AutoConfig, AutoProcessor
 
 from mer_r1.data.jsonl import read_object, write_atomically
-from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import TAGS
-from mer_r1.errors import UserError, brief
+from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 
 SETTINGS_FILE = "mer_r1.json"
-MOST_FRAMES = 4096
-"""Frames of a clip above which settings are refused."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ClipLimits):
     """Preprocessing settings that the checkpoint's own files lack; kept beside them in mer_r1.json.
 
     Attributes:
-        num_frames: frames sampled from a clip, evenly over its length.
-        max_seconds: length in seconds after which a clip is cut, with a note.
         question: wording of the question, "full" or "short" (`thinking.question`).
         form: form of the completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
         must_reason: whether sampling keeps slow thinking from leaving its think block empty (`generation.Openings`);
             for the form "once". Fast thinking, whose empty think block is prefilled, is not concerned.
     """
 
-    num_frames: int = 8
-    max_seconds: float = 30.0
     question: Literal["full", "short"] = "full"
     form: Literal["once", "twice"] = "once"
     must_reason: bool = False
@@ -55,14 +49,7 @@ class Settings:
             raise ValueError(f"form: got {self.form!r}, expected once or twice")
         if self.must_reason and self.form == "twice":
             raise ValueError("must_reason is for the form once, whose completions begin with the think block")
-        numbers = type(self.num_frames) is int and type(self.max_seconds) in (int, float)
-        if not (numbers and 1 <= self.num_frames <= MOST_FRAMES and 0 < self.max_seconds < float("inf")):
-            told = f"{brief(self.num_frames)} frames and {brief(self.max_seconds)} seconds"
-            raise ValueError(f"got {told}, expected positive numbers and at most {MOST_FRAMES} frames")
-
-    def limits(self) -> MediaLimits:
-        """The limits for `media.read.read_media`."""
-        return MediaLimits(max_frames=self.num_frames, max_seconds=self.max_seconds)
+        super().__post_init__()
 
 
 @dataclass
@@ -130,8 +117,9 @@ class Omni:
 
 
 def write_settings(folder: Path | str, settings: Settings) -> None:
-    """Write `mer_r1.json` beside a checkpoint."""
-    write_atomically(Path(folder) / SETTINGS_FILE, json.dumps(asdict(settings), indent=2) + "\n")
+    """Write `mer_r1.json` beside a checkpoint; what is None is left out."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    write_atomically(Path(folder) / SETTINGS_FILE, json.dumps(given, indent=2) + "\n")
 
 
 def load(
@@ -140,6 +128,7 @@ def load(
     device: str | None = None,
     towers: bool = True,
     attention: str | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Omni:
     """Load a thinker: a local folder or a hub name (full checkpoints work; their talker is left out).
 
@@ -150,6 +139,7 @@ def load(
         towers: whether to load the towers; False leaves them in the checkpoint until they are needed
             (`absent_towers`).
         attention: the library's attention implementation ("sdpa", "flash_attention_2"); None for its own choice.
+        limits: fields of `ClipLimits` that replace the checkpoint's own.
 
     Raises:
         UserError: the folder is missing or holds no thinker of a known family (`families`).
@@ -161,7 +151,7 @@ def load(
         raise UserError(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
-    settings = read_settings(folder)
+    settings = replace(read_settings(folder), **(limits or {}))
     with loading(path, "a Qwen2.5-Omni or Qwen3-Omni thinker"):
         # Checked first: for another architecture's folder the library would build a random thinker of the full size.
         architecture = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type

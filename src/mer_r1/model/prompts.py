@@ -13,7 +13,7 @@ Shapes: P prompt tokens, T completion tokens, N vectors of a clip, D hidden size
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,9 +78,10 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
 
     Returns:
         pixel_values_videos (patches, pixels), video_grid_thw (1, 3), video_second_per_grid (1,) in seconds and
-        input_features (mel bins, mel frames); the keys of a channel that the clip lacks are absent.
+        input_features (mel bins, mel frames); the keys of a channel that the clip lacks are absent. Also `notes`, if
+        there are any, see `notes_of`.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = notes_tensor(media.notes)
     if media.frames is not None:
         processor = omni.processor.video_processor
         video = processor([media.frames], return_tensors="pt", do_sample_frames=False)
@@ -101,6 +102,16 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
         )
         tensors["input_features"] = audio["input_features"][0][:, : len(sound) // extractor.hop_length]
     return tensors
+
+
+def notes_tensor(notes: Sequence[str]) -> dict[str, Tensor]:
+    """The entry `notes` of a clip's tensors: the bytes of a JSON list. Empty without notes."""
+    return {"notes": torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)} if notes else {}
+
+
+def notes_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What the media layer noted about a clip (`Media.notes`), from its tensors."""
+    return list(json.loads(bytes(tensors["notes"].tolist()))) if "notes" in tensors else []
 
 
 def whole_frames(waveform: np.ndarray, extractor: Any) -> np.ndarray:

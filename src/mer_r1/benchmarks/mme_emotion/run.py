@@ -12,7 +12,7 @@ own JSON, can take the place of predictions.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from mer_r1.data.claim import check_items, item_keys, read_claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -132,6 +133,7 @@ def predict_answers(
     batch_size: int = 16,
     device: str | None = None,
     progress: Any = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """First stage: predict every clip without a record; returns the records' file; see `predict.evaluate_model`."""
     from mer_r1.evaluation.predict import evaluate_model
@@ -148,7 +150,15 @@ def predict_answers(
         device=device,
         progress=progress,
         ask=question_of,
+        limits=limits,
     )
+
+
+def notes_of(out: Path, clips: Container[str] | None = None) -> dict[str, int]:
+    """Number of these clips (by their ids; None: all predicted ones) with each note about what was read of them (`Record.notes`)."""
+    file = out / PREDICTIONS / RECORDS_FILE
+    records = read_records(file) if file.exists() else []
+    return count_notes((record.id, record.notes) for record in records if clips is None or record.id in clips)
 
 
 def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMode]) -> list[Item]:
@@ -291,6 +301,7 @@ def write_scores(
     facts = read_claim(out / PREDICTIONS)
     report = score_report(found, expected_ids(clips), alpha, seed, judge)
     report["source"] = {"model": facts.get("model"), "weights": facts.get("weights"), "clips": len(clips)}
+    report["notes"] = notes_of(out, {clip.id for clip in clips})
     _write_json(out / SCORES_FILE, report)
     return report
 
@@ -303,7 +314,7 @@ def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, see
         for item in group:
             gold = gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
             rows.append(LabelItem(item.task, item.response or "", gold, item.candidates))
-        report[mode] = label_report(rows, taxonomy, seed)
+        report[mode] = label_report(rows, taxonomy, seed) | {"notes": notes_of(out, {item.id for item in group})}
     _write_json(out / LABELS_FILE, report)
     return report
 

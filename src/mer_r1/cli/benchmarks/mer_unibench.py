@@ -14,6 +14,7 @@ from mer_r1.cli.options import (
     AllowPickle,
     Device,
     KeyVariable,
+    Limits,
     MaxNewTokens,
     Overwrite,
     Reader,
@@ -61,7 +62,6 @@ class Evaluated:
     send_audio: Annotated[
         Literal["audio_url", "input_audio", "none"], typer.Option(help="Form of the audio for --model-url.")
     ] = "audio_url"
-    frames: Annotated[int, typer.Option(min=1, help="Frames per clip with --send-video frames.")] = 8
     engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Engine that runs a checkpoint.")] = "torch"
     device: Device = None
     features_dir: Annotated[Path | None, typer.Option(help="Feature cache, for models with equal towers.")] = None
@@ -72,8 +72,10 @@ class Evaluated:
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Nucleus of sampling.")] = None
     max_new_tokens: MaxNewTokens = 1024
 
-    def clip_model(self, taxonomy: Taxonomy, seed: int, requests: Requests, cache: ReplyCache) -> "ClipModel":
-        """Build the model that answers about clips.
+    def clip_model(
+        self, taxonomy: Taxonomy, seed: int, requests: Requests, cache: ReplyCache, limits: dict[str, Any]
+    ) -> "ClipModel":
+        """Build the model that answers about clips, with these fields of `ClipLimits` instead of its own.
 
         Raises:
             UserError: options that exclude each other.
@@ -88,17 +90,18 @@ class Evaluated:
             if self.engine != "torch":
                 raise UserError(f"--engine {self.engine} and --model-url exclude each other: give one of them")
             client = requests.client(self.model, self.model_url, decoding, cache, self.key_variable)
-            sending = Sending(self.send_video, self.send_audio, self.frames)
+            sending = Sending(video=self.send_video, audio=self.send_audio, **limits)
             return ServedModel(client, taxonomy, sending, self.batch_size or 64)
         if self.engine == "vllm":
             from mer_r1.evaluation.answerers.vllm import EngineModel
 
             if self.features_dir is not None or self.device is not None:
                 raise UserError("--features-dir and --device need --engine torch: vLLM chooses for itself")
-            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64)
+            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64, limits)
         from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 
-        return Checkpoint(self.model, taxonomy, decoding, self.batch_size or 16, self.features_dir, self.device)
+        batch_size = self.batch_size or 16
+        return Checkpoint(self.model, taxonomy, decoding, batch_size, self.features_dir, self.device, limits)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Clips:
 @eval_app.command("mer-unibench")
 def mer_unibench(
     evaluated: Evaluated,
+    limits: Limits,
     chosen: Clips,
     out: Annotated[Path, typer.Option(help="Output folder of records and scores; rerun to resume.")],
     reader: Reader,
@@ -144,7 +148,7 @@ def mer_unibench(
     if overwrite:
         clear(out, run.RESULTS)
     with ReplyCache(out / run.REPLIES_FILE) as cache:
-        asked = evaluated.clip_model(taxonomy, seed, requests, cache)
+        asked = evaluated.clip_model(taxonomy, seed, requests, cache, limits.given)
         helper = reader.model(requests, cache)
         read = run.Reader(taxonomy, helper, sentiment or ("rules" if helper is None else "llm"), reader.checked)
         rows = _rows(asked, clips, thinking_modes(think), out, read, chosen.ask_partly, as_json)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from mer_r1.cli.app import (
     print_json,
     progress,
     say,
+    say_notes,
     score_app,
     thinking_modes,
 )
@@ -26,6 +27,7 @@ from mer_r1.cli.options import (
     Device,
     ExtraBody,
     KeyVariable,
+    Limits,
     MaxNewTokens,
     Overwrite,
     PricesOption,
@@ -165,6 +167,7 @@ def eval_mme(
     manifest: Manifest,
     out: Annotated[Path, typer.Option(help="Output folder of all records; rerun to resume.")],
     answers: Answers,
+    limits: Limits,
     judging: Judge,
     service: Service,
     think: ThinkOption = "both",
@@ -189,7 +192,7 @@ def eval_mme(
     if overwrite:
         _clear(out, run.RESULTS, stage, estimate)
     if answers.model is not None and stage in ("all", "predict") and not estimate:
-        _predict(answers, manifest, out, think, seed, as_json)
+        _predict(answers, limits.given, manifest, out, think, seed, as_json)
     if stage == "predict":
         return
     if stage == "score" and judge != NO_JUDGE:
@@ -239,15 +242,19 @@ def _clear(out: Path, results: Sequence[str], stage: Stage, estimate: bool) -> N
     clear(out, results)
 
 
-def _predict(answers: Answers, manifest: Path, out: Path, think: Think, seed: int, quiet: bool) -> None:
+def _predict(
+    answers: Answers, limits: dict[str, Any], manifest: Path, out: Path, think: Think, seed: int, quiet: bool
+) -> None:
     """Run the first stage: answers of the evaluated model."""
-    from mer_r1.benchmarks.mme_emotion.run import predict_answers
+    from mer_r1.benchmarks.mme_emotion.run import notes_of, predict_answers
     from mer_r1.model.generation import Sampling
 
     sampling, modes = Sampling(answers.max_new_tokens, answers.temperature, seed=seed), thinking_modes(think)
     model, batch_size, device = str(answers.model), answers.batch_size, answers.device
     with progress("predict", None, quiet=quiet) as advance:
-        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance)
+        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance, limits)
+    if not quiet:
+        say_notes(notes_of(out))
 
 
 def _items(predictions: list[Path] | None, clips: list[Clip], out: Path, think: Think, estimate: bool) -> "list[Item]":

@@ -15,7 +15,8 @@ signatures.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from itertools import groupby
@@ -130,18 +131,19 @@ class Requests:
 
     Args:
         model: folder or hub name of the processor and the settings.
+        limits: fields of `ClipLimits` that replace the model's own.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, limits: Mapping[str, Any] | None = None) -> None:
         from transformers import AutoProcessor
 
         from mer_r1.model.omni import read_settings
 
         self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-        self.settings = read_settings(Path(model))
+        self.settings = replace(read_settings(Path(model)), **(limits or {}))
 
-    def of(self, clip: Clip) -> dict[str, Any] | str:
-        """The request about a clip (vLLM's `TextPrompt`), or a message if its media cannot be read."""
+    def of(self, clip: Clip) -> tuple[dict[str, Any], list[str]] | str:
+        """The request about a clip (vLLM's `TextPrompt`) and the notes about it, or why its media cannot be read."""
         try:
             media = read_media(clip.video, clip.audio, self.settings.limits())
         except UserError as error:
@@ -153,7 +155,7 @@ class Requests:
             has_sound=media.waveform is not None,
         )
         prompt = chat_text(self.processor, turns)
-        return {"prompt": prompt, **media_of(media, self.processor)}
+        return {"prompt": prompt, **media_of(media, self.processor)}, list(media.notes)
 
 
 def bad_words(settings: Settings) -> list[str] | None:
