@@ -721,6 +721,7 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     assert report == json.loads((out / run.SCORES_FILE).read_text(encoding="utf-8"))
     scored = command("score", "mme-emotion", "--predictions", out, "--manifest", manifest, "--json")
     assert report.pop("source") == {"model": str(taught_folder), "weights": weights_digest(taught_folder), "clips": 8}
+    assert report.pop("notes") == {"the picture lasts … s, the sound … s": 8}
     assert json.loads(scored[1]) == report
     one = json.loads(command("score", "mme-emotion", "--predictions", out, "--think", "fast", "--json")[1])
     assert one["overall"] == report["modes"]["fast"]["overall"]
@@ -741,7 +742,8 @@ def test_what_was_not_read_of_the_clips_is_counted(tmp_path):
     (tmp_path / run.PREDICTIONS).mkdir()
     (tmp_path / run.PREDICTIONS / "records.jsonl").write_text("\n".join(json.dumps(row.to_dict()) for row in rows))
     assert run.notes_of(tmp_path) == {"no sound": 2}
-    items = [run.Item("ER-Lab", "a", "slow", "happy", "Happy.")]
+    assert run.notes_of(tmp_path, {"a"}) == {"no sound": 1}
+    items = [run.Item("ER-Lab", name, "slow", "happy", "Happy.", notes=("no sound",)) for name in "aba"]
     report = run.write_label_scores(tmp_path, items, builtin())
     assert report["slow"]["notes"] == {"no sound": 2}
 

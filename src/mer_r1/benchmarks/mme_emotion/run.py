@@ -155,7 +155,7 @@ def predict_answers(
 
 
 def notes_of(out: Path, clips: Container[str] | None = None) -> dict[str, int]:
-    """Number of these clips (by their ids; None: all predicted ones) with each note about what was read of them (`Record.notes`)."""
+    """Number of these clips (None: all predicted ones) with each note about what was read of them, see `Record`."""
     file = out / PREDICTIONS / RECORDS_FILE
     records = read_records(file) if file.exists() else []
     return count_notes((record.id, record.notes) for record in records if clips is None or record.id in clips)
@@ -193,6 +193,7 @@ def _item(clip: Clip, mode: str, record: Record | None) -> Item:
         video=clip.video,
         audio=clip.audio,
         candidates=_candidates(clip),
+        notes=tuple(record.notes) if record else (),
     )
 
 
@@ -314,7 +315,9 @@ def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, see
         for item in group:
             gold = gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
             rows.append(LabelItem(item.task, item.response or "", gold, item.candidates))
-        report[mode] = label_report(rows, taxonomy, seed) | {"notes": notes_of(out, {item.id for item in group})}
+        report[mode] = label_report(rows, taxonomy, seed) | {
+            "notes": count_notes((item.id, item.notes) for item in group)
+        }
     _write_json(out / LABELS_FILE, report)
     return report
 

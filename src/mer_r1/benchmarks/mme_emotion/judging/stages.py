@@ -43,6 +43,7 @@ class Item:
         step: steps given with the answer, so that none are extracted.
         audio: file with the audio, if it is not the video's own.
         candidates: labels offered by the question.
+        notes: what was not read of the clip, or looks odd (`Record.notes`).
     """
 
     task: str
@@ -55,6 +56,7 @@ class Item:
     video: Path | None = None
     audio: Path | None = None
     candidates: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
