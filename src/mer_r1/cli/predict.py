@@ -114,16 +114,8 @@ def evaluate(
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:
-                evaluate_model(
-                    model,
-                    manifest,
-                    out,
-                    thinking_modes(think),
-                    sampling,
-                    progress=advance,
-                    num_answers=num_answers,
-                    **how,
-                )
+                how |= {"num_answers": num_answers}
+                evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
     if think == "auto":
         from mer_r1.evaluation.adaptive import write_auto_summary
 

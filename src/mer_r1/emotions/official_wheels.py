@@ -87,6 +87,18 @@ def read_rings(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _read_sheet(path: Path, columns: Sequence[str]) -> list[list[str]]:
     """The named columns of the first sheet, as text ("" for a blank cell), without wholly blank rows."""
+    rows = _sheet_rows(path)
+    header = [name.strip() for name in rows[0]] if rows else []
+    _require(path, header, columns)
+    places = [header.index(name) for name in columns]
+    picked = [[row[place] if place < len(row) else "" for place in places] for row in rows[1:]]
+    if not (filled := [row for row in picked if any(cell.strip() for cell in row)]):
+        raise UserError(f"{path}: a header without rows")
+    return filled
+
+
+def _sheet_rows(path: Path) -> list[list[str]]:
+    """The first sheet, as text."""
     import openpyxl  # only the official tables need it, and it takes a tenth of a second
 
     rows: list[list[str]] = []
@@ -104,13 +116,7 @@ def _read_sheet(path: Path, columns: Sequence[str]) -> list[list[str]]:
         raise UserError(f"{path}: cannot be read as an Excel sheet ({error!s:.200})") from error
     if len(rows) > MOST_ROWS:
         raise UserError(f"{path}: more than {MOST_ROWS} rows, expected an official word table")
-    header = [name.strip() for name in rows[0]] if rows else []
-    _require(path, header, columns)
-    places = [header.index(name) for name in columns]
-    picked = [[row[place] if place < len(row) else "" for place in places] for row in rows[1:]]
-    if not (filled := [row for row in picked if any(cell.strip() for cell in row)]):
-        raise UserError(f"{path}: a header without rows")
-    return filled
+    return rows
 
 
 def _require(path: Path, found: Iterable[str], columns: Iterable[str]) -> None:

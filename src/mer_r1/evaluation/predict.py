@@ -245,8 +245,7 @@ def evaluate_model(
     from mer_r1.model.omni import load
 
     clips, taxonomy = clips_of(manifest, split), load_wheels(wheels)
-    facts = _settings(model, sampling, batch_size, exchange, num_answers)
-    facts |= {"split": split, "question": None if ask else _QUESTIONS, "limits": dict(limits or {})}
+    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits)
     clear(out, RESULTS if overwrite else ())
     claim_records(out, taxonomy, facts, RESULTS)
     donors = donors_of(clips, exchange, sampling.seed)
@@ -256,11 +255,15 @@ def evaluate_model(
     tensors = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, donors or {})
     how = _answering(omni, taxonomy=taxonomy, batch_size=batch_size, tensors=tensors, name=model, ask=ask)
     total = sum(map(len, groups)) * len(modes) * num_answers
-    tell = (lambda more: progress(more, total)) if progress else (lambda more: None)
     for draw, mode in product(range(num_answers), modes):
         answer = partial(how, sampling=replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS))
-        _answer_all(file, groups, mode, draw, items, answer, tell)
+        _answer_all(file, groups, mode, draw, items, answer, partial(_tell, progress, total))
     return file
+
+
+def _tell(progress: Progress | None, total: int, more: int) -> None:
+    if progress:
+        progress(more, total)
 
 
 def _answer_all(
@@ -296,9 +299,16 @@ def _groups(clips: Sequence[Clip], size: int, only: Collection[str] | None) -> l
 
 
 def _settings(
-    model: str, sampling: "Sampling", batch_size: int, exchange: str | None, num_answers: int
+    model: str,
+    sampling: "Sampling",
+    batch_size: int,
+    exchange: str | None,
+    num_answers: int,
+    split: str,
+    ask: Ask | None,
+    limits: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What else the folder is claimed for, checked."""
+    """What the folder is claimed for, checked."""
     if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
     if num_answers > 1 and sampling.temperature == 0:
@@ -308,6 +318,9 @@ def _settings(
     return {"model": model, "weights": weights_digest(model), "sampling": asdict(sampling), "batch_size": together} | {
         "answers": num_answers,
         "exchange": exchange,
+        "split": split,
+        "question": None if ask else _QUESTIONS,
+        "limits": dict(limits or {}),
     }
 
 

@@ -198,7 +198,7 @@ def eval_mme(
     if stage == "score" and judge != NO_JUDGE:
         report = run.write_scores(out, clips, cot_weight, seed, judge)
         show(report, categories=False, as_json=as_json)
-        leave(report["overall"]["count"], 1 if report["overall"]["count"] == 0 else 0)
+        leave(report["overall"]["count"], int(report["overall"]["count"] == 0))
     items = _items(answers.predictions, clips, out, think, estimate)
     if judge == NO_JUDGE:
         match_labels(out, items, wheels, seed, as_json)

@@ -242,7 +242,7 @@ def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
             file.is_open = True
             yield container
         if file.endless:
-            raise UserError
+            raise UserError("")
     except UserError as error:
         problem = "empty chunks without end in it" if file.endless else error
         raise UserError(f"{printable(path)}: {problem}") from None
