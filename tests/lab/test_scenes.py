@@ -188,6 +188,15 @@ def test_split_counts_sum_to_the_clips():
     assert write.split_counts(4000, write.DEFAULT_SPLITS) == {"train": 3200, "val": 240, "test": 560}
 
 
+def test_a_corpus_may_have_more_or_fewer_people():
+    drawn = {
+        people: {clip.script(0, "train", index, 0.0, people).person for index in range(300)} for people in (2, 600)
+    }
+    assert drawn[2] == {"train-00", "train-01"}
+    assert len(drawn[600]) > 200
+    assert clip.script(0, "train", 5).row() == clip.script(0, "train", 5, 0.0, clip.PERSONS["train"]).row()
+
+
 def test_splits_share_no_person():
     people = {split: [clip.person(0, split, number) for number in range(clip.PERSONS[split])] for split in SPLITS}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):

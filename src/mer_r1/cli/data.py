@@ -23,13 +23,14 @@ def scenes(
     missing: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the training clips without picture, sound or subtitle.")
     ] = 0.3,
+    people: Annotated[int, typer.Option(min=1, help="Number of persons in the training split.")] = 64,
     workers: Workers = None,
 ) -> None:
     """Write the built-in corpus: generated audio-visual emotion scenes, no human data."""
     from mer_r1.lab.scenes.write import write_scenes
 
     with progress("scenes", num_clips) as advance:
-        summary = write_scenes(out, num_clips, seed, workers=workers, progress=advance, missing=missing)
+        summary = write_scenes(out, num_clips, seed, workers=workers, progress=advance, missing=missing, people=people)
     console.print_json(json.dumps(summary, default=str))
 
 

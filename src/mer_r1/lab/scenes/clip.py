@@ -20,7 +20,7 @@ from mer_r1.data.jsonl import write_atomically
 from mer_r1.lab.scenes import acting
 from mer_r1.lab.scenes.face.appearance import Identity, sample_framing, sample_identity
 from mer_r1.lab.scenes.face.renderer import face_renderer
-from mer_r1.lab.scenes.story.sentences import SPLITS, Split, sample_sentence
+from mer_r1.lab.scenes.story.sentences import PERSONS, SPLITS, Split, sample_sentence
 from mer_r1.lab.scenes.story.texts import Texts, write_texts
 from mer_r1.lab.scenes.story.world import SMALL_TALK, Scene, pick, sample_scene
 from mer_r1.lab.scenes.voice.lip_sync import MOUTH_FPS
@@ -30,8 +30,6 @@ FPS = 8
 SIZE = 128
 SAMPLING_RATE = 16_000
 SHORTEST, LONGEST = 2.0, 4.0
-PERSONS: dict[Split, int] = {"train": 64, "val": 12, "test": 24}
-"""Number of persons (an identity with a voice) per split."""
 NOISY, NOISE_DB = 0.7, (-40.0, -22.0)
 """Share of clips with background noise, and its level range relative to neutral speech."""
 OTHER_VOICE, OTHER_DB = 0.15, (-28.0, -18.0)
@@ -120,10 +118,13 @@ def clip_id(split: Split, index: int) -> str:
     return f"{split}-{index:06d}"
 
 
-def script(seed: int, split: Split, index: int, missing: float = 0.0) -> Script:
-    """Draw the content of a clip's manifest row; it is incomplete with the probability `missing`."""
+def script(seed: int, split: Split, index: int, missing: float = 0.0, people: int | None = None) -> Script:
+    """Draw the content of a clip's manifest row; it is incomplete with the probability `missing`.
+
+    The person is one of `people`, by default `PERSONS` of the split.
+    """
     scene = sample_scene(_stream(seed, split, index, "scene"))
-    number = int(_stream(seed, split, index, "person").integers(PERSONS[split]))
+    number = int(_stream(seed, split, index, "person").integers(people or PERSONS[split]))
     someone = person(seed, split, number)
     lacks = draw_missing(missing, _stream(seed, split, index, "missing"))
     return Script(

@@ -17,7 +17,7 @@ from mer_r1.data.claim import claim
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.workers import in_workers
 from mer_r1.errors import UserError
-from mer_r1.lab.scenes.story.sentences import SPLITS, Split
+from mer_r1.lab.scenes.story.sentences import PERSONS, SPLITS, Split
 
 if TYPE_CHECKING:
     from mer_r1.lab.scenes.clip import Script
@@ -42,6 +42,7 @@ class ClipJob:
     index: int
     folder: str
     missing: float
+    people: int
 
     @property
     def path(self) -> Path:
@@ -54,7 +55,7 @@ class ClipJob:
         """The content of the clip's row."""
         from mer_r1.lab.scenes.clip import script
 
-        return script(self.seed, self.split, self.index, self.missing)
+        return script(self.seed, self.split, self.index, self.missing, self.people)
 
 
 def write_scenes(
@@ -65,6 +66,7 @@ def write_scenes(
     workers: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
     missing: float = MISSING,
+    people: int = PERSONS["train"],
 ) -> dict[str, Any]:
     """Write `clips` generated scenes and their manifest.
 
@@ -76,6 +78,7 @@ def write_scenes(
         workers: number of processes; None uses all usable cores.
         progress: callback called with the number of newly finished clips (clips of an earlier run in one call).
         missing: share in [0, 1] of the training clips without picture, sound, or subtitle, or with one medium alone.
+        people: number of persons in the training split, at least 1.
 
     Returns:
         `out`, `manifest`, `clips`, `seed`, `splits` (split -> count), `written` and `kept` (from an interrupted run).
@@ -85,11 +88,13 @@ def write_scenes(
     """
     out = Path(out)
     counts = split_counts(clips, splits or DEFAULT_SPLITS)
-    _check(seed, workers, missing)
-    _claim(out, {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts, "missing": missing})
+    _check(seed, workers, missing, people)
+    run = {"format": FORMAT, "clips": clips, "seed": seed, "splits": counts, "missing": missing, "people": people}
+    _claim(out, run)
+    of_split = {split: (missing, people) if split == "train" else (0.0, PERSONS[split]) for split in counts}
     folder = str(out / "clips")
     jobs = [
-        ClipJob(seed, split, index, folder, missing if split == "train" else 0.0)
+        ClipJob(seed, split, index, folder, *of_split[split])
         for split, count in counts.items()
         for index in range(count)
     ]
@@ -131,7 +136,9 @@ def split_counts(clips: int, shares: Mapping[str, float]) -> dict[Split, int]:
     return counts
 
 
-def _check(seed: int, workers: int | None, missing: float) -> None:
+def _check(seed: int, workers: int | None, missing: float, people: int) -> None:
+    if people < 1:
+        raise UserError(f"scenes: expected at least 1 person, got {people}")
     if seed < 0 or (workers is not None and workers < 1):
         raise UserError(f"scenes: expected seed >= 0 and workers >= 1, got seed {seed} and workers {workers}")
     if not 0 <= missing <= 1:

@@ -19,6 +19,8 @@ from mer_r1.errors import UserError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+PERSONS: dict[Split, int] = {"train": 64, "val": 12, "test": 24}
+"""Number of persons (an identity with a voice) per split, unless a corpus asks for more in training."""
 _SHARES: dict[Split, float] = {"train": 0.7, "val": 0.1, "test": 0.2}
 _SLOT = re.compile(r"\{(\w+)\}")
 _QUESTION = re.compile(r"(where|why|what|who|how does|is that|wait, why|did|do you|would|excuse me, may)\b")
