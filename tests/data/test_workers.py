@@ -13,10 +13,10 @@ from mer_r1.data.workers import WorkerDiedError, in_workers
 PROGRAM = """
 import sys, time
 from test_workers import note_and_sleep
-from mer_r1.data.workers import exit_on_sigterm, in_workers
+from mer_r1.data.workers import in_workers, sigterm_exits
 if __name__ == "__main__":
-    exit_on_sigterm()
-    list(in_workers(note_and_sleep, [sys.argv[1] + "/1", sys.argv[1] + "/2"], 2))
+    with sigterm_exits():
+        list(in_workers(note_and_sleep, [sys.argv[1] + "/1", sys.argv[1] + "/2"], 2))
 """
 
 

@@ -33,7 +33,7 @@ from typer.core import TyperGroup
 
 from mer_r1 import __version__
 from mer_r1.cli.options import MOVED, App, Think
-from mer_r1.data.workers import exit_on_sigterm
+from mer_r1.data.workers import sigterm_exits
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError, system_problem
 from mer_r1.evaluation.records import commit, without_nan
@@ -129,6 +129,7 @@ def env() -> None:
     say(f"cuda: {torch.version.cuda or 'not in this torch'}, GPUs: {', '.join(devices) or 'none'}")
 
 
+@sigterm_exits()
 def main() -> None:
     """Run the program: an expected error is one line on stderr and exit status 2."""
     # Deprecations in the libraries concern us, not the users of a command.
@@ -144,7 +145,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name or a reply may be no valid text
-    exit_on_sigterm()
     try:
         app()
     except UserError as error:

@@ -72,15 +72,22 @@ def end_with_parent() -> None:
         threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def exit_on_sigterm() -> None:
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
     """Let SIGTERM raise SystemExit, so that the processes started here are ended; a second one kills at once."""
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _begin(prepare: Callable[[], object] | None) -> None:
