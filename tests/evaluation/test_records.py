@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.records import _EXPECTED, Record, append_record, is_news, kept_states, read_records, rescore
+from mer_r1.evaluation.records import (
+    _EXPECTED,
+    Record,
+    append_record,
+    is_news,
+    kept_records,
+    read_records,
+    rescore,
+    states_of,
+)
 
 FAST = "<think></think><answer> happy </answer>"
 
@@ -61,7 +70,7 @@ def test_a_half_written_last_line_is_dropped_and_said(tmp_path, caplog, cut):
 def test_a_run_goes_on_after_a_half_written_line(tmp_path):
     path = write(tmp_path / "r.jsonl", Record("a", "slow", FAST))
     path.write_bytes(path.read_bytes() + b'{"id": "b", "mo')
-    assert kept_states(path, {}) == {("a", "slow"): None}
+    assert states_of(kept_records(path, {})) == {("a", "slow"): None}
     with path.open("a", encoding="utf-8") as file:
         append_record(file, Record("b", "slow", FAST))
     assert [record.id for record in read_records(path)] == ["a", "b"]
@@ -70,10 +79,10 @@ def test_a_run_goes_on_after_a_half_written_line(tmp_path):
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     path = write(tmp_path / "r.jsonl", Record("a", "slow", FAST))
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    assert kept_states(path, {}) == {("a", "slow"): None}
+    assert states_of(kept_records(path, {})) == {("a", "slow"): None}
     with path.open("a", encoding="utf-8") as file:
         append_record(file, Record("a", "fast", FAST))
-    assert kept_states(path, {}) == {("a", "slow"): None, ("a", "fast"): None}
+    assert states_of(kept_records(path, {})) == {("a", "slow"): None, ("a", "fast"): None}
 
 
 def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path):
@@ -93,15 +102,15 @@ def test_of_duplicates_the_last_counts(tmp_path, caplog):
 
 def test_clips_that_ended_in_an_error_are_tried_again(tmp_path):
     path = write(tmp_path / "r.jsonl", Record("a", "slow", "", error="no such file"), Record("b", "slow", FAST))
-    known = kept_states(path, {})
+    known = states_of(kept_records(path, {}))
     assert known == {("a", "slow"): "no such file", ("b", "slow"): None}
     assert [is_news(Record("a", "slow", "", error=why), known) for why in ("no such file", "empty", None)] == [
         False,
         True,
         True,
     ]
-    assert kept_states(path, {}, draw=1) == {}
-    assert kept_states(tmp_path / "none.jsonl", {}) == {}
+    assert states_of(kept_records(path, {}), draw=1) == {}
+    assert states_of(kept_records(tmp_path / "none.jsonl", {})) == {}
 
 
 @pytest.mark.parametrize(

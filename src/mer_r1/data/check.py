@@ -8,6 +8,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -93,12 +94,10 @@ def _in_processes(
 ) -> dict[int, Probe]:
     """Probes by index; incomplete if a worker crashed."""
     found: dict[int, Probe] = {}
-    try:
+    with suppress(WorkerDiedError):
         for (index, _), probe in in_workers(partial(_probe_item, probe_clip, limits), clips.items(), workers):
             found[index] = probe
             advance()
-    except WorkerDiedError:
-        pass
     return found
 
 

@@ -101,7 +101,6 @@ def _sheet_rows(path: Path) -> list[list[str]]:
     """The first sheet, as text."""
     import openpyxl  # only the official tables need it, and it takes a tenth of a second
 
-    rows: list[list[str]] = []
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())
@@ -109,8 +108,8 @@ def _sheet_rows(path: Path) -> list[list[str]]:
             raise UserError(f"it unpacks to {unpacked} bytes, expected at most {MOST_BYTES}")
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         # Bounded, because one cell in the last corner makes a sheet of 17 billion.
-        for row in book.worksheets[0].iter_rows(max_row=MOST_ROWS + 1, max_col=MOST_COLUMNS, values_only=True):
-            rows.append(["" if cell is None else str(cell) for cell in row])
+        cells = book.worksheets[0].iter_rows(max_row=MOST_ROWS + 1, max_col=MOST_COLUMNS, values_only=True)
+        rows = [["" if cell is None else str(cell) for cell in row] for row in cells]
         book.close()
     except Exception as error:  # openpyxl lets zip, XML and key errors through
         raise UserError(f"{path}: cannot be read as an Excel sheet ({error!s:.200})") from error

@@ -29,10 +29,11 @@ from mer_r1.evaluation.records import (
     append_record,
     claim_records,
     is_news,
-    kept_states,
+    kept_records,
     provenance,
     record_of_answer,
     record_of_error,
+    states_of,
     versions,
 )
 from mer_r1.evaluation.summary import SUMMARY_FILE, clips_of, donors_of
@@ -250,20 +251,15 @@ def evaluate_model(
     claim_records(out, taxonomy, facts, RESULTS)
     donors = donors_of(clips, exchange, sampling.seed)
     file, items = out / RECORDS_FILE, item_keys(clips, ask, donors)
-    kept_states(file, items)  # refuses changed clips before the model is loaded
+    kept = kept_records(file, items)  # refuses changed clips before the model is loaded
     omni, groups = load(model, device=device, limits=limits), _groups(clips, batch_size, only)
     tensors = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, donors or {})
     how = _answering(omni, taxonomy=taxonomy, batch_size=batch_size, tensors=tensors, name=model, ask=ask)
-    total = sum(map(len, groups)) * len(modes) * num_answers
+    total, tell = sum(map(len, groups)) * len(modes) * num_answers, progress or (lambda more, total: None)
     for draw, mode in product(range(num_answers), modes):
         answer = partial(how, sampling=replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS))
-        _answer_all(file, groups, mode, draw, items, answer, partial(_tell, progress, total))
+        _answer_all(file, groups, mode, draw, states_of(kept, draw), items, answer, lambda more: tell(more, total))
     return file
-
-
-def _tell(progress: Progress | None, total: int, more: int) -> None:
-    if progress:
-        progress(more, total)
 
 
 def _answer_all(
@@ -271,12 +267,12 @@ def _answer_all(
     groups: Sequence[Sequence[Clip]],
     mode: ThinkingMode,
     draw: int,
+    known: Mapping[tuple[str, str], str | None],
     items: Mapping[str, str],
     answer: Callable[..., Iterator[Record]],
     tell: Callable[[int], Any],
 ) -> None:
     """Append the missing records of one mode and draw; `tell` gets the number of those there are, then each new one."""
-    known = kept_states(file, items, draw)
     tell(sum(known.get((clip.id, mode.value), "") is None for group in groups for clip in group))
     with file.open("a", encoding="utf-8") as sink:
         for record in ask_groups(groups, [mode], known, answer, items):

@@ -201,8 +201,8 @@ def append_record(file: TextIO, record: Record) -> None:
     append_line(file, json.dumps(record.to_dict(), allow_nan=False))
 
 
-def kept_states(path: Path, items: Mapping[str, str], draw: int = 0) -> dict[tuple[str, str], str | None]:
-    """Clip id and mode -> error, None for an answer, of a file that is to be continued or does not exist.
+def kept_records(path: Path, items: Mapping[str, str]) -> list[Record]:
+    """The records of a file that is to be continued or does not exist.
 
     A half-written last line is cut off, so that the next record starts on a new line.
 
@@ -211,15 +211,20 @@ def kept_states(path: Path, items: Mapping[str, str], draw: int = 0) -> dict[tup
             `claim.item_keys` for `items`.
     """
     if not path.exists():
-        return {}
+        return []
     records = read_records(path)
     repair_end(path, _parse_line)
     check_items(path, ((record.id, record.item) for record in records if record.error is None), items)
+    return records
+
+
+def states_of(records: Iterable[Record], draw: int = 0) -> dict[tuple[str, str], str | None]:
+    """Clip id and mode -> error, None for an answer."""
     return {(record.id, record.mode): record.error for record in records if record.draw == draw}
 
 
 def is_news(record: Record, known: Mapping[tuple[str, str], str | None]) -> bool:
-    """Whether a record says more than one of `kept_states`: an answer, or another error."""
+    """Whether a record says more than one of `states_of`: an answer, or another error."""
     return record.error is None or record.error != known.get((record.id, record.mode))
 
 

@@ -202,8 +202,7 @@ def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -
         "processes": recipe.world_size,
         **{name: getattr(recipe, name) for name in names},
     }
-    found: dict[str, Any] = json.loads(json.dumps(run, default=str))
-    return found
+    return dict(json.loads(json.dumps(run, default=str)))
 
 
 def checkpoint_to_resume(recipe: Any) -> str | None:

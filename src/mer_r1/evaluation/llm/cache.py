@@ -184,10 +184,7 @@ class Replies:
         self.missing: list[str] = []
         for key in self._places:
             known = None if self.prompt(key).fresh else cache.get(key)
-            if known is None or known.finish_reason not in (
-                "stop",
-                "length",
-            ):  # a broken one, kept by an earlier version
+            if known is None or known.finish_reason not in ("stop", "length"):  # broken, of an earlier version
                 self.missing.append(key)
             else:
                 self.cached.append(known)
