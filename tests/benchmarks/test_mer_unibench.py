@@ -592,6 +592,23 @@ def test_simple_lines_of_other_systems(tmp_path):
     assert "mer-r1 extract" in found.errors["c"]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("<think> x </think><answer> 1. joy\n2. sad </answer>", "[joy, sad]"), ("<answer> He is sad. </answer>", None)],
+)
+def test_a_raw_answer_is_the_same_in_every_file_format(tmp_path, text, value):
+    for number, (name, content) in enumerate(
+        {
+            "meld.json": {"a": text, "b": "[calm]"},
+            "meld.jsonl": [{"id": "a", "completion": text}, {"id": "b", "openset": "[calm]"}],
+            "MELD.jsonl": [{"id": "a", "openset": text}, {"id": "b", "openset": "[calm]"}],
+        }.items()
+    ):
+        write(tmp_path / str(number) / name, content)
+        found = next(iter(predictions(tmp_path / str(number)).values()))["given"]
+        assert (found.values.get("a"), "a" in found.errors) == (value, value is None)
+
+
 def test_only_texts_are_refused_with_the_way_out(tmp_path):
     write(tmp_path / "meld.jsonl", [{"name": "a", "text": "He seems upset."}])
     with pytest.raises(UserError, match="none of 1 clips has an answer: no labels, only a text: `mer-r1 extract`"):

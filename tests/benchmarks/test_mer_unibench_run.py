@@ -22,11 +22,11 @@ from mer_r1.benchmarks.mer_unibench import run
 from mer_r1.benchmarks.mer_unibench.ask import collect, readable_part
 from mer_r1.benchmarks.mer_unibench.gold import find_manifests, read_gold, scored_clips
 from mer_r1.benchmarks.mer_unibench.report import Scoring
+from mer_r1.data.claim import CLAIM_FILE
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 from mer_r1.evaluation.llm import jobs
 from mer_r1.evaluation.llm.cache import ReplyCache
@@ -219,7 +219,8 @@ def test_a_folder_takes_no_answers_that_were_made_otherwise(whole, taught_folder
     code, _, error = program(*command(taught_folder, data, whole[0], *TINY, "--temperature", 0))
     assert code == 2
     assert (
-        "its answers were made with other settings (decoding.temperature: 0.7, now 0.0); choose another folder" in error
+        "was made with other settings (decoding.temperature: 0.7, now 0.0; decoding.batch_size: 2, now None); "
+        "choose another folder" in error
     )
     assert error.count("\n") == 1
 
@@ -235,13 +236,16 @@ def test_the_checkpoint_answers_as_predict_does(taught, taught_folder, sets, tmp
     assert list(tmp_path.glob("features-*/*.safetensors")), "towers' outputs are kept where that is asked for"
 
 
-def test_retrained_weights_are_another_model(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(bytes(3 << 20))
-    before = fingerprint(str(tmp_path))
-    assert before == fingerprint(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(bytes((3 << 20) - 1) + b"1")
-    assert fingerprint(str(tmp_path)) != before
-    assert fingerprint("Qwen/Qwen2.5-Omni-7B") is None
+def test_a_folder_takes_no_answers_about_clips_that_have_changed(sets, tmp_path):
+    one = {"meld": sets["meld"]}
+    collect(Canned(), one, SLOW, tmp_path)
+    changed = [replace(one["meld"][0], subtitle="Entirely other words."), *one["meld"][1:]]
+    with pytest.raises(UserError, match=rf"1 of its clips .* the subtitle or question of {changed[0].id}"):
+        collect(Canned(), {"meld": changed}, SLOW, tmp_path)
+    (tmp_path / "other.mp4").write_bytes(b"another film")
+    exchanged = [replace(one["meld"][0], video=tmp_path / "other.mp4"), *one["meld"][1:]]
+    with pytest.raises(UserError, match=rf"1 of its clips .* the media of {changed[0].id}"):
+        collect(Canned(), {"meld": exchanged}, SLOW, tmp_path)
 
 
 # --- interruptions, one by one ----------------------------------------------------------------------------------------
@@ -411,7 +415,7 @@ def broken(tmp_path, media):
 def test_what_cannot_be_read_fails_visibly_or_is_asked_about_by_the_rest(taught_folder, broken, tmp_path, program):
     words = command(taught_folder, broken.parent, tmp_path / "out", "--sets", "meld", "--max-new-tokens", 16)
     code, text, _ = program(*words)
-    assert code == 1
+    assert code == 3, "no clip has an answer"
     assert "4 clips without an answer of the model" in text
     assert "--ask-partly" in text
     code, text, _ = program(*words, "--ask-partly")
@@ -456,7 +460,7 @@ def test_missing_sets_are_named_at_once(data, tmp_path, program):
     assert "no data of MER2023, MER2024, IEMOCAP, MOSI, MOSEI, SIMS, SIMSv2, OV-MERD+" in error
     assert "--sets" in error
     assert error.count("\n") == 1
-    assert not (tmp_path / "out" / run.RUN_FILE).exists()
+    assert not (tmp_path / "out" / CLAIM_FILE).exists()
     code, _, error = program(*command("m", tmp_path / "none", tmp_path / "out"))
     assert (code, error.count("\n")) == (2, 1)
     assert "no such folder" in error

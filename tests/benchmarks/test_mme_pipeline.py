@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from llm_server import Server, breaks_off, hangs_up, no_choices, rubbish, said, status
-from media_samples import quarters, tone, with_display_matrix, write_media
+from media_samples import quarters, tone, with_display_matrix, without_decoder, write_media
 from PIL import Image
 
 from mer_r1.benchmarks.mme_emotion import run
@@ -34,16 +34,19 @@ from mer_r1.benchmarks.mme_emotion.judging.stages import (
 )
 from mer_r1.benchmarks.mme_emotion.scores.official import score_field
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import write_manifest
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Prices
 from mer_r1.evaluation.llm.jobs import Endpoint
 from mer_r1.evaluation.llm.ledger import Ledger, read_rows
+from mer_r1.evaluation.records import Record
 
 KEY = "sk-" + "planted-0123456789"
 GOLD = {
@@ -168,6 +171,11 @@ def test_a_file_without_picture_or_sound_says_so(tmp_path):
         judge_frames(sound)
     with pytest.raises(UserError, match=r"v\.mp4: no sound"):
         judge_sound(silent, None)
+    odd = without_decoder(write_media(tmp_path / "odd.mp4", frames=3, fps=2, sound=tone(1)), b"mp4v", b"mp4a")
+    with pytest.raises(UserError, match=r"odd\.mp4: the picture cannot be decoded \(no decoder .*judge needs frames"):
+        judge_frames(odd)
+    with pytest.raises(UserError, match=r"odd\.mp4: the sound cannot be decoded \(no decoder"):
+        judge_sound(odd, None)
     with pytest.raises(UserError, match="no such file"):
         judge_frames(tmp_path / "gone.mp4")
 
@@ -233,12 +241,78 @@ def test_replies_in_json_become_the_score_form():
     expected = "<score>Step 1: 1/1, Step 2: 2/3</score>"
     for text in ('{"ratings": ["1/1", "2/3"]}', '```json\n{"ratings": ["1/1", "2/3"]}\n```', expected):
         assert score_text(text) == expected
-    for other in ('{"ratings": "1/1"}', '{"ratings": ["yes"]}', '{"ratings": [1]}', "[]", "{", "1/1"):
+    for other in ('{"ratings": "1/1"}', '{"ratings": ["yes"]}', '{"ratings": [2]}', "[]", "{", "1/1", '{"surety": 1}'):
         assert score_text(other) == other
+    for several in ("Step 1: [1/1]\nStep 2: [1/1]", '{"ratings": ["1/1"]} or rather {"ratings": ["0/1"]}'):
+        assert score_text(several) == several, "which of them?"
     assert score_field(score_text('{"ratings": []}'), fraction=False) is None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '```JSON\n{"ratings": ["1/1", "0/1"]}\n```',
+        'Here are my ratings:\n```json\n{"ratings": ["1/1", "0/1"]}\n```\nThe last step is wrong [see above].',
+        "[1, 0]",
+        '{"ratings": [true, 0.0]}',
+        '{"ratings": ["1 / 1", "0/1",]}',
+        "{'ratings': ['1/1', '0/1']}",
+        "［１／１，０／１］",
+        '{"Step 1": "1/1", "Step 2": "0/1"}',
+        '[{"step": 1, "rating": "1/1"}, {"step": 2, "rating": "0/1"}]',
+    ],
+)
+def test_a_judge_is_read_as_leniently_as_a_reader(reply):
+    assert score_text(reply) == "<score>Step 1: 1/1, Step 2: 0/1</score>"
+
+
+def judged_by(rate):
+    return lambda call: proper(call) if is_extraction(call) else rate(call)
+
+
+def test_the_ratings_are_those_after_the_reasoning(tmp_path, manifest):
+    thought = "<think>Is it <score>Step 1: 0/1</score>?</think>"
+    items = given(tmp_path / "in", ["answer 0"], manifest)
+    with Server(judged_by(lambda call: said(thought + '{"ratings": ["1/1", "1/1"]}'))) as server:
+        ask(server, items, tmp_path / "out")
+    (row,) = written(tmp_path / "out")
+    assert row["score"] == "<score>Step 1: 1/1, Step 2: 1/1</score>"
+    assert row["reply"].startswith(thought)
+
+
+def test_what_could_not_be_read_or_was_cut_is_judged_again(tmp_path, manifest):
+    items, out = given(tmp_path / "in", ["answer 0", "answer 1"], manifest), tmp_path / "out"
+    cut = said("<score>Step 1: 1/1, Step 2: 1/1</score> The", finish_reason="length")
+
+    def unwilling(call):
+        return cut if "answer 1" in call.text else said("I cannot rate this.")
+
+    with Server(judged_by(unwilling)) as server:
+        _, judged = ask(server, items, out)
+    assert (judged.done, judged.failed) == (0, 2)
+    rows = {row["video_id"]: row for row in written(out)}
+    assert rows["SA-0"]["error"] == "no ratings in 'I cannot rate this.'"
+    assert (rows["SA-1"]["score"], rows["SA-1"]["finish_reason"]) == (None, "length")
+    assert run.write_scores(out, [])["overall"]["count"] == 0
+    with Server(proper) as server:
+        _, judged = ask(server, items, out)
+        assert len(server.calls) == 2, "the cache held their replies, and they are asked for all the same"
+    assert (judged.done, judged.failed) == (2, 0)
+    assert run.write_scores(out, [])["overall"]["count"] == 2
+
+
+def test_steps_that_were_cut_off_are_none(tmp_path, manifest):
+    def cut(call):
+        return said("<step>Step 1: He", finish_reason="length") if is_extraction(call) else proper(call)
+
+    items, out = given(tmp_path / "in", ["answer 0"], manifest), tmp_path / "out"
+    with Server(cut) as server:
+        steps, _ = ask(server, items, out)
+    assert steps.failed == 1
+    assert written(out, run.STEPS_FILE)[0]["step"] == "Error: it did not end properly (length)"
 
 
 def test_a_ledger_survives_a_kill(tmp_path, caplog):
@@ -384,7 +458,7 @@ def test_a_judge_that_answers_in_every_odd_form(tmp_path, manifest):
     with Server(odd_judge) as server:
         steps, judged = ask(server, items, out, timeout=2.0)
         assert server.most_at_once <= 2
-    assert (steps.done, judged.done, judged.failed) == (len(ODD), len(ODD), 0)
+    assert (steps.done, judged.done, judged.failed) == (len(ODD), 8, len(ODD) - 8)
     rows = {row["video_id"]: row for row in written(out)}
     assert [rows[f"SA-{n}"]["reply"] for n in range(len(ODD))] == ODD, "kept as they came"
     assert all(count == 2 for count in odd_judge.seen.values()), "one trouble, one reply, and no more"
@@ -469,6 +543,38 @@ def test_only_what_changed_is_judged_again(tmp_path, manifest):
     assert len({row["asked"] for row in judged}) == 2
     report = run.write_scores(out, [])
     assert len(report["agreement"]["runs"]) == 3
+
+
+def test_judgements_of_other_settings_or_media_are_made_again(tmp_path, manifest):
+    items = given(tmp_path / "in", ["answer 0", "answer 1"], manifest)
+    out = tmp_path / "out"
+    write_media(tmp_path / "other.mp4", frames=4, fps=2, picture=lambda _: np.full((48, 64, 3), 200, np.uint8))
+    with Server(proper) as server:
+        ask(server, items, out)
+        assert len(server.calls) == 4
+        ask(server, items, out, Judging(max_side=32))
+        assert len(server.calls) == 6, "smaller pictures: judged again, not extracted"
+        ask(server, [items[0], replace(items[1], video=tmp_path / "other.mp4")], out, Judging(max_side=32))
+        assert len(server.calls) == 7, "another video"
+        ask(server, items, out, Judging(max_side=32), temperature=1.0)
+        assert len(server.calls) == 11, "another temperature of both"
+
+
+def test_only_judgements_of_the_clips_there_are_with_their_gold_are_scored(tmp_path, manifest):
+    clips = run.benchmark_clips(manifest)[:4]
+    items = [replace(run._item(clip, "slow", None), response="answer", step="Step 1: x.") for clip in clips]
+    out = tmp_path / "out"
+    with Server(proper) as server:
+        ask(server, items, out)
+    assert run.write_scores(out, clips)["overall"]["count"] == 4
+    assert run.write_scores(out, clips[:3])["overall"]["count"] == 3, "the fourth is no clip any more"
+    corrected = [replace(clips[0], meta={**clips[0].meta, "gold": "another"}), *clips[1:]]
+    report = run.write_scores(out, corrected)
+    assert (report["overall"]["count"], report["audited"]["overall"]["n_missing"]) == (3, 1)
+    assert report["source"]["clips"] == 4
+    assert run.write_scores(out, clips, items=items[:2])["overall"]["count"] == 2
+    with pytest.raises(UserError, match="no judgement of these 4 clips with their gold labels"):
+        run.write_scores(out, run.benchmark_clips(manifest)[4:])
 
 
 def test_a_second_judge_stands_beside_the_first(tmp_path, manifest):
@@ -614,6 +720,8 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     assert report["differences"]["slow - fast"]["overall"]["n"] == 8
     assert report == json.loads((out / run.SCORES_FILE).read_text(encoding="utf-8"))
     scored = command("score", "mme-emotion", "--predictions", out, "--manifest", manifest, "--json")
+    assert report.pop("source") == {"model": str(taught_folder), "weights": weights_digest(taught_folder), "clips": 8}
+    assert report.pop("notes") == {"the picture lasts … s, the sound … s": 8}
     assert json.loads(scored[1]) == report
     one = json.loads(command("score", "mme-emotion", "--predictions", out, "--think", "fast", "--json")[1])
     assert one["overall"] == report["modes"]["fast"]["overall"]
@@ -626,6 +734,18 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     labels = command(*no_judge)
     assert (labels[0], "not the benchmark's score" in labels[1]) == (0, True)
     assert json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8")).keys() == {"slow", "fast"}
+
+
+def test_what_was_not_read_of_the_clips_is_counted(tmp_path):
+    assert run.notes_of(tmp_path) == {}
+    rows = [Record(name, mode, "x", notes=["no sound"]) for name in "ab" for mode in ("slow", "fast")]
+    (tmp_path / run.PREDICTIONS).mkdir()
+    (tmp_path / run.PREDICTIONS / "records.jsonl").write_text("\n".join(json.dumps(row.to_dict()) for row in rows))
+    assert run.notes_of(tmp_path) == {"no sound": 2}
+    assert run.notes_of(tmp_path, {"a"}) == {"no sound": 1}
+    items = [run.Item("ER-Lab", name, "slow", "happy", "Happy.", notes=("no sound",)) for name in "aba"]
+    report = run.write_label_scores(tmp_path, items, builtin())
+    assert report["slow"]["notes"] == {"no sound": 2}
 
 
 def test_the_questions_of_the_benchmark_are_asked(taught_folder, manifest, tmp_path, monkeypatch):
@@ -726,6 +846,28 @@ def test_estimate_stages_and_mistakes_on_the_command_line(tmp_path, manifest, co
         for problem, wrong in mistakes.items():
             code, _, err = command(*wrong)
             assert (code, problem in err, err.count("\n")) == (2, True, 1), err
+
+
+@pytest.mark.parametrize(("unwilling", "code"), [(("answer 0", "answer 1"), 3), (("answer 0",), 1), ((), 0)])
+def test_the_exit_status_says_whether_anything_was_judged(tmp_path, manifest, command, unwilling, code):
+    def behave(call):
+        refuses = not is_extraction(call) and any(text in call.text for text in unwilling)
+        return status(400, message="At most 1 image") if refuses else proper(call)
+
+    answers(tmp_path / "in", ["answer 0", "answer 1"])
+    for row, name in zip(rows := json.loads((tmp_path / "in/SA.json").read_text()), "ab", strict=True):
+        row["video_id"] = f"{name}.mp4"
+    (tmp_path / "in/SA.json").write_text(json.dumps(rows))
+    meta = {"dataset": "mme-emotion", "task": "SA", "gold": "positive"}
+    clips = [Clip(n, video=manifest.parent / "SA.mp4", meta=meta | {"video_id": f"{n}.mp4"}) for n in "ab"]
+    write_manifest(manifest.parent / "two.jsonl", clips)
+    words = ["eval", "mme-emotion", "--manifest", manifest.parent / "two.jsonl", "--predictions", tmp_path / "in"]
+    with Server(behave) as server:
+        extra = ["--extra-body", '{"chat_template_kwargs": {"enable_thinking": false}}']
+        assert command(*words, *options(server, tmp_path / "out"), *extra, "--json")[0] == code
+        assert all(call.body["chat_template_kwargs"] == {"enable_thinking": False} for call in server.calls)
+        again = [*words, *options(server, tmp_path / "out"), "--stage", "score", "--json"]
+        assert command(*again)[0] == (3 if code == 3 else 0)
 
 
 def test_scoring_on_the_command_line(shared, tmp_path, command):

@@ -1,9 +1,11 @@
 """The command line: what it prints for machines, what it says when something is wrong, and real files."""
 
+import errno
 import json
 import platform
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from importlib import metadata
@@ -14,8 +16,10 @@ from recordings import muxed, speech, talking
 from rich.cells import cell_len
 
 from mer_r1 import __version__, cli
+from mer_r1.emotions.answers import answer_words
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import builtin
+from mer_r1.errors import UserError, brief
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "librosa", "pandas")
 ROW = ["word", "case1", "case2", *(f"wheel{wheel}_level{level}" for level in (1, 2) for wheel in range(1, 6))]
@@ -288,6 +292,42 @@ def test_what_no_file_is_to_blame_for_keeps_its_traceback(run, monkeypatch, tmp_
         run("report", tmp_path)
 
 
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, FULL), FULL),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: Read-only file system"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"), "cannot write"),
+        (RuntimeError(f"Error while serializing: I/O error: {FULL} (os error 28)"), FULL),
+        (sqlite3.OperationalError("database or disk is full"), "disk is full"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a worker process died"),
+    ],
+)
+def test_what_disk_or_system_refuse_is_one_line_and_status_2(run, monkeypatch, tmp_path, error, told):
+    def fail(*given):
+        try:
+            raise error
+        finally:
+            raise TypeError("while that was handled")
+
+    monkeypatch.setattr("mer_r1.evaluation.report.write_report", fail)
+    status, out, err = run("report", tmp_path)
+    assert (status, out) == (2, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_message_is_one_line_of_bounded_length():
+    text = str(UserError("first\r\n  second " + "x" * 10**6 + " the end"))
+    assert text.startswith("first second xxx")
+    assert text.endswith("the end")
+    assert len(text) == 2003
+    assert brief("x" * 10**6) == "'" + "x" * 37 + "..." + "x" * 38 + "'"
+
+
 @pytest.mark.parametrize("words", [["predict"], ["nonsense"], ["score"], ["map", "--jsn", "x"], ["rl", "--config"]])
 def test_wrong_usage_ends_with_status_2_and_no_traceback(run, words):
     status, out, err = run(*words)
@@ -347,6 +387,22 @@ def test_predict_works_on_real_recordings_of_every_kind(run, real, untrained_fol
         assert record["tokens"] > 0
         assert record["seconds"] > 0
         assert record["model"] == str(untrained_folder)
+    notes = {record["id"]: record["notes"] for record in records}
+    assert notes[str(real["silent"])][0] == "no sound"
+    assert notes[str(real["sound"])][0] == "no picture"
+    status, out, _ = run(
+        "predict", real["both"], "--model", untrained_folder, *PREDICT, "--max-seconds", 2, "--think", "fast"
+    )
+    assert status == 0
+    assert f"{real['both']}: cut to the first 2 s of 9.963 s" in out.splitlines()
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_limits_that_are_none_end_in_one_line(run, real, seconds):
+    status, _, err = run("predict", real["both"], "--model", "nowhere", "--max-seconds", seconds)
+    assert status == 2
+    assert "max_seconds" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_sound_from_a_file_of_its_own_is_the_sound_that_is_heard(run, real, taught_folder):
@@ -377,12 +433,14 @@ def test_real_recordings_get_labels_and_categories_whatever_lies_beside_them(run
     assert all(row["error"].startswith(row["id"]) for row in records if row["error"] is not None)
     taxonomy = builtin()
     for row in answered:
-        assert row["labels"] == list(parse(row["completion"]).labels)
+        assert row["labels"] == list(answer_words(parse(row["completion"]).answer) or ())
         for wheel in taxonomy.wheels:
             assert row["categories"][wheel.name] == sorted(taxonomy.categories(row["labels"], wheel))
             assert all(0 <= value <= 1 for value in row["confidence"].get(wheel.name, {}).values())
-    known = {row["id"] for row in answered if row["labels"] and row["categories"]["ekman"] and row["confidence"]}
-    assert known >= {str(real["sound"]), str(real["both"])}, "what it was taught to say, on what it never saw"
+        assert row["labels"] or row["doubt"], "words that cannot be told apart are no label, and said to be none"
+    said = {row["id"] for row in answered if parse(row["completion"]).labels and row["confidence"]}
+    assert said >= {str(real["sound"]), str(real["both"])}, "what it was taught to say, on what it never saw"
+    assert any(row["categories"]["ekman"] for row in answered)
 
 
 def test_predictions_for_people(run, real, taught_folder, tmp_path):
@@ -399,6 +457,7 @@ def test_predictions_for_people(run, real, taught_folder, tmp_path):
     names = ["labels", *(wheel.name for wheel in builtin().wheels), "reasoning"]
     assert [line.split()[0] for line in slow] == names
     assert all(re.search(r"\(confidence: [a-z ]+ [01]\.\d\d, ", line) for line in slow[1:-1])
+    assert lines.count(f"{strange}: cut to the first 4 s of 9.963 s") == 1, "and what was not read, once too"
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------

@@ -62,6 +62,18 @@ def test_extract_asks_only_where_it_must_and_not_again(predictions, tmp_path) ->
     assert len(server.calls) == 4
 
 
+def test_a_run_in_which_nothing_was_read_has_a_status_of_its_own(tmp_path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": "a", "completion": "She seems rather upset."}\n')
+    extra = ("--extra-body", '{"chat_template_kwargs": {"enable_thinking": false}}')
+    options = ("extract", "--predictions", path, "--out", tmp_path / "o.jsonl", "--reader", "m", *extra, "--json")
+    with Server(lambda call: "I cannot tell.") as server:
+        assert mer_r1(*options, "--reader-url", server.base_url).exit_code == 3
+        assert server.calls[0].body["chat_template_kwargs"] == {"enable_thinking": False}
+        server.behave = behave
+        assert mer_r1(*options, "--reader-url", server.base_url).exit_code == 0, "asked again, although it was cached"
+
+
 def test_no_key_is_left_anywhere(predictions, tmp_path) -> None:
     with Server(lambda call: said(f"[happy] {call.headers['authorization']}")) as server:
         done = mer_r1(
@@ -91,6 +103,10 @@ def test_the_wheels_give_a_sentiment_without_any_model(predictions, tmp_path) ->
         (("--reader", "nowhere"), "no such folder; for a served model"),
         (("--reader-url", "http://localhost:1/v1"), "needs --reader"),
         (("--prices", "cheap"), "expected two numbers"),
+        (("--extra-body", '{"a": 1}'), "expected --reader-url, too"),
+        (("--reader", "m", "--reader-url", "http://localhost:1/v1", "--extra-body", "[1]"), "expected a JSON object"),
+        (("--reader", "m", "--reader-url", "http://localhost:1/v1", "--extra-body", "{"), "expected a JSON object"),
+        (("--reader", "m", "--reader-url", "http://localhost:1/v1", "--extra-body", '{"n": 2}'), "n is set by"),
         (("--reader", "m", "--reader-url", "localhost"), "base URL: expected an address"),
     ],
 )

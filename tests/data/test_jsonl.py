@@ -1,13 +1,15 @@
 """Objects and lines: what is read, what is dropped, what is refused, and that nothing ended is ever lost."""
 
+import errno
 import json
 import logging
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.data.jsonl import object_of, read_lines, read_object, repair_end, write_atomically
+from mer_r1.data.jsonl import append_line, object_of, read_lines, read_object, repair_end, write_atomically
 from mer_r1.errors import UserError
 
 ROWS = st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5) | st.integers() | st.none(), max_size=3))
@@ -91,3 +93,36 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"new"
     write_atomically(path, lambda partial: partial.write_text("third"))
     assert [file.read_text() for file in path.parent.iterdir()] == ["third"]
+
+
+@pytest.mark.parametrize("fits", [0, 5])
+def test_a_full_disk_costs_only_the_line_that_does_not_fit(tmp_path, monkeypatch, fits):
+    path, write = tmp_path / "rows.jsonl", os.write
+
+    def full(number, content):
+        if fits and len(content) == len(b'{"b": 2}\n'):
+            return write(number, content[:fits])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with path.open("a", encoding="utf-8") as file:
+        append_line(file, '{"a": 1}')
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            append_line(file, '{"b": 2}')
+        monkeypatch.undo()
+        append_line(file, '{"c": "é"}')
+    assert caught.value.filename == str(path)
+    assert path.read_text(encoding="utf-8") == '{"a": 1}\n{"c": "é"}\n'
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_is_named(tmp_path):
+    def full(partial):
+        partial.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.json").write_text("old", encoding="utf-8")
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "a.json", full)
+    assert caught.value.filename == str(tmp_path / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == "old"

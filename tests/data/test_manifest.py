@@ -14,6 +14,7 @@ from mer_r1.data import check as checks
 from mer_r1.data.check import CheckReport, check_manifest
 from mer_r1.data.clip import KEYS, Clip, parse_row
 from mer_r1.data.manifest import read_manifest, write_manifest
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions import wheels as taxonomy
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
@@ -412,10 +413,11 @@ def test_checking_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_notes_are_counted_by_kind() -> None:
-    one = checks.Probe(notes=("cut to the first 30 s of 600 s", "no sound"))
-    two = checks.Probe(notes=("cut to the first 30 s of 31.5 s",))
-    assert one.note_kinds == {"cut to the first … s of … s", "no sound"}
-    assert two.note_kinds < one.note_kinds
+    one = ["cut to the first 30 s of 600 s", "no sound", "named .mp4 but holds AVI"]
+    noted = [("a", one), ("b", ("cut to the first 30 s of 31.5 s",)), ("a", one), ("c", "a text"), ("d", None)]
+    cut = "cut to the first … s of … s"
+    assert count_notes(noted) == {cut: 2, "named .mp4 but holds AVI": 1, "no sound": 1}
+    assert next(iter(count_notes(noted))) == cut, "the most frequent first"
 
 
 def crash_on_bad(clip: Clip, limits: object) -> checks.Probe:

@@ -15,7 +15,7 @@ import pytest
 import recordings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_samples import quarters, tone, with_display_matrix, write_media
+from media_samples import quarters, tone, with_display_matrix, without_decoder, write_media
 from recordings import muxed
 
 from mer_r1.data.media import container as containers
@@ -297,6 +297,10 @@ def test_scaling_averages_and_is_exact_where_asked(tmp_path: Path) -> None:
     bounded = read_media(path, limits=MediaLimits(max_side=32))
     assert bounded.frames.shape[2:] == (32, 32)
     assert "pictures scaled from 64 × 64 to 32 × 32" in bounded.notes
+    for pixels in (1024, 1000, 1, 64 * 64):
+        frames = read_media(path, limits=MediaLimits(frame_pixels=pixels)).frames
+        side = int(pixels**0.5)
+        assert frames.shape[2:] == (side, side)
     assert read_media(path).frames[0, 0, 0, :4].tolist() == [200, 0, 200, 0]
 
 
@@ -682,6 +686,75 @@ def test_a_cover_picture_is_no_video(tmp_path: Path, name: str, codec: str) -> N
     assert clip.frames is None
     assert clip.notes[0] == "no picture"
     assert pitch(clip) == pytest.approx(440, abs=2)
+
+
+def test_a_missing_decoder_is_not_called_a_missing_channel(tmp_path: Path) -> None:
+    deaf = without_decoder(write_media(tmp_path / "deaf.mp4", frames=8, fps=8, sound=tone(1)), b"mp4a")
+    clip = read_media(deaf)
+    assert clip.notes == ("the sound cannot be decoded (no decoder for its format)",)
+    assert clip.waveform is None
+    with pytest.raises(UserError, match=r"deaf\.mp4: the sound cannot be decoded \(no decoder for its format\)$"):
+        read_media(None, deaf)
+    blind = without_decoder(write_media(tmp_path / "blind.mp4", frames=8, fps=8, sound=tone(1)), b"mp4v")
+    assert read_media(blind).notes == ("the picture cannot be decoded (no decoder for its format)",)
+    neither = without_decoder(write_media(tmp_path / "both.mp4", frames=8, fps=8, sound=tone(1)), b"mp4v", b"mp4a")
+    with pytest.raises(UserError, match=r"both\.mp4: the picture cannot be .*, the sound cannot be decoded"):
+        read_media(neither)
+
+
+def two_voices(path: Path) -> Path:
+    """A file with a track of 440 Hz and one of 880 Hz."""
+    with av.open(str(path), "w") as out:
+        streams = [out.add_stream("aac", rate=16000, layout="mono") for _ in range(2)]
+        for stream, hertz in zip(streams, (440, 880), strict=True):
+            frame = av.AudioFrame.from_ndarray(tone(1, hertz=hertz), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 0
+            resampler = av.AudioResampler(format="fltp", rate=16000, frame_size=1024)
+            for ready in [*resampler.resample(frame), *resampler.resample(None)]:
+                out.mux(stream.encode(ready))
+            out.mux(stream.encode(None))
+    return path
+
+
+def test_the_next_track_is_heard_where_the_first_has_no_decoder(tmp_path: Path) -> None:
+    clip = read_media(None, without_decoder(two_voices(tmp_path / "a.mp4"), b"mp4a"))
+    assert pitch(clip) == pytest.approx(880, abs=2)
+    assert clip.notes == ("1 of 2 sound tracks cannot be decoded (no decoder for its format)",)
+
+
+@pytest.mark.parametrize(("number", "hertz"), [(1, 440), (2, 880)])
+def test_the_wanted_track_is_heard(tmp_path: Path, number: int, hertz: int) -> None:
+    clip = read_media(None, two_voices(tmp_path / "a.mp4"), MediaLimits(audio_track=number))
+    assert pitch(clip) == pytest.approx(hertz, abs=2)
+    assert clip.notes == (f"sound track {number} of 2 is used",)
+
+
+def test_a_track_that_is_not_there_is_no_other_track(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.mp4: sound track 3 is wanted, and it has 2"):
+        read_media(None, two_voices(tmp_path / "a.mp4"), MediaLimits(audio_track=3))
+    mute = write_media(tmp_path / "mute.mp4", frames=8, fps=8)
+    assert read_media(mute, limits=MediaLimits(audio_track=2)).notes == ("no sound",)
+    chosen = without_decoder(two_voices(tmp_path / "b.mp4"), b"mp4a")
+    with pytest.raises(UserError, match=r"b\.mp4: the sound cannot be decoded"):
+        read_media(None, chosen, MediaLimits(audio_track=1))
+
+
+def test_an_odd_frame_rate_is_said(tmp_path: Path) -> None:
+    path = write_media(tmp_path / "a.avi", frames=20, fps=10, video_codec="mjpeg", pix_fmt="yuvj420p")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<II", data, data.index(b"vids") + 20, 1, 90000)  # scale and rate of the stream
+    path.write_bytes(data)
+    assert read_media(path).notes == ("no sound", "odd frame rate: 9e+04 per second, so its times may be wrong")
+
+
+@pytest.mark.parametrize("beginning", [44, None])
+def test_a_file_of_empty_chunks_ends(tmp_path: Path, beginning: int | None) -> None:
+    head = write_media(tmp_path / "a.wav", sound=tone(1), audio_codec="pcm_s16le").read_bytes()[:beginning]
+    with (tmp_path / "endless.wav").open("wb") as file:
+        file.write(head)
+        file.truncate(1 << 31)  # sparse: 270 million chunks of no bytes
+    with pytest.raises(UserError, match=r"endless\.wav: empty chunks without end in it"):
+        read_media(None, tmp_path / "endless.wav")
 
 
 def test_several_tracks_are_said(tmp_path: Path) -> None:

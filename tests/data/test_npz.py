@@ -177,12 +177,45 @@ def test_plain_values_survive(value, protocol):
     assert load_plain(pickle.dumps(value, protocol=protocol)) == value
 
 
-def test_shared_parts_are_not_multiplied():
-    value: list = ["x"]
-    for _ in range(30):  # 2^30 items if every reference were a copy
+def shared(levels: int, content: object) -> list:
+    """A list of 2^levels references to one value, in a pickle of some bytes per level."""
+    value: object = content
+    for _ in range(levels):
         value = [value, value]
-    found = load_plain(pickle.dumps(value))
+    return value
+
+
+def test_shared_parts_are_not_multiplied():
+    found = load_plain(pickle.dumps(shared(3, ["x"])))
+    assert found == [[[["x"], ["x"]], [["x"], ["x"]]], [[["x"], ["x"]], [["x"], ["x"]]]]
     assert found[0] is found[1]
+
+
+def nested_tuple(levels: int) -> bytes:
+    """A tuple of twice the tuple below it, and so on: 2^levels steps to hash or to print."""
+    return b"K\x01" + levels * (pickle.DUP + pickle.TUPLE2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(shared(30, ["x"])),
+        pickle.dumps([text := "x" * 10**6] + [text] * 10**5),
+        nested_tuple(40) + b".",
+        b"}" + nested_tuple(40) + b"K\x02s.",
+        b"}(" + nested_tuple(40) + b"K\x02u.",
+        b"(" + nested_tuple(40) + b"K\x02d.",
+        b"\x8f(" + nested_tuple(40) + b"\x90.",
+        b"(" + nested_tuple(40) + b"\x91.",
+        b"cbuiltins\nset\n(]" + nested_tuple(40) + b"atR.",
+        b"cbuiltins\nfrozenset\n(]" + nested_tuple(40) + b"atR.",
+        b"ccollections\nOrderedDict\n(]]" + nested_tuple(40) + b"aK\x01aatR.",
+    ],
+    ids=["list", "text", "tuple", "setitem", "setitems", "dict", "additems", "frozenset", "set", "frozen", "ordered"],
+)
+def test_a_few_bytes_that_would_take_for_ever_to_print_or_to_hash_are_refused(content):
+    with pytest.raises(pickle.UnpicklingError, match="more than"):
+        load_plain(content)
 
 
 # --- what is not is refused -------------------------------------------------------------------------------------------

@@ -5,16 +5,19 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.official_wheels import read_forms, read_rings
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
 
@@ -86,6 +89,51 @@ def test_missing_columns_are_named(shared: Path, tmp_path: Path) -> None:
     (folder / "format.csv").write_text("word,forms\nhappy,happy\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"format\.csv: missing column name, format"):
         taxonomy.official(folder)
+
+
+def sheet(path: Path, fill) -> Path:
+    book = openpyxl.Workbook()
+    book.active.append(["level1", "level2", "level3"])
+    fill(book.active)
+    book.save(path)
+    return path
+
+
+def test_a_sheet_is_read_whatever_lies_far_to_the_right(tmp_path: Path) -> None:
+    def fill(active):
+        active.append(["joy", "zest", "happy"])
+        active.cell(2, 16384, "x")
+
+    inner, outer = read_rings(sheet(tmp_path / "wheel1.xlsx", fill))
+    assert inner["happy"] == "joy"
+    assert outer["happy"] == "zest"
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [
+        (lambda active: None, "a header without rows"),
+        (lambda active: active.cell(1048576, 16384, "x"), "more than 20000 rows"),
+    ],
+)
+def test_a_sheet_without_rows_or_with_millions_is_refused(tmp_path: Path, fill, told: str) -> None:
+    with pytest.raises(UserError, match=rf"wheel1\.xlsx: {told}"):
+        read_rings(sheet(tmp_path / "wheel1.xlsx", fill))
+
+
+def test_a_sheet_that_unpacks_to_much_more_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = sheet(tmp_path / "wheel1.xlsx", lambda active: active.append(["joy", "zest", "happy"]))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/more.xml", b" " * 2**25)
+    with pytest.raises(UserError, match=r"it unpacks to 335\d{5} bytes, expected at most 16777216"):
+        read_rings(path)
+
+
+@pytest.mark.parametrize(("rows", "told"), [("", "the header only"), ("happier,happy\nhappier\n", "a row without")])
+def test_a_table_of_forms_needs_rows_with_names(tmp_path: Path, rows: str, told: str) -> None:
+    (tmp_path / "format.csv").write_text("format,name\n" + rows, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"format\.csv: .* got {told}"):
+        read_forms(tmp_path / "format.csv")
 
 
 def test_a_missing_folder_is_an_error_and_none_means_built_in(tmp_path: Path) -> None:

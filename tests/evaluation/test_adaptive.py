@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
+from mer_r1.data.claim import weights_digest
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import write_manifest
 from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import (
     Gate,
@@ -102,11 +105,15 @@ def test_chosen_records_carry_the_cost_of_both() -> None:
 def test_a_gate_is_kept_with_the_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mer-r1 threshold"):
         read_gate(tmp_path)
-    gate = Gate(0.4, {"split": "val"}, 0.3, 0.5, 20.0)
-    assert read_gate(write_gate(gate, tmp_path).parent) == gate
-    (tmp_path / "think_auto.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(UserError, match="not a threshold file"):
+    gate = Gate(0.4, {"split": "val", "weights": weights_digest(tmp_path)}, 0.3, 0.5, 20.0)
+    assert read_gate(write_gate(replace(gate, chosen_on={"split": "val"}), tmp_path).parent) == gate
+    (tmp_path / "model.safetensors").write_bytes(b"retrained")
+    with pytest.raises(UserError, match=r"weights: '\w+', now '\w+'\); choose it again with `mer-r1 threshold`"):
         read_gate(tmp_path)
+    for content in ("[]", "[" * 100_000, *(json.dumps(asdict(gate) | {"threshold": x}) for x in ("x", True, math.nan))):
+        (tmp_path / "think_auto.json").write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match="not a threshold file"):
+            read_gate(tmp_path)
 
 
 def test_nothing_to_choose_on_is_said() -> None:
@@ -120,7 +127,9 @@ def test_saved_records_are_scored_again_at_a_threshold(tmp_path: Path) -> None:
     with (tmp_path / "records.jsonl").open("w", encoding="utf-8") as file:
         for row in THREE:
             append_record(file, row)
-    told = ["evaluate", "--manifest", "m.jsonl", "--out", str(tmp_path), "--think", "auto", "--json"]
+    manifest = tmp_path / "m.jsonl"
+    write_manifest(manifest, [Clip(name, subtitle="x", labels=("happy",), split="test") for name in "abc"])
+    told = ["evaluate", "--manifest", str(manifest), "--out", str(tmp_path), "--think", "auto", "--json"]
     found = CliRunner().invoke(app, [*told, "--threshold", "0.5"])
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["modes"]["auto"]["tokens"]["mean"] == pytest.approx(55 / 3)

@@ -104,7 +104,7 @@ def test_never_and_always_unsure(taught, corpus, tmp_path: Path, threshold: floa
 def test_evaluating_asks_slowly_only_where_fast_is_unsure(taught, corpus, tmp_path: Path):
     taught.save(tmp_path / "model")
     out = tmp_path / "out"
-    how: dict[str, Any] = {"split": "all", "features_dir": tmp_path / "features"}
+    how: dict[str, Any] = {"split": "train", "features_dir": tmp_path / "features"}
     first = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, 0.0, **how))
     sure = sorted(record.sureness for record in first if record.mode == "fast" and record.labels)
     middle = sure[len(sure) // 2]
@@ -123,7 +123,7 @@ def test_evaluating_asks_slowly_only_where_fast_is_unsure(taught, corpus, tmp_pa
         "--manifest",
         str(corpus),
         "--split",
-        "all",
+        "train",
         "--out",
         str(out),
         "--json",

@@ -1,6 +1,7 @@
 """Labels and sentiments from texts: exactly the reference where it is followed, and nothing scored by accident."""
 
 import json
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -17,6 +18,7 @@ from mer_r1.evaluation.labels.extract import (
     Extracted,
     extract_labels,
     extract_sentiments,
+    label_field,
     label_string,
     labels_by_rule,
     sentiments_by_rule,
@@ -193,7 +195,7 @@ def test_the_instructions_own_examples_earn_their_labels() -> None:
         ("She is happy.", "no list"),
         ("[happy", "no list"),
         ("[happy], [sad]", "no list"),
-        ("Here you are: [happy]", "no list"),
+        ("[" + "happy" * 20 + "]", "a sentence"),
         ("[高兴, 悲伤]", "not English"),
         ("[радость]", "not English"),
         ("[she seems to be very happy]", "a sentence"),
@@ -215,6 +217,62 @@ def test_an_unusable_reply_is_sent_back_once_with_the_reason(reply, problem) -> 
     assert problem in str(found.error)
     assert found.reply == reply
     assert len(stubborn.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Here you are: [happy, sad]. Anything else?",
+        "```JSON\n[happy, sad]\n```",
+        '```json\n{"emotions": ["happy", "sad"]}\n```',
+        "【happy，sad】",
+        "\ufeff[happy, sad]",
+        "<think>[angry]? No.</think>\n\n[happy, sad]",
+        "[angry]? No.\n</think>\n\n[happy, sad]",
+        "<think>\n\n</think>\n\n[happy, sad]<|im_end|>",
+        "<|channel|>analysis<|message|>[angry]<|end|><|start|>assistant<|channel|>final<|message|>[happy, sad]",
+        "[THINK]hm[/THINK] [happy,\n sad]",
+    ],
+)
+def test_a_list_is_read_in_any_company(reply) -> None:
+    model = Script(("", reply))
+    (found,) = extract_labels([PROSE], model, builtin())
+    assert (found.labels, found.error, found.doubt) == (["happy", "sad"], None, None)
+    assert len(model.asked) == 1
+
+
+def test_a_reply_of_nothing_but_reasoning_is_an_error_for_the_reference_too() -> None:
+    for checked in (True, False):
+        (found,) = extract_labels([PROSE], Script(("", "<think> so [happy]")), checked=checked)
+        assert (found.value, "nothing but reasoning" in str(found.error)) == (None, True)
+
+
+def test_a_reply_that_was_cut_off_is_sent_back() -> None:
+    class Cut(Script):
+        def complete(self, prompts, version, on_reply=None):
+            return [replace(reply, finish_reason="length") for reply in super().complete(prompts, version, on_reply)]
+
+    (found,) = extract_labels([PROSE], Cut(("", "[happy]")))
+    assert found.value is None
+    assert "did not end properly (length)" in str(found.error)
+    (taken,) = extract_labels([PROSE], Cut(("", "[happy]")), checked=False)
+    assert (taken.value, taken.doubt) == ("[happy]", "it did not end properly (length)")
+
+
+def test_labels_of_a_rule_that_no_wheel_knows_are_marked_each() -> None:
+    (found,) = extract_labels(["<answer> sad, heureux </answer>"], None, builtin())
+    assert (found.labels, found.doubt) == (["sad", "heureux"], "no wheel knows heureux")
+
+
+@pytest.mark.parametrize("value", ["[joy，glad]", "happy, sad", ["happy"], "", None, "She is happy, and sad."])
+def test_label_strings_stay_as_they_are(value) -> None:
+    assert label_field(value) == value
+
+
+def test_a_raw_answer_in_place_of_a_label_string_is_read_or_refused() -> None:
+    assert label_field("<think> x </think><answer> 1. joy </answer>") == "[joy]"
+    with pytest.raises(UserError, match="only a text"):
+        label_field("<think> x </think> She is happy.")
 
 
 def test_a_list_of_unknown_words_is_taken_with_a_doubt() -> None:
@@ -254,7 +312,10 @@ def test_sentiments_of_a_language_model() -> None:
 def test_small_readers() -> None:
     assert read_labels("```[Happy , sad]```") == ("[Happy , sad]", None)
     assert read_sentiment("Output: 'NEUTRAL'.") == ("neutral", None)
-    assert read_sentiment("not negative")[0] is None
+    for wrong in ("not negative", "the answer is not negative", "positive or negative", '["positive", "negative"]'):
+        assert read_sentiment(wrong)[0] is None
+    for reply in ("Sentiment: Positive!", "The sentiment is **positive**.", '```json\n{"sentiment": "positive"}\n```'):
+        assert read_sentiment(reply) == ("positive", None)
     assert label_string([]) == "[]"
 
 
@@ -321,8 +382,8 @@ def test_other_encodings_and_missing_files_are_one_line(tmp_path) -> None:
 
 def test_no_row_is_lost_and_none_gets_labels_that_nobody_gave(tmp_path) -> None:
     rows = [
-        {"id": "a", "completion": "<answer> happy </answer>", "kept": 1},
-        {"id": "b", "completion": PROSE},
+        {"id": "a", "completion": "<answer> happy </answer>", "kept": 1, "notes": ["no sound"]},
+        {"id": "b", "completion": PROSE, "notes": "a text of another program"},
         {"id": "c", "completion": "He shouts."},
         {"id": "d", "completion": None, "error": "no media"},
         {"id": "e", "completion": ""},
@@ -345,6 +406,7 @@ def test_no_row_is_lost_and_none_gets_labels_that_nobody_gave(tmp_path) -> None:
         "doubtful": 0,
         "errors": 1,
         "without_completion": 1,
+        "notes": {"no sound": 1},
     }
     # What failed is tried again when its output is given as input; the rest comes out the same.
     again = label_rows(by_wheels, Script(("woman", "[proud]"), ("", "[angry]")), builtin())
@@ -410,8 +472,9 @@ def test_extraction_survives_every_kind_of_bad_server(tmp_path) -> None:
     assert all((row["openset"] is None) == (row["error"] is not None) for row in labelled)
     assert summarise(labelled)["errors"] == 4
     assert again == labelled
-    # Only what stayed without any reply was asked about again: 2 attempts each for two of them, 1 for the third.
-    assert len(server.calls) - asked == 5
+    # Asked about again: what stayed without any reply, 2 attempts each for two of them, 1 for the third; and what
+    # could not be read, once more with its correction.
+    assert len(server.calls) - asked == 5 + 2
 
 
 def test_a_stopped_extraction_goes_on_where_it_stopped(tmp_path) -> None:
@@ -501,5 +564,5 @@ def test_a_folder_without_a_model_is_said(tmp_path) -> None:
     pytest.importorskip("transformers")
     from mer_r1.evaluation.llm.local import LocalModel
 
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"cannot load .* as a causal language model"):
         LocalModel(tmp_path)

@@ -1,6 +1,7 @@
 """The client against real HTTP on loopback: nothing is lost, nothing asked twice, and no key gets out."""
 
 import asyncio
+import gzip
 import json
 import logging
 import socket
@@ -9,7 +10,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,7 +22,7 @@ from llm_server import Answer, Call, Server, as_json, breaks_off, hangs_up, no_c
 
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache, reply_key, without_media
-from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, ChatPrompt, Decoding, Prices, Usage
+from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, ChatPrompt, Decoding, Prices, Reply, Usage
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.responses import Retries, backoff, read_reply, retry_after
 
@@ -331,11 +335,190 @@ def test_the_newer_name_of_max_tokens_is_found_out_once() -> None:
     assert server.calls[-1].body["max_completion_tokens"] == 512
 
 
-def test_a_parameter_that_the_server_does_not_take_stops_the_run() -> None:
-    refusal = status(400, message="only 1 is supported", param="temperature")
-    with Server(lambda call: refusal) as server, pytest.raises(UserError, match="does not take our temperature"):
-        ask(server, prompts(5), concurrency=1)
-    assert len(server.calls) == 1
+MISTRAL = {"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}
+REFUSALS = {
+    "temperature": status(400, message="only 1 is supported", param="temperature"),
+    "seed": as_json({"object": "error", "message": MISTRAL, "param": None}, 422),
+    "max_tokens": status(400, message="Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+    "max_completion_tokens": status(400, message="unknown field max_completion_tokens"),
+    "top_p": status(422, message="`top_p` must be strictly positive"),
+    "response_format": status(400, message="guided decoding is off"),
+}
+
+
+def test_what_the_server_does_not_take_is_left_out_after_one_note(caplog) -> None:
+    def behave(call: Call):
+        refused = next((name for name in REFUSALS if name in call.body), None)
+        return "{}" if refused is None else REFUSALS[refused]
+
+    asked = [ChatPrompt(prompt.messages, {"type": "object"}) for prompt in prompts(6)]
+    with Server(behave) as server:
+        replies, client = ask(server, asked, concurrency=2, decoding=Decoding(top_p=0.5))
+    assert [(reply.text, reply.structured) for reply in replies] == [("{}", False)] * 6
+    assert set(client.usage.left_out) == set(REFUSALS)
+    assert [caplog.text.count(f"does not take our {name}:") for name in ("temperature", "seed", "top_p")] == [1, 1, 1]
+    assert server.calls[-1].body.keys() == {"model", "messages"}
+
+
+def test_what_one_request_learns_makes_those_under_way_ask_again() -> None:
+    """All four are refused at once for the name of max_tokens: none of them may conclude anything else from it."""
+    gate = threading.Barrier(4)
+
+    def behave(call: Call):
+        if "max_tokens" in call.body:
+            gate.wait(60)
+            return REFUSALS["max_tokens"]
+        return "{}"
+
+    asked = [ChatPrompt(prompt.messages, {"type": "object"}) for prompt in prompts(4)]
+    with Server(behave) as server:
+        replies, client = ask(server, asked, concurrency=4)
+    assert [(reply.text, reply.structured) for reply in replies] == [("{}", True)] * 4
+    assert (client.usage.left_out, client.usage.requests) == (["max_tokens"], 8)
+
+
+def test_a_prompt_that_is_too_long_says_nothing_about_a_parameter() -> None:
+    long = "'max_tokens' is too large: 512. This model's maximum context length is 400 tokens."
+    with Server(lambda call: status(400, message=long, param="max_tokens")) as server:
+        (reply,), client = ask(server, prompts(1))
+    assert reply.error is not None
+    assert reply.error.startswith("400: 'max_tokens' is too large")
+    assert (client.usage.left_out, client.usage.requests) == ([], 1)
+
+
+def test_a_schema_is_given_up_without_a_reason_only_if_it_fails_again_and_again() -> None:
+    def behave(call: Call):
+        return status(400, message="bad request") if "response_format" in call.body else "in words"
+
+    asked = [ChatPrompt(prompt.messages, {"type": "object"}) for prompt in prompts(5)]
+    with Server(behave) as server:
+        replies, client = ask(server, asked, concurrency=1)
+    assert [reply.text for reply in replies] == ["in words"] * 5
+    assert (client.usage.requests, client.usage.left_out) == (8, ["response_format"])
+
+
+def test_further_fields_are_sent_are_part_of_the_key_and_stop_the_run_if_refused() -> None:
+    thinking_off = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0.3}
+    decoding = Decoding(extra_body=thinking_off)
+    with Server(lambda call: "ok") as server:
+        ask(server, prompts(1), decoding=decoding)
+        body = server.calls[0].body
+        assert {name: body[name] for name in thinking_off} == thinking_off
+        server.behave = lambda call: status(400, message="unknown field: chat_template_kwargs")
+        with pytest.raises(UserError, match="chat_template_kwargs of the extra body: 400: unknown field"):
+            ask(server, prompts(1), decoding=decoding)
+    keys = {reply_key("m", prompts(1)[0], how, "1") for how in (decoding, Decoding(), Decoding(extra_body={}))}
+    assert len(keys) == 2
+    assert "extra_body" not in Decoding().settings, "keys and folders of earlier versions stay valid"
+    with pytest.raises(UserError, match="messages is set by the client"):
+        Decoding(extra_body={"messages": []})
+
+
+@pytest.mark.parametrize("ended", ["error", "abort", "ABORTED", "tool_calls", 10**50, ["x"], "\ud800"])
+def test_a_reply_that_broke_off_is_asked_again(ended) -> None:
+    cache = ReplyCache(":memory:")
+    broken = said("[happy, sa", finish_reason=ended)
+    with Server(lambda call: broken if call.number < 2 else said("[happy]", finish_reason="EOS")) as server:
+        replies, client = ask(server, prompts(1), cache)
+        assert [(reply.text, reply.finish_reason) for reply in replies] == [("[happy]", "stop")]
+        server.behave = lambda call: broken
+        (lost,), _ = ask(server, [ChatPrompt.user("another")], cache)
+    assert client.usage.requests == 3
+    assert lost.text is None
+    assert str(lost.error).startswith("a broken reply, ended by ")
+    assert lost.finish_reason not in ("stop", "")
+    assert len(cache) == 1
+
+
+def test_a_filtered_reply_is_an_error_at_once() -> None:
+    with Server(lambda call: said("[happy", finish_reason="content_filter")) as server:
+        (reply,), client = ask(server, prompts(1))
+    assert (reply.text, reply.error) == (None, "a broken reply, ended by 'content_filter'")
+    assert (reply.finish_reason, client.usage.requests) == ("content_filter", 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "final"),
+    [
+        ({"text": "[happy]", "reasoning_content": "[angry]?"}, "<think>[angry]?</think>[happy]", "[happy]"),
+        ({"text": "[happy]", "reasoning": "[angry]?"}, "<think>[angry]?</think>[happy]", "[happy]"),
+        ({"text": None, "reasoning_content": "[happy]"}, "[happy]", "[happy]"),
+        (
+            {"text": [{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "[sad]"}]},
+            "<think>hm</think>[sad]",
+            "[sad]",
+        ),
+        ({"text": "<think>hm</think>[sad]", "reasoning": "hm"}, "<think>hm</think>[sad]", "[sad]"),
+    ],
+)
+def test_reasoning_that_the_server_parsed_out_is_known(message, text, final) -> None:
+    with Server(lambda call: said(**message)) as server:
+        (reply,), _ = ask(server, prompts(1))
+    assert (reply.text, reply.final) == (text, final)
+
+
+def test_a_reply_without_an_end_or_of_nothing_but_reasoning_has_a_problem() -> None:
+    assert Reply("[happy]").problem is None
+    assert Reply("[hap", finish_reason="length").problem == "it did not end properly (length)"
+    assert Reply("<think>so [happy]").problem == "it is nothing but reasoning"
+    assert Reply(None, "no reply in time").problem == "no reply in time"
+
+
+def test_a_fresh_prompt_is_asked_again_and_its_reply_replaces_the_old_one() -> None:
+    cache, (asked,) = ReplyCache(":memory:"), prompts(1)
+    with Server(lambda call: f"reply {call.number}") as server:
+        for prompt, text in ((asked, "reply 0"), (replace(asked, fresh=True), "reply 1"), (asked, "reply 1")):
+            assert ask(server, [prompt], cache)[0][0].text == text
+
+
+HOSTILE = {
+    "huge counts": as_json(json.loads(said("[happy]").body) | {"usage": {"prompt_tokens": 10**30}}),
+    "counts that are none": as_json(json.loads(said("[happy]").body) | {"usage": {"prompt_tokens": True}}),
+    "byte order mark": Answer(200, b"\xef\xbb\xbf" + said("[happy]").body),
+    "UTF-16": Answer(200, said("[happy]").body.decode().encode("utf-16")),
+    "odd charset": Answer(200, said("[happy]").body, {"Content-Type": "application/json; charset=idna"}),
+    "half a character": as_json(
+        {"choices": [{"message": {"content": "[happy]"}, "finish_reason": "stop"}], "\ud800": 1}
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE.keys())
+def test_odd_fields_cost_nothing(answer, tmp_path) -> None:
+    with Server(lambda call: answer) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
+        (reply,), client = ask(server, prompts(1), cache)
+        assert len(cache) == 1
+    assert reply.text == "[happy]"
+    assert client.usage.prompt_tokens in (0, 10)
+
+
+ESCAPED = "".join(f"\\u{ord(sign):04x}" for sign in KEY)
+FAILING = {
+    "refusal": '{"choices": [{"message": {"content": "", "refusal": "KEY \\ud800 \\u001b[31m"}}]}',
+    "finish_reason": '{"choices": [{"message": {"content": "x"}, "finish_reason": "KEY"}]}',
+    "no choice": '{"error": {"message": "KEY"}}',
+    "no JSON": "KEY \x1b[31m",
+    "nested": '{"error":' * 3000 + "1" + "}" * 3000,
+}
+
+
+@pytest.mark.parametrize("code", [200, 400])
+@pytest.mark.parametrize("body", FAILING.values(), ids=FAILING.keys())
+def test_hostile_errors_are_one_short_printable_line_without_the_key(code, body) -> None:
+    answer = Answer(code, body.replace("KEY", ESCAPED).encode(), {"Content-Type": "text/plain; charset=idna"})
+    with Server(lambda call: answer) as server:
+        (reply,), _ = ask(server, prompts(1), retries=Retries(attempts=1))
+    assert reply.text is None
+    assert str(reply.error).isprintable()
+    assert len(str(reply.error)) < 400
+    assert KEY not in f"{reply.error}{reply.finish_reason}"
+
+
+def test_a_body_without_end_is_not_read_to_its_end() -> None:
+    bomb = gzip.compress(b" " * (64 * 2**20))
+    with Server(lambda call: Answer(200, bomb, {"Content-Encoding": "gzip"})) as server:
+        (reply,), _ = ask(server, prompts(1), retries=Retries(attempts=1))
+    assert "longer than 16 MiB" in str(reply.error)
 
 
 def test_an_error_in_the_listener_ends_the_run_and_the_replies_are_kept() -> None:
@@ -488,6 +671,62 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path) -> None:
         ReplyCache(tmp_path / "later.sqlite")
 
 
+def kept(path: Path, *statements: str) -> Path:
+    """A cache with one reply, changed by SQL."""
+    with ReplyCache(path) as cache:
+        cache.put("k", Reply("happy", None, "stop", False, 1, 1, 0.5), "m", ChatPrompt.user("a"), Decoding(), "1")
+    for statement in statements:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute(statement)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("statements", "told"),
+    [
+        (["drop table replies", "create table replies (key text primary key, reply text)"], "other columns"),
+        (["alter table replies add column more text"], "other columns"),
+        (["update replies set text = x'ff00'"], "damaged"),
+        (["update replies set text = cast(x'ff00' as text)"], "decode"),
+        (["update replies set prompt_tokens = 'abc'"], "damaged"),
+        (["update replies set seconds = 'x'"], "damaged"),
+    ],
+)
+def test_a_cache_of_another_layout_or_content_is_one_line(tmp_path, statements, told) -> None:
+    path = kept(tmp_path / "c.sqlite", *statements)
+    with pytest.raises(UserError, match=told) as caught, ReplyCache(path) as cache:
+        cache.get("k")
+    assert str(path) in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path) -> None:
+    path = kept(tmp_path / "c.sqlite", "alter table replies rename to x", "create view replies as select * from x")
+    with ReplyCache(path) as cache, pytest.raises(UserError, match="cannot modify replies"):
+        cache.put("l", Reply("a", None, "stop", False, 1, 1, 0.5), "m", ChatPrompt.user("a"), Decoding(), "1")
+
+
+def test_damaged_pages_of_a_cache_are_one_line(tmp_path) -> None:
+    path = kept(tmp_path / "c.sqlite", "pragma wal_checkpoint(truncate)", "pragma journal_mode = delete")
+    content = path.read_bytes()
+    for begin in range(100, len(content), 997):
+        path.write_bytes(content[:begin] + b"\xa5" * 1000 + content[begin + 1000 :])
+        with suppress(UserError), ReplyCache(path) as cache:
+            cache.get("k")
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_room(tmp_path) -> None:
+    with Server(lambda call: f"reply to {call.text}") as server, ReplyCache(tmp_path / "c.sqlite") as cache:
+        pages = cache._rows("pragma page_count")[0][0]
+        cache._rows(f"pragma max_page_count = {pages}")
+        with pytest.raises(UserError, match="disk is full"):
+            ask(server, [ChatPrompt.user(f"{number} " + "x" * 5000) for number in range(4)], cache)
+        kept_before = len(cache)
+        cache._rows(f"pragma max_page_count = {pages + 100}")
+        replies, _ = ask(server, [ChatPrompt.user(f"{number} " + "x" * 5000) for number in range(4)], cache)
+    assert [reply.text[:10] for reply in replies] == ["reply to 0", "reply to 1", "reply to 2", "reply to 3"]
+    assert kept_before < 4
+
+
 def test_text_that_is_no_unicode_is_asked_and_kept(tmp_path) -> None:
     answer = as_json({"choices": [{"message": {"content": "odd \ud800 reply"}}]})
     with Server(lambda call: answer) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
@@ -527,6 +766,59 @@ def test_the_key_is_in_no_cache_no_log_no_message_and_no_reply(tmp_path, caplog,
         assert piece.encode() not in files
 
 
+def escaped(text: str) -> str:
+    """A text as JSON may write it, every character as an escape."""
+    return "".join(f"\\u{ord(letter):04x}" for letter in text)
+
+
+def test_the_key_is_blanked_in_every_field_however_it_is_written(tmp_path) -> None:
+    def behave(call: Call):
+        echo = escaped(call.headers["authorization"])
+        parts = {
+            "clip 0": f'{{"finish_reason": "{echo}", "message": {{"content": "a"}}}}',
+            "clip 1": f'{{"message": {{"content": "{echo}"}}}}',
+            "clip 2": f'{{"message": {{"content": null, "refusal": "{"x" * 180} {echo}"}}}}',
+        }
+        if call.text == "clip 3":
+            return Answer(400, f'{{"detail": [{{"{echo}": "{echo}"}}]}}'.encode(), {"Content-Type": "application/json"})
+        body = f'{{"choices": [{parts[call.text]}]}}'
+        return Answer(200, body.encode(), {"Content-Type": "application/json"})
+
+    with Server(behave) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
+        replies, _ = ask(server, prompts(4), cache)
+        rows = str(list(cache))
+    assert replies[0].finish_reason == "Bearer [key]"
+    assert replies[1].text == "Bearer [key]"
+    assert all("[key]" in str(reply) for reply in replies[:2] + replies[3:])
+    for piece in (KEY, KEY[:10]):
+        assert piece not in f"{replies} {rows}"
+
+
+def test_a_word_that_stands_in_for_a_key_is_no_secret(monkeypatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    with Server(lambda call: '["none"]') as server:
+        assert Client("m", server.base_url).complete(prompts(1), "1")[0].text == '["none"]'
+
+
+def test_a_redirect_to_another_server_is_refused_and_one_on_the_same_is_followed() -> None:
+    with Server(lambda call: "here") as other:
+
+        def behave(call: Call):
+            return status(307, {"Location": f"{other.base_url}/chat/completions"})
+
+        with (
+            Server(behave) as server,
+            pytest.raises(UserError, match="redirects to another server, http://127") as caught,
+        ):
+            ask(server, prompts(3))
+        assert other.calls == []
+        assert len(server.calls) <= 3
+    assert KEY not in str(caught.value)
+    with Server(lambda call: "here" if call.number else status(307, {"Location": "/v1/chat/completions"})) as server:
+        replies, _ = ask(server, prompts(1))
+    assert replies[0].text == "here"
+
+
 def test_the_key_comes_from_the_named_variable_when_it_is_used(monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with Server(lambda call: "ok") as server:
@@ -548,9 +840,17 @@ def test_a_missing_or_broken_key_is_said_without_showing_it(monkeypatch) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "", "ftp://me:" + "pw@host/v1", "https://host/v1?key=s"]
+    "url",
+    ["localhost:8000/v1", "ftp://host/v1", "http://", "", "ftp://me:" + "pw@host/v1", "https://host/v1?key=s", "pw"],
 )
 def test_an_address_that_cannot_work_is_refused(url) -> None:
+    with pytest.raises(UserError, match="base URL") as caught:
+        Client("m", url)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["me:pw@host/v1", "http:me:pw@host/v1", "https://host/v1#pw", "//me:pw@host"])
+def test_credentials_in_an_address_are_refused_and_not_shown(url) -> None:
     with pytest.raises(UserError, match="base URL") as caught:
         Client("m", url)
     assert "pw" not in str(caught.value)
@@ -568,6 +868,36 @@ def test_retry_after_by_hand() -> None:
     assert retry_after({"retry-after-ms": "250", "retry-after": "1"}) == 0.25
     assert retry_after({"retry-after": "Fri, 02 Jan 2026 12:01:30 GMT"}, now) == 90
     assert retry_after({"retry-after": "Fri, 02 Jan 2026 11:00:00 GMT"}, now) == 0
+    assert retry_after({"retry-after": "Mon, 01 Jan 0001 00:00:00 +0100"}, now) == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "inf", "1e400", "99999999", "(" * 5000, "soon, , , :"),
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 99 Foo 2026 25:61:61 GMT",
+        "Mon, 01 Jan 2026 00:00:00 +9999999999",
+        "Fri, 31 Dec 9999 23:59:59 -2300",
+    ],
+)
+def test_an_absurd_retry_after_is_none(value) -> None:
+    assert retry_after({"retry-after": value}, datetime(2026, 1, 2, tzinfo=UTC)) is None
+
+
+@given(st.text())
+def test_no_retry_after_breaks_the_reader(text) -> None:
+    assert 0 <= (retry_after({"retry-after": text}) or 0) <= 7 * 86400
+
+
+@pytest.mark.parametrize("asked", ["0", "-5", "Fri, 02 Jan 2026 11:00:00 GMT"])
+def test_a_retry_after_of_nothing_still_leaves_the_server_time(asked) -> None:
+    def behave(call: Call):
+        return status(429, {"Retry-After": asked}) if call.number == 0 else "ok"
+
+    with Server(behave) as server:
+        ask(server, prompts(1), retries=Retries(attempts=2, first_wait=0.4))
+    assert server.calls[1].moment - server.calls[0].moment >= 0.2  # half of the first wait, at least
 
 
 @given(st.integers(0, 10_000), st.floats(0, 10), st.floats(0, 100))

@@ -6,9 +6,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from media_samples import tone, write_media
+from typer.testing import CliRunner
 
+from mer_r1.cli import app
 from mer_r1.data.clip import Clip
-from mer_r1.data.manifest import read_manifest
+from mer_r1.data.manifest import read_manifest, write_manifest
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
@@ -16,9 +19,10 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation import predict as module
 from mer_r1.evaluation.predict import encode_clip, evaluate_model, exchanged, predict
 from mer_r1.evaluation.records import RECORDS_FILE, Record, commit, read_records
-from mer_r1.evaluation.summary import derange
+from mer_r1.evaluation.summary import derange, summarise, write_summary
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
+from mer_r1.model.omni import load
 from mer_r1.rl.rollout import Rollouts
 
 BOTH, SLOW, FAST = list(ThinkingMode), [ThinkingMode.SLOW], [ThinkingMode.FAST]
@@ -142,6 +146,50 @@ def test_sampled_answers_repeat_with_their_seed(taught, clips):
 
     assert answers(1) == answers(1)
     assert answers(1) != answers(2)
+
+
+# --- what was left out ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    path = write_media(tmp_path_factory.mktemp("long") / "a.mp4", frames=18, fps=2, sound=tone(9.0))
+    return Clip("long", path, labels=("sad",))
+
+
+CUT = "cut to the first 4 s of 9 s"
+"""What the tiny policy, which reads four seconds, leaves out of the long clip."""
+
+
+def test_what_was_left_out_of_a_clip_stands_in_its_records(taught, clips, long_clip, tmp_path):
+    records = ask(taught, [clips[0], long_clip], BOTH)
+    assert [(record.id, record.notes) for record in records] == 2 * [(clips[0].id, []), ("long", [CUT])]
+    cache = FeatureCache(taught, tmp_path)
+    for _ in range(2):  # computed, then read
+        (record,) = ask(taught, [long_clip], FAST, tensors=cache.get)
+        assert record.notes == [CUT]
+    (raw,) = ask(taught, [long_clip], FAST, tensors=FeatureCache(taught, tmp_path, towers=False).get)
+    assert raw.notes == [CUT]
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))).notes == [CUT]
+    assert summarise(records)["notes"] == {"cut to the first … s of … s": 1}, "a clip counts once"
+
+
+def test_notes_say_whose_channel_they_are_about(taught, clips, long_clip):
+    pair = [clips[0], long_clip]
+    get = exchanged(lambda clip: encode_clip(taught, clip), pair, {clips[0].id: "long", "long": clips[0].id}, "audio")
+    assert [record.notes for record in ask(taught, pair, FAST, tensors=get)] == [[f"audio of clip long: {CUT}"], [CUT]]
+
+
+def test_limits_are_those_that_were_given(taught_folder, long_clip, tmp_path):
+    video = shutil.copy(long_clip.video, tmp_path / "a.mp4")
+    write_manifest(tmp_path / "m.jsonl", [replace(long_clip, video=video, split="test")])
+    limits = {"max_seconds": 6.0, "num_frames": 2, "max_pixels": 1000}
+    file = evaluate_model(str(taught_folder), tmp_path / "m.jsonl", tmp_path / "out", FAST, GREEDY, limits=limits)
+    (record,) = read_records(file)
+    assert record.notes == ["cut to the first 6 s of 9 s", "pictures scaled from 64 × 48 to 36 × 27"]
+    assert replace(load(taught_folder).settings, **limits) == load(taught_folder, limits=limits).settings
+    with pytest.raises(UserError, match="max_seconds is -1"):
+        load(taught_folder, limits={"max_seconds": -1})
 
 
 # --- broken clips -----------------------------------------------------------------------------------------------------
@@ -292,6 +340,89 @@ def test_a_clip_that_could_not_be_read_is_tried_again(taught_folder, work):
     evaluate(taught_folder, work, modes=SLOW)
     assert [record.error for record in read_records(file)] == [None, None]
     assert len(file.read_text(encoding="utf-8").splitlines()) == 3
+
+
+# --- whose records ----------------------------------------------------------------------------------------------------
+
+OTHERS = {
+    "sampling.temperature: 0.0, now 1.0": {"sampling": Sampling(24, 1.0, seed=0)},
+    "sampling.seed: 0, now 1": {"sampling": Sampling(24, 0.0, seed=1)},
+    "sampling.max_new_tokens: 24, now 4": {"sampling": Sampling(4, 0.0, seed=0)},
+    "exchange: None, now 'audio'": {"exchange": "audio"},
+    "split: 'test', now 'train'": {"split": "train"},
+}
+
+
+@pytest.fixture
+def finished(taught_folder, work, monkeypatch):
+    """A finished evaluation of the test clips; afterwards no model can be loaded."""
+    file = evaluate(taught_folder, work, modes=FAST)
+    monkeypatch.setattr("mer_r1.model.omni.load", lambda *_, **__: pytest.fail("asked"))
+    return file
+
+
+@pytest.mark.parametrize("named", OTHERS)
+def test_records_made_otherwise_are_refused_before_the_model_is_loaded(finished, taught_folder, work, named):
+    content = finished.read_bytes()
+    how = {"sampling": GREEDY, "split": "test", **OTHERS[named]}
+    with pytest.raises(UserError) as caught:
+        evaluate_model(str(taught_folder), work / "corpus" / "manifest.jsonl", work / "out", FAST, **how)
+    assert named in str(caught.value)
+    assert "choose another folder, or ask anew with --overwrite" in str(caught.value)
+    assert finished.read_bytes() == content
+
+
+def test_retrained_weights_are_refused_under_the_same_path_and_a_copy_is_not(taught_folder, work, monkeypatch):
+    shutil.copytree(taught_folder, work / "model")
+    file = evaluate(work / "model", work, modes=FAST)
+    first = file.read_bytes()
+    shutil.copytree(work / "model", work / "copy")
+    assert evaluate(work / "copy", work, modes=FAST).read_bytes() == first
+    weights = work / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of the last weight
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"\(weights: '\w+', now '\w+'\)"):
+        evaluate(work / "model", work, modes=FAST)
+    before = json.loads((work / "out" / "claim.json").read_text())
+    assert keys(evaluate(work / "model", work, modes=SLOW, overwrite=True)) == [("clip-6", "slow"), ("clip-7", "slow")]
+    after = json.loads((work / "out" / "claim.json").read_text())
+    assert {name for name in after if after[name] != before[name]} == {"weights"}
+
+
+def test_a_clip_that_has_changed_is_refused(finished, taught_folder, work):
+    shutil.copy(work / "corpus" / "5.mp4", work / "corpus" / "7.mp4")
+    with pytest.raises(UserError, match=r"1 of its clips .* the media of clip-7"):
+        evaluate(taught_folder, work, modes=FAST)
+    manifest = work / "corpus" / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("This is sentence 6.", "Other words."))
+    with pytest.raises(UserError, match=r"2 of its clips .* the subtitle or question of clip-6"):
+        write_summary(work / "out", manifest)
+
+
+def test_sampled_answers_are_the_same_after_a_kill_at_any_record(taught_folder, work):
+    def evaluate(out):
+        manifest, sampling = work / "corpus" / "manifest.jsonl", Sampling(12, 1.0, seed=3)
+        return evaluate_model(str(taught_folder), manifest, work / out, BOTH, sampling, "all", batch_size=4)
+
+    def texts(file):
+        return {(record.id, record.mode): record.completion for record in read_records(file)}
+
+    lines = evaluate("out").read_bytes().splitlines(keepends=True)
+    expected = texts(work / "out" / RECORDS_FILE)
+    assert len(set(expected.values())) > 8
+    for kept in (1, 6, 11):
+        (work / "out" / RECORDS_FILE).write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
+        assert texts(evaluate("out")) == expected
+
+
+def test_a_thresholds_clips_are_never_test_clips(finished, taught_folder, work):
+    told = ["--model", str(taught_folder), "--manifest", str(work / "corpus" / "manifest.jsonl")]
+    for split in ("test", "all"):
+        found = CliRunner().invoke(app, ["threshold", *told, "--out", str(work / "out"), "--split", split])
+        assert str(found.exception) == f"--split {split} has test clips: a threshold is never chosen on them"
+    found = CliRunner().invoke(app, ["threshold", *told, "--out", str(work / "out"), "--split", "train"])
+    assert "split: 'test', now 'train'" in str(found.exception)
 
 
 def test_only_the_split_that_is_asked_for(taught_folder, work):

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.records import _EXPECTED, Record, append_record, done_keys, read_records, rescore
+from mer_r1.evaluation.records import (
+    _EXPECTED,
+    Record,
+    append_record,
+    is_news,
+    kept_records,
+    read_records,
+    rescore,
+    states_of,
+)
 
 FAST = "<think></think><answer> happy </answer>"
 
@@ -61,7 +70,7 @@ def test_a_half_written_last_line_is_dropped_and_said(tmp_path, caplog, cut):
 def test_a_run_goes_on_after_a_half_written_line(tmp_path):
     path = write(tmp_path / "r.jsonl", Record("a", "slow", FAST))
     path.write_bytes(path.read_bytes() + b'{"id": "b", "mo')
-    assert done_keys(path) == {("a", "slow", 0)}
+    assert states_of(kept_records(path, {})) == {("a", "slow"): None}
     with path.open("a", encoding="utf-8") as file:
         append_record(file, Record("b", "slow", FAST))
     assert [record.id for record in read_records(path)] == ["a", "b"]
@@ -70,10 +79,10 @@ def test_a_run_goes_on_after_a_half_written_line(tmp_path):
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path):
     path = write(tmp_path / "r.jsonl", Record("a", "slow", FAST))
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
-    assert done_keys(path) == {("a", "slow", 0)}
+    assert states_of(kept_records(path, {})) == {("a", "slow"): None}
     with path.open("a", encoding="utf-8") as file:
         append_record(file, Record("a", "fast", FAST))
-    assert done_keys(path) == {("a", "slow", 0), ("a", "fast", 0)}
+    assert states_of(kept_records(path, {})) == {("a", "slow"): None, ("a", "fast"): None}
 
 
 def test_a_broken_line_in_the_middle_is_an_error_with_its_place(tmp_path):
@@ -93,8 +102,15 @@ def test_of_duplicates_the_last_counts(tmp_path, caplog):
 
 def test_clips_that_ended_in_an_error_are_tried_again(tmp_path):
     path = write(tmp_path / "r.jsonl", Record("a", "slow", "", error="no such file"), Record("b", "slow", FAST))
-    assert done_keys(path) == {("b", "slow", 0)}
-    assert done_keys(tmp_path / "none.jsonl") == set()
+    known = states_of(kept_records(path, {}))
+    assert known == {("a", "slow"): "no such file", ("b", "slow"): None}
+    assert [is_news(Record("a", "slow", "", error=why), known) for why in ("no such file", "empty", None)] == [
+        False,
+        True,
+        True,
+    ]
+    assert states_of(kept_records(path, {}), draw=1) == {}
+    assert states_of(kept_records(tmp_path / "none.jsonl", {})) == {}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +156,22 @@ def test_rescoring_needs_only_completion_and_gold():
     # On every wheel happy is right and angry is wrong: precision 1/2, recall 1, F1 = 2·1 / (1 + 2).
     assert record.scores == pytest.approx({"precision": 0.5, "recall": 1.0, "f1": 2 / 3})
     assert (record.labels, record.reasoning, record.well_formed) == (["happy", "angry"], "so", True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "doubt"),
+    [
+        ("<answer>1. Happy (0.9)\n2. sad</answer>", ["happy", "sad"], None),
+        ("<answer>happy, zzqx</answer>", ["happy", "zzqx"], "no wheel knows zzqx"),
+        ("<answer>zzqx</answer>", ["zzqx"], "no wheel knows any of its words"),
+        ("<answer>She is happy but tired.</answer>", [], "no answer that can be read as words"),
+        ("She smiles.", [], "no answer that can be read as words"),
+        ("<answer></answer>", [], None),
+    ],
+)
+def test_words_are_read_in_any_form_and_doubtful_ones_are_marked(answer, labels, doubt):
+    (record,) = rescore([Record("a", "slow", f"<think> so </think>{answer}", gold=["joyful"])], builtin())
+    assert (record.labels, record.doubt) == (labels, doubt)
 
 
 def test_rescoring_keeps_errors_and_unscorable_clips():

@@ -14,7 +14,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import bootstrap
 from mer_r1.evaluation.records import Record, read_records
 from mer_r1.evaluation.report import curves, figures, showcase, svg, write_report
-from mer_r1.evaluation.report.page import clock, number
+from mer_r1.evaluation.report.page import clock, contents, number
 from mer_r1.evaluation.summary import compare, summarise
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -152,6 +152,23 @@ def test_markup_from_outside_is_shown_as_text(copy):
     assert {"script", "x"}.isdisjoint(tag for tag, _ in page.elements)
     assert not any(name.startswith("on") for _, found in page.elements for name in found)
     assert page.text.count("<script>alert(1)</script>") > 20
+
+
+@pytest.mark.parametrize("name", ["../outside.jsonl", "/etc/passwd", "eval/../../outside.jsonl", "link", "x" * 5000])
+def test_no_file_outside_the_folder_is_shown(copy, name):
+    outside = copy.parent / "outside.jsonl"
+    shutil.copy(copy / "eval" / "rl.jsonl", outside)
+    if not (copy / "link").is_symlink():
+        (copy / "link").symlink_to(outside)
+    entry = run_json()
+    entry["stages"][1] |= {"records": name, "logs": name}
+    entry["conditions"] = {"elsewhere": name}
+    entry["manifest"] = name
+    write_lines(copy / "run.json", [entry])
+    found = contents(copy)
+    assert [bool(stage.records) for stage in found["stages"]] == [True, False]
+    assert found["stages"][1].panels == []
+    assert "root:" not in page_of(copy).text
 
 
 def without(*names):

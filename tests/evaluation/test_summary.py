@@ -1,12 +1,15 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import write_manifest
 from mer_r1.emotions.metrics import mean_scores, wheel_scores
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
@@ -131,7 +134,9 @@ def test_the_exchange_depends_on_its_seed_and_needs_two_clips():
             derange(bad)
 
 
-def write(folder, records):
+def write(folder, records, labels=(("a", "joyful"), ("b", "joyful"))):
+    clips = [Clip(name, subtitle="x", labels=(label,), split="test") for name, label in labels]
+    write_manifest(folder / "m.jsonl", [*clips, Clip("other", subtitle="x", labels=("sad",), split="train")])
     with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
         for record in records:
             append_record(file, record)
@@ -139,7 +144,7 @@ def write(folder, records):
 
 def test_the_summary_is_written_from_completions_alone(tmp_path):
     write(tmp_path, [answered("a", ["happy"], ["joyful"]), answered("b", ["sad"], ["joyful"], "fast")])
-    summary = write_summary(tmp_path, seed=4, resamples=20, condition="audio exchanged")
+    summary = write_summary(tmp_path, tmp_path / "m.jsonl", seed=4, resamples=20, condition="audio exchanged")
     read = json.loads((tmp_path / "summary.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     assert read == summary
     assert summary["modes"]["slow"]["f1"] == {"mean": 1.0, "low": None, "high": None, "n": 1}
@@ -148,11 +153,36 @@ def test_the_summary_is_written_from_completions_alone(tmp_path):
 
 
 def test_a_folder_without_records_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"records.jsonl: cannot read it"):
-        write_summary(tmp_path)
     write(tmp_path, [])
-    with pytest.raises(UserError, match="no records in it"):
-        write_summary(tmp_path)
+    with pytest.raises(UserError, match=r"no records of the 2 clips of .*m\.jsonl with split=test"):
+        write_summary(tmp_path, tmp_path / "m.jsonl")
+    (tmp_path / "records.jsonl").unlink()
+    with pytest.raises(UserError, match=r"records.jsonl: cannot read it"):
+        write_summary(tmp_path, tmp_path / "m.jsonl")
+
+
+def test_gold_and_clips_are_those_of_the_manifest(tmp_path):
+    rows = [answered(name, ["happy"], ["joyful"]) for name in ("a", "b", "gone", "other")]
+    write(tmp_path, rows, [("a", "sad"), ("b", "joyful"), ("new", "joyful")])
+    summary = write_summary(tmp_path, tmp_path / "m.jsonl", resamples=20)
+    assert summary["modes"]["slow"]["f1"]["mean"] == 0.5, "the gold of a was corrected to sad; b is right"
+    assert summary["modes"]["slow"]["n_records"] == 2, "gone is no clip any more, other is of another split"
+    assert (summary["clips"], summary["missing"], summary["split"]) == (3, 1, "test")
+    assert summary["wheels"] == builtin().title
+    assert summary["manifest"] == str(tmp_path / "m.jsonl")
+    text = " ".join(table_text(build_table(summary)).split())
+    assert "split test: 3 clips, 1 of them without a record; wheels: built-in" in text
+    every = write_summary(tmp_path, tmp_path / "m.jsonl", "all", resamples=20)
+    assert (every["clips"], every["modes"]["slow"]["n_records"]) == (4, 3)
+
+
+def test_confidences_belong_to_the_wheels_of_the_folder(tmp_path):
+    sure = {wheel.name: dict.fromkeys(builtin().sectors(wheel), 0.25) for wheel in builtin().wheels}
+    write(tmp_path, [replace(answered("a", ["happy"], ["joyful"]), confidence=sure)])
+    for wheels, expected in ((builtin().title, 0.25), ("official (1234)", None)):
+        (tmp_path / "claim.json").write_text(json.dumps({"wheels": wheels}))
+        summary = write_summary(tmp_path, tmp_path / "m.jsonl", resamples=20)
+        assert summary["modes"]["slow"]["confidence_correct"]["mean"] == expected
 
 
 def table_text(table):

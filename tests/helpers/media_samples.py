@@ -112,3 +112,14 @@ def with_display_matrix(mp4: Path, a: int, b: int, c: int, d: int) -> Path:
     struct.pack_into(">9i", data, at, a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     mp4.write_bytes(data)
     return mp4
+
+
+def without_decoder(mp4: Path, *codes: bytes) -> Path:
+    """Rename the formats of tracks in an MP4 file to ones that no decoder knows."""
+    data = bytearray(mp4.read_bytes())
+    for code in codes:
+        at = data.index(code, data.index(b"moov"))
+        data[at : at + 4] = b"zz" + code[:2]
+        data[(esds := data.index(b"esds", at)) : esds + 4] = b"zzzz"
+    mp4.write_bytes(data)
+    return mp4

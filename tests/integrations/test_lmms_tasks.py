@@ -283,6 +283,23 @@ def test_saved_answers_that_are_none_are_refused(tmp_path):
         answers.export_answers([tmp_path / "none.jsonl"], tmp_path / "out")
 
 
+def test_a_clip_without_an_answer_costs_the_others_nothing(tmp_path, caplog):
+    rows = [
+        {"resps": [[text]], "score": {"set": name, "id": f"{name}{n}", "gold": "x"}}
+        for name in ("meld", "SA")
+        for n, text in enumerate(("<answer> joy </answer>", None))
+    ]
+    (tmp_path / "t_samples_x.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(map(json.dumps, rows)).encode())
+    written = answers.export_answers([tmp_path], tmp_path / "out")
+    assert written == {tmp_path / "out" / "meld.jsonl": 1, tmp_path / "out" / "SA.json": 1}
+    assert caplog.text.count("no answer about") == 2
+    kept = [json.loads(line) for line in (tmp_path / "out" / "meld.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["completion"], row.get("error")) for row in kept] == [
+        ("meld0", "<answer> joy </answer>", None),
+        ("meld1", None, "lmms-eval saved no answer"),
+    ]
+
+
 @pytest.mark.parametrize("former", [False, True])
 def test_commands(tmp_path, former):
     """By themselves, and in their former spelling, which says the new one on stderr."""

@@ -365,7 +365,7 @@ def test_command_json_tables_picture_and_page(tmp_path: Path, monkeypatch: pytes
     seconds = data["seconds"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0
     assert read_object(out / "mechanism.json")["seconds"] == seconds
-    with pytest.raises(UserError, match="holds a study of another size"):
+    with pytest.raises(UserError, match=r"was made with other settings \(steps: 1, now 2; test_clips: "):
         report.run_study(TINY, out, "", lambda _: None)
     with pytest.raises(UserError, match="no such page"):
         report.publish(out, tmp_path)

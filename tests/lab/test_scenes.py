@@ -160,10 +160,12 @@ def test_an_interrupted_run_is_continued(corpus, tmp_path):
 
 def test_other_folders_are_refused(corpus, tmp_path):
     out, _ = corpus
-    with pytest.raises(UserError, match="another run"):
+    with pytest.raises(
+        UserError, match=r"was made with other settings \(seed: 7, now 8\); expected a new or empty folder"
+    ):
         write_scenes(out, CLIPS, seed=8, splits=SHARES, workers=1)
     (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match=r"holds precious\.txt and no scenes\.json"):
         write_scenes(tmp_path, 1, workers=1)
     with pytest.raises(UserError, match="is a file"):
         write_scenes(tmp_path / "precious.txt", 1, workers=1)

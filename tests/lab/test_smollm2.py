@@ -149,8 +149,9 @@ def test_the_base_stage_begins_with_what_its_towers_learned(original, corpus, tm
     first, towers = tmp_path / "base" / "towers_first" / "model", tmp_path / "base" / "towers"
     assert moved(load(towers), load(first)) == {"visual", "audio_tower"}
     assert "language_model" in moved(load(first), load(final))
+    other = ["muon_learning_rate=0.01", f"output_dir={tmp_path / 'other'}"]
     with pytest.raises(UserError, match="do not go together"):
-        run_build(read_recipe(BuildRecipe, RECIPE, [*small, *paths, "muon_learning_rate=0.01"]))
+        run_build(read_recipe(BuildRecipe, RECIPE, [*small, *paths, *other]))
 
 
 @pytest.mark.parametrize(("kind", "section"), [(BuildRecipe, "build"), (SFTRecipe, "sft"), (RLRecipe, "rl")])

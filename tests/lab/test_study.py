@@ -291,8 +291,12 @@ def test_a_folder_keeps_its_recipe_and_its_clips(options: Options, tmp_path: Pat
     studies, _ = read_session(out)
     assert studies == {**dict.fromkeys(chosen_studies("all"), "mer-r1 study all"), **own}
     assert list(studies) == chosen_studies("all")
-    for name, value in {"trial": True, "num_clips": "1,1,1", "num_answers": 2, "base": "other"}.items():
-        with pytest.raises(UserError, match=f"another {name}"):
+    with pytest.raises(UserError, match=r"other settings \(trial: None, now True\); choose another --out"):
+        keep_session("parts", out, {**told, "trial": True}, "")
+    with pytest.raises(UserError, match=r"other settings \(num_clips: .*, now '1,1,1'\); choose another --out"):
+        keep_session("parts", out, {**told, "num_clips": "1,1,1"}, "")
+    for name, value in {"num_answers": 2, "base": "other"}.items():
+        with pytest.raises(UserError, match=rf"other settings \({name}: .*\); choose another --out"):
             keep_session("parts", out, {**told, name: value}, "")
     changed = tmp_path / "changed.yaml"
     changed.write_text("common: {}\n", encoding="utf-8")

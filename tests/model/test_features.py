@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from media_samples import tone, write_media
+from safetensors.torch import load_file, save_file
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
@@ -77,7 +78,7 @@ def test_what_is_read_back_is_what_the_towers_gave(omni, clips, tmp_path):
 def test_clips_of_every_kind_have_what_they_have(omni, clips, tmp_path):
     cache = FeatureCache(omni, tmp_path)
     video, audio = {"video", "video_grid_thw", "video_second_per_grid"}, {"audio", "mel_frames"}
-    expected = {0: video | audio, 1: video, 2: audio, 3: video | audio}
+    expected = {0: video | audio, 1: video | {"notes"}, 2: audio, 3: video | audio}
     assert {index: set(cache.get(clips[index])) for index in expected} == expected
     assert cache.get(Clip("words", subtitle="Only words.")) == {}
 
@@ -170,8 +171,8 @@ def test_a_half_written_entry_is_never_read(omni, clips, tmp_path, monkeypatch, 
 
     original = features.save_file
 
-    def killed(tensors, path):
-        original(tensors, path)
+    def killed(tensors, path, **header):
+        original(tensors, path, **header)
         if moment == "while writing":
             path.write_bytes(path.read_bytes()[:100])
         raise Killed
@@ -186,6 +187,53 @@ def test_a_half_written_entry_is_never_read(omni, clips, tmp_path, monkeypatch, 
     assert not cache.path(clips[0]).exists()
     assert "video" in cache.get(clips[0])
     assert cache.tower_passes == 1
+
+
+HARM = {
+    "cut": lambda path, _: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path, _: path.write_bytes(b""),
+    "no header": lambda path, _: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
+    "flipped": lambda path, _: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "other tensors": lambda path, _: save_file({"x": torch.zeros(1)}, path),
+    "no signature": lambda path, _: save_file(load_file(path), path),
+    "another clip's": lambda path, other: shutil.copy(other, path),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+@pytest.mark.parametrize("first", ["asked for", "built"])
+def test_an_entry_that_is_not_as_it_was_written_is_computed_again(omni, clips, tmp_path, harm, first):
+    cache = FeatureCache(omni, tmp_path)
+    cache.build(clips[:2], workers=0)
+    expected = {name: value.clone() for name, value in cache.get(clips[0]).items()}
+    harm(cache.path(clips[0]), cache.path(clips[1]))
+    again = FeatureCache(omni, tmp_path)
+    if first == "built":
+        again.build(clips[:2], workers=0)
+    found = again.get(clips[0])
+    assert again.tower_passes == 1, "the other entry is whole"
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+    again.get(clips[0])
+    assert again.tower_passes == 1, "and then it is whole too"
+
+
+def test_the_signature_is_of_names_types_shapes_values_and_place(tmp_path):
+    path, tensors = tmp_path / "features-1" / "a.safetensors", {"x": torch.arange(6.0), "y": torch.tensor(2)}
+    signed = features._signature(path, tensors)
+    others = [
+        {"z": tensors["x"], "y": tensors["y"]},
+        {**tensors, "x": tensors["x"].view(torch.int32)},
+        {**tensors, "x": tensors["x"].reshape(2, 3)},
+        {**tensors, "x": tensors["x"].flip(0)},
+        {"x": tensors["x"]},
+    ]
+    found = [features._signature(path, other) for other in others]
+    found += [features._signature(path.with_name("b.safetensors"), tensors)]
+    found += [features._signature(tmp_path / "features-2" / path.name, tensors)]
+    assert len({signed, *found}) == 8
+    assert features._signature(path, dict(reversed(tensors.items()))) == signed
 
 
 # --- clips that cannot be read ----------------------------------------------------------------------------------------

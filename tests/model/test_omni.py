@@ -1,7 +1,10 @@
 """The policy: what is saved is what is loaded, sizes are as stated, and what cannot be loaded is said in one line."""
 
+import ast
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_world import entry, media
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+import mer_r1
 from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.errors import UserError
 from mer_r1.model.families import QWEN25
@@ -294,6 +298,79 @@ def test_weights_of_another_size(copy):
     config["text_config"]["intermediate_size"] *= 2
     (copy / "config.json").write_text(json.dumps(config))
     one_line(copy)
+
+
+def changed(file, **values):
+    def change(folder):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | values))
+
+    return change
+
+
+def replaced(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def pickled(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+
+
+ODD = {
+    "no words": lambda folder: (folder / "tokenizer.json").unlink(),
+    "pickle": pickled,
+    "config list": replaced("config.json", b"[]"),
+    "config null": replaced("config.json", b"null"),
+    "config deep": replaced("config.json", b"[" * 100_000),
+    "tokenizer list": replaced("tokenizer.json", b"[]"),
+    "processor null": replaced("processor_config.json", b"null"),
+    "generation list": replaced("generation_config.json", b"[]"),
+    "weights header": replaced("model.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
+    "settings deep": replaced("mer_r1.json", b"[" * 100_000),
+    "settings digits": replaced("mer_r1.json", b'{"num_frames": ' + b"9" * 6000 + b"}"),
+    "settings many": replaced("mer_r1.json", b'{"num_frames": 1000000000}'),
+    "settings half": replaced("mer_r1.json", b'{"num_frames": 2.5}'),
+    "settings true": replaced("mer_r1.json", b'{"num_frames": true}'),
+    "settings text": replaced("mer_r1.json", b'{"num_frames": "8"}'),
+    "settings infinite": replaced("mer_r1.json", b'{"max_seconds": Infinity}'),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_folder_is_one_line(copy, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    ODD[name](copy)
+    assert len(one_line(copy)) < 1000
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed("config.json", model_type="evil", auto_map={"AutoConfig": "evil.C"}),
+        changed("tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]}),
+        changed("processor_config.json", processor_class="Evil", auto_map={"AutoProcessor": "evil.P"}),
+    ],
+    ids=["config", "tokenizer", "processor"],
+)
+def test_code_in_a_model_folder_is_neither_run_nor_offered(copy, change, monkeypatch):
+    (copy / "evil.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.setattr("builtins.input", lambda *asked: pytest.fail("the user was asked"))
+    change(copy)
+    assert "code of its own, which is never run" in one_line(copy)
+
+
+def test_every_loader_that_could_run_code_is_told_not_to():
+    calls = [
+        (path.name, call)
+        for path in Path(mer_r1.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and re.match(r"Auto\w+\.from_pretrained$", ast.unparse(call.func))
+    ]
+    assert len(calls) >= 6
+    for name, call in calls:
+        assert "trust_remote_code=False" in ast.unparse(call), name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Prompts: our positions and embeddings are the model's own, padding changes nothing, and no text can pose as media."""
 
 from dataclasses import replace
+from subprocess import run
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from tiny_world import entry, media
 
 from mer_r1.emotions.thinking import question
+from mer_r1.errors import UserError
+from mer_r1.model import prompts
 from mer_r1.model.families import QWEN25
 from mer_r1.model.prompts import IGNORE, collate, encode_prompt, media_tensors, num_tokens
 from mer_r1.model.tower_outputs import embed, encode_media, tower_features
@@ -241,3 +244,42 @@ def test_a_subtitle_that_spells_placeholders_takes_no_vectors(omni):
     assert int((prompt.input_ids == omni.processor.video_token_id).sum()) == len(prompt.media["video"])
     assert int((prompt.input_ids == omni.tokenizer.convert_tokens_to_ids("<|im_end|>")).sum()) == 1
     assert our_logits(omni, [prompt], [[]]).isfinite().all()
+
+
+# --- chat templates, which are programs of the checkpoint -------------------------------------------------------------
+
+HOSTILE = {
+    "memory": ("{{ 'a' * 10000000000 }}", "more than 3 s or 1 GB"),
+    "doubling": (
+        "{% set n = namespace(a='aaaa') %}{% for i in range(99) %}{% set n.a = n.a ~ n.a %}{% endfor %}{{ n.a }}",
+        "more than 3 s or 1 GB",
+    ),
+    "time": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "more than 3 s or 1 GB",
+    ),
+    "escape": ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    "syntax": ("{% for %}", "cannot be used"),
+    "refusal": ("{{ raise_exception('no such turn') }}", "no such turn"),
+    "recursion": ("{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "recursion"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_that_fails_or_does_not_end_is_one_line(omni, name, monkeypatch):
+    template, told = HOSTILE[name]
+    monkeypatch.setattr(omni.processor, "chat_template", template)
+    with pytest.raises(UserError, match=told) as caught:
+        encode_prompt(omni, "How?", {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_of_another_wording_is_tried_once_and_used(omni, monkeypatch):
+    monkeypatch.setattr(omni.processor, "chat_template", "{{ messages[0]['content'][0]['text'] }}!{{ eos_token }}")
+    turns = [{"role": "user", "content": [{"type": "text", "text": "How?"}]}]
+    tried = []
+    monkeypatch.setattr(
+        prompts.subprocess, "run", lambda *given, **more: tried.append(run(*given, **more)) or tried[-1]
+    )
+    assert [prompts.chat_text(omni.processor, turns) for _ in range(2)] == ["How?!<|im_end|>"] * 2
+    assert len(tried) == 1

@@ -105,8 +105,8 @@ def test_a_killed_run_goes_on(taught_folder, clips, tmp_path):
     if not (child := os.fork()):
         original, left = features.save_file, [3]
 
-        def save(tensors, path):
-            original(tensors, path)
+        def save(tensors, path, **options):
+            original(tensors, path, **options)
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)

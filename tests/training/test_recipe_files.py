@@ -402,6 +402,59 @@ def test_the_stages_of_the_shipped_recipes():
 # --- old names --------------------------------------------------------------------------------------------------------
 
 
+def nines(line, levels=9):
+    """Nine uses of the line above in each line: 9^levels values in a few hundred characters."""
+    return "a0: &a0 {k: 1}\n" + "".join(line.format(i + 1, ",".join([f"*a{i}"] * 9)) for i in range(levels))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        nines("a{0}: &a{0} [{1}]\n"),
+        nines("a{0}: &a{0}\n  <<: [{1}]\n"),
+        "a: &a [*a]\n",
+        "seed: " + "x" * 10**6,
+        "seed: " + "[" * 3000,
+        "seed: " + "9" * 5000,
+        "seed: !!int abc",
+        "seed: !!int ''",
+        "seed: !!float x",
+        "seed: !!bool maybe",
+        "seed: !!timestamp x",
+        "seed: !!python/object/apply:os.system [ls]",
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_would_burst_is_refused_in_one_short_line(tmp_path, kind, content):
+    told = refused(kind, file=write(tmp_path / "a.yaml", content))
+    assert "a.yaml is not valid YAML: " in told
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "hub_token: PLANTED",
+        "hub_token: [PLANTED]",
+        "model_init_kwargs: {token: PLANTED}",
+        "model_init_kwargs: {inner: [{api_key: PLANTED}]}",
+        "hub_model_id: https://me:" + "PLANTED@host/x",
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_takes_no_key_and_does_not_show_it(tmp_path, kind, content):
+    told = refused(kind, file=write(tmp_path / "a.yaml", content))
+    assert "takes no key" in told
+    assert "PLANTED" not in told
+
+
+def test_a_key_is_refused_on_the_command_line_and_in_code_too():
+    assert "hub_token: " in refused(SFTRecipe, "hub_token=PLANTED")
+    with pytest.raises(UserError, match="hub_token: "):
+        RLRecipe(output_dir="out", use_cpu=True, bf16=False, hub_token="PLANTED")
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_an_old_name_still_works_with_a_note(old, tmp_path, caplog):
     file = write(tmp_path / "r.yaml", f"{old}: 3")

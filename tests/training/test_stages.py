@@ -12,15 +12,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tiny_world import WORDS, entry, media
+from transformers import Trainer
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest, write_manifest
+from mer_r1.data.provenance import differences, digests
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.lab.tiny import build
 from mer_r1.lab.tiny.build import run_build
 from mer_r1.model import features
+from mer_r1.model.checkpoints import checkpoints, damage, read_record, write_record
 from mer_r1.model.omni import Settings, load
 from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
@@ -30,7 +33,7 @@ from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import SFTData, examples, run_sft
-from mer_r1.training.stage import checkpoint_to_resume, select_clips
+from mer_r1.training.stage import checkpoint_to_resume, claim, identity, select_clips
 
 EVERYWHERE = [
     "use_cpu=true",
@@ -75,6 +78,12 @@ def recipe(kind, manifest, output_dir, *changes):
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(folder):
+    """The log without what depends on the clock."""
+    clock = ("seconds", "runtime", "per_second", "step_time")
+    return [{key: line[key] for key in line if not any(word in key for word in clock)} for line in lines(folder)]
 
 
 def weights(folder):
@@ -176,12 +185,37 @@ def killed(whole, tmp_path):
     return tmp_path / "killed", changes
 
 
-def test_the_state_is_what_a_checkpoint_writes_last(whole):
-    """What `checkpoint_to_resume` relies on to tell a whole checkpoint from one that a kill cut short."""
-    folder = whole[0] / "checkpoint-2"
-    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "training_args.bin"}
-    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "mer_r1.json"} <= written.keys()
-    assert max(written, key=lambda name: written[name]) == "trainer_state.json"
+class Killed(BaseException):
+    """What ends a run, as a kill would."""
+
+
+def kill_while_saving(patch, step, moment):
+    """Kill a run while it writes the checkpoint of a step, before one of the host's methods."""
+    original = getattr(Trainer, moment)
+
+    def until(trainer, *args):
+        if trainer.state.global_step == step:
+            raise Killed
+        original(trainer, *args)
+
+    patch.setattr(Trainer, moment, until)
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(stages, corpus, tmp_path):
+    """Killed while the first is written, then while the second is: no half of one is ever there."""
+    changes = [f"model={stages.base}", "max_steps=2", "save_strategy=steps", "save_steps=1"]
+    resumed = recipe(SFTRecipe, corpus, tmp_path, *changes, "resume_from_checkpoint=true")
+    for step, moment, left in ((1, "_save_scaler", []), (2, "_save_rng_state", ["checkpoint-1"])):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_while_saving(patch, step, moment)
+            with pytest.raises(Killed):
+                run_sft(resumed)
+        assert [path.name for path in checkpoints(tmp_path)] == left
+    run_sft(resumed)
+    kept = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert kept == {"checkpoint-1", "checkpoint-2", "model"}, "what the kills left is gone"
+    files = read_record(tmp_path / "checkpoint-2")["files"]
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "mer_r1.json", "rng_state.pth"} <= files.keys()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, killed, corpus):
@@ -190,9 +224,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, killed, corpus):
     expected, found = weights(whole[0] / "model"), weights(resumed)
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert [line["step"] for line in lines(folder) if "loss" in line] == [1, 2, 3, 4]
-    timeless = ("loss", "grad_norm", "learning_rate", "step")
-    ours, theirs = ([{key: line.get(key) for key in timeless} for line in lines(f)[:4]] for f in (folder, whole[0]))
-    assert ours == theirs
+    assert timeless(folder) == timeless(whole[0])
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(stages, corpus, tmp_path, stage):
+    """Lines of two steps, a checkpoint after each: the line that the kill cut in two averages over both its steps."""
+    kind, run = {"sft": (SFTRecipe, run_sft), "rl": (RLRecipe, run_rl)}[stage]
+    changes = [f"model={stages.sft}", "max_steps=4", "save_strategy=steps", "save_steps=1", "logging_steps=2"]
+    run(recipe(kind, corpus, tmp_path / "whole", *changes))
+    expected = timeless(tmp_path / "whole")
+    assert [line["step"] for line in expected] == [2, 4, 4]
+    mean = sum(line["loss"] for line in expected[:2]) / 2
+    assert expected[2]["train_loss"] == pytest.approx(mean, abs=1e-6)
+    for last in (3, 4):
+        shutil.copytree(tmp_path / "whole", tmp_path / str(last))
+        for step in range(last + 1, 5):
+            shutil.rmtree(tmp_path / str(last) / f"checkpoint-{step}")
+        run(recipe(kind, corpus, tmp_path / str(last), *changes, "resume_from_checkpoint=true"))
+        assert timeless(tmp_path / str(last)) == expected
 
 
 def test_a_checkpoint_can_be_named_and_loads_by_itself(whole, corpus, tmp_path):
@@ -217,14 +267,130 @@ def test_which_checkpoint_a_run_goes_on_from(tmp_path):
 
     assert choose(None) is None
     assert choose("true") is None, "nothing there yet: it starts from the beginning"
-    for step, state in ((9, True), (10, True), (200, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert choose("true") == str(tmp_path / "checkpoint-10"), "by number, not by name; the incomplete one is skipped"
+    write_record(tmp_path, run={"seed": 1})
+    for step in (9, 10, 200):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "optimizer.pt").write_bytes(b"moments")
+        (folder / "trainer_state.json").write_text("{}")
+        files = dict(zip(("optimizer.pt", "trainer_state.json"), digests(sorted(folder.iterdir())), strict=True))
+        write_record(folder, run={"seed": 1}, files=files)
+    (tmp_path / "checkpoint-x").mkdir()
+    assert choose("true") == str(tmp_path / "checkpoint-200"), "by number, not by name"
+    for content in (b"", b"{", None):
+        state = tmp_path / "checkpoint-200" / "trainer_state.json"
+        state.write_bytes(content) if content is not None else state.unlink()
+        assert choose("true") == str(tmp_path / "checkpoint-10"), "the incomplete one is skipped"
+        with pytest.raises(UserError, match=r"no complete checkpoint at .*checkpoint-200: trainer_state.json is "):
+            choose(str(tmp_path / "checkpoint-200"))
     assert choose(str(tmp_path / "checkpoint-9")) == str(tmp_path / "checkpoint-9")
-    with pytest.raises(UserError, match=r"no complete checkpoint at .*checkpoint-200"):
-        choose(str(tmp_path / "checkpoint-200"))
+    (tmp_path / "checkpoint-10" / "optimizer.pt").write_bytes(b"moment")
+    assert choose("true") == str(tmp_path / "checkpoint-9"), "half written"
+    record = tmp_path / "checkpoint-9" / "training.json"
+    record.write_text(record.read_text().replace("1", "2", 1))
+    assert choose("true") is None, "a record that was changed says nothing"
+    write_record(tmp_path / "checkpoint-9", run={"seed": 2}, files={})
+    with pytest.raises(UserError, match=r"checkpoint-9 belongs to another run \(seed: 2, now 1\)"):
+        choose("true")
+    record.unlink()
+    with pytest.raises(UserError, match=r"checkpoint-9: no training.json says which run it belongs to"):
+        choose("true")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_from_which_a_file_was_taken_is_refused(whole, corpus, tmp_path, name):
+    folder, changes = whole
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-4" / name).unlink()
+    with pytest.raises(UserError, match=f"checkpoint-4: {name} is missing, and a resumed run would continue without"):
+        run_sft(recipe(SFTRecipe, corpus, tmp_path / "run", *changes, "resume_from_checkpoint=true"))
+
+
+def test_a_checkpoint_without_an_optimizer_is_refused(tmp_path):
+    write_record(tmp_path, run={}, files={})
+    (tmp_path / "trainer_state.json").touch()
+    with pytest.raises(UserError, match="the optimizer is missing"):
+        damage(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("learning_rate=0.1", "learning_rate: 0.001, now 0.1"),
+        ("seed=9", "seed: 42, now 9"),
+        ("max_steps=6", "max_steps: 4, now 6"),
+        ("replay=1", "replay: 0, now 1"),
+        ("clips=1:", "clips: '[0-9a-f]+', now '[0-9a-f]+'"),
+        ("lora_rank=2", "lora_rank: 0, now 2"),
+        ("per_device_train_batch_size=2", "per_device_train_batch_size: 3, now 2"),
+    ],
+)
+@pytest.mark.parametrize("resume", ["true", "false"])
+def test_another_run_is_not_resumed(whole, corpus, change, message, resume):
+    folder, changes = whole
+    with pytest.raises(
+        UserError, match=rf"holds checkpoint-\d of another run \({message}\): choose another output_dir"
+    ):
+        run_sft(recipe(SFTRecipe, corpus, folder, *changes, change, f"resume_from_checkpoint={resume}"))
+
+
+def test_another_stage_or_starting_model_is_not_resumed(whole, stages, corpus):
+    folder, changes = whole
+    with pytest.raises(UserError, match=r"another run \(stage: 'sft', now 'rl'\)"):
+        run_rl(recipe(RLRecipe, corpus, folder, f"model={stages.sft}", "resume_from_checkpoint=true"))
+    with pytest.raises(UserError, match=r"another run \(starting model: '[0-9a-f]{32}', now '[0-9a-f]{32}'\)"):
+        run_sft(recipe(SFTRecipe, corpus, folder, *changes, f"model={stages.sft}", "resume_from_checkpoint=true"))
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_by_name(whole, corpus, tmp_path):
+    folder, changes = whole
+    changes = [*changes, "seed=9", f"resume_from_checkpoint={folder / 'checkpoint-2'}"]
+    with pytest.raises(UserError, match=r"checkpoint-2 belongs to another run \(seed: 42, now 9\)"):
+        run_sft(recipe(SFTRecipe, corpus, tmp_path, *changes))
+
+
+def test_a_folder_without_parts_to_resume_takes_any_run(stages, corpus, tmp_path):
+    changes = [f"model={stages.base}", "resume_from_checkpoint=true"]
+    first = recipe(SFTRecipe, corpus, tmp_path, *changes, "seed=9")
+    clips = select_clips(first)
+    claim(first, clips)
+    second = recipe(SFTRecipe, corpus, tmp_path, *changes)
+    claim(second, clips)
+    assert read_record(tmp_path)["run"]["seed"] == 42
+    (tmp_path / "towers").mkdir()
+    claim(second, clips)
+    with pytest.raises(UserError, match=r"holds towers of another run \(seed: 42, now 9\)"):
+        claim(first, clips)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(UserError, match="holds towers of a run without a record"):
+        claim(second, clips)
+
+
+def test_what_a_run_is_and_what_may_differ(stages, corpus, tmp_path):
+    """Media, labels and the model count by content, whatever their paths; logging and saving do not count."""
+    copy = Path(shutil.copytree(corpus.parent, tmp_path / "moved")) / corpus.name
+    model = shutil.copytree(stages.base, tmp_path / "model")
+
+    def run(*changes, kind=SFTRecipe, manifest=copy):
+        changed = recipe(kind, manifest, tmp_path / "out", f"model={model}", *changes)
+        return identity(changed, select_clips(changed))
+
+    expected = run()
+    free = ["logging_steps=3", "save_steps=7", "save_total_limit=1", "workers=1", "report_to=tensorboard"]
+    free += ["features_dir=elsewhere", "gradient_checkpointing=true", f"model={stages.base}"]
+    assert run(*free, manifest=corpus) == expected
+    clips = read_manifest(copy)
+    write_manifest(copy, [replace(clips[0], subtitle="Other words."), *clips[1:]])
+    assert differences(expected, run()).startswith("clips: ")
+    write_manifest(copy, clips)
+    assert run() == expected
+    shutil.copy(clips[3].video, clips[0].video)
+    assert differences(expected, run()).startswith("clips: ")
+    shutil.copy(corpus.parent / clips[0].video.name, clips[0].video)
+    file = Path(model) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert differences(expected, run()).startswith("starting model: ")
+    assert differences(run(kind=RLRecipe), run("method=f1", kind=RLRecipe)) == "method: 'mer-r1', now 'f1'"
 
 
 def test_a_checkpoint_that_is_not_there(stages, corpus, tmp_path):
@@ -234,9 +400,13 @@ def test_a_checkpoint_that_is_not_there(stages, corpus, tmp_path):
 
 
 def test_a_build_that_was_killed_does_not_train_its_towers_again(stages, corpus, tmp_path, monkeypatch):
-    shutil.copytree(stages.out / "base" / "towers", tmp_path / "towers")
+    for part in ("towers", "training.json"):
+        copy = shutil.copytree if part == "towers" else shutil.copy
+        copy(stages.out / "base" / part, tmp_path / part)
     monkeypatch.setattr(build, "_initialised", lambda *_: pytest.fail("eyes and ears were trained before"))
-    run_build(recipe(BuildRecipe, corpus, tmp_path, "max_steps=1", "resume_from_checkpoint=true"))
+    run_build(recipe(BuildRecipe, corpus, tmp_path, "resume_from_checkpoint=true"))
+    with pytest.raises(UserError, match=r"holds towers of another run \(seed: 42, now 7\)"):
+        run_build(recipe(BuildRecipe, corpus, tmp_path, "seed=7"))
 
 
 # --- which clips ------------------------------------------------------------------------------------------------------

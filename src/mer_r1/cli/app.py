@@ -3,6 +3,7 @@
 A command parses, calls one function, and shows the result; heavy imports stay inside it.
 """
 
+import io
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -32,9 +33,13 @@ from typer.core import TyperGroup
 
 from mer_r1 import __version__
 from mer_r1.cli.options import MOVED, App, Think
+from mer_r1.data.workers import sigterm_exits
 from mer_r1.emotions.thinking import ThinkingMode
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, system_problem
 from mer_r1.evaluation.records import commit, without_nan
+
+NOTHING = 3
+"""Exit status of a run in which nothing was judged or read."""
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -124,6 +129,7 @@ def env() -> None:
     say(f"cuda: {torch.version.cuda or 'not in this torch'}, GPUs: {', '.join(devices) or 'none'}")
 
 
+@sigterm_exits()
 def main() -> None:
     """Run the program: an expected error is one line on stderr and exit status 2."""
     # Deprecations in the libraries concern us, not the users of a command.
@@ -136,20 +142,18 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpx2", "numba", "transformers", "datasets", "PIL", "fsspec", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name or a reply may be no valid text
     try:
         app()
     except UserError as error:
         _fail(str(error))
-    except ModuleNotFoundError as error:
-        message = _missing(error.name or "")
-        if message is None:
+    except Exception as error:
+        message = _missing(error.name or "") if isinstance(error, ModuleNotFoundError) else system_problem(error)
+        if message is None:  # not a mistake on the command line
             raise
-        _fail(message)
-    except OSError as error:
-        # An error without a file name is not a mistake on the command line.
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(str(UserError(message)))
 
 
 def _missing(module: str) -> str | None:
@@ -171,6 +175,11 @@ def require(*extras: str) -> None:
             raise ModuleNotFoundError(name=name)
 
 
+def leave(done: int, failed: int) -> NoReturn:
+    """End with status 0; 1 if something failed, and `NOTHING` if everything did."""
+    raise typer.Exit(0 if not failed else 1 if done else NOTHING)
+
+
 def _fail(message: str) -> NoReturn:
     Console(stderr=True).print(f"mer-r1: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(2)
@@ -180,6 +189,12 @@ def say(text: str, style: str | None = None) -> None:
     """Print one line without markup or wrapping."""
     # Names may look like markup, and a path that is wrapped at the terminal's width cannot be copied.
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_notes(notes: Mapping[str, int], before: str = "") -> None:
+    """Print how many clips the media layer had something to say about, and what."""
+    for note, count in notes.items():
+        say(f"{before}{count} clip{'s' if count > 1 else ''}: {note}", style="yellow")
 
 
 def thinking_modes(think: Think) -> list[ThinkingMode]:

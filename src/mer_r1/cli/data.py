@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say
-from mer_r1.cli.options import AllowPickle, Workers
+from mer_r1.cli.options import AllowPickle, Limits, Workers
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
 
@@ -37,15 +37,18 @@ def scenes(
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest of the clips (JSONL).")],
+    limits: Limits,
     wheels: Wheels = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Report every invalid row and every broken file of a manifest."""
     from mer_r1.data.check import check_manifest
+    from mer_r1.data.media.container import ClipLimits
 
+    how: dict[str, Any] = {"workers": workers, "limits": ClipLimits(**limits.given).limits()}
     with progress("check", None, quiet=as_json) as advance:
-        report = check_manifest(manifest, is_known=load(wheels).knows, workers=workers, progress=advance)
+        report = check_manifest(manifest, is_known=load(wheels).knows, progress=advance, **how)
     if not report.n_rows:
         raise UserError(f"{manifest}: no rows, expected one JSON object per line")
     if as_json:

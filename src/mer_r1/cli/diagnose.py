@@ -78,7 +78,8 @@ def diagnose(
         found = run(
             omni, chosen, method, taxonomy, num_generations, num_answers, sampling, batch_size, cache.get, advance
         )
-    row = {"model": model, "manifest": str(manifest), "split": split, **found.to_dict(), "left_out": left_out}
+    row: dict[str, Any] = {"model": model, "manifest": str(manifest), "split": split, "wheels": taxonomy.title}
+    row |= {**found.to_dict(), "left_out": left_out}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(without_nan(row), indent=2))

@@ -1,7 +1,8 @@
 """Options that several commands share, groups of options, and the spellings of the last release."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,6 +32,9 @@ Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
 FeaturesDir = Annotated[Path | None, typer.Option(help="Feature cache; features/ beside the manifest by default.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete the results in --out, and ask anew; else others are refused.")
+]
 Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap.")]
 AllowPickle = Annotated[
     bool,
@@ -44,9 +48,48 @@ KeyVariable = Annotated[str, typer.Option(help="Environment variable with the se
 PricesOption = Annotated[
     str | None, typer.Option("--prices", help="Price per million tokens read,written, e.g. 0.15,0.6.")
 ]
+ExtraBody = Annotated[
+    str | None,
+    typer.Option(
+        "--extra-body",
+        help='Further fields of each request to reader or judge, as JSON, e.g. \'{"chat_template_kwargs": '
+        '{"enable_thinking": false}}\'.',
+    ),
+]
 Think = Literal["slow", "fast", "both"]
 ThinkOption = Annotated[Think, typer.Option(help="Mode of thinking.")]
 SentimentBy = Literal["llm", "rules"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Options of how much of each clip is read; by default as the model's own settings say."""
+
+    num_frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames per clip, evenly over its length; the model's own by default.")
+    ] = None
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Seconds read from a clip's beginning; the model's own by default.")
+    ] = None
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Pixels of a frame above which it is scaled down.")] = (
+        None
+    )
+    audio_track: Annotated[
+        int | None, typer.Option(min=1, help="Number of the audio track, from 1; the default one otherwise.")
+    ] = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The ones that were given, as fields of `ClipLimits`.
+
+        Raises:
+            UserError: a value is no limit.
+        """
+        from mer_r1.data.media.container import ClipLimits
+
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        ClipLimits(**found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -82,6 +125,7 @@ class Reader:
     reader_key_variable: Annotated[
         str, typer.Option(help="Environment variable with the API key of the reader's server.")
     ] = OPENAI_KEY
+    extra_body: ExtraBody = None
 
     @property
     def checked(self) -> bool:
@@ -95,6 +139,9 @@ class Reader:
             UserError: a server without a model's name, or a folder that does not exist.
         """
         decoding = REFERENCE_SAMPLING if self.reader_sampling == "reference" else Decoding()
+        decoding = replace(decoding, extra_body=parse_fields("--extra-body", self.extra_body))
+        if self.extra_body is not None and self.reader_url is None:
+            raise UserError("--extra-body: its fields are for the reader's server; expected --reader-url, too")
         if self.reader is None:
             if self.reader_url is not None:
                 raise UserError("--reader-url needs --reader, the name of the model there")
@@ -106,6 +153,17 @@ class Reader:
         from mer_r1.evaluation.llm.local import LocalModel
 
         return LocalModel(self.reader, decoding, cache)
+
+
+def parse_fields(option: str, text: str | None) -> dict[str, Any] | None:
+    """Read the JSON object given to an option."""
+    try:
+        fields_of = None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{option}: expected a JSON object, got {text!r:.80} ({error!s:.80})") from error
+    if text is not None and not isinstance(fields_of, dict):
+        raise UserError(f"{option}: expected a JSON object, got {text!r:.80}")
+    return fields_of or None
 
 
 def parse_prices(text: str | None) -> Prices | None:
@@ -183,7 +241,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "score mme-emotion": {"--judged": "--predictions", "--data": "--manifest", "--alpha": "--cot-weight"},
     "eval mer-unibench": _READER
     | {"--base-url": "--model-url", "--llm-sampling": "--reader-sampling", "--llm-replies": "--reader-replies"}
-    | {"--llm-key-variable": "--reader-key-variable"},
+    | {"--frames": "--num-frames", "--llm-key-variable": "--reader-key-variable"},
     "eval mme-emotion": _SERVER
     | {"--base-url": "--judge-url", "--responses": "--predictions", "--alpha": "--cot-weight"}
     | {"--extractor": "--reader", "--extractor-url": "--reader-url", "--max-tokens": "--judge-max-new-tokens"},

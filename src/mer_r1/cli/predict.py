@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, thinking_modes
-from mer_r1.cli.options import BatchSize, Device, FeaturesDir, MaxNewTokens, Temperature
+from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, say_notes, thinking_modes
+from mer_r1.cli.options import BatchSize, Device, FeaturesDir, Limits, MaxNewTokens, Overwrite, Temperature
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.weights import NOTICE, POLICY, model_path
+from mer_r1.weights import NOTICE, POLICY
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
 Mode = Annotated[
@@ -27,6 +27,7 @@ Threshold = Annotated[
 @app.command()
 def predict(
     clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
+    limits: Limits,
     model: Annotated[str, typer.Option(help="Model folder or hub name; by default the built-in model.")] = POLICY,
     think: Mode = "both",
     threshold: Threshold = None,
@@ -50,7 +51,7 @@ def predict(
     if model == POLICY:
         typer.echo(NOTICE, err=True)
     asked = [Clip(str(path), path, audio, subtitle) for path in clips]
-    omni = load(model, device=device)
+    omni = load(model, device=device, limits=limits.given)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
     taxonomy = load_wheels(wheels)
     how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
@@ -61,13 +62,17 @@ def predict(
     else:
         records = ask(omni, asked, thinking_modes(think), taxonomy, sampling, **how)
     broken: set[str] = set()
+    notes: dict[str, None] = {}  # each once, not once per mode
     for record in records:
         if as_json:
             print_json(record.to_dict(), indent=None)
         elif record.id not in broken:  # an error of a file is shown once, not once per mode
             _show_record(record)
+        notes |= dict.fromkeys(f"{record.id}: {note}" for note in record.notes)
         if record.error is not None:
             broken.add(record.id)
+    for line in () if as_json else notes:
+        say(line, style="yellow")
     raise typer.Exit(1 if broken else 0)
 
 
@@ -75,6 +80,7 @@ def predict(
 def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
+    limits: Limits,
     model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
     think: Mode = "both",
     threshold: Threshold = None,
@@ -88,12 +94,15 @@ def evaluate(
     batch_size: BatchSize = 32,
     features_dir: FeaturesDir = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
     from mer_r1.evaluation.summary import build_table, write_summary
 
     limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
+    if model is None and (overwrite or exchange):
+        raise UserError(f"{'--overwrite' if overwrite else '--exchange'} needs --model: without it, nothing is asked")
     if model is not None:
         from mer_r1.evaluation.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -101,33 +110,26 @@ def evaluate(
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
-        how |= {"features_dir": features_dir, "device": device}
+        how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
         if think == "auto" and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
         with progress("evaluate", None, quiet=as_json) as advance:
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:
-                evaluate_model(
-                    model,
-                    manifest,
-                    out,
-                    thinking_modes(think),
-                    sampling,
-                    progress=advance,
-                    num_answers=num_answers,
-                    **how,
-                )
+                how |= {"num_answers": num_answers}
+                evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
     if think == "auto":
         from mer_r1.evaluation.adaptive import write_auto_summary
 
-        summary = write_auto_summary(out, limit, seed=seed, wheels=wheels)
+        summary = write_auto_summary(out, manifest, split, limit, seed=seed, wheels=wheels)
     else:
-        summary = write_summary(out, seed=seed, wheels=wheels)
+        summary = write_summary(out, manifest, split, seed=seed, wheels=wheels)
     if as_json:
         print_json(summary)
     else:
         console.print(build_table(summary))
+        say_notes(summary["notes"])
 
 
 @app.command()
@@ -135,32 +137,38 @@ def threshold(
     model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder of the records; rerun to resume.")],
+    limits: Limits,
     split: Annotated[str, typer.Option(help="Split to choose on; never the test split.")] = "val",
     wheels: Wheels = None,
     max_new_tokens: MaxNewTokens = 512,
     batch_size: BatchSize = 32,
     features_dir: FeaturesDir = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Choose the confidence below which --think auto reasons, on validation clips."""
     from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
     from mer_r1.evaluation.predict import evaluate_model
-    from mer_r1.evaluation.records import read_records
+    from mer_r1.evaluation.summary import clips_of, saved_records, source_text
     from mer_r1.model.generation import Sampling
 
+    if any(clip.split == "test" for clip in clips_of(manifest, split)):
+        raise UserError(f"--split {split} has test clips: a threshold is never chosen on them")
     sampling = Sampling(max_new_tokens, 0.0, seed=0)
     how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
+    how |= {"limits": limits.given, "overwrite": overwrite}
     with progress("answer", None, quiet=as_json) as advance:
-        file = evaluate_model(
-            str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how
-        )
-    records = read_records(file)
-    gate = choose_threshold(records, {"manifest": manifest.name, "split": split})
+        evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
+    records, told = saved_records(out, manifest, split, load_wheels(wheels))
+    told = {"model": str(model), **told}
+    gate = choose_threshold(records, {"manifest": manifest.name, "split": split, "wheels": told["wheels"]})
     kept = write_gate(gate, model)
     if as_json:
-        print_json({"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens})
+        found = {"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens}
+        print_json(found | told)
         return
+    say(source_text(told))
     for point in curve(pairs(records)):
         mark = "  <- chosen" if point.threshold == gate.threshold else ""
         reached = f"reasons in {point.share:4.0%}, F1 {point.f1:.3f}, {point.tokens:.1f} tokens"
@@ -186,7 +194,7 @@ def _gate_threshold(model: str | None, threshold: float | None) -> float:
         raise UserError("--think auto on saved records needs --threshold")
     from mer_r1.evaluation.adaptive import read_gate
 
-    return read_gate(model_path(model)).threshold
+    return read_gate(model).threshold
 
 
 def _show_record(record: Any) -> None:
@@ -195,6 +203,8 @@ def _show_record(record: Any) -> None:
         return
     say(f"{record.id} ({record.mode}, {record.seconds:.2f} s)", style="bold")
     doubt = "" if record.well_formed else "   (not in the requested form)"
+    doubt += f"   ({record.doubt})" if record.doubt else ""
+    doubt += "" if record.finish_reason == "stop" else "   (cut off: see --max-new-tokens)"
     say(f"  labels      {', '.join(record.labels) or '(none)'}{doubt}")
     for wheel, sectors in record.categories.items():
         sure = record.confidence.get(wheel, {})

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, score_app
+from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
 from mer_r1.data.jsonl import read_object
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
@@ -68,7 +68,10 @@ def extract(
     wheels: Wheels = None,
     as_json: AsJson = False,
 ) -> None:
-    """Extract the labels of predictions: from their <answer>, else by a language model. Rerun to resume."""
+    """Extract the labels of predictions: from their <answer>, else by a language model. Rerun to resume.
+
+    Exit status 1 if a row has no labels, 3 if none has.
+    """
     from mer_r1.evaluation.labels.files import label_rows, read_predictions, sentiment_rows, summarise, write_rows
 
     rows = read_predictions(predictions, allow_pickle)
@@ -86,7 +89,8 @@ def extract(
     write_rows(out, rows, "openset" if kind == "labels" else "sentiment")
     summary = {"out": str(out), **summarise(rows), "usage": _usage(getattr(model, "usage", None), costs)}
     _show_extracted(summary, rows, as_json)
-    raise typer.Exit(1 if summary["errors"] or summary["without_completion"] else 0)
+    failed = summary["errors"] + summary["without_completion"]
+    leave(summary["rows"] - failed, failed)
 
 
 Gold = Annotated[Path, typer.Option(help="JSON: name -> gold.")]
@@ -135,11 +139,13 @@ def llm_reply(
 
 def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], as_json: bool) -> None:
     """Score each prediction file; several files give file -> report."""
+    from mer_r1.evaluation.labels.extract import label_field
+
     golds = read_object(gold)
     reports = {}
     for path in predictions:
         try:
-            reports[str(path)] = report_of(golds, read_object(path))
+            reports[str(path)] = report_of(golds, {name: label_field(v) for name, v in read_object(path).items()})
         except UserError as error:
             raise UserError(f"{path}: {error}" if len(predictions) > 1 else str(error)) from error
     if as_json:
@@ -188,6 +194,7 @@ def _show_extracted(summary: dict[str, Any], rows: list[dict[str, Any]], as_json
     for name in ("labels", "sentiments"):
         if summary[name]:
             say(f"{name}: " + ", ".join(f"{count} from {source}" for source, count in summary[name].items()))
+    say_notes(summary["notes"])
     say(f"doubtful {summary['doubtful']}, errors {summary['errors']}, no completion {summary['without_completion']}")
     if usage:
         spent = f", cost {usage['cost']:.4f}" if "cost" in usage else ""

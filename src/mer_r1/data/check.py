@@ -4,27 +4,25 @@
 foreign bytes: if it crashes a worker process, the clip that caused it is named and the check continues.
 """
 
-import multiprocessing
 import os
-import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.notes import count_notes
 from mer_r1.data.media.read import read_media
+from mer_r1.data.workers import WorkerDiedError, in_workers
 from mer_r1.errors import UserError
 
 Progress = Callable[[int, int], Any]
 """Called with the number of clips done since the last call, and the number of all clips."""
-
-_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,6 @@ class Probe:
     has_picture: bool = False
     has_sound: bool = False
     seconds: float = 0.0
-
-    @property
-    def note_kinds(self) -> set[str]:
-        """The notes without their numbers, so that they can be counted."""
-        return {_NUMBER.sub("…", note) for note in self.notes}
 
 
 def probe_clip(clip: Clip, limits: MediaLimits | None = None) -> Probe:
@@ -101,22 +94,15 @@ def _in_processes(
 ) -> dict[int, Probe]:
     """Probes by index; incomplete if a worker crashed."""
     found: dict[int, Probe] = {}
-    # Spawned, not forked: the caller may have threads (a progress bar, a deep-learning library).
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        pending: dict[Future[Probe], int] = {}
-        left = iter(clips.items())
-        try:
-            while True:
-                while len(pending) < 8 * workers and (item := next(left, None)) is not None:
-                    pending[pool.submit(probe_clip, item[1], limits)] = item[0]
-                if not pending:
-                    return found
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    found[pending.pop(future)] = future.result()
-                    advance()
-        except BrokenProcessPool:
-            return found
+    with suppress(WorkerDiedError):
+        for (index, _), probe in in_workers(partial(_probe_item, probe_clip, limits), clips.items(), workers):
+            found[index] = probe
+            advance()
+    return found
+
+
+def _probe_item(probe: Callable[..., Probe], limits: MediaLimits | None, item: tuple[int, Clip]) -> Probe:
+    return probe(item[1], limits)
 
 
 @dataclass
@@ -188,15 +174,16 @@ def check_manifest(
             notes["a gold label is on no wheel"] += 1
         report.problems += [(number, clip.id, text) for _, text in problems]
         counts.update(kind for kind, _ in problems)
-        notes.update(probe.note_kinds)
         report.n_ok += not problems
     report.problems.sort(key=lambda problem: problem[0])
-    report.counts, report.notes = dict(counts), dict(notes.most_common())
+    report.counts, report.notes = dict(counts), dict(notes)
     _describe(report, clips, probes)
     return report
 
 
 def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe]) -> None:
+    noted = count_notes((clip.id, probe.notes) for clip, probe in zip(clips, probes, strict=True))
+    report.notes = dict(Counter(report.notes | noted).most_common())
     report.splits = dict(Counter(clip.split or "none" for clip in clips))
     readable = [(clip, probe) for clip, probe in zip(clips, probes, strict=True) if probe.problem is None]
     report.channels = {

@@ -4,8 +4,9 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from mer_r1.errors import UserError, printable
 
@@ -49,8 +50,27 @@ def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], o
         else:
             partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         partial.replace(path)
+    except OSError as error:  # in the words of the file that was meant, a full disk names none
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def append_line(file: IO[Any], line: str) -> None:
+    """Append one line to a file open for appending, whole or not at all: after a full disk the next one starts anew.
+
+    Nothing is buffered, so that a kill costs at most this line (`repair_end`).
+    """
+    number, left = file.fileno(), (line + "\n").encode("utf-8", "replace")
+    begin, length = os.fstat(number).st_size, len(left)
+    try:
+        while left:
+            left = left[os.write(number, left) :]
+    except OSError as error:
+        with suppress(OSError):
+            if os.fstat(number).st_size == begin + length - len(left):  # no other process has written meanwhile
+                os.ftruncate(number, begin)
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def object_of(line: bytes, what: str = "a row") -> dict[str, Any]:

@@ -33,9 +33,14 @@ MAX_ITEMS = 2**26
 """Items above which an array is refused."""
 MAX_DEPTH = 40
 """Containers within containers above which a pickle is refused, and axes above which an array is."""
+MAX_KEY = 1000
+"""Values in a key above which it is refused: a tuple that shares its parts takes for ever to hash."""
 MAX_BITS = 1023
 """Length above which an integer is refused: longer ones are no floats and cannot be printed."""
 
+_KEYS = {pickle.SETITEM[0]: slice(-2, None, 2), pickle.SETITEMS[0]: slice(None, None, 2)}
+_KEYS |= {pickle.DICT[0]: slice(None, None, 2), pickle.ADDITEMS[0]: slice(None), pickle.FROZENSET[0]: slice(None)}
+"""Opcodes that hash what is on the stack, and where it is."""
 _CALLS = pickle.INST + pickle.OBJ + pickle.NEWOBJ + pickle.NEWOBJ_EX
 _SPEC = re.compile(r"[|<>=]?(?:b1|[iu][1248]|f[248]|[US]\d{1,7}|O[48]?|[?bBhHiIlLqQefdO])")
 _PLAIN = (bool, int, float, str, bytes)
@@ -96,7 +101,10 @@ def load_plain(content: bytes) -> Any:
     _pickle.UnpicklingError: it names builtins.print, which is no plain value
     """
     try:
-        return _plain(_PlainUnpickler(content).load(), {}, 0)
+        value = _plain(_PlainUnpickler(content).load(), {}, 0)
+        if _size(value, {}) > 4 * len(content) + MAX_KEY:
+            raise pickle.UnpicklingError("it unpacks to more than its size")
+        return value
     except pickle.UnpicklingError:
         raise
     except RecursionError:
@@ -138,6 +146,28 @@ def _entry(content: io.BytesIO, where: str, allow_pickle: bool) -> Any:
         raise UserError(f"{where} is refused: {printable(str(error))}") from None
 
 
+def _key(value: Any) -> Any:
+    """The value, which is about to be hashed, unless that would take long."""
+    left, count = [value], 0
+    while left:
+        item = left.pop()
+        count += 1
+        if count > MAX_KEY:
+            raise pickle.UnpicklingError(f"it has a key of more than {MAX_KEY} values")
+        if isinstance(item, tuple | frozenset):
+            left.extend(item)
+    return value
+
+
+def _with_small_keys(step: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    def checked(reader: Any) -> None:
+        for key in reader.stack[keys]:
+            _key(key)
+        step(reader)
+
+    return checked
+
+
 class _PlainUnpickler(pickle._Unpickler):
     """Calls what is in `_ADMITTED`, by one opcode only, and uses no byte of the pickle more than twice.
 
@@ -148,7 +178,9 @@ class _PlainUnpickler(pickle._Unpickler):
     stack: list[Any]
     read: Callable[[int], bytes]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        code: step for code, step in pickle._Unpickler.dispatch.items() if code not in _CALLS
+        code: _with_small_keys(step, _KEYS[code]) if code in _KEYS else step
+        for code, step in pickle._Unpickler.dispatch.items()
+        if code not in _CALLS
     }
 
     def __init__(self, content: bytes) -> None:
@@ -255,6 +287,18 @@ def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     return result
 
 
+def _size(value: Any, sizes: dict[int, int]) -> int:
+    """Values in a value, shared ones counted each time and long texts as several."""
+    if isinstance(value, str | bytes):
+        return 1 + len(value) // 256
+    if not isinstance(value, dict | list | tuple | set | frozenset):
+        return 1
+    if id(value) not in sizes:
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(value)]
+
+
 def _reconstruct(kind: Any, *_: Any) -> _Array:
     if kind is not _NDARRAY:
         raise pickle.UnpicklingError("it has an array of an unknown class")
@@ -274,13 +318,14 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 _NDARRAY = object()
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): lambda pairs=(): OrderedDict((_key(key), value) for key, value in pairs),
     ("_codecs", "encode"): _latin1,
     ("numpy", "ndarray"): _NDARRAY,  # never called: it is what `_reconstruct` is asked to make
     ("numpy", "dtype"): _DType,
 }
 for _module in ("builtins", "__builtin__"):  # protocols from 3, protocols before, which write empty bytes as a call
-    _ADMITTED |= {(_module, "set"): set, (_module, "frozenset"): frozenset, (_module, "bytes"): lambda: b""}
+    _ADMITTED |= {(_module, "set"): lambda items=(): set(map(_key, items)), (_module, "bytes"): lambda: b""}
+    _ADMITTED[_module, "frozenset"] = lambda items=(): frozenset(map(_key, items))
 for _module in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
     _ADMITTED[f"{_module}.multiarray", "_reconstruct"] = _reconstruct
     _ADMITTED[f"{_module}.multiarray", "scalar"] = lambda dtype, raw: _array((), dtype, False, raw).item()

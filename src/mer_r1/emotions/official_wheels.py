@@ -5,10 +5,14 @@ behaviour and tested against its outputs word by word. `wheels.official` combine
 """
 
 import csv
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mer_r1.errors import UserError
+
+MOST_BYTES, MOST_ROWS, MOST_COLUMNS = 2**24, 20_000, 64
+"""Largest Excel file, unpacked, and sheet; the official ones have some hundred rows and up to sixteen columns."""
 
 
 def normalise(word: str) -> str:
@@ -29,6 +33,8 @@ def read_forms(path: Path) -> dict[str, tuple[str, ...]]:
             rows = [(row["name"], row["format"] or "") for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a CSV file with columns name, format ({error})") from error
+    if not rows or any(name is None for name, _ in rows):
+        raise UserError(f"{path}: expected rows with a name, got {'a row without' if rows else 'the header only'}")
     bases: dict[str, set[str]] = {}
     for name, variants in rows:
         for form in (name, *variants.split(",")):
@@ -81,19 +87,35 @@ def read_rings(path: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _read_sheet(path: Path, columns: Sequence[str]) -> list[list[str]]:
     """The named columns of the first sheet, as text ("" for a blank cell), without wholly blank rows."""
-    import openpyxl  # only the official tables need it, and it takes a tenth of a second
-
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].values]
-        book.close()
-    except Exception as error:  # openpyxl lets zip, XML and key errors through
-        raise UserError(f"{path}: cannot be read as an Excel sheet ({error})") from error
+    rows = _sheet_rows(path)
     header = [name.strip() for name in rows[0]] if rows else []
     _require(path, header, columns)
     places = [header.index(name) for name in columns]
     picked = [[row[place] if place < len(row) else "" for place in places] for row in rows[1:]]
-    return [row for row in picked if any(cell.strip() for cell in row)]
+    if not (filled := [row for row in picked if any(cell.strip() for cell in row)]):
+        raise UserError(f"{path}: a header without rows")
+    return filled
+
+
+def _sheet_rows(path: Path) -> list[list[str]]:
+    """The first sheet, as text."""
+    import openpyxl  # only the official tables need it, and it takes a tenth of a second
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+        if unpacked > MOST_BYTES:
+            raise UserError(f"it unpacks to {unpacked} bytes, expected at most {MOST_BYTES}")
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        # Bounded, because one cell in the last corner makes a sheet of 17 billion.
+        cells = book.worksheets[0].iter_rows(max_row=MOST_ROWS + 1, max_col=MOST_COLUMNS, values_only=True)
+        rows = [["" if cell is None else str(cell) for cell in row] for row in cells]
+        book.close()
+    except Exception as error:  # openpyxl lets zip, XML and key errors through
+        raise UserError(f"{path}: cannot be read as an Excel sheet ({error!s:.200})") from error
+    if len(rows) > MOST_ROWS:
+        raise UserError(f"{path}: more than {MOST_ROWS} rows, expected an official word table")
+    return rows
 
 
 def _require(path: Path, found: Iterable[str], columns: Iterable[str]) -> None:

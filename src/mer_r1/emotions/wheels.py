@@ -11,6 +11,7 @@ in the choice between several candidates of a word: the built-in tables list the
 takes the alphabetically first.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,6 +153,14 @@ class Taxonomy:
                 return candidate
         names = ", ".join(f"{index} = {known.name}" for index, known in enumerate(self.wheels))
         raise UserError(f"wheel {wheel!r}: expected one of {names}")
+
+    @cached_property
+    def title(self) -> str:
+        """Official or built-in, and a digest of all its tables."""
+        tables = [[wheel.name, dict(wheel.level1), dict(wheel.level2)] for wheel in self.wheels]
+        content = json.dumps([tables, dict(self.forms), dict(self.synonyms), self.alphabetical], sort_keys=True)
+        digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
+        return f"{'official' if self.alphabetical else 'built-in'} ({digest})"
 
     @cached_property
     def _candidates(self) -> dict[str, list[str]]:

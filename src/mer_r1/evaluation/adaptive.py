@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mer_r1.data.check import Progress
+from mer_r1.data.claim import check_claim, weights_digest
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.evaluation.predict import evaluate_model, predict
-from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records, rescore
-from mer_r1.evaluation.summary import Summary, save_summary, summarise
+from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.summary import Summary, save_summary, saved_records, summarise
 
 if TYPE_CHECKING:
     from mer_r1.model.generation import Sampling
@@ -120,9 +122,10 @@ def choose_threshold(records: Sequence[Record], chosen_on: Mapping[str, Any]) ->
 
 
 def write_gate(gate: Gate, folder: Path | str) -> Path:
-    """Write a gate into a model's folder; returns the file."""
+    """Write a gate into a model's folder, for its weights of now; returns the file."""
     file = Path(folder) / GATE_FILE
-    file.write_text(json.dumps(asdict(gate), indent=2) + "\n", encoding="utf-8")
+    gate = replace(gate, chosen_on={**gate.chosen_on, "weights": weights_digest(folder)})
+    write_atomically(file, json.dumps(asdict(gate), indent=2) + "\n")
     return file
 
 
@@ -130,17 +133,20 @@ def read_gate(folder: Path | str) -> Gate:
     """The gate in a model's folder.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        UserError: it is missing, cannot be read, or was chosen for other weights.
     """
     file = Path(folder) / GATE_FILE
+    if not file.exists():
+        raise UserError(f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold")
     try:
-        return Gate(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no {GATE_FILE} in {folder}: choose a threshold with `mer-r1 threshold`, or give --threshold"
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
+        gate = Gate(**read_object(file))
+        facts = {"weights": gate.chosen_on.get("weights")}
+        if not (type(gate.threshold) in (int, float) and math.isfinite(gate.threshold)):
+            raise ValueError(f"expected a number as threshold, got {brief(gate.threshold)}")
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a threshold file: {error}; `mer-r1 threshold` writes one") from error
+    check_claim(file, facts, {"weights": weights_digest(folder)}, "choose it again with `mer-r1 threshold`")
+    return gate
 
 
 def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Record]:
@@ -161,16 +167,25 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
 
 
 def write_auto_summary(
-    out_dir: Path | str, threshold: float, seed: int = 0, wheels: Path | str | None = None
+    out_dir: Path | str,
+    manifest: Path,
+    split: str,
+    threshold: float,
+    seed: int = 0,
+    wheels: Path | str | None = None,
 ) -> Summary:
     """As `summary.write_summary`, for adaptive thinking."""
-    records = rescore(read_records(Path(out_dir) / RECORDS_FILE), load_wheels(wheels))
-    summary = summarise_auto(records, threshold, seed)
-    save_summary(out_dir, summary)
-    return summary
+    records, told = saved_records(out_dir, manifest, split, taxonomy := load_wheels(wheels))
+    return save_summary(out_dir, summarise_auto(records, threshold, seed, taxonomy=taxonomy), told)
 
 
-def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000) -> Summary:
+def summarise_auto(
+    records: Sequence[Record],
+    threshold: float,
+    seed: int = 0,
+    resamples: int = 2000,
+    taxonomy: Taxonomy | None = None,
+) -> Summary:
     """Results of adaptive thinking, as mode "auto", beside those of the fast answers.
 
     The arguments are those of `choose_by_confidence` and `summarise`.
@@ -182,8 +197,8 @@ def summarise_auto(records: Sequence[Record], threshold: float, seed: int = 0, r
     if not fast:
         raise UserError("no fast answers among the records: adaptive thinking begins with them")
     chosen = [replace(record, mode=ThinkingMode.FAST.value) for record in choose_by_confidence(records, threshold)]
-    summary = summarise(fast, seed=seed, resamples=resamples)
-    auto = summarise(chosen, seed=seed, resamples=resamples)
+    summary = summarise(fast, seed=seed, resamples=resamples, taxonomy=taxonomy)
+    auto = summarise(chosen, seed=seed, resamples=resamples, taxonomy=taxonomy)
     summary["modes"]["auto"] = auto["modes"][ThinkingMode.FAST.value]
     return summary
 
@@ -195,13 +210,15 @@ def evaluate_auto(
     sampling: "Sampling",
     threshold: float,
     progress: Progress | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> Path:
     """Predict every clip fast, and those with an unsure fast answer slowly too; returns the file of records.
 
     `options` are further arguments of `evaluate_model`, which explains the others.
     """
-    file = evaluate_model(model, manifest, out, [ThinkingMode.FAST], sampling, progress=progress, **options)
+    fast_only: dict[str, Any] = {"progress": progress, "overwrite": overwrite}
+    file = evaluate_model(model, manifest, out, [ThinkingMode.FAST], sampling, **fast_only, **options)
     fast = [record for record in read_records(file) if record.mode == ThinkingMode.FAST]
     unsure = {record.id for record in fast if record.error is None and is_unsure(record, threshold)}
     # The fast predictions stay part of the total.

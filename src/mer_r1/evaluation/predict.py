@@ -7,31 +7,36 @@ clip that cannot be read becomes a record with its error and does not stop the o
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mer_r1.data.check import Progress
+from mer_r1.data.claim import clear, item_keys, weights_digest
 from mer_r1.data.clip import Clip
-from mer_r1.data.manifest import read_manifest
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.answer import answer, trimmed
+from mer_r1.evaluation.answerers.base import ask_groups
 from mer_r1.evaluation.records import (
     RECORDS_FILE,
     Record,
     append_record,
-    done_keys,
+    claim_records,
+    is_news,
+    kept_records,
     provenance,
     record_of_answer,
     record_of_error,
+    states_of,
     versions,
 )
-from mer_r1.evaluation.summary import derange
+from mer_r1.evaluation.summary import SUMMARY_FILE, clips_of, donors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +58,9 @@ Categories = tuple["CategoryTokens", list[tuple[str, str]]]
 
 DRAW_SEEDS = 1_000_003
 """Difference between the seeds of two draws of an answer."""
+
+RESULTS = (RECORDS_FILE, SUMMARY_FILE)
+_QUESTIONS = [question(""), question("", "short")]
 
 CHANNELS = {"audio": ("audio", "mel_frames"), "video": ("video", "video_grid_thw", "video_second_per_grid")}
 """Channel -> its keys among a clip's tower outputs."""
@@ -129,13 +137,16 @@ def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], ch
 
     `donors` maps the id of each of the clips to the id of the clip whose channel it gets.
     """
+    from mer_r1.model.prompts import notes_of, notes_tensor
+
     by_id = {clip.id: clip for clip in clips}
     keys = CHANNELS[channel]
 
     def mixed(clip: Clip) -> "dict[str, Tensor]":
         own, other = get(clip), get(by_id[donors[clip.id]])
         kept = {name: value for name, value in own.items() if name not in keys}
-        return kept | {name: other[name] for name in keys if name in other}
+        notes = [*notes_of(own), *(f"{channel} of clip {donors[clip.id]}: {note}" for note in notes_of(other))]
+        return kept | {name: other[name] for name in keys if name in other} | notes_tensor(notes)
 
     return mixed
 
@@ -149,13 +160,16 @@ def _predict_batch(
     categories: Categories,
     source: Mapping[str, Any],
 ) -> Iterator[Record]:
+    from mer_r1.model.prompts import notes_of
+
     began = time.perf_counter()
     sampled, opening = answer(omni, [prompt for _, prompt in asked], mode, sampling, categories[0])
     seconds = round((time.perf_counter() - began) / len(asked), 4)
     confidences = _confidences(sampled, categories[1], len(asked))
     form = omni.settings.form
+    ends = omni.eos_ids
     drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
-    for (clip, _), ids, logps, confidence in drawn:
+    for (clip, prompt), ids, logps, confidence in drawn:
         completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
         yield record_of_answer(
             clip,
@@ -167,7 +181,9 @@ def _predict_batch(
             confidence=confidence,
             seconds=seconds,
             tokens=len(ids),
+            finish_reason="length" if len(ids) >= sampling.max_new_tokens and ids[-1] not in ends else "stop",
             sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
+            notes=notes_of(prompt.media),
         )
 
 
@@ -200,6 +216,8 @@ def evaluate_model(
     ask: Ask | None = None,
     only: Collection[str] | None = None,
     num_answers: int = 1,
+    overwrite: bool = False,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -219,49 +237,94 @@ def evaluate_model(
         ask: the question about each clip; None takes the model's own emotion question.
         only: ids of the clips to ask about; None asks about all.
         num_answers: sampled answers per clip and mode; scores are then means over a clip's answers.
+        overwrite: delete the folder's records first.
+        limits: as `omni.load`.
 
     Raises:
-        UserError: if the split has no clips, exchange is neither audio nor video, or several answers would be greedy.
+        UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
     from mer_r1.model.omni import load
 
-    _check(exchange, num_answers, sampling)
-    clips = _clips_of(manifest, split)
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / RECORDS_FILE
-    done, omni = done_keys(file), load(model, device=device)
-    get = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, sampling.seed or 0)
-    taxonomy, tell = load_wheels(wheels), progress or (lambda more, total: None)
-    wanted = [clip for clip in clips if only is None or clip.id in only]
-    total = len(wanted) * len(modes) * num_answers
+    clips, taxonomy = clips_of(manifest, split), load_wheels(wheels)
+    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits)
+    clear(out, RESULTS if overwrite else ())
+    claim_records(out, taxonomy, facts, RESULTS)
+    donors = donors_of(clips, exchange, sampling.seed)
+    file, items = out / RECORDS_FILE, item_keys(clips, ask, donors)
+    kept = kept_records(file, items)  # refuses changed clips before the model is loaded
+    omni, groups = load(model, device=device, limits=limits), _groups(clips, batch_size, only)
+    tensors = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, donors or {})
+    how = _answering(omni, taxonomy=taxonomy, batch_size=batch_size, tensors=tensors, name=model, ask=ask)
+    total, tell = sum(map(len, groups)) * len(modes) * num_answers, progress or (lambda more, total: None)
     for draw, mode in product(range(num_answers), modes):
-        left = [clip for clip in wanted if (clip.id, mode.value, draw) not in done]
-        tell(len(wanted) - len(left), total)
-        drawn = replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS)
-        with file.open("a", encoding="utf-8") as sink:
-            for record in predict(omni, left, [mode], taxonomy, drawn, batch_size, get, name=model, ask=ask):
-                append_record(sink, replace(record, draw=draw))
-                tell(1, total)
+        answer = partial(how, sampling=replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS))
+        _answer_all(file, groups, mode, draw, states_of(kept, draw), items, answer, lambda more: tell(more, total))
     return file
 
 
-def _check(exchange: str | None, num_answers: int, sampling: "Sampling") -> None:
+def _answer_all(
+    file: Path,
+    groups: Sequence[Sequence[Clip]],
+    mode: ThinkingMode,
+    draw: int,
+    known: Mapping[tuple[str, str], str | None],
+    items: Mapping[str, str],
+    answer: Callable[..., Iterator[Record]],
+    tell: Callable[[int], Any],
+) -> None:
+    """Append the missing records of one mode and draw; `tell` gets the number of those there are, then each new one."""
+    tell(sum(known.get((clip.id, mode.value), "") is None for group in groups for clip in group))
+    with file.open("a", encoding="utf-8") as sink:
+        for record in ask_groups(groups, [mode], known, answer, items):
+            if is_news(record, known):
+                append_record(sink, replace(record, draw=draw))
+            tell(1)
+
+
+def _answering(omni: "Omni", taxonomy: Taxonomy, **how: Any) -> Callable[..., Iterator[Record]]:
+    """`predict` with all but its clips, modes and sampling; the categories are computed once."""
+    from mer_r1.rl.anchors import category_tokens
+
+    return partial(predict, omni, taxonomy=taxonomy, categories=category_tokens(taxonomy, omni.tokenizer), **how)
+
+
+def _groups(clips: Sequence[Clip], size: int, only: Collection[str] | None) -> list[list[Clip]]:
+    """The clips in groups, which do not depend on the chosen ones; then only the chosen ones."""
+    groups = [clips[start : start + size] for start in range(0, len(clips), size)]
+    return [[clip for clip in group if only is None or clip.id in only] for group in groups]
+
+
+def _settings(
+    model: str,
+    sampling: "Sampling",
+    batch_size: int,
+    exchange: str | None,
+    num_answers: int,
+    split: str,
+    ask: Ask | None,
+    limits: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the folder is claimed for, checked."""
     if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
     if num_answers > 1 and sampling.temperature == 0:
         raise UserError(f"{num_answers} greedy answers to a question are equal: expected a temperature above 0")
+    # Sampling in a batch depends on the batch's other clips.
+    together = batch_size if sampling.temperature else None
+    return {"model": model, "weights": weights_digest(model), "sampling": asdict(sampling), "batch_size": together} | {
+        "answers": num_answers,
+        "exchange": exchange,
+        "split": split,
+        "question": None if ask else _QUESTIONS,
+        "limits": dict(limits or {}),
+    }
 
 
-def _clips_of(manifest: Path, split: str) -> list[Clip]:
-    clips = [clip for clip in read_manifest(manifest) if split in ("all", clip.split)]
-    if not clips:
-        raise UserError(f"{manifest} has no rows with split={split}")
-    return clips
-
-
-def _cached_tensors(omni: "Omni", folder: Path, clips: Sequence[Clip], exchange: str | None, seed: int) -> Tensors:
+def _cached_tensors(
+    omni: "Omni", folder: Path, clips: Sequence[Clip], exchange: str | None, donors: Mapping[str, str]
+) -> Tensors:
     """Tower outputs from the feature cache in a folder, with a channel of other clips where one is exchanged."""
     from mer_r1.model.features import FeatureCache
 
     get: Tensors = FeatureCache(omni, folder).get
-    return exchanged(get, clips, derange([clip.id for clip in clips], seed), exchange) if exchange else get
+    return exchanged(get, clips, donors, exchange) if exchange else get

@@ -11,7 +11,7 @@ everything that was ever saved.
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -20,8 +20,10 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, TextIO
 
+from mer_r1.data.claim import check_items, claim
 from mer_r1.data.clip import Clip
-from mer_r1.data.jsonl import object_of, read_lines, repair_end
+from mer_r1.data.jsonl import append_line, object_of, read_lines, repair_end
+from mer_r1.emotions.answers import answer_words, rule_doubt
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 RECORDS_FILE = "records.jsonl"
 """Name of the file of records in a folder."""
+FORMAT = 1
+"""Version of the records; raise it when the same question about a clip gives another record."""
 SCORE_NAMES = ("precision", "recall", "f1")
 _MODES = tuple(mode.value for mode in ThinkingMode)
 
@@ -62,6 +66,10 @@ class Record:
         sureness: answer confidence, the geometric mean of the token probabilities, in [0, 1]; None if unknown.
         form: form of the completion, "once" (think, answer) or "twice" (answer, think, answer; see `two_answers`).
         draw: number of this answer, from 0, among several sampled ones to the same question.
+        doubt: why the labels are doubtful: the answer cannot be read, or no wheel knows a word of it; None if sound.
+        finish_reason: "stop"; "length" where the answer was cut off at the longest length.
+        item: digests of the clip's media and words when it was asked about (`claim.item_keys`); "" if unknown.
+        notes: what was not read of the clip, or looks odd (`Media.notes`).
     """
 
     id: str
@@ -85,6 +93,10 @@ class Record:
     sureness: float | None = None
     form: str = ONCE
     draw: int = 0
+    doubt: str | None = None
+    finish_reason: str = "stop"
+    item: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuse a mode that does not exist."""
@@ -135,12 +147,12 @@ def _is_confidence(value: object) -> bool:
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model"), ("a text", _is_text)),
-    **dict.fromkeys(("commit", "error"), ("a text or null", lambda value: value is None or _is_text(value))),
+    **dict.fromkeys(("id", "mode", "completion", "reasoning", "model", "finish_reason", "item"), ("a text", _is_text)),
+    **dict.fromkeys(("commit", "error", "doubt"), ("a text or null", lambda value: value is None or _is_text(value))),
     **dict.fromkeys(
         ("tokens", "seed", "draw"), ("a whole number", lambda value: _is_number(value) and isinstance(value, int))
     ),
-    **dict.fromkeys(("labels", "without"), ("a list of words", _is_words)),
+    **dict.fromkeys(("labels", "without", "notes"), ("a list of words", _is_words)),
     "gold": ("a list of words or null", lambda value: value is None or _is_words(value)),
     "well_formed": ("true or false", lambda value: isinstance(value, bool)),
     "scores": ("precision, recall and f1 within 0 and 1, or null", lambda value: value is None or _is_scores(value)),
@@ -185,26 +197,40 @@ def read_records(path: Path | str) -> list[Record]:
 
 
 def append_record(file: TextIO, record: Record) -> None:
-    """Write one record as one line and flush it, so that a kill costs at most the last line."""
-    file.write(json.dumps(record.to_dict(), allow_nan=False) + "\n")
-    file.flush()
+    """Append one record, see `append_line`."""
+    append_line(file, json.dumps(record.to_dict(), allow_nan=False))
 
 
-def done_keys(path: Path | str) -> set[tuple[str, str, int]]:
-    """The (id, mode, draw) that are predicted already, so that an interrupted run resumes where it stopped.
+def kept_records(path: Path, items: Mapping[str, str]) -> list[Record]:
+    """The records of a file that is to be continued or does not exist.
 
-    Clips with an error are left out, so that they are retried. A half-written last line is cut off the file, so that
-    the next record starts on a new line.
+    A half-written last line is cut off, so that the next record starts on a new line.
 
     Raises:
-        UserError: a line other than the last is not a record.
+        UserError: a line other than the last is no record, or a record is of a clip that has changed since; see
+            `claim.item_keys` for `items`.
     """
-    path = Path(path)
     if not path.exists():
-        return set()
+        return []
     records = read_records(path)
     repair_end(path, _parse_line)
-    return {(record.id, record.mode, record.draw) for record in records if record.error is None}
+    check_items(path, ((record.id, record.item) for record in records if record.error is None), items)
+    return records
+
+
+def states_of(records: Iterable[Record], draw: int = 0) -> dict[tuple[str, str], str | None]:
+    """Clip id and mode -> error, None for an answer."""
+    return {(record.id, record.mode): record.error for record in records if record.draw == draw}
+
+
+def is_news(record: Record, known: Mapping[tuple[str, str], str | None]) -> bool:
+    """Whether a record says more than one of `states_of`: an answer, or another error."""
+    return record.error is None or record.error != known.get((record.id, record.mode))
+
+
+def claim_records(folder: Path, taxonomy: Taxonomy, settings: Mapping[str, Any], results: Sequence[str]) -> None:
+    """Claim a folder of records; `settings` are those of the model, the other arguments those of `claim.claim`."""
+    claim(folder, {"format": FORMAT, "wheels": taxonomy.title, **settings}, results)
 
 
 def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:
@@ -220,14 +246,18 @@ def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> li
 
 def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     parsed = read_completion(record.completion, record.mode, record.form)
-    scores = None if record.gold is None else wheel_scores(record.gold, parsed.labels, taxonomy, level)
+    read = answer_words(parsed.answer)
+    labels = read or ()
+    unread = read is None or not (labels or "answer>" in record.completion.lower())
+    scores = None if record.gold is None else wheel_scores(record.gold, labels, taxonomy, level)
     return replace(
         record,
         reasoning=parsed.reasoning,
-        labels=list(parsed.labels),
+        labels=list(labels),
+        doubt="no answer that can be read as words" if unread else rule_doubt(labels, taxonomy),
         well_formed=parsed.well_formed,
         scores=None if scores is None else scores._asdict(),
-        categories={w.name: sorted(taxonomy.categories(parsed.labels, w, level)) for w in taxonomy.wheels},
+        categories={w.name: sorted(taxonomy.categories(labels, w, level)) for w in taxonomy.wheels},
     )
 
 
@@ -243,7 +273,7 @@ def record_of_answer(
     """The record of a completion: parsed, mapped to the wheels, scored against the clip's labels.
 
     The completion is the raw text, prefilled part included. `source` holds the fields of `provenance`, `measured`
-    further ones: `seconds`, `tokens`, `sureness`, `confidence`.
+    further ones: `seconds`, `tokens`, `sureness`, `confidence`, `notes`.
     """
     record = Record(clip.id, mode.value, completion, gold=_gold(clip), form=form, **measured, **source)
     return _rescored(record, taxonomy, level=1)

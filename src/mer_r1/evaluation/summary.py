@@ -5,9 +5,10 @@ by their difference on each clip: hard clips are hard for both sides and cancel 
 narrower than two separate ones.
 
 "F1" is the paper's unified F1: precision, recall and F1 of one clip are averaged over the emotion wheels, then over the
-clips. Where a clip has several sampled answers (`Record.draw`), its number is their mean. Clips without a gold word on
-any wheel are skipped, and clips that cannot be read are errors. Neither enters a mean, and both are counted. An answer
-without any word scores 0.
+clips. Which clips there are, and their gold words, is read from the manifest when the records are scored. Where a clip
+has several sampled answers (`Record.draw`), its number is their mean. Clips without a gold word on any wheel are
+skipped, and clips that cannot be read are errors. Neither enters a mean, and both are counted. An answer without any
+word scores 0.
 
 Whether a model uses a channel is measured by giving every clip another clip's audio or video (`derange`).
 """
@@ -16,10 +17,15 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from mer_r1.data.claim import check_items, item_keys, read_claim
+from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
@@ -38,7 +44,8 @@ class ModeSummary(TypedDict):
     """Results of one mode.
 
     `n` clips are scored; of all `n_records`, `n_errors` could not be read and `n_skipped` have no gold word on any
-    wheel. `n_unparsed` answers hold no word (they score 0). The scores and `well_formed` are in [0, 1]; `categories` is
+    wheel. `n_unparsed` answers hold no word that can be read (they score 0), `n_doubtful` hold words that no wheel
+    knows, and `n_cut` were cut off at the longest length. The scores and `well_formed` are in [0, 1]; `categories` is
     the mean over wheels; the confidences are probabilities of the gold categories (correct) and of all others
     (incorrect), at the words of the model's own answer.
     """
@@ -48,6 +55,8 @@ class ModeSummary(TypedDict):
     n_skipped: int
     n_errors: int
     n_unparsed: int
+    n_doubtful: int
+    n_cut: int
     precision: Interval
     recall: Interval
     f1: Interval
@@ -71,7 +80,12 @@ class Difference(TypedDict):
 
 
 class Summary(TypedDict):
-    """Results of one set of records, ready for JSON; `condition` names a change made to the clips, if any."""
+    """Results of one set of records, ready for JSON.
+
+    `condition` names a change made to the clips, if any; `notes` counts the clips that were not read whole, or look odd
+    (`media.notes`). Of a folder it also names the digest of the model's weights, the manifest, its split, the number of
+    its clips and of those without a record, and the wheels.
+    """
 
     model: str
     condition: str | None
@@ -79,6 +93,13 @@ class Summary(TypedDict):
     resamples: int
     modes: dict[str, ModeSummary]
     differences: dict[str, Difference]
+    notes: dict[str, int]
+    weights: NotRequired[str | None]
+    manifest: NotRequired[str]
+    split: NotRequired[str]
+    clips: NotRequired[int]
+    missing: NotRequired[int]
+    wheels: NotRequired[str]
 
 
 def summarise(
@@ -112,6 +133,7 @@ def summarise(
         "resamples": resamples,
         "modes": modes,
         "differences": differences,
+        "notes": count_notes((record.id, record.notes) for record in records),
     }
 
 
@@ -146,8 +168,60 @@ def derange(ids: Iterable[str], seed: int = 0) -> dict[str, str]:
     return dict(zip(left, right, strict=True))
 
 
+def clips_of(manifest: Path | str, split: str) -> list[Clip]:
+    """The clips of a split of a manifest, or of "all"."""
+    clips = [clip for clip in read_manifest(manifest) if split in ("all", clip.split)]
+    if not clips:
+        raise UserError(f"{manifest} has no rows with split={split}")
+    return clips
+
+
+def donors_of(clips: Iterable[Clip], exchange: str | None, seed: int | None) -> dict[str, str] | None:
+    """Clip -> the clip that one of its channels is exchanged with; None without an exchange."""
+    return derange([clip.id for clip in clips], seed or 0) if exchange else None
+
+
+def with_gold(records: Iterable[Record], clips: Iterable[Clip], taxonomy: Taxonomy) -> list[Record]:
+    """The records that are of these clips, scored again with the clips' labels."""
+    labels = {clip.id: None if clip.labels is None else list(clip.labels) for clip in clips}
+    known = (replace(record, gold=labels[record.id]) for record in records if record.id in labels)
+    return rescore(known, taxonomy)
+
+
+def saved_records(
+    out_dir: Path | str, manifest: Path | str, split: str, taxonomy: Taxonomy
+) -> tuple[list[Record], dict[str, Any]]:
+    """The records of a folder that are of a manifest's clips, scored again with the gold of that manifest.
+
+    Confidences belong to the wheels that the model was asked with; with other wheels there are none.
+
+    Returns:
+        The records, and what a `Summary` says of a folder.
+
+    Raises:
+        UserError: no records of these clips, or of clips that have changed since.
+    """
+    path, clips, facts = Path(out_dir) / RECORDS_FILE, clips_of(manifest, split), read_claim(Path(out_dir))
+    records = with_gold(read_records(path), clips, taxonomy)
+    if not records:
+        raise UserError(f"{path}: no records of the {len(clips)} clips of {manifest} with split={split}")
+    if facts.get("question"):  # records of `predict.evaluate_model`
+        seed = facts["sampling"].get("seed") if isinstance(facts.get("sampling"), dict) else None
+        donors = donors_of(clips, facts.get("exchange"), seed if isinstance(seed, int) else 0)
+        answered = ((record.id, record.item) for record in records if record.error is None)
+        check_items(path, answered, item_keys(clips, donors=donors))
+    if facts.get("wheels", taxonomy.title) != taxonomy.title:
+        records = [replace(record, confidence={}) for record in records]
+    missing = len(clips) - len({record.id for record in records})
+    told = {"weights": facts.get("weights"), "manifest": str(manifest), "split": split, "clips": len(clips)}
+    exchange = f"{facts['exchange']} exchanged" if facts.get("exchange") else None
+    return records, told | {"missing": missing, "wheels": taxonomy.title, "condition": exchange}
+
+
 def write_summary(
     out_dir: Path | str,
+    manifest: Path | str,
+    split: str = "test",
     *,
     seed: int = 0,
     resamples: int = 2000,
@@ -156,24 +230,21 @@ def write_summary(
 ) -> Summary:
     """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
 
-    `wheels` is the folder of the official wheels, None takes the built-in ones; the others are those of `summarise`.
-
-    Raises:
-        UserError: no records, or invalid ones.
+    `wheels` is the folder of the official wheels, None takes the built-in ones; `condition` is by default the exchange
+    that the records were made with. The others are those of `saved_records` and `summarise`.
     """
-    path = Path(out_dir) / RECORDS_FILE
     taxonomy = wheel_words.load(wheels)
-    records = rescore(read_records(path), taxonomy)
-    if not records:
-        raise UserError(f"{path}: no records in it, expected one JSON object per clip and mode")
-    summary = summarise(records, seed=seed, resamples=resamples, taxonomy=taxonomy, condition=condition)
-    save_summary(out_dir, summary)
-    return summary
+    records, told = saved_records(out_dir, manifest, split, taxonomy)
+    told["condition"] = condition or told["condition"]
+    summary = summarise(records, seed=seed, resamples=resamples, taxonomy=taxonomy)
+    return save_summary(out_dir, summary, told)
 
 
-def save_summary(out_dir: Path | str, summary: Summary) -> None:
-    """Write `summary.json` into a folder of records."""
+def save_summary(out_dir: Path | str, summary: Summary, told: Mapping[str, Any]) -> Summary:
+    """Write `summary.json` into a folder of records, with what `saved_records` tells of the folder; returns it."""
+    summary.update(told)  # type: ignore[typeddict-item]
     write_atomically(Path(out_dir) / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
 
 
 def build_table(
@@ -189,7 +260,8 @@ def build_table(
     from rich.text import Text
 
     stages: Mapping[str, Any] = {"": summary} if "modes" in summary else summary
-    table = Table(title="Means over clips, 95 % bootstrap intervals", caption=Text(_counts_text(stages)))
+    caption = "\n".join(filter(None, (*map(source_text, stages.values()), _counts_text(stages))))
+    table = Table(title="Means over clips, 95 % bootstrap intervals", caption=Text(caption))
     for name in ("", "clips", "precision", "recall", "F1", "labels", "well formed"):
         table.add_column(name, justify="left" if not name else "right")
     for stage, entry in stages.items():
@@ -206,6 +278,17 @@ def build_table(
     return table
 
 
+def source_text(summary: Mapping[str, Any]) -> str:
+    """What a summary is of: model, manifest, split, number of clips, wheels; "" where it does not say."""
+    if "manifest" not in summary:
+        return ""
+    weights = f" ({summary['weights']})" if summary["weights"] else ""
+    lost = f", {summary['missing']} of them without a record" if summary["missing"] else ""
+    clips = f"{summary['clips']} clips{lost}" + (f", {summary['condition']}" if summary["condition"] else "")
+    where = f"{summary['manifest']}, split {summary['split']}"
+    return f"{summary['model']}{weights} on {where}: {clips}; wheels: {summary['wheels']}"
+
+
 def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, resamples: int) -> ModeSummary:
     answered = [record for record in records if record.error is None]
 
@@ -220,6 +303,8 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
         "n_skipped": sum(record.scores is None for record in answered),
         "n_errors": len(records) - len(answered),
         "n_unparsed": sum(not record.labels for record in answered),
+        "n_doubtful": sum(bool(record.labels and record.doubt) for record in answered),
+        "n_cut": sum(record.finish_reason != "stop" for record in answered),
         "precision": precision,
         "recall": recall,
         "f1": f1,
@@ -283,5 +368,6 @@ def _counts_text(stages: Mapping[str, Any]) -> str:
     for stage, entry in stages.items():
         for mode, row in entry["modes"].items():
             counts = {"skipped": row["n_skipped"], "errors": row["n_errors"], "without a word": row["n_unparsed"]}
+            counts |= {"with unknown words": row.get("n_doubtful", 0), "cut off": row.get("n_cut", 0)}
             parts += [f"{stage} {mode}: {count} {name}".strip() for name, count in counts.items() if count]
     return "; ".join(parts)

@@ -10,17 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from mer_r1.data.claim import check_claim
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import worker_pool
 from mer_r1.errors import UserError
 from mer_r1.weights import BASE
 
@@ -88,8 +88,7 @@ class _Run:
         self.file = out / "stages.json"
         out.mkdir(parents=True, exist_ok=True)
         found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
-        if found.get("settings", settings) != settings:
-            raise UserError(f"{out} holds a demo with {found['settings']}, not {settings}: choose another --out")
+        check_claim(out, found.get("settings", settings), settings, "choose another --out")
         self.state: dict[str, Any] = {"settings": settings, "seconds": found.get("seconds", {})}
 
     def stage(self, name: str, function: Callable[[], Any]) -> None:
@@ -155,7 +154,7 @@ def _evaluate(out: Path, manifest: Path, seed: int, bar: Bar) -> None:
     # In parallel, one thread each: matrices this small gain little from a second thread.
     wanted = [(stage, kind) for kind in ("sampled", "greedy") for stage in ("sft", "rl")]
     wanted += [("rl", channel) for channel in CONDITIONS.values()]
-    with bar("  evaluated", len(wanted)) as advance, ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    with bar("  evaluated", len(wanted)) as advance, worker_pool(2) as pool:
         for job in [pool.submit(_evaluate_stage, out, manifest, seed, stage, kind) for stage, kind in wanted]:
             job.result()
             advance(1)
@@ -215,11 +214,11 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
     differences: dict[str, Any] = {}
     for kind, note in (("sampled", ""), ("greedy", ", greedy")):
         folders = {name: out / "eval" / _folder(name, kind) for name in records}
-        summaries |= {titles[name] + note: write_summary(folder, seed=seed) for name, folder in folders.items()}
+        summaries |= {titles[name] + note: write_summary(at, manifest, seed=seed) for name, at in folders.items()}
         before, after = (read_records(folder / RECORDS_FILE) for folder in folders.values())
         differences[f"MER-R1 slow - SFT slow{note}"] = compare(after, before, "slow", seed=seed)
     for name, channel in CONDITIONS.items():
-        write_summary(out / "eval" / f"rl-{channel}-exchanged", seed=seed, condition=name)
+        write_summary(out / "eval" / f"rl-{channel}-exchanged", manifest, seed=seed, condition=name)
         mixed = read_records(out / page["conditions"][name])
         differences[f"{name} - as it is (slow, greedy)"] = compare(mixed, after, "slow", seed=seed)
     run.console.print(f"Means of {ANSWERS} sampled answers per clip; greedy answers beside them.")

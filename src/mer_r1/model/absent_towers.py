@@ -77,7 +77,7 @@ class TowerWeights:
         self.source, self.dtype = source, dtype
         self._places: dict[str, tuple[Any, str]] = {}
         try:
-            for file in _weight_files(source):
+            for file in weight_files(source):
                 handle = safe_open(file, framework="pt")
                 for key in handle.keys():  # noqa: SIM118 (it is no mapping)
                     if match := _INNER.match(key):
@@ -95,7 +95,12 @@ class TowerWeights:
         return value.to(self.dtype) if value.is_floating_point() else value
 
 
-def _weight_files(source: str | Path) -> list[str]:
+def weight_files(source: str | Path) -> list[str]:
+    """The safetensors files of a checkpoint, a folder or a hub name.
+
+    Raises:
+        UserError: it has none.
+    """
     from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
     index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)

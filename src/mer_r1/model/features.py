@@ -7,6 +7,7 @@ preprocessing and, for features, of the towers' weights: a stale entry is never 
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +28,8 @@ from mer_r1.model.absent_towers import AbsentTower, restore_towers
 from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import media_tensors
 from mer_r1.model.tower_outputs import encode_media
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], Any]
 """Called with the number of clips done since the last call."""
@@ -56,6 +60,18 @@ def preprocessing_fingerprint(omni: Omni) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
 
 
+def content_of(clip: Clip) -> str:
+    """Digest of a clip's media files.
+
+    Raises:
+        UserError: one is missing or empty.
+    """
+    try:
+        return content_key(clip.video, clip.audio)
+    except UserError as error:
+        raise UserError(f"clip {clip.id}: {error}") from error
+
+
 class FeatureCache:
     """Tower inputs or tower outputs of clips, on disk.
 
@@ -82,18 +98,20 @@ class FeatureCache:
         """
         media = (clip.video, clip.audio)
         if media not in self._keys:
-            try:
-                self._keys[media] = content_key(*media)
-            except UserError as error:
-                raise UserError(f"clip {clip.id}: {error}") from error
+            self._keys[media] = content_of(clip)
         return self.folder / f"{self._keys[media]}.safetensors"
 
     def get(self, clip: Clip) -> dict[str, Tensor]:
-        """The tensors of a clip, memory-mapped; computed first if the entry is missing."""
+        """The tensors of a clip, memory-mapped; computed first if the entry is missing or not as it was written."""
         path = self.path(clip)
-        if not path.is_file():
+        found, written = _read(path)
+        if written is None or _signature(path, found) != written:
+            if written:
+                logger.warning("%s is not as it was written and is computed again", path)
+            path.unlink(missing_ok=True)
             self.build([clip], workers=0)
-        return load_file(path)
+            found, _ = _read(path)
+        return found
 
     def missing(self, clips: Iterable[Clip], broken: list[str] | None = None) -> dict[Path, Clip]:
         """Paths of missing entries, each with a clip of that content.
@@ -114,7 +132,7 @@ class FeatureCache:
                     raise
                 broken.append(str(error))
                 continue
-            if not path.is_file():
+            if _read(path, header_only=True)[1] is None:
                 found.setdefault(path, clip)
         return found
 
@@ -174,7 +192,28 @@ class FeatureCache:
             tensors = [{name: _halved(value) for name, value in raw.items()} for raw in tensors]
         for path, entry in zip(decoded, tensors, strict=True):
             plain = {name: value.cpu().contiguous() for name, value in entry.items()}
-            write_atomically(path, partial(save_file, plain))
+            write_atomically(path, partial(save_file, plain, metadata={"signature": _signature(path, plain)}))
+
+
+def _signature(path: Path, tensors: dict[str, Tensor]) -> str:
+    # Of names, types, shapes and values, and of the place, so that no other clip's entry is taken for this one.
+    digest = hashlib.blake2b(f"{path.parent.name}/{path.name}".encode(), digest_size=16)
+    for name, value in sorted(tensors.items()):
+        digest.update(f" {name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], str | None]:
+    # The tensors of an entry and the signature in its header; None if there is no sound entry.
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = () if header_only else file.keys()
+            return {name: file.get_tensor(name) for name in names}, (file.metadata() or {}).get("signature")
+    except (OSError, SafetensorError) as error:
+        if path.exists():
+            logger.warning("%s cannot be read and is computed again: %s", path, error)
+        return {}, None
 
 
 def _halved(value: Tensor) -> Tensor:

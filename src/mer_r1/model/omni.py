@@ -5,21 +5,22 @@
 """
 
 import json
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoProcessor
 
-from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.jsonl import read_object, write_atomically
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError
-from mer_r1.model.absent_towers import TowerWeights, bind, same_towers_as, whole_state, without_towers
+from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 from mer_r1.weights import model_path
 
@@ -27,20 +28,16 @@ SETTINGS_FILE = "mer_r1.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ClipLimits):
     """Preprocessing settings that the checkpoint's own files lack; kept beside them in mer_r1.json.
 
     Attributes:
-        num_frames: frames sampled from a clip, evenly over its length.
-        max_seconds: length in seconds after which a clip is cut, with a note.
         question: wording of the question, "full" or "short" (`thinking.question`).
         form: form of the completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
         must_reason: whether sampling keeps slow thinking from leaving its think block empty (`generation.Openings`);
             for the form "once". Fast thinking, whose empty think block is prefilled, is not concerned.
     """
 
-    num_frames: int = 8
-    max_seconds: float = 30.0
     question: Literal["full", "short"] = "full"
     form: Literal["once", "twice"] = "once"
     must_reason: bool = False
@@ -53,12 +50,7 @@ class Settings:
             raise ValueError(f"form: got {self.form!r}, expected once or twice")
         if self.must_reason and self.form == "twice":
             raise ValueError("must_reason is for the form once, whose completions begin with the think block")
-        if not (self.num_frames >= 1 and self.max_seconds > 0):
-            raise ValueError(f"got {self.num_frames} frames and {self.max_seconds} seconds, expected positive numbers")
-
-    def limits(self) -> MediaLimits:
-        """The limits for `media.read.read_media`."""
-        return MediaLimits(max_frames=self.num_frames, max_seconds=self.max_seconds)
+        super().__post_init__()
 
 
 @dataclass
@@ -126,8 +118,9 @@ class Omni:
 
 
 def write_settings(folder: Path | str, settings: Settings) -> None:
-    """Write `mer_r1.json` beside a checkpoint."""
-    (Path(folder) / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    """Write `mer_r1.json` beside a checkpoint; what is None is left out."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    write_atomically(Path(folder) / SETTINGS_FILE, json.dumps(given, indent=2) + "\n")
 
 
 def load(
@@ -136,6 +129,7 @@ def load(
     device: str | None = None,
     towers: bool = True,
     attention: str | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Omni:
     """Load a thinker: a local folder or a hub name (full checkpoints work; their talker is left out).
 
@@ -146,6 +140,7 @@ def load(
         towers: whether to load the towers; False leaves them in the checkpoint until they are needed
             (`absent_towers`).
         attention: the library's attention implementation ("sdpa", "flash_attention_2"); None for its own choice.
+        limits: fields of `ClipLimits` that replace the checkpoint's own.
 
     Raises:
         UserError: the folder is missing or holds no thinker of a known family (`families`).
@@ -156,13 +151,15 @@ def load(
         raise UserError(
             f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
         )
-    settings = read_settings(folder)
-    try:
+    settings = replace(read_settings(folder), **(limits or {}))
+    with loading(path, "a Qwen2.5-Omni or Qwen3-Omni thinker"):
         # Checked first: for another architecture's folder the library would build a random thinker of the full size.
-        architecture = AutoConfig.from_pretrained(path).model_type
+        architecture = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
         if architecture not in FAMILIES:
             raise ValueError(f"it holds a {architecture} model")
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        if len(processor.tokenizer.get_vocab()) <= len(processor.tokenizer.added_tokens_decoder):
+            raise ValueError("its tokenizer has no words")  # for a missing file the library makes an empty one
         kind: Any = FAMILIES[architecture].model
         with nullcontext() if towers else without_towers(kind):
             model, report = kind.from_pretrained(
@@ -172,16 +169,30 @@ def load(
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
             bind(model, TowerWeights(path, model.dtype))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load {path} as a Qwen2.5-Omni or Qwen3-Omni thinker: {' '.join(str(error).split())}"
-        ) from error
     if not isinstance(processor, FAMILIES[architecture].processor):
         name = FAMILIES[architecture].name
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
     set_frame_size(processor)
     source = None if towers else path
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
+
+
+@contextmanager
+def loading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a model's files, which may be damaged in any way, into one line.
+
+    Raises:
+        UserError: naming the path, what was expected there, and the library's reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        if "trust_remote_code" in reason:  # the library's advice is to run it
+            reason = "it brings code of its own, which is never run"
+        raise UserError(f"cannot load {path} as {what}: {' '.join(reason.split())}") from error
 
 
 def read_settings(folder: Path) -> Settings:
@@ -193,9 +204,10 @@ def read_settings(folder: Path) -> Settings:
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return Settings()
+    content = read_object(file)
     try:
-        return Settings(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return Settings(**content)
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{file}: {error}; expected the settings of a model folder, as `mer-r1 build` writes them"
         ) from error
@@ -210,38 +222,6 @@ def set_frame_size(processor: Any) -> None:
     size = processor.video_processor.size
     processor.videos_kwargs = {"size": {"shortest_edge": size["shortest_edge"], "longest_edge": size["longest_edge"]}}
     processor.tokenizer.padding_side = "left"
-
-
-class WholeCheckpoints:
-    """Mixin of a trainer: its checkpoints of a thinker are complete, and a resumed run really loads them."""
-
-    omni: Omni
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # self.model is the thinker, wrapped or not; for an adapter only its own weights are saved.
-        if isinstance(model := self.accelerator.unwrap_model(self.model), PreTrainedModel):  # type: ignore[attr-defined]
-            state_dict = whole_state(model, state_dict)
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self.args.should_save:  # type: ignore[attr-defined]  # of several processes, the one that writes the rest
-            write_settings(output_dir or self.args.output_dir, self.omni.settings)  # type: ignore[attr-defined]
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The library saves a thinker under the hub's names, but its trainer loads by the module's own: nothing would
-        # match, and the run would continue with the initial weights.
-        target = model or self.model  # type: ignore[attr-defined]
-        if isinstance(target, PeftModel):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-            return
-        with same_towers_as(target):
-            saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict())
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # A run that was killed after its last step has nothing left to train; the library would take one more step.
-        if self.state.global_step >= self.state.max_steps:  # type: ignore[attr-defined]
-            self.control.should_training_stop = True  # type: ignore[attr-defined]
-            return
-        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
 
 def thinker(model: Any) -> Any:

@@ -10,7 +10,10 @@ TRL's messages (`conversation`).
 Shapes: P prompt tokens, T completion tokens, N vectors of a clip, D hidden size.
 """
 
-from collections.abc import Sequence
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,11 +24,26 @@ from torch import Tensor
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import Media
 from mer_r1.emotions.thinking import question
-from mer_r1.model.families import audio_tokens
+from mer_r1.errors import UserError
+from mer_r1.model.families import QWEN3, QWEN25, audio_tokens
 from mer_r1.model.omni import Omni
+from mer_r1.model.tiny import chat_template
 
 IGNORE = -100
 """Label of a token that is not part of the loss."""
+_TRIAL = """
+import json, resource, sys
+from transformers.utils.chat_template_utils import render_jinja_template
+template, turns, tokens = json.load(sys.stdin)
+resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+try:
+    text = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **tokens)
+    sys.exit(9 if len(str(text)) > 10**7 else 0)
+except MemoryError:
+    sys.exit(9)
+"""
+_template_ends: dict[tuple[str, str], bool] = {}
 
 
 @dataclass(frozen=True)
@@ -60,9 +78,10 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
 
     Returns:
         pixel_values_videos (patches, pixels), video_grid_thw (1, 3), video_second_per_grid (1,) in seconds and
-        input_features (mel bins, mel frames); the keys of a channel that the clip lacks are absent.
+        input_features (mel bins, mel frames); the keys of a channel that the clip lacks are absent. Also `notes`, if
+        there are any, see `notes_of`.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = notes_tensor(media.notes)
     if media.frames is not None:
         processor = omni.processor.video_processor
         video = processor([media.frames], return_tensors="pt", do_sample_frames=False)
@@ -83,6 +102,16 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
         )
         tensors["input_features"] = audio["input_features"][0][:, : len(sound) // extractor.hop_length]
     return tensors
+
+
+def notes_tensor(notes: Sequence[str]) -> dict[str, Tensor]:
+    """The entry `notes` of a clip's tensors: the bytes of a JSON list. Empty without notes."""
+    return {"notes": torch.tensor(list(json.dumps(notes).encode()), dtype=torch.uint8)} if notes else {}
+
+
+def notes_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """What the media layer noted about a clip (`Media.notes`), from its tensors."""
+    return list(json.loads(bytes(tensors["notes"].tolist()))) if "notes" in tensors else []
 
 
 def whole_frames(waveform: np.ndarray, extractor: Any) -> np.ndarray:
@@ -125,7 +154,7 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
     counts = num_tokens(omni, tensors)
     parts: list[dict[str, str]] = [{"type": channel} for channel in ("video", "audio") if counts[channel]]
     conversation = [{"role": "user", "content": [*parts, {"type": "text", "text": plain_text(omni, question)}]}]
-    text = omni.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    text = chat_text(omni.processor, conversation)
     for channel, token in (("video", omni.processor.video_token), ("audio", omni.processor.audio_token)):
         text = text.replace(token, token * counts[channel])
     ids = torch.tensor([omni.tokenizer(text)["input_ids"]])
@@ -137,6 +166,36 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
         second_per_grids=tensors.get("video_second_per_grid"),
     )
     return Prompt(ids[0], positions[:, 0], tensors)
+
+
+def chat_text(owner: Any, turns: list[dict[str, Any]]) -> str:
+    """Turns as text, by the chat template of a processor or tokenizer, up to the model's turn.
+
+    A template is a program from the checkpoint. The library's sandbox bounds neither its time nor its memory: so the
+    first turns of each shape are tried in a process of their own.
+
+    Raises:
+        UserError: the template fails, or does not end within the bounds.
+    """
+    template = owner.chat_template
+    template = str(template.get("default") if isinstance(template, dict) else template)
+    shape = [
+        (turn["role"], isinstance(turn["content"], str) or [part["type"] for part in turn["content"]]) for turn in turns
+    ]
+    if (template, repr(shape)) not in _template_ends and template not in map(chat_template, (QWEN25, QWEN3)):
+        tokens = getattr(owner, "tokenizer", owner).special_tokens_map
+        _template_ends[template, repr(shape)] = _ends(json.dumps([template, turns, tokens]))
+    if not _template_ends.get((template, repr(shape)), True):
+        raise UserError("the model's chat template takes more than 3 s or 1 GB: it is broken or hostile")
+    try:
+        return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template can raise anything
+        raise UserError(f"the model's chat template cannot be used: {error or type(error).__name__}") from error
+
+
+def _ends(task: str) -> bool:
+    tried = subprocess.run([sys.executable, "-c", _TRIAL], input=task, text=True, capture_output=True, check=False)
+    return tried.returncode in (0, 1)  # 1 is an error that the template gives here too
 
 
 def plain_text(omni: Omni, text: str) -> str:

@@ -202,7 +202,7 @@ def make_thinker(
     model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.config.architectures = [type(model).__name__]
-    return Omni(model, processor, Settings(config.num_frames, config.max_seconds, "short"))
+    return Omni(model, processor, Settings(config.num_frames, config.max_seconds, question="short"))
 
 
 def _tiny_tokenizer(texts: Iterable[str], config: TinyConfig, family: Family) -> Any:

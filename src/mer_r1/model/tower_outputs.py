@@ -70,12 +70,13 @@ def encode_media(model: Any, media: Sequence[dict[str, Tensor]]) -> list[dict[st
         media: tower inputs of each clip, from `prompts.media_tensors`.
 
     Returns:
-        For each clip, where it has them: video (N, D), audio (N, D), video_grid_thw, video_second_per_grid, mel_frames.
+        For each clip, where it has them: video (N, D), audio (N, D), video_grid_thw, video_second_per_grid, mel_frames,
+        and its notes (`prompts.notes_of`).
     """
     entries = []
     for output, raw in zip(tower_features(model, media), media, strict=True):
         entry = {name: value.clone() for name, value in output.items()}
-        entry |= {name: raw[name] for name in ("video_grid_thw", "video_second_per_grid") if name in raw}
+        entry |= {name: raw[name] for name in ("video_grid_thw", "video_second_per_grid", "notes") if name in raw}
         if "input_features" in raw:
             entry["mel_frames"] = torch.tensor(raw["input_features"].shape[-1])
         entries.append(entry)

@@ -34,8 +34,9 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 from mer_r1.emotions.thinking import FAST_PREFILL
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
+from mer_r1.model.checkpoints import WholeCheckpoints
 from mer_r1.model.generation import Sampling
-from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
+from mer_r1.model.omni import Omni, thinker
 from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups

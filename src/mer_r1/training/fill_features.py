@@ -20,6 +20,7 @@ from typing import Any
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
+from mer_r1.data.workers import end_with_parent
 from mer_r1.errors import UserError
 from mer_r1.model.features import FeatureCache, Progress
 from mer_r1.model.omni import load
@@ -173,6 +174,7 @@ def fill(
 
 
 def _work(queue: Any, model: str, folder: Path, clips: list[Clip], rank: int, world: int, workers: int) -> None:
+    end_with_parent()
     try:
         queue.put((rank, None, fill_share(model, folder, clips, rank, world, workers, queue.put)[1]))
     except UserError as error:

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.model.tiny import TinyConfig
-from mer_r1.training.recipe_info import recipe_file
-from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
+from mer_r1.training.recipe_info import MOST_CHARACTERS, parse_yaml, recipe_file
+from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe, refuse_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,7 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
     for key, text in _parse_overrides(overrides):
         key = _current_name(key, hints)
         values[key] = _from_text(key, text, hints.get(key))
+    refuse_secrets(values)
     for key, value in values.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
@@ -93,7 +94,7 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
     try:
         recipe = kind(**values)
     except (ValueError, TypeError) as error:
-        raise UserError(f"the recipe does not fit together: {' '.join(str(error).split())}") from error
+        raise UserError(f"the recipe does not fit together: {error}") from error
     _check(recipe)
     return recipe
 
@@ -128,9 +129,11 @@ def _current_name(key: str, known: Container[str]) -> str:
 
 def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Yaml)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    content = parse_yaml(text, f"{path} is not valid YAML", _Yaml)
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected key: value lines, got {type(content).__name__}")
@@ -169,10 +172,7 @@ def _from_text(key: str, text: str, hint: Any) -> Any:
     # A text stays as written: YAML would make a mapping of the slice 700:
     if set(_options(hint)) <= {str, type(None)}:
         return None if text in ("", "null", "~") else text
-    try:
-        return yaml.load(text, _Yaml)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: cannot read {text!r}: {' '.join(str(error).split())}") from error
+    return parse_yaml(text, f"{key}: cannot read {brief(text)}", _Yaml)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -189,7 +189,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if converted is not None:
             return converted
     names = ", ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
-    raise UserError(f"{key} must be {names}, got {value!r}")
+    raise UserError(f"{key} must be {names}, got {brief(value)}")
 
 
 def _converted(value: Any, option: Any) -> Any:

@@ -16,6 +16,8 @@ import yaml
 
 from mer_r1.errors import UserError
 
+MOST_CHARACTERS, MOST_VALUES = 30_000, 3_000
+"""Largest YAML text, and values in it; a recipe has some fifty lines."""
 PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = "training/recipes.py"
 OURS = {
@@ -68,8 +70,42 @@ def shipped_recipes() -> dict[str, Path]:
 
 def recipe_stages(file: Path) -> list[str]:
     """The stages that a recipe file configures, in their order."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = parse_yaml(file.read_text(encoding="utf-8"), f"{file} is not valid YAML")
     return [name for name in ("build", "sft", "rl") if name in content] or ["rl" if "method" in content else "sft"]
+
+
+def parse_yaml(text: str, problem: str, kind: Any = yaml.SafeLoader) -> Any:
+    """The content of a YAML text. Its size is bounded with all anchors filled in, before anything is built.
+
+    Args:
+        text: YAML.
+        problem: beginning of the error message.
+        kind: loader class, without objects.
+
+    Raises:
+        UserError: it is no YAML, or larger than a recipe can be.
+    """
+    try:
+        loader = kind(text)
+        node = loader.get_single_node() if len(text) <= MOST_CHARACTERS else None
+        if len(text) > MOST_CHARACTERS or _size(node, {}) > MOST_VALUES:
+            raise UserError(f"{problem}: expected at most {MOST_CHARACTERS} characters and {MOST_VALUES} values")
+        return None if node is None else loader.construct_document(node)
+    except UserError:
+        raise
+    except Exception as error:  # a tag such as !!int raises anything that its constructor raises
+        raise UserError(f"{problem}: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Values in a node, those behind its anchors counted each time they are used."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_VALUES + 1  # for an anchor that holds itself
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def recipe_fields(stage: str) -> list[RecipeField]:

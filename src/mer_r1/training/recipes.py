@@ -4,6 +4,8 @@ The `Attributes` below are the only description of these fields: `mer-r1 sft|rl|
 Paths have no default. Defaults that differ from TRL's say why.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,26 @@ UNUSED: dict[str, tuple[Any, str]] = {
 """TRL's fields that RL would ignore -> the only value, and the reason or what to set instead."""
 POLICY_OPTIONS = ("dtype", "attn_implementation")
 """Keys of TRL's `model_init_kwargs` that loading the policy reads."""
+
+
+_SECRET = re.compile(r"(hub_token|auth_token|api_?key|password|passwd|secret)s?$|^(token|key)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
+
+
+def refuse_secrets(value: Any, name: str = "") -> None:
+    """Refuse keys and addresses with credentials: recipes are saved with every checkpoint.
+
+    Raises:
+        UserError: naming the field, never its value.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            refuse_secrets(inner, str(key))
+    elif isinstance(value, list | tuple | set):
+        for inner in value:
+            refuse_secrets(inner, name)
+    elif value and (_SECRET.search(name) or (isinstance(value, str) and _CREDENTIALS.search(value))):
+        raise UserError(f"{name}: a recipe is saved with every checkpoint and takes no key; set HF_TOKEN or log in")
 
 
 @dataclass
@@ -128,6 +150,7 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
             raise ValueError(f"{given[0]} is for targets=slow, got targets={self.targets}")
         if self.targets == "base" and self.labels != "careful":
             raise ValueError("targets=base has answers of its own (meta.broad_labels): labels has no effect")
+        refuse_secrets(vars(self))
         super().__post_init__()
         self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}  # type: ignore[has-type]
 
@@ -217,6 +240,7 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
     def __post_init__(self) -> None:
         """Check the method's choices, what RL would ignore, then TRL's own choices."""
         Method.__post_init__(self)
+        refuse_secrets(vars(self))
         self._refuse_unused()
         if not self.temperature > 0:
             raise UserError(f"temperature must be above 0 in RL, got {self.temperature}")

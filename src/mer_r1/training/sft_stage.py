@@ -16,6 +16,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.emotions.two_answers import format_twice
 from mer_r1.errors import UserError
+from mer_r1.model.checkpoints import read_record, write_record
 from mer_r1.model.features import FeatureCache, Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni
 from mer_r1.model.prompts import Prompt, collate, encode_prompt
@@ -27,6 +28,7 @@ from mer_r1.training.stage import (
     Callbacks,
     LogFile,
     build_cache,
+    claim,
     load_policy,
     lora_config,
     select_clips,
@@ -43,6 +45,7 @@ def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Call
     """Cold start: train the slow format on reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
     omni = load_policy(recipe)
+    claim(recipe, clips)
     must_reason = bool(recipe.replay) if recipe.must_reason is None else recipe.must_reason
     form: Any = "twice" if recipe.targets == "twice" else "once"
     omni.settings = replace(omni.settings, form=form, must_reason=must_reason)
@@ -246,6 +249,8 @@ def _towers_first(
     stage.output_dir = str(Path(str(recipe.output_dir)) / "towers_first")
     stage.max_steps, stage.towers_first_steps, stage.train_towers = recipe.towers_first_steps, 0, True
     folder = Path(stage.output_dir) / "model"
+    if recipe.should_save:
+        write_record(folder.parent, run={**read_record(Path(str(recipe.output_dir))).get("run", {}), "part": "towers"})
     if not (folder / SETTINGS_FILE).is_file():
         _train_language_model(omni, False)
         _train(stage, omni, clips, rows, progress, callbacks)

@@ -7,7 +7,8 @@ from typing import Any
 
 from trl import SFTTrainer
 
-from mer_r1.model.omni import Omni, WholeCheckpoints, thinker
+from mer_r1.model.checkpoints import WholeCheckpoints
+from mer_r1.model.omni import Omni, thinker
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.tower_outputs import media_embedded
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.errors import UserError
+from mer_r1.weights import model_path
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,11 @@ def shape_of(model: str) -> Shape:
     Raises:
         UserError: if it is neither, or the configuration lacks a size.
     """
-    file = Path(model) / "config.json"
+    file = Path(model_path(model)) / "config.json"
     if file.is_file():
         try:
             shape = from_config(json.loads(file.read_text(encoding="utf-8")), model)
-            return replace(shape, mels_per_second=_mels_per_second(Path(model)))
+            return replace(shape, mels_per_second=_mels_per_second(file.parent))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: cannot read a thinker's sizes ({error!r})") from error
     if model in SHAPES:

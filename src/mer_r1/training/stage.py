@@ -5,9 +5,12 @@ Each stage starts from a saved checkpoint, keeps its own checkpoints in ``output
 """
 
 import json
+import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,36 @@ from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.provenance import differences, digest
 from mer_r1.emotions.thinking import question
-from mer_r1.errors import UserError
+from mer_r1.emotions.wheels import Taxonomy
+from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import drop_towers
-from mer_r1.model.features import FeatureCache, Progress
+from mer_r1.model.checkpoints import UNFINISHED, checkpoints, damage, model_digest, read_record, write_record
+from mer_r1.model.features import FeatureCache, Progress, content_of
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, encode_prompt
 from mer_r1.training.recipes import DataFields
+
+logger = logging.getLogger(__name__)
 
 Callbacks = Sequence[TrainerCallback]
 
 LANGUAGE_MODEL_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Layers that LoRA adapts: the language model's only; "all-linear" would silently adapt the towers too."""
+
+ANY_VALUE = re.compile(
+    r"(activation_|dataloader_(?!drop_last)|ddp_|do_|eval_|gradient_checkpointing|hub_|log_|logging_|save_|trackio_"
+    r"|vllm_(enable|gpu|group|server|tensor)).*|.*(_eval|eval_batch_size)"
+    r"|output_dir|model|manifest|split|clips|features_dir|wheels|workers|resume_from_checkpoint|report_to|disable_tqdm"
+    r"|run_name|project|push_to_hub|local_rank|debug|use_cpu|deepspeed|fsdp|fsdp_config|parallelism_config"
+    r"|num_completions_to_print|torch_empty_cache_steps|skip_memory_metrics|enable_jit_checkpoint"
+)
+"""Fields of a recipe that may differ when a run resumes: they do not decide its content, or `identity` reads it."""
+RESUMED = ("checkpoint-*", "towers*", "untrained", "visual.*", "audio_tower.*", "language_model.*")
+"""What a run takes up again in its output folder."""
 
 
 def launched_with(plugin: str) -> bool:
@@ -127,15 +147,14 @@ class LogFile(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Rewrite the file from the trainer's history, so that no step occurs twice."""
         if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_history), encoding="utf-8")
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in state.log_history))
 
 
 def train_and_save(trainer: Any, recipe: Any, omni: Omni) -> Path:
     """Train, resuming if the recipe says so, and save the model with adapters merged; returns its folder.
 
     Raises:
-        UserError: if ``output_dir`` holds a run that the recipe does not resume.
+        UserError: as `checkpoint_to_resume`.
     """
     if recipe.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # no bar and no log lines on stdout instead of it
@@ -146,33 +165,72 @@ def train_and_save(trainer: Any, recipe: Any, omni: Omni) -> Path:
     if trainer.accelerator.is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         omni.model = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        omni.save(target, state)
+        beside = target.with_name(UNFINISHED)
+        shutil.rmtree(beside, ignore_errors=True)
+        omni.save(beside, state)
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
     return target
 
 
-def checkpoint_to_resume(recipe: Any) -> str | None:
-    """Folder of the checkpoint to resume from; None starts from the beginning.
+def claim(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -> None:
+    """Claim the output folder for a run, by all that decides the run's content; called before anything is reused.
 
     Raises:
-        UserError: if the named checkpoint is incomplete, or a run exists and the recipe does not resume it.
+        UserError: the folder holds checkpoints, or other parts to resume from, of another run.
     """
-    # trainer_state.json is written last: a folder without it was cut short by a kill.
-    found = sorted(
-        (path.parent for path in Path(recipe.output_dir).glob("checkpoint-*/trainer_state.json")),
-        key=lambda path: int(path.name.rpartition("-")[2]),
-    )
-    asked = recipe.resume_from_checkpoint
-    if str(asked).lower() in ("true", "1", "yes"):
-        return str(found[-1]) if found else None
-    if asked and str(asked).lower() not in ("false", "0", "no"):
-        if not (Path(asked) / "trainer_state.json").is_file():
-            raise UserError(f"no complete checkpoint at {asked}: expected a folder checkpoint-N of this run")
-        return str(asked)
-    if found:
-        raise UserError(
-            f"{recipe.output_dir} holds a run up to {found[-1].name}: pass resume_from_checkpoint=true to resume it, "
-            "or another output_dir"
-        )
+    out = Path(recipe.output_dir)
+    run = identity(recipe, clips, taxonomy)
+    before = read_record(out).get("run")
+    if before != run:
+        for part in (path for pattern in RESUMED for path in out.glob(pattern)):
+            which = "a run without a record" if before is None else f"another run ({differences(before, run)})"
+            raise UserError(f"{printable(out)} holds {printable(part.name)} of {which}: choose another output_dir")
+        if recipe.should_save:
+            write_record(out, run=run)
+
+
+def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -> dict[str, Any]:
+    """What decides the content of a run: stage, starting model, clips, wheels, settings; paths count by content."""
+    names = (item.name for item in fields(recipe) if item.init and not ANY_VALUE.fullmatch(item.name))
+    rows = [asdict(clip) | {"video": None, "audio": None, "media": content_of(clip)} for clip in clips]
+    run = {
+        "stage": type(recipe).__name__.removesuffix("Recipe").lower(),
+        "starting model": model_digest(recipe.model) if recipe.model else None,
+        "clips": digest(json.dumps(rows)),
+        "wheels": taxonomy and digest(repr(taxonomy)),
+        "processes": recipe.world_size,
+        **{name: getattr(recipe, name) for name in names},
+    }
+    return dict(json.loads(json.dumps(run, default=str)))
+
+
+def checkpoint_to_resume(recipe: Any) -> str | None:
+    """Folder of the checkpoint to resume from, the newest whole one; None starts from the beginning.
+
+    Raises:
+        UserError: if the named checkpoint is not whole, a checkpoint is another run's or lacks files, or a run exists
+            and the recipe does not resume it.
+    """
+    out, asked = Path(recipe.output_dir), recipe.resume_from_checkpoint
+    found, word = checkpoints(out), str(asked or "no").lower()
+    if word in ("false", "0", "no"):
+        if found:
+            raise UserError(
+                f"{out} holds a run up to {found[-1].name}: pass resume_from_checkpoint=true to resume it, or another "
+                "output_dir"
+            )
+        return None
+    named = word not in ("true", "1", "yes")
+    if named and not Path(asked).is_dir():
+        raise UserError(f"no complete checkpoint at {asked}: expected a folder checkpoint-N of this run")
+    run = read_record(out).get("run", {})
+    for folder in [Path(asked)] if named else found[::-1]:
+        if not (problem := damage(folder, run)):
+            return str(folder)
+        if named:
+            raise UserError(f"no complete checkpoint at {asked}: {problem}")
+        logger.warning("%s is skipped: %s", folder, problem)
     return None
 
 

@@ -1,25 +1,21 @@
 """Ask a model about every clip of every set; resumable with the same result as an uninterrupted run.
 
-Batches are cut at fixed places, and each record is on disk as soon as it is made. An interrupted batch is asked again
-as a whole, and only its missing records are kept. So padding and sampling see the same batch composition, and the
-result is the same. Clips that failed are retried in every run.
+Batches are cut at fixed places, and each record is on disk as soon as it is made (see `base.ask_groups`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mer_r1.benchmarks.mer_unibench.sets import SETS
+from mer_r1.data.claim import item_keys
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.base import ClipModel
+from mer_r1.evaluation.answerers.base import ClipModel, ask_groups
 from mer_r1.evaluation.llm.jobs import Tally, Watch
-from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, done_keys, read_records
-
-Key = tuple[str, str]
-"""Clip id and mode."""
+from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, is_news, kept_records, states_of
 
 
 def collect(
@@ -36,64 +32,28 @@ def collect(
     so. `watch` is called with the progress, before each set and after each answer.
 
     Raises:
-        UserError: asking is pointless, or a file of records is damaged; answers so far are kept.
+        UserError: asking is pointless, a file of records is damaged, or clips have changed; answers so far are kept.
     """
     files = {name: out / name / RECORDS_FILE for name in sets}
-    states = {name: _states(file) for name, file in files.items()}
-    wanted = {name: [(clip.id, mode.value) for clip in clips for mode in modes] for name, clips in sets.items()}
-    known = sum(states[name].get(key, "") is None for name, keys in wanted.items() for key in keys)
-    tally = Tally("", sum(map(len, wanted.values())), known)
+    items = {name: item_keys(clips) for name, clips in sets.items()}
+    states = {name: states_of(kept_records(file, items[name])) for name, file in files.items()}
+    wanted = [(name, (clip.id, mode.value)) for name, clips in sets.items() for clip in clips for mode in modes]
+    tally = Tally("", len(wanted), sum(states[name].get(key, "") is None for name, key in wanted))
     watch = watch or (lambda tally: None)
     for name, clips in sets.items():
         tally.stage = SETS[name].title
         watch(tally)
         files[name].parent.mkdir(parents=True, exist_ok=True)
         with files[name].open("a", encoding="utf-8") as sink:
-            for record in _answers(model, clips, modes, states[name], partly):
-                if record.error is None or record.error != states[name].get((record.id, record.mode)):
+            groups = [clips[start : start + model.batch_size] for start in range(0, len(clips), model.batch_size)]
+            for record in ask_groups(groups, modes, states[name], model.answer, items[name]):
+                record = _asked_partly(model, clips, record) if partly and record.error is not None else record
+                if is_news(record, states[name]):
                     append_record(sink, record)
-                states[name][record.id, record.mode] = record.error
                 tally.done += record.error is None
                 tally.failed += record.error is not None
                 watch(tally)
     return tally
-
-
-def _states(file: Path) -> dict[Key, str | None]:
-    """Clip id and mode -> error, None for an answer; a half-written last line is cut off."""
-    done_keys(file)
-    return {(record.id, record.mode): record.error for record in read_records(file)} if file.exists() else {}
-
-
-def _answers(
-    model: ClipModel,
-    clips: Sequence[Clip],
-    modes: Sequence[ThinkingMode],
-    states: Mapping[Key, str | None],
-    partly: bool,
-) -> Iterator[Record]:
-    """Records of the remaining clips, batch by batch."""
-    before = dict(states)
-    by_id = {clip.id: clip for clip in clips}
-    for start in range(0, len(clips), model.batch_size):
-        group = clips[start : start + model.batch_size]
-        for record in _group_answers(model, group, modes, before):
-            reduced = readable_part(by_id[record.id]) if partly and record.error is not None else None
-            yield _asked_partly(model, *reduced, record) if reduced else record
-
-
-def _group_answers(
-    model: ClipModel, group: Sequence[Clip], modes: Sequence[ThinkingMode], before: Mapping[Key, str | None]
-) -> Iterator[Record]:
-    broken_off = [mode for mode in modes if any((clip.id, mode.value) not in before for clip in group)]
-    for mode in modes:
-        failed = [clip for clip in group if before.get((clip.id, mode.value)) is not None]
-        if mode not in broken_off and failed:
-            yield from model.answer(failed, [mode])
-    if broken_off:
-        for record in model.answer(group, broken_off):
-            if before.get((record.id, record.mode), "") is not None:
-                yield record
 
 
 def readable_part(clip: Clip) -> tuple[Clip, list[str]] | None:
@@ -119,6 +79,9 @@ def _is_readable(path: Path, wants_picture: bool = False) -> bool:
         return False
 
 
-def _asked_partly(model: ClipModel, clip: Clip, without: list[str], failed: Record) -> Record:
-    record = next(iter(model.answer([clip], [ThinkingMode(failed.mode)])))
-    return failed if record.error is not None else replace(record, without=without)
+def _asked_partly(model: ClipModel, clips: Sequence[Clip], failed: Record) -> Record:
+    reduced = readable_part(next(clip for clip in clips if clip.id == failed.id))
+    if reduced is None:
+        return failed
+    record = next(iter(model.answer([reduced[0]], [ThinkingMode(failed.mode)])))
+    return failed if record.error is not None else replace(record, without=reduced[1], item=failed.item)

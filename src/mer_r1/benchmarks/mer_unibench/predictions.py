@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from mer_r1.benchmarks.mer_unibench.sets import BenchmarkSet, named
 from mer_r1.data.jsonl import object_of, read_lines, read_object
-from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.thinking import TAG, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
-from mer_r1.evaluation.labels.extract import label_string, labels_by_rule, sentiments_by_rule
+from mer_r1.evaluation.labels.extract import label_field, label_string, labels_by_rule, sentiments_by_rule
 
 SentimentFrom = Literal["saved", "rules"]
 GIVEN = "given"
@@ -27,7 +27,7 @@ MODES = (*(mode.value for mode in ThinkingMode), GIVEN)
 ENDINGS = (".jsonl", ".json", ".npz")
 _OPENSET, _SENTIMENT = "-openset", "-openset-sentiment"
 _PREFERRED = ("labels.jsonl", "records.jsonl")
-_NOT_PREDICTIONS = ("summary.json", "run.json", "scores.json")
+_NOT_PREDICTIONS = ("summary.json", "run.json", "claim.json", "scores.json")
 
 
 @dataclass
@@ -109,7 +109,7 @@ def _labels(row: dict[str, Any]) -> tuple[Any, bool]:
         if isinstance(value, str | list):
             text = row.get("completion")
             unread = not value and "label_source" not in row and isinstance(text, str) and labels_by_rule(text) is None
-            return value, unread
+            return label_field(value), unread
     text = next((row[key] for key in ("completion", "text") if isinstance(row.get(key), str)), None)
     by_rule = None if text is None else labels_by_rule(text)
     if by_rule is None:
@@ -192,15 +192,21 @@ def _rows(path: Path, entry: BenchmarkSet, reading: Reading) -> Iterator[dict[st
         yield from read_lines(path, _row)
         return
     content = read_object(path) if suffix == ".json" else _npz_object(path, reading.allow_pickle)
-    sentiments = entry.kind == "sentiment" and reading.sentiment == "saved"
-    of_texts = suffix == ".npz" and not path.stem.endswith((_OPENSET, _SENTIMENT))
-    key = "completion" if of_texts else "sentiment" if sentiments else "openset"
-    if key == "sentiment" and suffix == ".npz" and not path.stem.endswith(_SENTIMENT):
-        key = "openset"
+    key = _key_of_texts(path, entry, reading)
     for name, value in content.items():
         if value is not None and not isinstance(value, str | list):
             raise UserError(f"{printable(path)}: {name!r:.80}: expected a text or a list of labels, got {value!r:.60}")
-        yield {"id": str(name), key: "" if value is None else value}
+        raw = isinstance(value, str) and TAG.search(value)
+        yield {"id": str(name), "completion" if raw else key: "" if value is None else value}
+
+
+def _key_of_texts(path: Path, entry: BenchmarkSet, reading: Reading) -> str:
+    # What the texts of a file are that has one for each name, unless they hold tags.
+    is_npz = path.suffix.lower() == ".npz"
+    if is_npz and not path.stem.endswith((_OPENSET, _SENTIMENT)):
+        return "completion"
+    sentiments = entry.kind == "sentiment" and reading.sentiment == "saved"
+    return "sentiment" if sentiments and not (is_npz and path.stem.endswith(_OPENSET)) else "openset"
 
 
 def _npz_object(path: Path, allow_pickle: bool) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The whole evaluation in one folder: ask the model about every clip, read labels out of its answers, score.
 
-    run.json               settings that decide the answers (model, decoding ...); the folder accepts no others
+    claim.json             settings that decide the answers (model, decoding ...); the folder accepts no others
     NAME/records.jsonl     predictions for the clips of a set, slow and fast
     NAME/labels.jsonl      the same with labels, and with sentiments for the sentiment sets
     replies.sqlite         cache of replies of servers and of the language model that reads labels
@@ -26,13 +26,15 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.errors import UserError, printable
+from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.files import Row, SentimentBy, label_rows, sentiment_rows, summarise, write_rows
 from mer_r1.evaluation.llm.chat import OnReply, TextModel
 from mer_r1.evaluation.records import RECORDS_FILE, read_records, without_nan
 
-RUN_FILE, LABELS_FILE, REPLIES_FILE = "run.json", "labels.jsonl", "replies.sqlite"
+LABELS_FILE, REPLIES_FILE = "labels.jsonl", "replies.sqlite"
 SCORES_FILE, TABLE_FILE = "scores.json", "scores.md"
+RESULTS = tuple(f"{name}/{file}" for name in SETS for file in (RECORDS_FILE, LABELS_FILE))
+RESULTS += (f"{REPLIES_FILE}*", SCORES_FILE, TABLE_FILE)
 CHECKPOINT = "labels"
 """Name of the only checkpoint in the report, after the file of its labels."""
 
@@ -57,36 +59,6 @@ class Reader:
         """Refuse settings that would fail only after hours."""
         if self.sentiment == "llm" and self.model is None:
             raise UserError("sentiment by llm: no language model was given; name one, or take the wheels (rules)")
-
-
-def claim_folder(out: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings that decide the answers into a folder, or check them against those in it.
-
-    Raises:
-        UserError: the folder holds answers made with other settings.
-    """
-    file = out / RUN_FILE
-    if not file.exists():
-        write_atomically(file, _json(dict(settings)))
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{printable(file)}: no JSON ({error})") from None
-    old, new = _flat(before), _flat(dict(settings))
-    if old != new:
-        names = [name for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
-        differing = "; ".join(f"{name}: {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
-        raise UserError(
-            f"{printable(out)}: its answers were made with other settings ({differing}); choose another folder"
-        )
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names."""
-    if not isinstance(settings, dict):
-        return {prefix.removesuffix("."): settings}
-    return {name: value for key, inner in settings.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}
 
 
 def read_labels(
@@ -122,11 +94,12 @@ def score(
     model: str,
     sentiment: SentimentBy,
     published: bool = False,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Official and audited scores, written to `scores.json` and, as a table, to `scores.md`.
 
     `rows` is set -> mode -> rows of `read_labels`. The report notes `sentiment`, the source of the sentiments; the
-    table names the `model` and, with `published`, has the published rows, too.
+    table names the `model` (and the digest of its `weights`) and, with `published`, has the published rows, too.
 
     Returns:
         The report of `report.score_benchmark` with `model`, `sentiment` and `answers`: per set and mode the counts
@@ -137,8 +110,9 @@ def score(
         {name: {CHECKPOINT: {mode: answers_of(name, r) for mode, r in m.items()}} for name, m in rows.items()},
         how,
     )
-    report["model"] = model
-    report["sentiment"] = sentiment
+    clips = sum(len(next(iter(modes.values()), ())) for modes in rows.values())
+    report |= {"model": model, "weights": weights, "sentiment": sentiment, "clips": clips}
+    report["tables"] = how.taxonomy.title
     report["answers"] = {name: {mode: _summary(r) for mode, r in modes.items()} for name, modes in rows.items()}
     write_atomically(out / SCORES_FILE, _json(without_nan(report)))
     write_atomically(

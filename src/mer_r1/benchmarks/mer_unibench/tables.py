@@ -79,6 +79,9 @@ def score_tables(report: Mapping[str, Any], name: str = "", published: bool = Fa
     if any(key in NINE for key in report["sets"]):
         columns = {key: SETS[key].title for key in NINE} | {MEAN: "Mean"}
         blocks, notes = _published("mer_unibench", "mer_unibench_means") if published else ([], [])
+        if "clips" in report:
+            source = f"{name} ({report['weights']}): {report['clips']} clips of {len(report['sets'])} test sets"
+            notes = [*notes, f"{source}; wheels: {report['tables']}"]
         tables.append(ScoreTable(columns, [*blocks, *_own_blocks(report, name)], notes))
     rows = list(_ovmerd_rows(report, name))
     if rows:

@@ -12,7 +12,7 @@ own JSON, can take the place of predictions.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,11 @@ from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, label_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped, task_named
+from mer_r1.data.claim import check_items, item_keys, read_claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -49,6 +51,15 @@ DATASET = "mme-emotion"
 PREDICTIONS = "predictions"
 STEPS_FILE, REPLIES_FILE, SCORES_FILE, LABELS_FILE = "steps.jsonl", "replies.sqlite", "scores.json", "labels.json"
 REFERENCE_FOLDER = "reference"
+RESULTS: tuple[str, ...] = (
+    f"{PREDICTIONS}/{RECORDS_FILE}",
+    STEPS_FILE,
+    JUDGED_FILE,
+    f"{REPLIES_FILE}*",
+    SCORES_FILE,
+    LABELS_FILE,
+)
+RESULTS += (REFERENCE_FOLDER,)
 _ANSWER_CHARACTERS = 600  # about 150 tokens, as the published models answer on average
 _EXPORTED: Row = {
     "video_id": None,
@@ -122,6 +133,7 @@ def predict_answers(
     batch_size: int = 16,
     device: str | None = None,
     progress: Any = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> Path:
     """First stage: predict every clip without a record; returns the records' file; see `predict.evaluate_model`."""
     from mer_r1.evaluation.predict import evaluate_model
@@ -138,13 +150,23 @@ def predict_answers(
         device=device,
         progress=progress,
         ask=question_of,
+        limits=limits,
     )
+
+
+def notes_of(out: Path, clips: Container[str] | None = None) -> dict[str, int]:
+    """Number of these clips (None: all predicted ones) with each note about what was read of them, see `Record`."""
+    file = out / PREDICTIONS / RECORDS_FILE
+    records = read_records(file) if file.exists() else []
+    return count_notes((record.id, record.notes) for record in records if clips is None or record.id in clips)
 
 
 def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMode]) -> list[Item]:
     """Every clip in every mode, with the model's answer or the reason why it is missing."""
     file = out / PREDICTIONS / RECORDS_FILE
     records = {(record.id, record.mode): record for record in read_records(file)}
+    answered = ((record.id, record.item) for record in records.values() if record.error is None)
+    check_items(file, answered, item_keys(clips, question_of))
     return [_item(clip, mode.value, records.get((clip.id, mode.value))) for mode in modes for clip in clips]
 
 
@@ -171,6 +193,7 @@ def _item(clip: Clip, mode: str, record: Record | None) -> Item:
         video=clip.video,
         audio=clip.audio,
         candidates=_candidates(clip),
+        notes=tuple(record.notes) if record else (),
     )
 
 
@@ -236,9 +259,7 @@ def forecast(items: Sequence[Item], out: Path, extractor: Client, judge: Client,
         ("steps", extraction_jobs(items), extractor, steps),
         ("judge", judge_jobs(items, steps, judge.name, how), judge, judged),
     )
-    return {
-        stage: estimated(remaining(jobs, ledger, client.name), ledger, client) for stage, jobs, client, ledger in stages
-    }
+    return {stage: estimated(remaining(jobs, ledger, client), ledger, client) for stage, jobs, client, ledger in stages}
 
 
 def export_reference(out: Path, judge: str) -> list[Path]:
@@ -253,10 +274,35 @@ def export_reference(out: Path, judge: str) -> list[Path]:
 
 
 def write_scores(
-    out: Path, clips: Sequence[Clip], alpha: float = ALPHA, seed: int = 0, judge: str | None = None
+    out: Path,
+    clips: Sequence[Clip],
+    alpha: float = ALPHA,
+    seed: int = 0,
+    judge: str | None = None,
+    items: Sequence[Item] | None = None,
 ) -> dict[str, Any]:
-    """Last stage: the report of all judged items, written to `scores.json`; see `compare.score_report`."""
-    report = score_report(read_judged([out / JUDGED_FILE]), expected_ids(clips), alpha, seed, judge)
+    """Last stage: the report of the judged items, written to `scores.json`; see `compare.score_report`.
+
+    Only judgements of `items` with their gold count; None takes the clips' in both modes, and any of answers from
+    elsewhere. `source` in the report names the model, its weights and the number of clips.
+
+    Raises:
+        UserError: none of these is judged.
+    """
+    modes = [mode.value for mode in ThinkingMode]
+    own = [_item(clip, mode, None) for mode in modes for clip in clips] if items is None else items
+    gold = {item.key: item.gold for item in own}
+    found = [
+        row
+        for row in read_judged([out / JUDGED_FILE])
+        if gold.get((row.mode, row.task, row.id)) == row.gold or (items is None and row.mode == GIVEN)
+    ]
+    if not found:
+        raise UserError(f"{out / JUDGED_FILE}: no judgement of these {len(clips)} clips with their gold labels")
+    facts = read_claim(out / PREDICTIONS)
+    report = score_report(found, expected_ids(clips), alpha, seed, judge)
+    report["source"] = {"model": facts.get("model"), "weights": facts.get("weights"), "clips": len(clips)}
+    report["notes"] = notes_of(out, {clip.id for clip in clips})
     _write_json(out / SCORES_FILE, report)
     return report
 
@@ -269,7 +315,9 @@ def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, see
         for item in group:
             gold = gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
             rows.append(LabelItem(item.task, item.response or "", gold, item.candidates))
-        report[mode] = label_report(rows, taxonomy, seed)
+        report[mode] = label_report(rows, taxonomy, seed) | {
+            "notes": count_notes((item.id, item.notes) for item in group)
+        }
     _write_json(out / LABELS_FILE, report)
     return report
 

@@ -7,24 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, eval_app, print_json, progress, thinking_modes
+from mer_r1.cli.app import AsJson, Wheels, eval_app, leave, print_json, progress, thinking_modes
 from mer_r1.cli.benchmarks.mer_unibench_view import say_beginning, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
     AllowPickle,
     Device,
     KeyVariable,
+    Limits,
     MaxNewTokens,
+    Overwrite,
     Reader,
     Requests,
     Resamples,
     SentimentBy,
     ThinkOption,
+    parse_fields,
 )
+from mer_r1.data.claim import clear
+from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.records import RECORDS_FILE, claim_records
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mer_unibench.gold import Gold
@@ -47,13 +53,15 @@ class Evaluated:
     model: Annotated[str, typer.Option(help="Model folder or hub name; with --model-url, its name at the server.")]
     model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
     key_variable: KeyVariable = OPENAI_KEY
+    model_extra_body: Annotated[
+        str | None, typer.Option(help="Further fields of each request to --model-url, as JSON.")
+    ] = None
     send_video: Annotated[
         Literal["video_url", "frames", "none"], typer.Option(help="Form of the video for --model-url.")
     ] = "video_url"
     send_audio: Annotated[
         Literal["audio_url", "input_audio", "none"], typer.Option(help="Form of the audio for --model-url.")
     ] = "audio_url"
-    frames: Annotated[int, typer.Option(min=1, help="Frames per clip with --send-video frames.")] = 8
     engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Engine that runs a checkpoint.")] = "torch"
     device: Device = None
     features_dir: Annotated[Path | None, typer.Option(help="Feature cache, for models with equal towers.")] = None
@@ -64,30 +72,36 @@ class Evaluated:
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Nucleus of sampling.")] = None
     max_new_tokens: MaxNewTokens = 1024
 
-    def clip_model(self, taxonomy: Taxonomy, seed: int, requests: Requests, cache: ReplyCache) -> "ClipModel":
-        """Build the model that answers about clips.
+    def clip_model(
+        self, taxonomy: Taxonomy, seed: int, requests: Requests, cache: ReplyCache, limits: dict[str, Any]
+    ) -> "ClipModel":
+        """Build the model that answers about clips, with these fields of `ClipLimits` instead of its own.
 
         Raises:
             UserError: options that exclude each other.
         """
-        decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p)
+        extra = parse_fields("--model-extra-body", self.model_extra_body)
+        if extra is not None and self.model_url is None:
+            raise UserError("--model-extra-body: its fields are for the model's server; expected --model-url, too")
+        decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p, extra_body=extra)
         if self.model_url is not None:
             from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
 
             if self.engine != "torch":
                 raise UserError(f"--engine {self.engine} and --model-url exclude each other: give one of them")
             client = requests.client(self.model, self.model_url, decoding, cache, self.key_variable)
-            sending = Sending(self.send_video, self.send_audio, self.frames)
+            sending = Sending(video=self.send_video, audio=self.send_audio, **limits)
             return ServedModel(client, taxonomy, sending, self.batch_size or 64)
         if self.engine == "vllm":
             from mer_r1.evaluation.answerers.vllm import EngineModel
 
             if self.features_dir is not None or self.device is not None:
                 raise UserError("--features-dir and --device need --engine torch: vLLM chooses for itself")
-            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64)
+            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64, limits)
         from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 
-        return Checkpoint(self.model, taxonomy, decoding, self.batch_size or 16, self.features_dir, self.device)
+        batch_size = self.batch_size or 16
+        return Checkpoint(self.model, taxonomy, decoding, batch_size, self.features_dir, self.device, limits)
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,7 @@ class Clips:
 @eval_app.command("mer-unibench")
 def mer_unibench(
     evaluated: Evaluated,
+    limits: Limits,
     chosen: Clips,
     out: Annotated[Path, typer.Option(help="Output folder of records and scores; rerun to resume.")],
     reader: Reader,
@@ -121,26 +136,31 @@ def mer_unibench(
     seed: Annotated[int, typer.Option(help="Random seed for sampling and bootstrap.")] = 0,
     resamples: Resamples = 2000,
     published: Annotated[bool, typer.Option("--published", help="Add the published rows to scores.md.")] = False,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate on MER-UniBench: answers, labels, scores. Exit status 1 if a clip has no answer."""
+    """Evaluate on MER-UniBench: answers, labels, scores. Exit status 1 if a clip has no answer, 3 if none has."""
     from mer_r1.benchmarks.mer_unibench import run
     from mer_r1.benchmarks.mer_unibench.report import Scoring
 
     taxonomy = load(wheels)
     golds, clips = _data(chosen, quiet=as_json)
+    if overwrite:
+        clear(out, run.RESULTS)
     with ReplyCache(out / run.REPLIES_FILE) as cache:
-        asked = evaluated.clip_model(taxonomy, seed, requests, cache)
+        asked = evaluated.clip_model(taxonomy, seed, requests, cache, limits.given)
         helper = reader.model(requests, cache)
         read = run.Reader(taxonomy, helper, sentiment or ("rules" if helper is None else "llm"), reader.checked)
         rows = _rows(asked, clips, thinking_modes(think), out, read, chosen.ask_partly, as_json)
     how = Scoring(taxonomy, seed=seed, resamples=resamples)
-    report = run.score(golds, rows, out, how, name or evaluated.model, read.sentiment, published)
+    weights = asked.settings.get("weights")
+    report = run.score(golds, rows, out, how, name or evaluated.model, read.sentiment, published, weights)
     if as_json:
         print_json(report)
     else:
         show(report, out, read.model is not None)
-    raise typer.Exit(1 if run.gaps(report) else 0)
+    failed = run.gaps(report)
+    leave(sum(entry["rows"] for modes in report["answers"].values() for entry in modes.values()) - failed, failed)
 
 
 def _data(chosen: Clips, quiet: bool) -> "tuple[dict[str, Gold], dict[str, list[Clip]]]":
@@ -171,7 +191,8 @@ def _rows(
     from mer_r1.benchmarks.mer_unibench import run
     from mer_r1.benchmarks.mer_unibench.ask import collect
 
-    run.claim_folder(out, asked.settings)
+    records = [pattern for pattern in run.RESULTS if pattern.endswith(RECORDS_FILE)]
+    claim_records(out, reader.taxonomy, {**asked.settings, "question": question("")}, records)
     with watching(quiet) as watch:
         collect(asked, clips, modes, out, watch, partly)
     with progress("replies about labels", None, quiet) as advance:

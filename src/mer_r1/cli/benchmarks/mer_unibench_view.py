@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import TimeElapsedColumn
 
-from mer_r1.cli.app import bars, console, say
+from mer_r1.cli.app import bars, console, say, say_notes
 
 if TYPE_CHECKING:
     from mer_r1.evaluation.llm.jobs import Tally, Watch
@@ -105,6 +105,7 @@ def _say_sources(report: Mapping[str, Any], has_llm: bool) -> None:
     if report["sentiment"] == "rules" and any(entry.get("sentiments") for entry in entries):
         say(BY_WHEELS)
     for name, modes in report["answers"].items():
+        say_notes(modes[next(iter(modes))]["notes"], f"{report['sets'][name]['title']}: ")
         for mode, entry in modes.items():
             for clip, without in entry["partly"].items():
                 say(f"{report['sets'][name]['title']} {mode}: {clip} was asked without its {' and '.join(without)}")

@@ -1,33 +1,51 @@
 """Commands of MME-Emotion: scores of judged files, the whole evaluation, audio clues."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, app, eval_app, print_json, progress, say, score_app, thinking_modes
+from mer_r1.cli.app import (
+    AsJson,
+    Wheels,
+    app,
+    eval_app,
+    leave,
+    print_json,
+    progress,
+    say,
+    say_notes,
+    score_app,
+    thinking_modes,
+)
 from mer_r1.cli.benchmarks.mme_emotion_view import match_labels, say_estimate, say_result, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
     BatchSize,
     Device,
+    ExtraBody,
     KeyVariable,
+    Limits,
     MaxNewTokens,
+    Overwrite,
     PricesOption,
     Requests,
     Temperature,
     Think,
     ThinkOption,
+    parse_fields,
     parse_prices,
 )
+from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item, Judging
-    from mer_r1.evaluation.llm.jobs import Endpoint
+    from mer_r1.evaluation.llm.jobs import Endpoint, Tally
 
 NO_JUDGE = "none"
 OPENAI = "https://api.openai.com/v1"
@@ -47,13 +65,15 @@ class Service(Requests):
     first_wait: Annotated[float, typer.Option(min=0, help="Seconds before the second request; then doubling.")] = 2.0
     key_variable: KeyVariable = OPENAI_KEY
     prices: PricesOption = None
+    extra_body: ExtraBody = None
 
     def endpoint(self, url: str, max_tokens: int, temperature: float = 0.0, seed: int | None = 0) -> "Endpoint":
         """Describe the server for the jobs of a stage."""
         from mer_r1.evaluation.llm.jobs import Endpoint
 
         reach = (url, self.key_variable, self.concurrency, self.timeout, self.attempts, self.first_wait, max_tokens)
-        return Endpoint(*reach, temperature, seed, parse_prices(self.prices))
+        extra = parse_fields("--extra-body", self.extra_body)
+        return Endpoint(*reach, temperature, seed, parse_prices(self.prices), extra)
 
 
 @dataclass(frozen=True)
@@ -147,6 +167,7 @@ def eval_mme(
     manifest: Manifest,
     out: Annotated[Path, typer.Option(help="Output folder of all records; rerun to resume.")],
     answers: Answers,
+    limits: Limits,
     judging: Judge,
     service: Service,
     think: ThinkOption = "both",
@@ -155,30 +176,39 @@ def eval_mme(
     cot_weight: CotWeight = 0.5,
     wheels: Wheels = None,
     seed: Seed = 0,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate on MME-Emotion: predict, extract steps, judge, score. Rerun to resume any stage."""
+    """Evaluate on MME-Emotion: predict, extract steps, judge, score. Rerun to resume any stage.
+
+    Exit status 1 if an item was not judged, 3 if none was.
+    """
     from mer_r1.benchmarks.mme_emotion import run
 
     judge = judging.judge
     if (answers.model is None) == (answers.predictions is None) and stage in ("all", "predict"):
         raise UserError("give what to evaluate: --model MODEL, or --predictions FILES with answers from elsewhere")
     clips = run.benchmark_clips(manifest)
+    if overwrite:
+        _clear(out, run.RESULTS, stage, estimate)
     if answers.model is not None and stage in ("all", "predict") and not estimate:
-        _predict(answers, manifest, out, think, seed, as_json)
+        _predict(answers, limits.given, manifest, out, think, seed, as_json)
     if stage == "predict":
         return
     if stage == "score" and judge != NO_JUDGE:
-        show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
-        return
+        report = run.write_scores(out, clips, cot_weight, seed, judge)
+        show(report, categories=False, as_json=as_json)
+        leave(report["overall"]["count"], int(report["overall"]["count"] == 0))
     items = _items(answers.predictions, clips, out, think, estimate)
     if judge == NO_JUDGE:
         match_labels(out, items, wheels, seed, as_json)
         return
     names = (judging.reader or judge, judge)
-    _ask(out, items, judging.judging(), names, judging.servers(service, seed), stage, estimate, as_json)
+    tally = _ask(out, items, judging.judging(), names, judging.servers(service, seed), stage, estimate, as_json)
     if stage == "all" and not estimate:
-        show(run.write_scores(out, clips, cot_weight, seed, judge), categories=False, as_json=as_json)
+        show(run.write_scores(out, clips, cot_weight, seed, judge, items), categories=False, as_json=as_json)
+    if tally is not None:
+        leave(tally.known + tally.done, tally.failed)
 
 
 @app.command()
@@ -203,17 +233,28 @@ def clues(
         print_json({"clues": tally.known + tally.done, "failed": tally.failed, "file": str(out)})
     else:
         say(f"{tally.known + tally.done} clues in {out}, {tally.failed} clips without")
+    leave(tally.known + tally.done, tally.failed)
 
 
-def _predict(answers: Answers, manifest: Path, out: Path, think: Think, seed: int, quiet: bool) -> None:
+def _clear(out: Path, results: Sequence[str], stage: Stage, estimate: bool) -> None:
+    if estimate or stage not in ("all", "predict"):
+        raise UserError("--overwrite goes with --stage all or predict: it deletes everything that was asked")
+    clear(out, results)
+
+
+def _predict(
+    answers: Answers, limits: dict[str, Any], manifest: Path, out: Path, think: Think, seed: int, quiet: bool
+) -> None:
     """Run the first stage: answers of the evaluated model."""
-    from mer_r1.benchmarks.mme_emotion.run import predict_answers
+    from mer_r1.benchmarks.mme_emotion.run import notes_of, predict_answers
     from mer_r1.model.generation import Sampling
 
     sampling, modes = Sampling(answers.max_new_tokens, answers.temperature, seed=seed), thinking_modes(think)
     model, batch_size, device = str(answers.model), answers.batch_size, answers.device
     with progress("predict", None, quiet=quiet) as advance:
-        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance)
+        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance, limits)
+    if not quiet:
+        say_notes(notes_of(out))
 
 
 def _items(predictions: list[Path] | None, clips: list[Clip], out: Path, think: Think, estimate: bool) -> "list[Item]":
@@ -236,8 +277,8 @@ def _ask(
     stage: Stage,
     estimate: bool,
     quiet: bool,
-) -> None:
-    """Run the two stages that ask a service, or only estimate them."""
+) -> "Tally | None":
+    """Run the two stages that ask a service, or only estimate them; returns what the last one did."""
     from mer_r1.benchmarks.mme_emotion import run
     from mer_r1.benchmarks.mme_emotion.judging.stages import extract
     from mer_r1.benchmarks.mme_emotion.judging.stages import judge as rate
@@ -250,10 +291,12 @@ def _ask(
                 print_json(found)
             for name, entry in found.items():
                 say_estimate(name, entry, quiet)
-            return
+            return None
+        tally = None
         steps, judged = run.ledgers(out)
         if stage in ("all", "steps"):
-            say_result(extract(items, extractor, steps, watch), servers[0], quiet)
+            say_result(tally := extract(items, extractor, steps, watch), servers[0], quiet)
         if stage in ("all", "judge"):
-            say_result(rate(items, steps, judge, how, judged, watch), servers[1], quiet)
+            say_result(tally := rate(items, steps, judge, how, judged, watch), servers[1], quiet)
             run.export_reference(out, judge.name)
+        return tally

@@ -106,5 +106,7 @@ def show(report: dict[str, Any], categories: bool, as_json: bool) -> None:
     for entry in agreements:
         if "agreement" in entry:
             console.print(tables.agreement_table(entry["agreement"]))
+    if "source" in report:
+        say(", ".join(f"{name}: {value}" for name, value in report["source"].items() if value is not None))
     for line in tables.notes(report):
         say(line)

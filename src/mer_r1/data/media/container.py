@@ -8,17 +8,18 @@ streams are unknown when the file is opened; FFmpeg's own bounds hold there).
 """
 
 import io
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 
-from mer_r1.errors import UserError, printable
+from mer_r1.errors import UserError, brief, printable
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class MediaLimits:
         fps: wanted frames per second, up to `max_frames` in all; None takes `max_frames` from clips of any length.
         size: (height, width) that every frame is scaled to; None keeps the shape.
         max_side: longest side of a frame in pixels, larger ones are scaled down; ignored where `size` is given.
+        frame_pixels: pixels of a frame above which it is scaled down, likewise; None for no such bound.
+        audio_track: number of the audio track among the file's, from 1; None takes the one marked as default.
         max_pixels: pixels of a coded frame above which a file is refused (default: 8K UHD).
         max_seconds: length of the part that is read, from the clip's start.
         sampling_rate: rate of the waveform in Hz.
@@ -40,20 +43,55 @@ class MediaLimits:
     fps: float | None = None
     size: tuple[int, int] | None = None
     max_side: int = 1280
+    frame_pixels: int | None = None
+    audio_track: int | None = None
     max_pixels: int = 7680 * 4320
     max_seconds: float = 30.0
     sampling_rate: int = 16000
     max_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
-        """Refuse limits that are not positive."""
-        for name in ("max_frames", "max_side", "max_pixels", "max_seconds", "sampling_rate", "max_bytes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"MediaLimits.{name} is {getattr(self, name)!r}, expected a number above 0")
-        if self.fps is not None and not self.fps > 0:
-            raise UserError(f"MediaLimits.fps is {self.fps!r}, expected a number above 0 or None")
+        """Refuse limits that are not positive numbers."""
+        for name in fields(self):
+            value = getattr(self, name.name)
+            if name.name != "size" and not (value is None and name.default is None) and not 0 < value < math.inf:
+                raise UserError(f"MediaLimits.{name.name} is {value!r}, expected a number above 0")
         if self.size is not None and min(self.size) < 1:
             raise UserError(f"MediaLimits.size is {self.size!r}, expected (height, width) of at least 1 pixel")
+
+
+@dataclass(frozen=True)
+class ClipLimits:
+    """What a model is given of each clip; the clip's notes say what that leaves out.
+
+    Attributes:
+        num_frames: frames sampled from a clip, evenly over its length.
+        max_seconds: length in seconds after which a clip is cut.
+        max_pixels: pixels of a frame above which it is scaled down; None leaves that to the model's processor.
+        audio_track: number of the audio track among the file's, from 1; None takes the one marked as default.
+    """
+
+    num_frames: int = 8
+    max_seconds: float = 30.0
+    max_pixels: int | None = None
+    audio_track: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not positive numbers."""
+        counts = type(self.num_frames) is int and {type(self.max_pixels), type(self.audio_track)} <= {int, type(None)}
+        if not (counts and self.num_frames <= MOST_FRAMES and type(self.max_seconds) in (int, float)):
+            told = ", ".join(f"{name.name} {brief(getattr(self, name.name))}" for name in fields(ClipLimits))
+            raise UserError(f"got {told}, expected positive numbers and at most {MOST_FRAMES} frames")
+        self.limits()
+
+    def limits(self) -> MediaLimits:
+        """The limits for `media.read.read_media`."""
+        return MediaLimits(
+            max_frames=self.num_frames,
+            max_seconds=self.max_seconds,
+            frame_pixels=self.max_pixels,
+            audio_track=self.audio_track,
+        )
 
 
 DECODING_ERRORS = (av.FFmpegError, ValueError, RuntimeError, MemoryError, OverflowError, LookupError)
@@ -93,7 +131,11 @@ _TEXT_MARKS = (
     (b"<html", "a web page (a failed download?)"),
 )
 
+MOST_FRAMES = 4096
+"""Frames of a clip above which its limits are refused."""
 _IN_MEMORY_BYTES = 32 * 2**20
+_OPENING_BYTES = 64 * 2**20
+_MOST_JUMPS = 500_000  # a few seconds; a file whose tracks lie apart needs two per packet
 
 
 def local_file(path: Path | str) -> Path:
@@ -121,10 +163,27 @@ def local_file(path: Path | str) -> Path:
 
 
 class _Nameless:
-    """A file object without a name: FFmpeg must go by content, and knows no folder to look for other files in."""
+    """A file object without a name: FFmpeg must go by content, and knows no folder to look for other files in.
+
+    A file of gigabytes can be nothing but empty chunks of eight bytes. So there is a bound on the bytes that are read
+    until it is open, and on the jumps in it; beyond, it counts as ended (`endless`).
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell, self.close = file.read, file.seek, file.tell, file.close
+        self._file, self._jumps, self._bytes = file, 0, 0
+        self.tell, self.close = file.tell, file.close
+        self.is_open = self.endless = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Read from the file."""
+        self._bytes += 0 if self.is_open else size
+        self.endless |= self._jumps > _MOST_JUMPS or self._bytes > _OPENING_BYTES
+        return b"" if self.endless else self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Jump within the file; -1 for one too many."""
+        self._jumps += 1
+        return self._file.seek(offset, whence) if self._jumps <= _MOST_JUMPS else -1
 
 
 def _open_file(path: Path) -> Any:
@@ -133,7 +192,7 @@ def _open_file(path: Path) -> Any:
         if os.fstat(file.fileno()).st_size > _IN_MEMORY_BYTES:
             return _Nameless(file)
         with file:
-            return io.BytesIO(file.read())
+            return _Nameless(io.BytesIO(file.read()))
     except OSError as error:
         raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
 
@@ -180,9 +239,13 @@ def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
     try:
         _refuse_text(file)
         with _demuxer(file, max_pixels) as container:
+            file.is_open = True
             yield container
+        if file.endless:
+            raise UserError("")
     except UserError as error:
-        raise UserError(f"{printable(path)}: {error}") from None
+        problem = "empty chunks without end in it" if file.endless else error
+        raise UserError(f"{printable(path)}: {problem}") from None
     except DECODING_ERRORS as error:
         raise UserError(f"{printable(path)}: damaged, reading stopped ({type(error).__name__})") from None
     finally:

@@ -20,6 +20,7 @@ class PictureTrack(Track):
 
     Attributes:
         span: (first, last) seconds of the part that is used; set by `sample`.
+        rate: frames per second in that part, as their times say; set by `sample`.
         source_size: (height, width) of the upright frames before scaling.
     """
 
@@ -30,7 +31,7 @@ class PictureTrack(Track):
         context.thread_count = threads
         context.options = {"max_pixels": decoder_bound(limits.max_pixels)}
         self.source_size = (context.height, context.width)
-        self.span = (0.0, 0.0)
+        self.span, self.rate = (0.0, 0.0), 0.0
         self._packets: list[Any] = []
         self._times: list[float] = []
         self._bytes = 0
@@ -75,6 +76,7 @@ class PictureTrack(Track):
         spacings = np.diff(times)
         held = max(self._frame_seconds, spacings[spacings > 0].min(initial=math.inf) if spacings.any() else 0.0)
         last = min(max(times[-1] + held, first), self.limits.max_seconds)
+        self.rate = len(times) / (last - first) if last > first else 0.0
         wanted = self.limits.max_frames
         if self.limits.fps is not None:
             wanted = min(wanted, max(1, round((last - first) * self.limits.fps)))
@@ -140,7 +142,10 @@ class PictureTrack(Track):
         size = (width, frame.height) if swap else (frame.height, width)
         self.source_size = size
         scale = min(1.0, self.limits.max_side / max(size))
-        self._size = self.limits.size or (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        scaled = [max(1, round(side * scale)) for side in size]
+        if (bound := self.limits.frame_pixels) and math.prod(scaled) > bound:
+            scaled = [max(1, int(side * math.sqrt(bound / math.prod(scaled)))) for side in scaled]
+        self._size = self.limits.size or (scaled[0], scaled[1])
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:

@@ -9,6 +9,7 @@ cut off, no audio); what cannot be used at all is a `UserError`.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from mer_r1.data.media.picture import PictureTrack
 from mer_r1.data.media.sound import SoundTrack
 from mer_r1.errors import UserError, printable
 
+NO_DECODER = "cannot be decoded (no decoder for its format)"
 _INTERLEAVING_SECONDS = 10.0  # how far apart the tracks of a file may lie before the slower one counts as ended
 _EXACT_LENGTH = ("mov", "matroska", "avi", "wav", "flac")  # formats whose header states the true length
 _NOTED_DIFFERENCE = 0.5  # seconds
+_USUAL_RATES = (0.1, 500.0)  # frames per second; a rate beyond is more often a wrong header than true
 _SILENCE = 1e-4  # of full scale, -80 dB
 _COVER, _DEFAULT = 1024, 1  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AV_DISPOSITION_DEFAULT
 
@@ -86,10 +89,6 @@ def read_media(
     parts: list[Media] = []
     if video is not None:
         parts.append(_read_file(Path(video), limits, threads, picture=True, sound=audio is None))
-        if parts[0].frames is None and audio is not None:
-            raise UserError(
-                f"{printable(video)}: no picture in it, expected a video (its sound is read from elsewhere)"
-            )
     if audio is not None:
         parts.append(_read_file(Path(audio), limits, threads, picture=False, sound=True))
     return parts[0] if len(parts) == 1 else _joined(*parts)
@@ -106,11 +105,18 @@ def content_key(video: Path | str | None, audio: Path | str | None = None) -> st
         if path is not None:
             digest.update(role.encode())
             try:
-                with local_file(path).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest())
+                file = local_file(path)
+                digest.update(_file_digest(file, file.stat().st_mtime_ns, file.stat().st_size))
             except OSError as error:
                 raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1 << 17)
+def _file_digest(path: Path, modified: int, size: int) -> bytes:
+    # Within a run, a file of the same time and size is read once.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest()
 
 
 def _read_file(path: Path, limits: MediaLimits, threads: int, *, picture: bool, sound: bool) -> Media:
@@ -126,6 +132,7 @@ class _Reading:
 
     def __init__(self, container: Any, limits: MediaLimits, notes: list[str]) -> None:
         self.container, self.limits, self.notes = container, limits, notes
+        self.missing: dict[str, str] = {}
 
     def choose_streams(self, threads: int, *, picture: bool, sound: bool) -> None:
         """Take one stream of each wanted kind; an error if there is none."""
@@ -134,16 +141,27 @@ class _Reading:
         video = self._choose(streams.video, "picture") if picture else None
         audio = self._choose(streams.audio, "sound") if sound else None
         if video is None and audio is None:
-            raise UserError(f"no {' or '.join(self.wanted)} in it")
+            known = [note for note in self.missing.values() if not note.startswith("no ")]
+            raise UserError(", ".join(known) or f"no {' or '.join(self.wanted)} in it")
         self.video = None if video is None else PictureTrack(video, start, self.limits, threads)
         self.audio = None if audio is None else SoundTrack(audio, start, self.limits, threads)
         self.tracks = [track for track in (self.video, self.audio) if track is not None]
 
     def _choose(self, streams: Sequence[Any], name: str) -> Any:
-        """The stream marked as default, else the first; cover images do not count, nor streams without a decoder."""
-        usable = [stream for stream in streams if stream.codec_context is not None and not stream.disposition & _COVER]
+        """The wanted audio track, else the one marked as default, else the first that has a decoder; no cover image."""
+        tracks = [stream for stream in streams if not stream.disposition & _COVER]
+        number = self.limits.audio_track if name == "sound" and tracks else None
+        if number is not None:
+            if number > len(tracks):
+                raise UserError(f"sound track {number} is wanted, and it has {len(tracks)}")
+            self.notes += [f"sound track {number} of {len(tracks)} is used"] if len(tracks) > 1 else []
+            tracks = [tracks[number - 1]]
+        usable = [stream for stream in tracks if stream.codec_context is not None]
         if len(usable) > 1:
             self.notes.append(f"{len(usable)} {name} tracks, one is used")
+        if usable and len(usable) < len(tracks):
+            self.notes.append(f"{len(tracks) - len(usable)} of {len(tracks)} {name} tracks {NO_DECODER}")
+        self.missing[name] = f"the {name} {NO_DECODER}" if tracks and not usable else f"no {name}"
         return max(usable, key=lambda stream: bool(stream.disposition & _DEFAULT), default=None)
 
     def demux(self) -> None:
@@ -176,16 +194,17 @@ class _Reading:
         self._note_length(seconds)
         if waveform is not None and np.abs(waveform).max() < _SILENCE:
             self.notes.append("the sound is silent")
-        self.notes += _size_notes(self.video, frames)
+        self.notes += _picture_notes(self.video, frames)
         if sampled is not None and waveform is not None:
             self.notes += _difference_notes(video_seconds, audio_seconds)
         return Media(frames, moments, fps, waveform, self.limits.sampling_rate, seconds, tuple(self.notes))
 
     def _note_missing(self, no_frames: bool, no_waveform: bool) -> None:
         if "picture" in self.wanted and no_frames:
-            self.notes.append("the picture cannot be decoded" if self.video else "no picture")
+            self.notes.append("the picture cannot be decoded" if self.video else self.missing["picture"])
         if "sound" in self.wanted and no_waveform:
-            self.notes.append("the sound cannot be decoded, or is of zero length" if self.audio else "no sound")
+            unread = "the sound cannot be decoded, or is of zero length"
+            self.notes.append(unread if self.audio else self.missing["sound"])
 
     def _note_length(self, seconds: float) -> None:
         total = (self.container.duration or 0) / 1e6
@@ -198,13 +217,16 @@ class _Reading:
             self.notes.append(f"{damaged} damaged packets left out")
 
 
-def _size_notes(video: PictureTrack | None, frames: np.ndarray | None) -> list[str]:
-    if video is None or frames is None or video.limits.size is not None:
-        return []
+def _picture_notes(video: PictureTrack | None, frames: np.ndarray | None) -> list[str]:
+    notes: list[str] = []
+    if video is None or frames is None:
+        return notes
     (height, width), (new_height, new_width) = video.source_size, frames.shape[2:]
-    if (height, width) == (new_height, new_width):
-        return []
-    return [f"pictures scaled from {width} × {height} to {new_width} × {new_height}"]
+    if video.limits.size is None and (height, width) != (new_height, new_width):
+        notes.append(f"pictures scaled from {width} × {height} to {new_width} × {new_height}")
+    if video.rate and not _USUAL_RATES[0] <= video.rate <= _USUAL_RATES[1]:
+        notes.append(f"odd frame rate: {video.rate:.3g} per second, so its times may be wrong")
+    return notes
 
 
 def _difference_notes(video_seconds: float, audio_seconds: float) -> list[str]:

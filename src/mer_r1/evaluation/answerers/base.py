@@ -8,17 +8,16 @@ records keeps it and accepts no others.
 `answerers.checkpoint` runs a checkpoint with PyTorch, `answerers.endpoint` asks a server, `answerers.vllm` runs vLLM.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.evaluation.records import Record
 
-_EDGE = 1 << 20  # bytes of a file's beginning and end that enter its fingerprint
-_WEIGHTS = ("*.safetensors", "*.json")
+Answer = Callable[[Sequence[Clip], Sequence[ThinkingMode]], Iterator[Record]]
+"""One record per mode and clip of a group; see `ClipModel.answer`."""
 
 
 class ClipModel(Protocol):
@@ -48,20 +47,32 @@ class ClipModel(Protocol):
         """
 
 
-def fingerprint(model: str) -> str | None:
-    """Short hash of a local model folder, so that records of retrained weights are not mixed; None for a hub name.
+def ask_groups(
+    groups: Iterable[Sequence[Clip]],
+    modes: Sequence[ThinkingMode],
+    known: Mapping[tuple[str, str], str | None],
+    answer: Answer,
+    items: Mapping[str, str],
+) -> Iterator[Record]:
+    """Records of the clips and modes that have no answer yet, group by group.
 
-    It covers name, size, and first and last MiB of each file of weights and settings.
+    A group that was interrupted is asked again as a whole, so that padding and sampling see the same clips, and only
+    its missing records are kept. Clips that failed are asked again.
+
+    Args:
+        groups: clips that are answered together, the same ones in every run.
+        modes: slow, fast or both.
+        known: clip id and mode -> error, None for an answer; of the records there are.
+        answer: asks the model.
+        items: key of each clip, for its records (`claim.item_keys`).
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_EDGE))
-            file.seek(max(size - _EDGE, 0))
-            digest.update(file.read(_EDGE))
-    return digest.hexdigest()
+    for group in groups:
+        broken_off = [mode for mode in modes if any((clip.id, mode.value) not in known for clip in group)]
+        turns = [(group, broken_off)] if broken_off else []
+        for mode in modes:
+            failed = [clip for clip in group if known.get((clip.id, mode.value)) is not None]
+            turns += [(failed, [mode])] if failed and mode not in broken_off else []
+        for asked, wanted in turns:
+            for record in answer(asked, wanted):
+                if known.get((record.id, record.mode), "") is not None:
+                    yield replace(record, item=items[record.id])

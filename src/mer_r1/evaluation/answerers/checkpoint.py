@@ -1,15 +1,15 @@
 """Answer clips with a checkpoint in this process, with PyTorch (see `predict`)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.records import Record
 
@@ -25,6 +25,7 @@ class Checkpoint:
         batch_size: clips sampled together.
         features_dir: feature cache, shared by models with the same towers; None keeps no features.
         device: torch device; None is the CPU.
+        limits: fields of `ClipLimits` that replace the model's own.
     """
 
     name: str
@@ -33,12 +34,15 @@ class Checkpoint:
     batch_size: int = 16
     features_dir: Path | None = None
     device: str | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of the weights."""
-        decoding = asdict(self.decoding)
-        return {"engine": "checkpoint", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
+        """Model, decoding, limits, and the digest of the weights."""
+        # Sampling in a batch depends on the batch's other clips.
+        decoding = self.decoding.settings | {"batch_size": self.batch_size if self.decoding.temperature else None}
+        how = {"decoding": decoding, "limits": dict(self.limits)}
+        return {"engine": "checkpoint", "model": self.name, "weights": weights_digest(self.name), **how}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; both modes share one pass of the towers."""
@@ -59,6 +63,6 @@ class Checkpoint:
         from mer_r1.model.omni import load
         from mer_r1.rl.anchors import category_tokens
 
-        omni = load(self.name, device=self.device)
+        omni = load(self.name, device=self.device, limits=self.limits)
         get = FeatureCache(omni, self.features_dir).get if self.features_dir else None
         return omni, get, category_tokens(self.taxonomy, omni.tokenizer)

@@ -1,8 +1,9 @@
 """Answer clips with a model behind an OpenAI-compatible endpoint: video, audio and question as parts of one turn.
 
-Servers differ in what they accept. The file itself is sent as `video_url`; its audio, which servers do not extract from
-a video, as a part of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). For a server without video
-input, frames are sent as `image_url`, sampled as for our own models. Everything is sent inside the request as data
+A server gets what a model in this process would see: the frames at the same moments and the audio of the same seconds
+(`ClipLimits`). Servers differ in what they accept. The frames are sent as a video of nothing else (`video_url`) or, for
+a server without video input, as images (`image_url`); the audio, which servers do not extract from a video, as a part
+of its own: `audio_url` (vLLM, SGLang) or `input_audio` (OpenAI, vLLM). Everything is sent inside the request as data
 URLs, so the server needs no access to our files.
 
 Slow thinking is the model's answer to our question. Fast thinking prefills an empty think block. That needs a server
@@ -10,7 +11,6 @@ that continues an unfinished assistant turn (`continue_final_message`: vLLM, SGL
 would answer slowly under the name of fast, so the first fast questions check this.
 """
 
-import mimetypes
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +18,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mer_r1.data.clip import Clip
-from mer_r1.data.media.container import MediaLimits, local_file
-from mer_r1.data.media.encode import data_url, jpeg, wav
+from mer_r1.data.media.container import DECODING_ERRORS, ClipLimits
+from mer_r1.data.media.encode import MP4_TYPE, WAV_TYPE, data_url, jpeg, mp4, wav
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.errors import UserError, printable
+from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
 ANSWER_VERSION = "answer-1"
-MAX_VIDEO_BYTES = 100 * 1024 * 1024
 JPEG_QUALITY = 95
 _PROBES = 3
 _NEEDS = (
@@ -39,21 +38,17 @@ _NEEDS = (
 _RESTART = re.compile(r"<think|^\s*<answer>", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Sending:
-    """How a clip's video and audio are sent.
+@dataclass(frozen=True, kw_only=True)
+class Sending(ClipLimits):
+    """How a clip's video and audio are sent, and how much of them.
 
     Attributes:
-        video: "video_url" sends the file, "frames" sends images, "none" nothing.
+        video: "video_url" sends the frames as an MP4 file, "frames" as JPEG images, "none" nothing.
         audio: "audio_url" or "input_audio" sends a WAV (mono, 16 kHz, 16 bit), "none" nothing.
-        num_frames: frames per clip, evenly over its length.
-        max_seconds: audio and frames beyond are cut.
     """
 
     video: Literal["video_url", "frames", "none"] = "video_url"
     audio: Literal["audio_url", "input_audio", "none"] = "audio_url"
-    num_frames: int = 8
-    max_seconds: float = 30.0
 
 
 class ServedModel:
@@ -86,7 +81,7 @@ class ServedModel:
         return {
             "engine": "endpoint",
             "model": self.name,
-            "decoding": asdict(self.client.decoding),
+            "decoding": self.client.decoding.settings,
             "sending": asdict(self.sending),
         }
 
@@ -96,7 +91,7 @@ class ServedModel:
         with ThreadPoolExecutor(min(8, len(clips))) as pool:
             found = list(pool.map(self._parts_or_error, clips))
         for mode in modes:
-            asked = [_prompt(parts, mode) for parts in found if not isinstance(parts, str)]
+            asked = [_prompt(parts[0], mode) for parts in found if not isinstance(parts, str)]
             if mode is ThinkingMode.FAST and asked:
                 self._require_continuation(asked[:_PROBES])
             replies = iter(self.client.complete(asked, ANSWER_VERSION))
@@ -104,15 +99,15 @@ class ServedModel:
                 if isinstance(parts, str):
                     yield record_of_error(clip, mode, parts, source)
                 else:
-                    yield self._record(clip, mode, next(replies), source)
+                    yield self._record(clip, mode, next(replies), source, parts[1])
 
-    def _parts_or_error(self, clip: Clip) -> list[dict[str, Any]] | str:
+    def _parts_or_error(self, clip: Clip) -> tuple[list[dict[str, Any]], list[str]] | str:
         try:
             return clip_parts(clip, self.sending)
         except UserError as error:
             return str(error)
 
-    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, source: dict[str, Any]) -> Record:
+    def _record(self, clip: Clip, mode: ThinkingMode, reply: Reply, source: dict[str, Any], notes: list[str]) -> Record:
         problem = reply.error
         if mode is ThinkingMode.FAST:
             if reply.text is None and str(problem).startswith("4"):
@@ -122,6 +117,7 @@ class ServedModel:
         if reply.text is None or problem is not None:
             return record_of_error(clip, mode, f"{clip.id}: {problem}", source)
         measured: dict[str, Any] = {"seconds": round(reply.seconds, 4), "tokens": reply.completion_tokens}
+        measured |= {"finish_reason": reply.finish_reason, "notes": notes}
         return record_of_answer(clip, mode, prefill(mode) + reply.text, self.taxonomy, source, **measured)
 
     def _require_continuation(self, prompts: Sequence[ChatPrompt]) -> None:
@@ -138,20 +134,18 @@ class ServedModel:
         self._continues = True
 
 
-def clip_parts(clip: Clip, sending: Sending) -> list[dict[str, Any]]:
-    """Video, audio and question of a clip as parts of a user's turn.
+def clip_parts(clip: Clip, sending: Sending) -> tuple[list[dict[str, Any]], list[str]]:
+    """Video, audio and question of a clip as parts of a user's turn, and the notes about what was read.
 
     A missing channel has no part.
 
     Raises:
-        UserError: naming the clip: a file cannot be read, or is too large to be sent whole.
+        UserError: naming the clip: a file cannot be read.
     """
     try:
-        media = read_media(
-            clip.video, clip.audio, MediaLimits(max_frames=sending.num_frames, max_seconds=sending.max_seconds)
-        )
+        media = read_media(clip.video, clip.audio, sending.limits())
         asked = {"type": "text", "text": question(clip.subtitle)}
-        return [*_picture(clip, media, sending), *_sound(media, sending), asked]
+        return [*_picture(media, sending), *_sound(media, sending), asked], list(media.notes)
     except UserError as error:
         raise UserError(f"clip {clip.id}: {error}") from error
 
@@ -162,18 +156,17 @@ def _prompt(parts: list[dict[str, Any]], mode: ThinkingMode) -> ChatPrompt:
     return ChatPrompt((asked, {"role": "assistant", "content": begun}) if begun else (asked,))
 
 
-def _picture(clip: Clip, media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
+def _picture(media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
     if media.frames is None or sending.video == "none":
         return
     if sending.video == "frames":
         yield from (image_part(jpeg(frame.transpose(1, 2, 0), JPEG_QUALITY)) for frame in media.frames)
         return
-    path = local_file(clip.video or clip.audio or "")
-    if (size := path.stat().st_size) > MAX_VIDEO_BYTES:
-        limit = MAX_VIDEO_BYTES // 2**20
-        raise UserError(f"{printable(path)}: {size / 2**20:.0f} MiB, expected at most {limit}; send frames instead")
-    kind = mimetypes.guess_type(path.name)[0] or "video/mp4"
-    yield {"type": "video_url", "video_url": {"url": data_url(kind, path.read_bytes())}}
+    try:
+        video = mp4(media.frames, media.fps or 1.0 / max(media.seconds, 0.04))  # a single frame spans the clip
+    except DECODING_ERRORS as error:
+        raise UserError(f"its frames cannot be encoded as H.264 ({error}); send frames instead") from None
+    yield {"type": "video_url", "video_url": {"url": data_url(MP4_TYPE, video)}}
 
 
 def _sound(media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
@@ -183,4 +176,4 @@ def _sound(media: Media, sending: Sending) -> Iterator[dict[str, Any]]:
     if sending.audio == "input_audio":
         yield sound_part(sound)
     else:
-        yield {"type": "audio_url", "audio_url": {"url": data_url("audio/wav", sound)}}
+        yield {"type": "audio_url", "audio_url": {"url": data_url(WAV_TYPE, sound)}}

@@ -1,14 +1,14 @@
 """Answer clips with a vLLM engine in this process, through the same interface as checkpoints and endpoints."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.answerers.base import fingerprint
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.evaluation.records import Record, provenance, record_of_answer, record_of_error, versions
 
@@ -22,18 +22,20 @@ class EngineModel:
         taxonomy: wheels for categories and scores.
         decoding: how completions are sampled.
         batch_size: clips whose frames are held in memory, and passed to the engine, at a time.
+        limits: fields of `ClipLimits` that replace the model's own.
     """
 
     name: str
     taxonomy: Taxonomy
     decoding: Decoding
     batch_size: int = 64
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Model, decoding, and the fingerprint of the weights."""
-        decoding = asdict(self.decoding)
-        return {"engine": "vllm", "model": self.name, "weights": fingerprint(self.name), "decoding": decoding}
+        """Model, decoding, limits, and the digest of the weights."""
+        how = {"decoding": self.decoding.settings, "limits": dict(self.limits)}
+        return {"engine": "vllm", "model": self.name, "weights": weights_digest(self.name), **how}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`.
@@ -45,7 +47,7 @@ class EngineModel:
         source = provenance(self.name, self.decoding.seed, versions("mer-r1") | {"vllm": version})
         found = [requests.of(clip) for clip in clips]
         for mode in modes:
-            readable = [request for request in found if not isinstance(request, str)]
+            readable = [request[0] for request in found if not isinstance(request, str)]
             asked = [request | {"prompt": request["prompt"] + prefill(mode)} for request in readable]
             outputs = iter(engine.generate(asked, parameters, use_tqdm=False) if asked else ())
             for clip, request in zip(clips, found, strict=True):
@@ -53,8 +55,15 @@ class EngineModel:
                     yield record_of_error(clip, mode, request, source)
                     continue
                 said = next(outputs).outputs[0]
-                tokens = len(said.token_ids)
-                yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, tokens=tokens)
+                measured: dict[str, Any] = {
+                    "tokens": len(said.token_ids),
+                    "finish_reason": said.finish_reason or "stop",
+                    "notes": request[1],
+                }
+                if measured["finish_reason"] not in ("stop", "length"):
+                    yield record_of_error(clip, mode, f"{clip.id}: vLLM broke off ({said.finish_reason})", source)
+                    continue
+                yield record_of_answer(clip, mode, prefill(mode) + said.text, self.taxonomy, source, **measured)
 
     @cached_property
     def _started(self) -> tuple[Any, ...]:
@@ -63,7 +72,7 @@ class EngineModel:
 
         how = self.decoding
         vllm, engine = start(self.name, seed=how.seed or 0)
-        requests = Requests(self.name)
+        requests = Requests(self.name, self.limits)
         parameters = vllm.SamplingParams(
             temperature=how.temperature,
             top_p=1.0 if how.top_p is None else how.top_p,

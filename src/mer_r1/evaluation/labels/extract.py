@@ -1,26 +1,28 @@
 """Extract labels from completions: by rule where there is an `<answer>` list, else by asking a language model.
 
 MER-UniBench has a language model read every answer and name the emotions in it, and turn these into a sentiment with
-another request. The words of an `<answer>` are labels already and need no reader. For any other text this module asks
-in our own words, with every rule of the benchmark's instruction, and cleans the reply exactly as the reference does
-(AffectGPT release).
+another request. The words of an `<answer>` are labels already and need no reader, in whatever form they are listed
+(`emotions.answers`). For any other text this module asks in our own words, with every rule of the benchmark's
+instruction, and cleans the reply exactly as the reference does (AffectGPT release).
 
 A language model may reply with prose, in another language, or not at all. The reference scores any reply. Here a reply
-that is not a list of English words is sent back once with the reason; if the second is no better, the item has an error
-and no labels, so that it cannot be scored by accident. `checked=False` accepts every reply, as the reference does.
+that did not end properly, or holds no list of English words, is sent back once with the reason. If the second is no
+better, the item has an error and no labels, so that it cannot be scored by accident, and the next run asks anew.
+`checked=False` accepts every reply, as the reference does.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from mer_r1.emotions.answers import answer_words, rule_doubt
 from mer_r1.emotions.sentiment import sentiment_of
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
+from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.replies import (
-    MAX_LABEL_WORDS,
     Verdict,
-    doubt_about,
     read_as_reference,
     read_labels,
     read_sentiment,
@@ -96,17 +98,29 @@ def label_string(labels: Sequence[str]) -> str:
 def labels_by_rule(completion: str) -> Extracted | None:
     """The words of the `<answer>`; None where a language model must read the text.
 
-    That is a text without answer tags, or with sentences in them (a label of more than `MAX_LABEL_WORDS` words). An
+    That is a text without answer tags, or with anything but a list of words in them (see `answers.answer_words`). An
     empty answer gives no labels, and so does an empty completion.
     """
     if not _TAGS.sub("", completion).strip():
         return Extracted("[]", "answer" if _ANSWER_TAG.search(completion) else "empty")
     if not _ANSWER_TAG.search(completion):
         return None
-    labels = parse(completion).labels
-    if any(len(label.split()) > MAX_LABEL_WORDS for label in labels):
-        return None
-    return Extracted(label_string(labels), "answer")
+    labels = answer_words(parse(completion).answer)
+    return None if labels is None else Extracted(label_string(labels), "answer")
+
+
+def label_field(value: Any) -> Any:
+    """Labels in a field of predictions, as they are; of a raw answer, which has tags, its words.
+
+    Raises:
+        UserError: it is a text that only a language model can read.
+    """
+    if not isinstance(value, str) or not _TAGS.search(value):
+        return value
+    found = labels_by_rule(value)
+    if found is None:
+        raise UserError("no labels, only a text: `mer-r1 extract` reads it")
+    return found.value
 
 
 def extract_labels(
@@ -136,7 +150,7 @@ def extract_labels(
     else:
         asked = [ChatPrompt.user(f"{LABELS_INSTRUCTION}{text}\nList:") for text in texts]
         read = iter(_ask(model, asked, LABELS_VERSION, lambda reply: read_labels(reply, taxonomy), checked, on_reply))
-    return [next(read) if rule is None else replace(rule, doubt=doubt_about(rule.labels, taxonomy)) for rule in found]
+    return [next(read) if rule is None else replace(rule, doubt=rule_doubt(rule.labels, taxonomy)) for rule in found]
 
 
 def extract_sentiments(
@@ -187,10 +201,27 @@ def _ask(
     checked: bool,
     on_reply: OnReply | None,
 ) -> list[Extracted]:
-    """Ask all prompts; if checked, send wrong or doubtful replies back once, else read all as the reference does."""
+    """Read the replies to all prompts. Those of an earlier run that cannot be read are asked for anew."""
     read = read if checked else read_as_reference
+    found = _replies(model, prompts, version, read, checked, on_reply)
+    if stale := [i for i, (reply, verdict) in enumerate(found) if reply.cached and verdict[0] is None]:
+        fresh = [replace(prompts[i], fresh=True) for i in stale]
+        again = dict(zip(stale, _replies(model, fresh, version, read, checked, None), strict=True))
+        found = [again.get(i, entry) for i, entry in enumerate(found)]
+    return [_extracted(reply, verdict) for reply, verdict in found]
+
+
+def _replies(
+    model: TextModel,
+    prompts: Sequence[ChatPrompt],
+    version: str,
+    read: Callable[[str], Verdict],
+    checked: bool,
+    on_reply: OnReply | None,
+) -> list[tuple[Reply, Verdict]]:
+    """Ask all prompts; if checked, send wrong or doubtful replies back once."""
     replies = model.complete(prompts, version, on_reply)
-    verdicts = [_verdict(reply, read) for reply in replies]
+    verdicts = [_verdict(reply, read, checked) for reply in replies]
     places = [i for i, reply in enumerate(replies) if checked and reply.text is not None and verdicts[i][1] is not None]
     if places:
         form = "one of the three words"
@@ -199,14 +230,18 @@ def _ask(
         problems = [f"This cannot be used: {verdicts[i][1]}. Write nothing but {form}." for i in places]
         back = [prompts[i].again(str(replies[i].text), text) for i, text in zip(places, problems, strict=True)]
         for place, reply in zip(places, model.complete(back, version), strict=True):
-            verdict = _verdict(reply, read)
+            verdict = _verdict(reply, read, checked)
             if verdict[0] is not None:  # else keep the first: a doubtful value is better than none
                 replies[place], verdicts[place] = reply, verdict
-    return [_extracted(reply, verdict) for reply, verdict in zip(replies, verdicts, strict=True)]
+    return list(zip(replies, verdicts, strict=True))
 
 
-def _verdict(reply: Reply, read: Callable[[str], Verdict]) -> Verdict:
-    return (None, reply.error) if reply.text is None else read(reply.text)
+def _verdict(reply: Reply, read: Callable[[str], Verdict], checked: bool) -> Verdict:
+    problem = reply.problem
+    if problem is not None and (checked or not reply.final):
+        return None, problem
+    value, doubt = read(reply.final)
+    return value, doubt or problem
 
 
 def _extracted(reply: Reply, verdict: Verdict) -> Extracted:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mer_r1.data.jsonl import object_of, read_lines, read_object, write_atomically
+from mer_r1.data.media.notes import count_notes
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.extract import Extracted, extract_labels, extract_sentiments, sentiments_by_rule
@@ -108,10 +109,13 @@ def sentiment_rows(
 def summarise(rows: Iterable[Row]) -> dict[str, Any]:
     """Counts of rows: `rows`, `labels` and `sentiments` by source, `doubtful`, `errors`, `without_completion`.
 
+    `notes` counts the clips with each note about what was read of them (see `Record.notes`).
     `errors` counts rows without labels or sentiment, `without_completion` rows that had an error before.
     """
+    rows = list(rows)
     counts: dict[str, Any] = {"rows": 0, "labels": Counter(), "sentiments": Counter()}
     counts |= dict.fromkeys(("doubtful", "errors", "without_completion"), 0)
+    counts["notes"] = count_notes((row["id"], row.get("notes")) for row in rows)
     for row in rows:
         counts["rows"] += 1
         if "label_source" not in row:

@@ -2,7 +2,7 @@
 
 Replies are cleaned exactly as the reference of MER-UniBench cleans them (AffectGPT release), oddities included. The
 reference then scores the result, valid or not. `read_labels` and `read_sentiment` also report a reply that is not a
-list of English words, or not a sentiment.
+list of English words, or not a sentiment. They use the lenient reader that judges use, too (`llm.reading`).
 """
 
 import re
@@ -10,16 +10,15 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from mer_r1.emotions.answers import MAX_LABEL_CHARACTERS, MAX_LABEL_WORDS, unknown_words
 from mer_r1.emotions.sentiment import SENTIMENTS
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
-
-MAX_LABEL_WORDS = 4
-"""Words that a label may have ("ill at ease" has three); more are a sentence."""
+from mer_r1.evaluation.llm.reading import ascii_punctuation, only_value
 
 _PREFIXES = ("输入", "输出", "翻译", "让我们来翻译一下：", "output", "Output", "input", "Input")
-_LIST = re.compile(r"\[[^\[\]]*\]")
-_ORNAMENT = " \t.`*"
+_TITLE = re.compile(r"(?:the )?(?:final )?(?:sentiment|answer|label|output)(?: is|\W*[:=])", re.IGNORECASE)
+_ORNAMENT = " \t.`*!'\"[]{}:"
 
 Verdict = tuple[str | None, str | None]
 """The value in a reply, or None; and what is wrong or doubtful about it, or None."""
@@ -45,7 +44,7 @@ def read_labels(reply: str, taxonomy: Taxonomy | None = None) -> Verdict:
     """The label string in a reply, and what is wrong or doubtful about it.
 
     Args:
-        reply: raw reply; full stops, back quotes and asterisks around the list are ignored.
+        reply: reply; anything around the one list in it is ignored. A JSON object may hold the list.
         taxonomy: wheels with the known words; without any known word the string is doubtful.
 
     >>> read_labels("Output: [happy, sad].")
@@ -53,28 +52,39 @@ def read_labels(reply: str, taxonomy: Taxonomy | None = None) -> Verdict:
     >>> read_labels("He seems happy.")
     (None, 'it is no list in square brackets')
     """
-    text = clean_reply(reply).strip(_ORNAMENT)
-    if not _LIST.fullmatch(text):
+    text = only_value(reply, _list_text)
+    if text is None:
         return None, "it is no list in square brackets"
+    text = " ".join(text.split())
     labels = parse_labels(text)
     for label in labels:
         if not all(unicodedata.name(sign, "").startswith("LATIN") for sign in label if sign.isalpha()):
             return None, f"{label!r:.40} is not English"
-        if len(label.split()) > MAX_LABEL_WORDS:
+        if len(label.split()) > MAX_LABEL_WORDS or len(label) > MAX_LABEL_CHARACTERS:
             return None, f"{label!r:.40} is a sentence, not an emotion word"
     return text, doubt_about(labels, taxonomy)
 
 
+def _list_text(value: Any, text: str) -> str | None:
+    """The label string in a value of a reply: a list of words, or the only such list in an object."""
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return text
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        if len(lists) == 1 and all(isinstance(word, str) for word in lists[0]):
+            return f"[{', '.join(lists[0])}]"
+    return None
+
+
 def doubt_about(labels: Sequence[str], taxonomy: Taxonomy | None) -> str | None:
-    """What is doubtful about labels: that no wheel knows any of them. None if nothing is, or there are no labels.
+    """What is doubtful about labels that a reader named: that no wheel knows any of them; None if nothing is.
 
     Args:
         labels: emotion words; "neutral", which is not on any wheel, counts as known.
         taxonomy: wheels with the known words; None accepts all words.
     """
-    if taxonomy is None or not labels or any(label.lower() in taxonomy.forms for label in labels):
-        return None
-    return None if "neutral" in map(str.lower, labels) else "no wheel knows any of its words"
+    unknown = [] if taxonomy is None else unknown_words(labels, taxonomy)
+    return "no wheel knows any of its words" if unknown and len(unknown) == len(labels) else None
 
 
 def read_sentiment(reply: str) -> Verdict:
@@ -83,7 +93,9 @@ def read_sentiment(reply: str) -> Verdict:
     >>> read_sentiment("**Positive.**"), read_sentiment("happy")
     (('positive', None), (None, 'it is none of positive, negative, neutral'))
     """
-    text = clean_reply(reply).strip(_ORNAMENT + "'\"[]").lower()
+    text = clean_reply(ascii_punctuation(reply))
+    named = only_value(text, lambda value, _: next(iter(value.values()), None) if isinstance(value, dict) else None)
+    text = _TITLE.sub("", named if isinstance(named, str) else text, count=1).strip(_ORNAMENT).lower()
     return (text, None) if text in SENTIMENTS else (None, f"it is none of {', '.join(SENTIMENTS)}")
 
 

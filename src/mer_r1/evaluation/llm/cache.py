@@ -9,11 +9,11 @@ Each reply is committed the moment it arrives: an interrupted run resumes there.
 
 import hashlib
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
 
 LAYOUT = 1
 """Number of the table's layout, kept in the file as SQLite's `user_version`."""
+_FAILURES = (sqlite3.Error, OSError, OverflowError, UnicodeError)
 _TABLE = """
 create table if not exists replies (
     key text primary key, model text not null, version text not null, parameters text not null,
@@ -29,6 +30,7 @@ create table if not exists replies (
     prompt_tokens integer not null, completion_tokens integer not null, seconds real not null, created real not null
 )
 """
+_COLUMNS = ",".join(re.findall(r"(\w+) (?:text|integer|real)", _TABLE))
 
 
 def reply_key(model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> str:
@@ -42,7 +44,7 @@ def reply_key(model: str, prompt: ChatPrompt, decoding: Decoding, version: str) 
         "layout": LAYOUT,
         "model": model,
         "version": version,
-        "decoding": asdict(decoding),
+        "decoding": decoding.settings,
         "messages": without_media(prompt.messages),
         "schema": prompt.schema,
         "repeat": prompt.repeat,
@@ -94,20 +96,30 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
             self._database.execute("pragma synchronous = normal")
             self._database.execute(_TABLE)
             self._database.execute(f"pragma user_version = {LAYOUT}")
-        except (sqlite3.Error, OSError) as error:
+        except _FAILURES as error:
             raise UserError(f"cache {path}: cannot be used as a file of replies: {error}") from error
+        if self._rows("select group_concat(name) from pragma_table_info('replies')") != [(_COLUMNS,)]:
+            raise UserError(f"cache {path}: its table has other columns than {_COLUMNS}")
 
     def get(self, key: str) -> Reply | None:
         """The reply under `key` (see `reply_key`), marked as cached; None if there is none."""
         columns = "text, finish_reason, structured, prompt_tokens, completion_tokens, seconds"
-        row = self._database.execute(f"select {columns} from replies where key = ?", (key,)).fetchone()
-        if row is None:
+        rows = self._rows(f"select {columns} from replies where key = ?", (key,))
+        if not rows:
             return None
-        text, finish_reason, structured, read, written, seconds = row
+        if tuple(map(type, rows[0])) != (str, str, int, int, int, float):
+            raise UserError(f"cache {self.path}: a reply in it is damaged; delete the file to ask again")
+        text, finish_reason, structured, read, written, seconds = rows[0]
         return Reply(text, None, finish_reason, bool(structured), read, written, seconds, cached=True)
 
+    def _rows(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        try:
+            return self._database.execute(statement, values).fetchall()
+        except _FAILURES as error:
+            raise UserError(f"cache {self.path}: {error} (replies so far are kept)") from error
+
     def put(self, key: str, reply: Reply, model: str, prompt: ChatPrompt, decoding: Decoding, version: str) -> None:
-        """Keep a reply, committed at once; an existing one under the key stays.
+        """Keep a reply, committed at once; an existing one under the key stays, unless a fresh one was asked for.
 
         Raises:
             ValueError: the reply has no text: failures are not kept.
@@ -115,14 +127,15 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
         if reply.text is None:
             raise ValueError(f"only replies with a text are kept, got the error {reply.error!r}")
         row = (
-            key, model, version, _canonical(asdict(decoding) | {"schema": prompt.schema, "repeat": prompt.repeat}),
+            key, model, version, _canonical(decoding.settings | {"schema": prompt.schema, "repeat": prompt.repeat}),
             _canonical(without_media(prompt.messages)), reply.text, reply.finish_reason, int(reply.structured),
             reply.prompt_tokens, reply.completion_tokens, reply.seconds, time.time(),
         )  # fmt: skip
-        self._database.execute(f"insert or ignore into replies values ({', '.join('?' * len(row))})", row)
+        place = "replace" if prompt.fresh else "ignore"
+        self._rows(f"insert or {place} into replies values ({', '.join('?' * len(row))})", row)
 
     def __len__(self) -> int:
-        return int(self._database.execute("select count(*) from replies").fetchone()[0])
+        return int(self._rows("select count(*) from replies")[0][0])
 
     def __bool__(self) -> bool:
         return True  # an empty cache is still a cache
@@ -170,7 +183,8 @@ class Replies:
         self.cached: list[Reply] = []
         self.missing: list[str] = []
         for key in self._places:
-            if (known := cache.get(key)) is None:
+            known = None if self.prompt(key).fresh else cache.get(key)
+            if known is None or known.finish_reason not in ("stop", "length"):  # broken, of an earlier version
                 self.missing.append(key)
             else:
                 self.cached.append(known)

@@ -7,10 +7,11 @@ is a text or the reason why there is none, so no prompt is ever lost. A `TextMod
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.reading import without_thinking
 
 Message = Mapping[str, Any]
 """One turn: `role`, and `content` as text or as a list of parts."""
@@ -25,12 +26,14 @@ class ChatPrompt:
         schema: JSON schema of the reply, for servers with structured output; None for free text.
         repeat: 0 for the first reply; 1, 2 ... ask the same again for further, separately kept replies.
         attempts: requests until it counts as failed; not part of the cache's key.
+        fresh: ask even if the cache holds a reply, and keep the new one; not part of the key either.
     """
 
     messages: tuple[Message, ...]
     schema: Mapping[str, Any] | None = None
     repeat: int = 0
     attempts: int = 6
+    fresh: bool = False
 
     @classmethod
     def user(cls, text: str) -> "ChatPrompt":
@@ -39,8 +42,14 @@ class ChatPrompt:
 
     def again(self, reply: str, correction: str) -> "ChatPrompt":
         """The same conversation with the model's reply and a correction appended."""
-        turns = ({"role": "assistant", "content": sound_text(reply)}, {"role": "user", "content": correction})
+        turns = (
+            {"role": "assistant", "content": sound_text(without_thinking(reply) or "...")},
+            {"role": "user", "content": correction},
+        )
         return replace(self, messages=(*self.messages, *turns))
+
+
+_CLIENTS_OWN = frozenset(("model", "messages", "stream", "n", "response_format", "continue_final_message"))
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Decoding:
         max_tokens: longest reply, in tokens.
         top_p: probability mass of nucleus sampling, in (0, 1]; None for the server's default.
         repetition_penalty: a parameter of vLLM and transformers, not of OpenAI; None leaves it out.
+        extra_body: further fields of each request to a server, such as `chat_template_kwargs`.
     """
 
     temperature: float = 0.0
@@ -60,6 +70,7 @@ class Decoding:
     max_tokens: int = 512
     top_p: float | None = None
     repetition_penalty: float | None = None
+    extra_body: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no server accepts; equal numbers get one form, because they are part of a key."""
@@ -72,6 +83,13 @@ class Decoding:
         for name in ("temperature", "top_p", "repetition_penalty"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, float(value))
+        if owned := _CLIENTS_OWN.intersection(self.extra_body or ()):
+            raise UserError(f"extra body: {min(owned)} is set by the client; expected further fields of the server")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON values; without `extra_body` where there is none, as before it existed."""
+        return {name: value for name, value in asdict(self).items() if name != "extra_body" or value}
 
 
 REFERENCE_SAMPLING = Decoding(temperature=0.7, seed=None, max_tokens=512, top_p=0.8, repetition_penalty=1.05)
@@ -85,7 +103,7 @@ class Reply:
     Attributes:
         text: the reply; None where `error` says why there is none.
         error: one line; None where there is a reply.
-        finish_reason: "stop", "length" for a reply cut off at `max_tokens`, or the server's own word.
+        finish_reason: "stop"; "length" for a reply cut off at `max_tokens`; with an error the server's own word, or "".
         structured: whether the server was held to the prompt's schema.
         prompt_tokens: tokens read, as the server counts them; 0 if it does not say.
         completion_tokens: tokens written.
@@ -101,6 +119,20 @@ class Reply:
     completion_tokens: int = 0
     seconds: float = 0.0
     cached: bool = False
+
+    @property
+    def final(self) -> str:
+        """The text without its reasoning."""
+        return without_thinking(self.text or "")
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be read as a reply: there is none, it was cut off, or it is nothing but reasoning."""
+        if self.text is None:
+            return self.error
+        if self.finish_reason != "stop":
+            return f"it did not end properly ({self.finish_reason})"
+        return None if self.final else "it is nothing but reasoning"
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,7 @@ class Usage:
         completion_tokens: tokens written by it, likewise.
         cached_prompt_tokens: tokens that the cached replies once took; they cost nothing now.
         cached_completion_tokens: likewise, written.
+        left_out: parameters that the server refused and that were left out.
     """
 
     asked: int = 0
@@ -134,6 +167,7 @@ class Usage:
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0
     cached_completion_tokens: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def cost(self, prices: Prices) -> float:
         """Cost of the new replies, in the currency of `prices`.

@@ -6,6 +6,9 @@ retried with growing waits, never before the server's own Retry-After, which hol
 request can pass (no such model, no permission) stops the run with one clear line. A failure of one prompt becomes that
 prompt's error. Whatever has arrived is in the cache (`llm.cache`), so a rerun resumes there and asks nothing twice.
 
+What a server refuses (structured output, a parameter, the name of `max_tokens`) is left out after one clear note, by
+every request from then on; one that was under way and refused for it is asked again.
+
 The retries of the `openai` package are off: they wait per request, and count neither requests nor tokens.
 
 The service's key is read from the environment when something is asked, and goes into the request and nowhere else. A
@@ -19,18 +22,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import Replies, ReplyCache, reply_key
-from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Prices, Reply, Usage, sound_text
-from mer_r1.evaluation.llm.responses import Kind, RequestError, Retries, backoff, classify_error, read_reply
+from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Prices, Reply, Usage
+from mer_r1.evaluation.llm.responses import (
+    LENGTHS,
+    Kind,
+    RequestError,
+    Retries,
+    backoff,
+    classify_error,
+    read_bounded,
+    read_reply,
+    refused_parameter,
+)
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-_OPENAI_ONLY = ("temperature", "seed", "top_p")
+_OPTIONAL = ("temperature", "seed", "top_p", "repetition_penalty", *LENGTHS)
+_NOT_OPENAI = ("repetition_penalty",)
 _SHAPE_REFUSED = (400, 415, 422)
+_SUSPICIONS = 3
+"""Prompts that pass only without the schema, until a server that gives no reason counts as one without schemas."""
 
 
 @dataclass(eq=False)
@@ -60,16 +76,15 @@ class Client:
     key_variable: str = DEFAULT_KEY_VARIABLE
     prices: Prices | None = None
     usage: Usage = field(default_factory=Usage)
-    _plain_only: bool = field(default=False, init=False, repr=False)
-    _tokens_name: str = field(default="max_tokens", init=False, repr=False)
+    _suspicions: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse an address or numbers that cannot work."""
         parts = urlsplit(self.base_url)
-        if "@" in parts.netloc or parts.query:
+        if "@" in self.base_url or parts.query or parts.fragment:
             raise UserError(f"base URL: give no credentials in it; the key is read from {self.key_variable}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"base URL: expected an address such as http://localhost:8000/v1, got {self.base_url!r}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:  # not shown: it may be a key
+            raise UserError("base URL: expected an address such as http://localhost:8000/v1")
         if self.concurrency < 1 or (self.retries.attempts or 1) < 1:
             raise UserError("concurrency and attempts: expected at least 1")
         if self.cache is None:
@@ -118,11 +133,14 @@ class _Run:
 
     async def complete(self, replies: Replies) -> None:
         """Ask for the missing replies; raises what stopped the run after the requests in flight have ended."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         logging.getLogger("httpcore2").setLevel(logging.INFO)  # its trace shows whole headers, echoes of the key too
         base_url, timeout, keys = self.client.base_url, self.client.timeout, iter(replies.missing)
-        async with AsyncOpenAI(api_key=self.key or "none", base_url=base_url, timeout=timeout, max_retries=0) as remote:
+        asks: dict[str, Any] = {"base_url": base_url, "timeout": timeout, "max_retries": 0}
+        hooks = {"response": [self._refuse_other_server, read_bounded]}
+        asks["http_client"] = DefaultAsyncHttpxClient(event_hooks=hooks)
+        async with AsyncOpenAI(api_key=self.key or "none", **asks) as remote:
             self.create = remote.chat.completions.with_raw_response.create
             workers = [asyncio.create_task(self._work(keys, replies)) for _ in range(self.client.concurrency)]
             try:
@@ -133,6 +151,15 @@ class _Run:
                 await asyncio.gather(*workers, return_exceptions=True)
         if self.stop is not None:
             raise self.stop
+
+    async def _refuse_other_server(self, response: Any) -> None:
+        """Raise UserError for a redirect that leads the prompts to another origin."""
+        if response.has_redirect_location:
+            asked = urlsplit(str(response.request.url))
+            there = urlsplit(urljoin(asked.geturl(), response.headers["location"]))
+            if (there.scheme, there.netloc) != (asked.scheme, asked.netloc):
+                message = f"it redirects to another server, {there.scheme}://{there.netloc.rpartition('@')[2]}"
+                raise UserError(f"{self.client.name} at {self.client.base_url}: {self._hide(message):.200}")
 
     async def _work(self, keys: Iterator[str], replies: Replies) -> None:
         while self.stop is None and (key := next(keys, None)) is not None:
@@ -167,61 +194,76 @@ class _Run:
         if self.failed_in_a_row >= retries.give_up_after:
             self._halt(f"{self.failed_in_a_row} prompts in a row got no reply; the last: {error.message}")
         tried = "" if error.kind is Kind.PROMPT else f" (after {attempts} attempts)"
-        return Reply(None, error.message + tried)
+        return Reply(None, error.message + tried, error.finish_reason)
 
     async def _attempt(self, prompt: ChatPrompt) -> Reply | RequestError:
-        """One request; a second at once where the server does not know structured output or `max_tokens`."""
-        client = self.client
-        structured = prompt.schema is not None and not client._plain_only
-        found = await self._request(prompt, structured)
-        if isinstance(found, RequestError) and found.wants_completion_tokens and client._tokens_name == "max_tokens":
-            client._tokens_name = "max_completion_tokens"
-            found = await self._request(prompt, structured)
-        if structured and isinstance(found, RequestError) and found.status in _SHAPE_REFUSED:
-            found = await self._request(prompt, structured=False)
-            if isinstance(found, Reply):
-                if not client._plain_only:
-                    logger.warning(
-                        "%s does not support structured output: falling back to a text instruction", client.base_url
-                    )
-                client._plain_only = True
+        """One request, asked again at once for as long as it was refused for something that is now known."""
+        while True:
+            known = len(self.client.usage.left_out)
+            body = self._body(prompt)
+            found = await self._request(body)
+            if not isinstance(found, RequestError) or found.status not in _SHAPE_REFUSED:
+                return found
+            if refused := refused_parameter(found, body.keys() | (self.client.decoding.extra_body or {}).keys()):
+                if refused in (self.client.decoding.extra_body or ()):
+                    return replace(found, kind=Kind.STOP, message=f"{refused} of the extra body: {found.message}")
+                self._leave_out(refused, found.message)
+            if len(self.client.usage.left_out) == known:
+                break
+        if "response_format" in body:
+            del body["response_format"]
+            found = await self._request(body)
+            self.client._suspicions += isinstance(found, Reply)
+            if self.client._suspicions >= _SUSPICIONS:
+                self._leave_out("response_format", "it takes only prompts without a schema")
         return found
 
-    async def _request(self, prompt: ChatPrompt, structured: bool) -> Reply | RequestError:
+    def _leave_out(self, name: str, reason: str) -> None:
+        client = self.client
+        if name in client.usage.left_out:
+            return
+        client.usage.left_out.append(name)
+        if name == "response_format":
+            note = "does not support structured output: falling back to a text instruction"
+        elif name == "max_tokens":
+            note = "does not take max_tokens: asking with max_completion_tokens"
+        else:
+            note = f"does not take our {name}: left out, so that the server's own choice applies"
+        logger.warning("%s %s (%s)", client.base_url, note, reason)
+
+    async def _request(self, body: dict[str, Any]) -> Reply | RequestError:
         from openai import APIError
 
-        client, begin = self.client, monotonic()
+        client, begin, decoding = self.client, monotonic(), self.client.decoding
         client.usage.requests += 1
+        extra = {name: body[name] for name in _NOT_OPENAI if name in body} | dict(decoding.extra_body or {})
+        if body["messages"][-1]["role"] == "assistant":  # a turn to continue, in the words of vLLM and SGLang
+            extra |= {"continue_final_message": True, "add_generation_prompt": False}
+        sent = {name: value for name, value in body.items() if name not in extra}
         try:
-            raw = await asyncio.wait_for(self.create(**self._body(prompt, structured)), client.timeout)
-        except (APIError, TimeoutError) as error:
+            raw = await asyncio.wait_for(self.create(**sent, extra_body=extra or None), client.timeout)
+        except (APIError, TimeoutError, OverflowError) as error:
             return classify_error(error, client.name, client.base_url, client.key_variable, self._hide)
-        found, prompt_tokens, completion_tokens = read_reply(self._hide(raw.text), monotonic() - begin, structured)
+        structured = "response_format" in body
+        found, prompt_tokens, completion_tokens = read_reply(raw.content, monotonic() - begin, structured, self._hide)
         client.usage.prompt_tokens += prompt_tokens
         client.usage.completion_tokens += completion_tokens
-        return (
-            found if isinstance(found, RequestError) else replace(found, text=self._hide(sound_text(str(found.text))))
-        )
+        return found
 
-    def _body(self, prompt: ChatPrompt, structured: bool) -> dict[str, Any]:
-        decoding = self.client.decoding
-        body: dict[str, Any] = {"model": self.client.name, "messages": list(prompt.messages)}
-        body |= {name: value for name in _OPENAI_ONLY if (value := getattr(decoding, name)) is not None}
-        body[self.client._tokens_name] = decoding.max_tokens
-        if decoding.repetition_penalty is not None:
-            body["extra_body"] = {"repetition_penalty": decoding.repetition_penalty}
-        if prompt.messages[-1]["role"] == "assistant":  # a turn to continue, in the words of vLLM and SGLang
-            body.setdefault("extra_body", {}).update(continue_final_message=True, add_generation_prompt=False)
-        if structured:
-            body["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {"name": "reply", "strict": True, "schema": prompt.schema},
-            }
-        return body
+    def _body(self, prompt: ChatPrompt) -> dict[str, Any]:
+        """The fields of a request, without those that the server is known to refuse."""
+        decoding, left_out = self.client.decoding, self.client.usage.left_out
+        length = LENGTHS["max_tokens" in left_out]
+        offered = {name: getattr(decoding, name, None) for name in _OPTIONAL} | {length: decoding.max_tokens}
+        if prompt.schema is not None:
+            schema = {"name": "reply", "strict": True, "schema": prompt.schema}
+            offered["response_format"] = {"type": "json_schema", "json_schema": schema}
+        kept = {name: value for name, value in offered.items() if value is not None and name not in left_out}
+        return {"model": self.client.name, "messages": list(prompt.messages), **kept}
 
     async def _wait(self, attempt: int, error: RequestError) -> None:
         retries = self.client.retries
-        if error.retry_after is None:
+        if not error.retry_after:  # zero and the past say nothing about the load
             await self._sleep_until(monotonic() + backoff(attempt, retries.first_wait, retries.longest_wait))
         elif error.retry_after > retries.longest_asked:
             self._halt(f"{error.message}; it asks to wait {error.retry_after:.0f} s: run again then")
@@ -242,7 +284,7 @@ class _Run:
             self.stopping.set()
 
     def _hide(self, text: str) -> str:
-        return text.replace(self.key, "[key]") if self.key else text
+        return text.replace(self.key, "[key]") if len(self.key) > 5 else text  # "none" and "EMPTY" are no secrets
 
 
 def _read_key(variable: str, base_url: str) -> str:

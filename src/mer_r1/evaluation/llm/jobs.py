@@ -1,13 +1,14 @@
 """Work through a list of jobs for a language model: what is left, what it will cost, and one row per reply.
 
 A job is one question. It is skipped if its ledger holds a valid row: one without an error, for exactly these words and
-this model. So a changed answer, gold label, audio clue or rule is asked again, and nothing else. The remaining jobs are
-asked in batches (ten images per job would not fit into memory for a whole benchmark), and every reply becomes a row on
-disk as soon as it arrives.
+media, this model and its decoding. So a changed answer, gold label, clip or rule is asked again, and nothing else. The
+remaining jobs are asked in batches (ten images per job would not fit into memory for a whole benchmark), and every
+reply becomes a row on disk as soon as it arrives.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
@@ -39,6 +40,7 @@ class Job:
         text: its words, without images and sounds.
         build: makes the prompt, with its images and sounds; raises `UserError` where that cannot be done.
         images: number of images in the prompt, at most.
+        about: what decides the reply besides words and model: version of the instruction, digest and size of media.
     """
 
     key: Hashable
@@ -46,6 +48,7 @@ class Job:
     text: str
     build: Callable[[], ChatPrompt]
     images: int = 0
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ class Endpoint:
     temperature: float = 0.0
     seed: int | None = 0
     prices: Prices | None = None
+    extra_body: Mapping[str, Any] | None = None
 
     def client(self, model: str, cache: ReplyCache) -> Client:
         """A client that asks a model here and keeps its replies in `cache`."""
         return Client(
             model,
             self.base_url,
-            Decoding(self.temperature, self.seed, self.max_tokens),
+            Decoding(self.temperature, self.seed, self.max_tokens, extra_body=self.extra_body),
             cache,
             self.concurrency,
             self.timeout,
@@ -133,15 +137,17 @@ def run(
     client: Client,
     version: str,
     ledger: Ledger,
-    read: Callable[[Reply], Row],
+    read: Callable[[Job, Reply], Row],
     watch: Watch | None = None,
 ) -> Tally:
     """Ask every job of a stage without a valid row; write a row for each, with the fields that `read` gives.
 
+    A reply that `read` cannot use gets an `error` there: it counts as failed. One of an earlier run is asked for anew.
+
     Raises:
         UserError: asking further is pointless (see `chat.TextModel.complete`); rows written so far stay.
     """
-    left = remaining(jobs, ledger, client.name)
+    left = remaining(jobs, ledger, client)
     tally = Tally(stage, total=len(jobs), known=len(jobs) - len(left), estimate=estimated(left, ledger, client))
     before = replace(client.usage)
 
@@ -152,16 +158,25 @@ def run(
             watch(tally)
 
     def ask(batch: Sequence[Job]) -> None:
-        prepared = list(_prepared(batch, client.name, ledger, tally))
+        prepared = list(_prepared(batch, client, ledger, tally))
+        stale: list[int] = []
 
         def keep(index: int, reply: Reply) -> None:
-            ledger.add(_row(prepared[index][0], client.name, reply) | read(reply))
-            tally.failed += reply.text is None
-            tally.done += reply.text is not None
+            job = prepared[index][0]
+            row = _row(job, client, reply) | read(job, reply)
+            if reply.cached and row["error"] is not None:
+                stale.append(index)
+                return
+            ledger.add(row)
+            tally.failed += row["error"] is not None
+            tally.done += row["error"] is None
             tally.cached += reply.cached
             note()
 
         client.complete([prompt for _, prompt in prepared], version, keep)
+        if left := list(stale):
+            fresh = [replace(prepared[index][1], fresh=True) for index in left]
+            client.complete(fresh, version, lambda number, reply: keep(left[number], reply))
         note()
 
     note()
@@ -170,15 +185,15 @@ def run(
     return tally
 
 
-def remaining(jobs: Sequence[Job], ledger: Ledger, model: str) -> list[Job]:
-    """The jobs without a valid row: without an error, for the same words, the same model and the same item."""
-    return [job for job in jobs if not _is_valid(ledger.rows.get(job.key), job, model)]
+def remaining(jobs: Sequence[Job], ledger: Ledger, client: Client) -> list[Job]:
+    """The jobs without a valid row: without an error, for the same question to the same model, and the same item."""
+    return [job for job in jobs if not _is_valid(ledger.rows.get(job.key), job, client)]
 
 
-def _is_valid(row: Row | None, job: Job, model: str) -> bool:
+def _is_valid(row: Row | None, job: Job, client: Client) -> bool:
     if row is None or row.get("error") is not None:
         return False
-    expected = {name: value for name, value in job.row.items() if value is not None} | _stamp(job, model)
+    expected = {name: value for name, value in job.row.items() if value is not None} | _stamp(job, client)
     return all(row.get(name) == value for name, value in expected.items())
 
 
@@ -208,7 +223,7 @@ def cost(prices: Prices | None, input_tokens: int, output_tokens: int) -> float 
     return Usage(prompt_tokens=input_tokens, completion_tokens=output_tokens).cost(prices) if prices else None
 
 
-def _prepared(jobs: Sequence[Job], model: str, ledger: Ledger, tally: Tally) -> Iterator[tuple[Job, ChatPrompt]]:
+def _prepared(jobs: Sequence[Job], client: Client, ledger: Ledger, tally: Tally) -> Iterator[tuple[Job, ChatPrompt]]:
     """Jobs with their prompts; one whose prompt cannot be built gets a row with the reason."""
     for job in jobs:
         try:
@@ -217,10 +232,10 @@ def _prepared(jobs: Sequence[Job], model: str, ledger: Ledger, tally: Tally) -> 
             tally.failed += 1
             before = ledger.rows.get(job.key)
             if before is None or before.get("error") != str(error):  # a repeated run adds no second row
-                ledger.add(job.row | _stamp(job, model) | {"error": str(error)})
+                ledger.add(job.row | _stamp(job, client) | {"error": str(error)})
 
 
-def _row(job: Job, model: str, reply: Reply) -> Row:
+def _row(job: Job, client: Client, reply: Reply) -> Row:
     used = {
         "input_tokens": reply.prompt_tokens,
         "output_tokens": reply.completion_tokens,
@@ -228,11 +243,12 @@ def _row(job: Job, model: str, reply: Reply) -> Row:
         "cached": reply.cached,
         "finish_reason": reply.finish_reason,
     }
-    return job.row | _stamp(job, model) | used | {"error": reply.error}
+    return job.row | _stamp(job, client) | used | {"error": reply.problem}
 
 
-def _stamp(job: Job, model: str) -> Row:
-    return {"model": model, "asked": hashlib.sha256(job.text.encode()).hexdigest()[:16]}
+def _stamp(job: Job, client: Client) -> Row:
+    decided = json.dumps([job.text, job.about, client.decoding.settings], sort_keys=True)
+    return {"model": client.name, "asked": hashlib.sha256(decided.encode()).hexdigest()[:16]}
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.jsonl import object_of, read_lines, repair_end, write_atomically
+from mer_r1.data.jsonl import append_line, object_of, read_lines, repair_end, write_atomically
 from mer_r1.errors import UserError
 
 Row = dict[str, Any]
@@ -78,9 +78,9 @@ class Ledger:
 
     def add(self, row: Row) -> None:
         """Append a row and keep it; safe from several threads."""
-        line = json.dumps(row, ensure_ascii=False) + "\n"
+        line = json.dumps(row, ensure_ascii=False)
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
+                append_line(file, line)
             self.rows[self._key(row)] = row

@@ -4,12 +4,12 @@ It answers the same prompts through the same cache as the client for servers (`l
 extract labels. Text only: images and audio need a server.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from mer_r1.data.claim import weights_digest
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import Replies, ReplyCache
 from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, OnReply, Reply
@@ -41,19 +41,19 @@ class LocalModel:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from mer_r1.model.omni import loading
+
         self.decoding = decoding or Decoding()
         self.cache = ReplyCache(":memory:") if cache is None else cache
         self.batch_size = batch_size
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
-            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"language model {folder}: cannot be loaded: {reason:.300}") from error
+        with loading(folder, "a causal language model"):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+            self.model: Any = loaded.to(device).eval()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.name = f"{Path(folder).name}@{_fingerprint(folder, self.model)}"
+        self.name = f"{Path(folder).name}@{str(weights_digest(folder))[:12]}"
 
     def complete(self, prompts: Sequence[ChatPrompt], version: str, on_reply: OnReply | None = None) -> list[Reply]:
         """One reply per prompt, in order; see `chat.TextModel`.
@@ -73,9 +73,11 @@ class LocalModel:
     def _text(self, prompt: ChatPrompt) -> str:
         if not all(isinstance(message["content"], str) for message in prompt.messages):
             raise UserError(f"language model {self.name}: reads text only; frames and sounds need a server")
+        from mer_r1.model.prompts import chat_text
+
         messages = [dict(message) for message in prompt.messages]
         if self.tokenizer.chat_template is not None:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return chat_text(self.tokenizer, messages)
         return "\n".join(str(message["content"]) for message in messages)
 
     def _generate(self, texts: Sequence[str]) -> list[Reply]:
@@ -121,12 +123,3 @@ def generation_settings(decoding: Decoding) -> dict[str, Any]:
     # top_k = 0 turns off the 50 that transformers takes by default and servers do not.
     sampled = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p or 1.0, "top_k": 0}
     return settings | sampled
-
-
-def _fingerprint(folder: str | Path, model: Any) -> str:
-    """Tells checkpoints of the same name apart: the hub's commit, or sizes and times of the files."""
-    if not Path(folder).is_dir():
-        return str(getattr(model.config, "_commit_hash", None))[:12]
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

@@ -3,24 +3,46 @@
 Errors come in three kinds. AGAIN: the next attempt may succeed (too many requests, a server's fault, a broken
 connection, invalid output). PROMPT: this prompt will never succeed, others may (too long, filtered, refused). STOP: no
 request will (wrong key, no such model). The client acts on the kind; this module only tells them apart.
+
+A server may send anything. Every field goes through one path: it is bounded, secrets are blanked out after parsing (an
+escape hides no key), and a message is one printable line. Only a reply that ended by itself is a reply.
 """
 
 import json
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any
 
-from mer_r1.evaluation.llm.chat import Reply
+from mer_r1.errors import printable
+from mer_r1.evaluation.llm.chat import Reply, sound_text
 
 _AGAIN_STATUS = (408, 409, 425, 429)
 _STOP_STATUS = {401: "the key is not accepted", 402: "the account cannot pay", 403: "access is denied"}
-_OUR_PARAMETERS = ("temperature", "seed", "top_p", "repetition_penalty", "max_completion_tokens")
+MAX_BODY = 16 * 2**20
+"""Longest body of a response, in bytes after decompression."""
 _NO_CREDIT = "insufficient_quota"
-_SHOWN = 200
+_SHOWN, _SEARCHED, _DEEPEST = 200, 4000, 50
+_MOST_TOKENS = 2**40
+_LONGEST_WAIT = 7 * 86400.0
+"""Seconds; a longer Retry-After is a mistake of the server and counts as none."""
+
+_ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete")
+_CUT = ("length", "max_tokens", "max_output_tokens", "model_length")
+_FILTERED = re.compile(r"filter|safety|recitation|block|refus", re.IGNORECASE)
+LENGTHS = ("max_tokens", "max_completion_tokens")
+_SCHEMA = re.compile(r"response_format|json[_ ]schema|structured|guided|grammar|json mode", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"support|unrecogni[sz]ed|unknown|unexpected|unavailable|not (?:be )?(?:permitted|allowed|accept|available)|forbid|"
+    r"extra inputs|deprecated|only the default|use .{0,3}max_completion_tokens",
+    re.IGNORECASE,
+)
+_BAD_VALUE = re.compile(r"must be|invalid|expected", re.IGNORECASE)
+_TOO_LONG = re.compile(r"too (?:large|long)|context|exceed", re.IGNORECASE)
 
 
 class Kind(Enum):
@@ -59,41 +81,75 @@ class RequestError:
         message: one line with the server's own words.
         status: HTTP status; None without one.
         retry_after: seconds that the server asks to wait; None if it does not.
-        wants_completion_tokens: whether the server only objects to the old name of `max_completion_tokens`.
+        parameter: name that the server's error gives as its reason; "" without one.
+        said: the server's own words, longer than in the message.
+        finish_reason: how a broken reply ended, in the server's word; "" without a reply.
     """
 
     kind: Kind
     message: str
     status: int | None = None
     retry_after: float | None = None
-    wants_completion_tokens: bool = False
+    parameter: str = ""
+    said: str = ""
+    finish_reason: str = ""
 
 
-def read_reply(text: str, seconds: float, structured: bool) -> tuple[Reply | RequestError, int, int]:
+async def read_bounded(response: Any) -> None:
+    """Read the body of a response as UTF-8, whatever its headers say, and stop a body without end.
+
+    Raises:
+        OverflowError: the body is too long.
+    """
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY:
+            raise OverflowError(f"the response is longer than {MAX_BODY // 2**20} MiB")
+    response._content = b"".join(parts)
+    response.encoding = "utf-8"
+
+
+def read_reply(
+    content: str | bytes, seconds: float, structured: bool, hide: Callable[[str], str] = str
+) -> tuple[Reply | RequestError, int, int]:
     """The reply in the body of a successful response, or what is wrong with it.
+
+    A server that parses the reasoning out of a reply sends it as `reasoning_content` or `reasoning`. It is put back in
+    front, as a think block; where it is all there is, it is the reply. `hide` blanks out secrets.
 
     Returns:
         The reply (its text is not blank) or the error; tokens read; tokens written.
     """
     try:
-        body = json.loads(text)
+        body = blanked(json.loads(content), hide)
     except (ValueError, RecursionError):
-        return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(text)}"), 0, 0
+        text = content if isinstance(content, str) else content.decode("utf-8", "replace")
+        return RequestError(Kind.AGAIN, f"the server sent no JSON but {_short(hide(text))}"), 0, 0
     read, written = _tokens(body)
-    choices = body.get("choices") if isinstance(body, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(text)}"), read, written
-    finish_reason = str(choice.get("finish_reason") or "stop")
-    words = _content(message.get("content"))
-    if words.strip():
-        return Reply(words, None, finish_reason, structured, read, written, seconds), read, written
-    if message.get("refusal"):
-        return RequestError(Kind.PROMPT, f"the model refuses: {_short(str(message['refusal']))}"), read, written
-    if finish_reason in ("length", "content_filter"):
-        return RequestError(Kind.PROMPT, f"an empty reply, ended by {finish_reason!r}"), read, written
-    return RequestError(Kind.AGAIN, "an empty reply"), read, written
+    try:
+        choice = body["choices"][0]
+        message = dict(choice["message"].items())
+    except (TypeError, LookupError, AttributeError):
+        return RequestError(Kind.AGAIN, f"the server sent no choice but {_short(_text_of(body))}"), read, written
+    ended = _short(_text_of(choice.get("finish_reason") or "stop"))[:40]
+    finish_reason = "stop" if ended.lower() in _ENDED else "length" if ended.lower() in _CUT else ended
+    words, reasoning = map(sound_text, _spoken(message))
+    said = words if words.strip() else reasoning if finish_reason == "stop" else ""
+    if finish_reason in ("stop", "length") and said.strip():
+        return Reply(said, None, finish_reason, structured, read, written, seconds), read, written
+    if refusal := message.get("refusal"):
+        return RequestError(Kind.PROMPT, f"the model refuses: {_short(_text_of(refusal))}"), read, written
+    return _broken(ended, finish_reason, bool(words.strip())), read, written
+
+
+def _broken(ended: str, finish_reason: str, has_words: bool) -> RequestError:
+    """The error of a reply that has no words, or did not end by itself or at its longest length."""
+    problem = f"{'a broken' if has_words else 'an empty'} reply"
+    problem += "" if finish_reason == "stop" else f", ended by {ended!r}"
+    kind = Kind.PROMPT if finish_reason == "length" or _FILTERED.search(ended) else Kind.AGAIN
+    return RequestError(kind, problem, finish_reason=ended)
 
 
 def classify_error(
@@ -110,7 +166,8 @@ def classify_error(
     if not isinstance(error, openai.APIStatusError):
         cause = error.__cause__ or error
         return RequestError(Kind.AGAIN, f"the connection failed: {type(cause).__name__} {_short(hide(str(cause)))}")
-    status, said = error.status_code, _said(error, hide)
+    status, words = error.status_code, _said(error, hide)
+    said = _short(words)
     if status in _STOP_STATUS:
         return RequestError(Kind.STOP, f"{status}, {_STOP_STATUS[status]} (key from {key_variable}): {said}", status)
     if status in (404, 405):
@@ -119,10 +176,20 @@ def classify_error(
         return RequestError(Kind.STOP, f"{status}, the account's quota is used up: {said}", status)
     if status in _AGAIN_STATUS or status >= 500:
         return RequestError(Kind.AGAIN, f"{status}: {said}", status, retry_after(error.response.headers))
-    if error.param in _OUR_PARAMETERS:
-        return RequestError(Kind.STOP, f"{status}, the server does not take our {error.param}: {said}", status)
-    renamed = error.param == "max_tokens" or "max_completion_tokens" in said
-    return RequestError(Kind.PROMPT, f"{status}: {said}", status, wants_completion_tokens=renamed)
+    parameter = error.param if isinstance(error.param, str) else ""
+    return RequestError(Kind.PROMPT, f"{status}: {said}", status, parameter=parameter, said=words)
+
+
+def refused_parameter(error: RequestError, sent: Collection[str]) -> str | None:
+    """Which of the optional parameters sent the server does not take; None if its error is about something else."""
+    places = {name: re.search(rf"(?<!\w){re.escape(name)}(?!\w)", error.said) for name in sent}
+    named = sorted((place.start(), name) for name, place in places.items() if place)
+    name = error.parameter if error.parameter in sent else named[0][1] if named else ""
+    if name in LENGTHS:
+        return None if _TOO_LONG.search(error.said) or not _REFUSAL.search(error.said) else name
+    if name and (name == error.parameter or _REFUSAL.search(error.said) or _BAD_VALUE.search(error.said)):
+        return name
+    return "response_format" if "response_format" in sent and _SCHEMA.search(error.said) else None
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
@@ -146,11 +213,14 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
         except ValueError:
             try:
                 moment = parsedate_to_datetime(value)
-            except ValueError:
+            except (ValueError, TypeError, IndexError, OverflowError, RecursionError):
                 continue
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            seconds = (moment - (now or datetime.now(UTC))).total_seconds()
-        if seconds == seconds:  # NaN is none
+            try:
+                seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+            except OverflowError:  # its zone takes it out of the calendar
+                continue
+        if seconds <= _LONGEST_WAIT:  # NaN is none
             return max(0.0, seconds)
     return None
 
@@ -164,29 +234,56 @@ def backoff(attempt: int, first: float, longest: float) -> float:
     return ceiling * random.uniform(0.5, 1.0)
 
 
+def blanked(value: Any, hide: Callable[[str], str], depth: int = 0) -> Any:
+    """A parsed body with every text passed through `hide`: in the raw body a secret may be written with escapes."""
+    if isinstance(value, dict | list) and depth > _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {hide(str(name)): blanked(item, hide, depth + 1) for name, item in value.items()}
+    if isinstance(value, list):
+        return [blanked(item, hide, depth + 1) for item in value]
+    return hide(value) if isinstance(value, str) else value
+
+
 def _tokens(body: Any) -> tuple[int, int]:
     usage = body.get("usage") if isinstance(body, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-    read, written = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    read, written = (count if type(count) is int and 0 < count < _MOST_TOKENS else 0 for count in counts)
     return read, written
 
 
-def _content(content: Any) -> str:
-    """The text of a message: a string, or the text parts of a list of parts."""
+def _spoken(message: Mapping[str, Any]) -> tuple[str, str]:
+    """What a message says, with its reasoning in front as a think block; and the reasoning alone."""
+    content = message.get("content")
+    given = message.get("reasoning_content") or message.get("reasoning")
+    words, reasoning = _joined(content, "text"), _joined(given, "text") if given else _joined(content, "thinking")
+    if reasoning.strip() and words.strip() and "<think" not in words:
+        words = f"<think>{reasoning}</think>{words}"
+    return words, reasoning
+
+
+def _joined(content: Any, kind: str) -> str:
+    """The parts of one kind ("text" or "thinking") of a message's content, joined; plain content is a text."""
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
+        parts = [part.get(kind) for part in content if isinstance(part, dict)]
+        texts = (_joined(part, "text") if kind == "thinking" else part for part in parts)
+        return "".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) and kind == "text" else ""
 
 
 def _said(error: Any, hide: Callable[[str], str]) -> str:
     """The server's own message about an error."""
-    body = error.body
+    body = blanked(error.body, hide)
     if isinstance(body, dict):
-        inner = body.get("message") or body.get("detail") or body.get("error") or body
-        return _short(hide(inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False, default=str)))
-    return _short(hide(str(body or error.message)))
+        body = body.get("message") or body.get("detail") or body.get("error") or body
+    return _text_of(body or hide(str(error.message)))[:_SEARCHED]
+
+
+def _text_of(value: Any) -> str:
+    """Any JSON value as a text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return (line[:_SHOWN] + " …" if len(line) > _SHOWN else line) or "nothing"
+    line = " ".join(text[: 50 * _SHOWN].split())
+    return printable(line[:_SHOWN] + " …" if len(line) > _SHOWN else line) or "nothing"

@@ -73,11 +73,11 @@ def contents(run_dir: Path) -> dict[str, Any]:
     """All values of the template, read from a run folder."""
     run, problem = read_run(run_dir)
     taxonomy, wheels_problem = wheels_of(run)
-    stages = read_stages(run_dir, run, taxonomy)
-    judged = [stage for stage in stages if stage.summary]
     clips, clips_problem = read_clips(run_dir, run)
+    stages = read_stages(run_dir, run, taxonomy, clips)
+    judged = [stage for stage in stages if stage.summary]
     differences = stage_differences(judged, seed_of(run))
-    senses, senses_problems = _senses(run_dir, run, judged)
+    senses, senses_problems = _senses(run_dir, run, judged, taxonomy, clips)
     results = [
         figures.Result(stage.title, mode, row["precision"], row["recall"])
         for stage in judged
@@ -87,7 +87,7 @@ def contents(run_dir: Path) -> dict[str, Any]:
     return {
         "title": title if isinstance(title, str) and title.strip() else run_dir.resolve().name,
         "problems": [line for line in (problem, wheels_problem) if line],
-        "facts": _facts(run, judged),
+        "facts": [*_facts(run, judged), ("Wheels", taxonomy.title)],
         "stages": stages,
         "judged": judged,
         "f1_scale": _scale([row["f1"] for stage in judged for row in _modes(stage).values()]),
@@ -139,7 +139,9 @@ def clock(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _senses(run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage]) -> tuple[list[Compared], list[str]]:
+def _senses(
+    run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage], taxonomy: Taxonomy, clips: Mapping[str, Clip]
+) -> tuple[list[Compared], list[str]]:
     """Cost of an exchanged channel: the last stage's scores minus those with the channel exchanged."""
     conditions = run.get("conditions")
     if not isinstance(conditions, dict) or not conditions:
@@ -148,7 +150,7 @@ def _senses(run_dir: Path, run: Mapping[str, Any], judged: Sequence[Stage]) -> t
         return [], ["No stage has records to compare the exchanged clips with."]
     rows, problems = [], []
     for name, path in conditions.items():
-        records, problem = read_part(run_dir, path, f"records of “{name}”")
+        records, problem = read_part(run_dir, path, f"records of “{name}”", taxonomy, clips)
         compared = [(mode, compare(judged[-1].records, records, mode, seed=seed_of(run))) for mode in ThinkingMode]
         found = [Compared(name, mode, difference) for mode, difference in compared if difference["n"]]
         rows += found
@@ -208,6 +210,9 @@ def _facts(run: Mapping[str, Any], judged: Sequence[Stage]) -> list[tuple[str, s
     facts = []
     if judged:
         facts.append(("Clips", str(len({record.id for record in judged[-1].records}))))
+        facts.append(("Models", "; ".join(stage.summary["model"] for stage in judged if stage.summary)))
+    if isinstance(run.get("manifest"), str):
+        facts.append(("Manifest", run["manifest"]))
     seeds = sorted({record.seed for stage in judged for record in stage.records})
     if seeds:
         facts.append(("Seed", ", ".join(map(str, seeds[:5]))))

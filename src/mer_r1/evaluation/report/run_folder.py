@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.clip import Clip
+from mer_r1.data.clip import Clip, path_problem
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.wheels import Taxonomy, load
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.records import Record, read_records
 from mer_r1.evaluation.report import curves
-from mer_r1.evaluation.summary import Summary, summarise
+from mer_r1.evaluation.summary import Summary, summarise, with_gold
 
 RUN_FILE = "run.json"
 
@@ -62,23 +62,25 @@ def seed_of(run: Mapping[str, Any]) -> int:
     return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
-def read_stages(run_dir: Path, run: Mapping[str, Any], taxonomy: Taxonomy) -> list[Stage]:
+def read_stages(run_dir: Path, run: Mapping[str, Any], taxonomy: Taxonomy, clips: Mapping[str, Clip]) -> list[Stage]:
     """The stages of `run.json`, in order."""
     entries = run.get("stages")
     found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return [_read_stage(run_dir, entry, run, taxonomy) for entry in found]
+    return [_read_stage(run_dir, entry, run, taxonomy, clips) for entry in found]
 
 
-def _read_stage(run_dir: Path, entry: Mapping[str, Any], run: Mapping[str, Any], taxonomy: Taxonomy) -> Stage:
+def _read_stage(
+    run_dir: Path, entry: Mapping[str, Any], run: Mapping[str, Any], taxonomy: Taxonomy, clips: Mapping[str, Clip]
+) -> Stage:
     name = str(entry.get("name") or entry.get("title") or "?")
     stage = Stage(str(entry.get("title") or name))
-    stage.records, stage.problem = read_part(run_dir, entry.get("records"), "records")
+    stage.records, stage.problem = read_part(run_dir, entry.get("records"), "records", taxonomy, clips)
     if stage.records:
         stage.summary = summarise(stage.records, taxonomy=taxonomy, seed=seed_of(run))
     try:
         if not entry.get("logs"):
             raise UserError("none is named in run.json")
-        stage.panels, stage.other_panels = curves.panels(curves.read_log(run_dir / str(entry["logs"])))
+        stage.panels, stage.other_panels = curves.panels(curves.read_log(_inside(run_dir, str(entry["logs"]))))
     except UserError as error:
         stage.log_problem = f"No training log: {_relative(error, run_dir)}."
     seconds = run.get("seconds")
@@ -87,15 +89,26 @@ def _read_stage(run_dir: Path, entry: Mapping[str, Any], run: Mapping[str, Any],
     return stage
 
 
-def read_part(run_dir: Path, name: object, what: str) -> tuple[list[Record], str]:
-    """Records named in run.json, or why there are none."""
+def read_part(
+    run_dir: Path, name: object, what: str, taxonomy: Taxonomy, clips: Mapping[str, Clip]
+) -> tuple[list[Record], str]:
+    """Records named in run.json, of the manifest's clips with its gold if it has any, or why there are none."""
     if not isinstance(name, str) or not name:
         return [], f"No {what}: none are named in run.json."
     try:
-        records = read_records(run_dir / name)
+        records = read_records(_inside(run_dir, name))
     except UserError as error:
         return [], f"No {what}: {_relative(error, run_dir)}."
-    return records, "" if records else f"No {what}: {name} is empty."
+    labelled = any(clip.labels for clip in clips.values())
+    found = with_gold(records, clips.values(), taxonomy) if labelled else records
+    return found, "" if records else f"No {what}: {name} is empty."
+
+
+def _inside(run_dir: Path, name: str) -> Path:
+    """A file named in run.json, which may come from elsewhere as the page may go elsewhere: no other file is shown."""
+    if problem := path_problem(name, run_dir):
+        raise UserError(f"{printable(name):.80}: {problem}")
+    return run_dir / name
 
 
 def _relative(error: UserError, run_dir: Path) -> str:
@@ -109,6 +122,6 @@ def read_clips(run_dir: Path, run: Mapping[str, Any]) -> tuple[dict[str, Clip], 
     if not isinstance(name, str) or not name:
         return {}, "No manifest is named in run.json: the clips are shown without video, audio and subtitle."
     try:
-        return {clip.id: clip for clip in read_manifest(run_dir / name)}, ""
+        return {clip.id: clip for clip in read_manifest(_inside(run_dir, name))}, ""
     except UserError as error:
         return {}, f"The clips are shown without video, audio and subtitle: {_relative(error, run_dir)}."

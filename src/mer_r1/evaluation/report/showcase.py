@@ -10,7 +10,7 @@ from typing import Any
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits
-from mer_r1.data.media.encode import data_url, jpeg, wav
+from mer_r1.data.media.encode import JPEG_TYPE, WAV_TYPE, data_url, jpeg, wav
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
@@ -56,7 +56,7 @@ class Card:
         completion: its raw completion.
         frames: (data URI, seconds) of up to `FRAMES` frames.
         sound: data URI of the audio.
-        notes: missing or omitted parts.
+        notes: missing or omitted parts, of what the model was given and of what the page shows.
     """
 
     id: str
@@ -95,7 +95,7 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
         found = sorted((other for other in records if other.id == record.id), key=lambda r: r.mode, reverse=True)
         said = [Answer(r.mode, judge(r.labels, record.gold or [], taxonomy), r.scores, r.error) for r in found]
         answers += [(title, said)] if said else []
-    media, notes = _media_of(clip)
+    media, notes = _media_of(clip, record.notes)
     description: Any = (clip.meta if clip else {}).get("description")
     return Card(
         id=record.id,
@@ -107,13 +107,13 @@ def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: C
         reasoning=record.reasoning,
         completion=record.completion,
         frames=_pictures(media),
-        sound=data_url("audio/wav", wav(media.waveform, media.sampling_rate)) if media.waveform is not None else None,
-        notes=notes,
+        sound=data_url(WAV_TYPE, wav(media.waveform, media.sampling_rate)) if media.waveform is not None else None,
+        notes=[*(f"The model's input: {note}." for note in record.notes), *notes],
     )
 
 
-def _media_of(clip: Clip | None) -> tuple[Media, list[str]]:
-    """Frames and audio of a clip, and what is missing of them."""
+def _media_of(clip: Clip | None, seen: Sequence[str]) -> tuple[Media, list[str]]:
+    """Frames and audio of a clip, and what is missing of them; `seen` are the notes about the model's input."""
     if clip is None:
         return Media(), ["The clip is not in the manifest: no video, audio or subtitle."]
     try:
@@ -123,7 +123,7 @@ def _media_of(clip: Clip | None) -> tuple[Media, list[str]]:
         for path in filter(None, (clip.video, clip.audio)):
             text = text.replace(str(path), path.name)  # without its folder, since the page may be shared
         return Media(), [f"No video or audio: {text}"]
-    return media, list(media.notes)
+    return media, [f"On this page: {note}." for note in media.notes if note not in seen]
 
 
 def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> list[Chip]:
@@ -145,5 +145,5 @@ def judge(labels: Iterable[str], gold: Sequence[str], taxonomy: Taxonomy) -> lis
 def _pictures(media: Media) -> list[tuple[str, float]]:
     if media.frames is None or media.frame_seconds is None:
         return []
-    urls = (data_url("image/jpeg", jpeg(frame.transpose(1, 2, 0), JPEG_QUALITY)) for frame in media.frames)
+    urls = (data_url(JPEG_TYPE, jpeg(frame.transpose(1, 2, 0), JPEG_QUALITY)) for frame in media.frames)
     return [(url, float(moment)) for url, moment in zip(urls, media.frame_seconds, strict=True)]

@@ -7,14 +7,15 @@ an error. Rendering needs the extra `scenes`, which is imported only when clips 
 
 import json
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mer_r1.data.claim import claim
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import in_workers
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.story.sentences import PERSONS, SPLITS, Split
 
@@ -29,7 +30,7 @@ DEFAULT_SPLITS: Mapping[str, float] = {"train": 0.8, "val": 0.06, "test": 0.14}
 MISSING = 0.3
 """Share of the training clips that lack a channel or two; clips of the other splits are complete."""
 RUN_FILE, MANIFEST = "scenes.json", "manifest.jsonl"
-_CHUNK = 4
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -146,43 +147,28 @@ def _check(seed: int, workers: int | None, missing: float, people: int) -> None:
 
 def _claim(out: Path, run: Mapping[str, Any]) -> None:
     """Create the folder for a run, or check that it belongs to the same run."""
-    run_file = out / RUN_FILE
     if out.exists() and not out.is_dir():
         raise UserError(f"scenes: {out} is a file; expected a new or empty folder")
-    if run_file.is_file():
-        try:
-            earlier = json.loads(run_file.read_text(encoding="utf-8"))
-        except ValueError:
-            earlier = None
-        if earlier != run:
-            raise UserError(
-                f"scenes: {out} holds another run ({earlier}); expected a new or empty folder, or {dict(run)}"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"scenes: {out} is not empty and holds no {RUN_FILE}; expected a new or empty folder")
+    claim(out, run, name=RUN_FILE, advice="expected a new or empty folder")
     (out / "clips").mkdir(parents=True, exist_ok=True)
     for leftover in (out / "clips").glob(".*.mp4*"):
         leftover.unlink()
-    write_atomically(run_file, json.dumps(run, indent=1) + "\n")
 
 
 def _make(jobs: Sequence[ClipJob], workers: int) -> Iterator[tuple[ClipJob, dict[str, Any]]]:
     """Render and save every clip; yields each with its manifest row once its file is written."""
-    if workers == 1 or len(jobs) <= _CHUNK:
-        yield from map(_make_one, jobs)
+    if workers == 1 or len(jobs) <= _FEW:
+        yield from ((job, _make_one(job)) for job in jobs)
         return
-    # Spawned: a forked copy of a process with threads (torch, numba) may hang.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(jobs)), initializer=_one_thread) as pool:
-        yield from pool.imap_unordered(_make_one, jobs, chunksize=_CHUNK)
+    yield from in_workers(_make_one, jobs, min(workers, len(jobs)), prepare=_one_thread)
 
 
-def _make_one(job: ClipJob) -> tuple[ClipJob, dict[str, Any]]:
+def _make_one(job: ClipJob) -> dict[str, Any]:
     from mer_r1.lab.scenes.clip import record, save
 
     drawn = job.script()
     save(record(drawn), job.path)
-    return job, drawn.row()
+    return drawn.row()
 
 
 def _one_thread() -> None:

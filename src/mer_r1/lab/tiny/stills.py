@@ -6,12 +6,12 @@ and tears, and the name of the expression.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import get_context
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from mer_r1.data.workers import worker_pool
 from mer_r1.lab.scenes import acting
 from mer_r1.lab.scenes.face.appearance import sample_framing, sample_identity
 from mer_r1.lab.scenes.face.renderer import ACTIONS, Pose, face_renderer
@@ -63,8 +63,8 @@ def in_processes(draw: Callable[[Item], Drawn], jobs: Iterable[Item], workers: i
     if workers < 2:
         yield from map(draw, jobs)
         return
-    with get_context("fork").Pool(workers) as pool:
-        yield from pool.imap(draw, jobs, chunksize=_CHUNK)
+    with worker_pool(workers, "fork") as pool:
+        yield from pool.map(draw, jobs, chunksize=_CHUNK)
 
 
 def _person(job: tuple[int, int, int]) -> Stills:

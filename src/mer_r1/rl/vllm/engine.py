@@ -15,7 +15,8 @@ signatures.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from itertools import groupby
@@ -28,7 +29,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings
-from mer_r1.model.prompts import conversation
+from mer_r1.model.prompts import chat_text, conversation
 from mer_r1.weights import model_path
 
 THINKER = "qwen2_5_omni_thinker"
@@ -131,19 +132,20 @@ class Requests:
 
     Args:
         model: folder or hub name of the processor and the settings.
+        limits: fields of `ClipLimits` that replace the model's own.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, limits: Mapping[str, Any] | None = None) -> None:
         from transformers import AutoProcessor
 
         from mer_r1.model.omni import read_settings
 
         folder = model_path(model)
-        self.processor = AutoProcessor.from_pretrained(folder)
-        self.settings = read_settings(Path(folder))
+        self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        self.settings = replace(read_settings(Path(folder)), **(limits or {}))
 
-    def of(self, clip: Clip) -> dict[str, Any] | str:
-        """The request about a clip (vLLM's `TextPrompt`), or a message if its media cannot be read."""
+    def of(self, clip: Clip) -> tuple[dict[str, Any], list[str]] | str:
+        """The request about a clip (vLLM's `TextPrompt`) and the notes about it, or why its media cannot be read."""
         try:
             media = read_media(clip.video, clip.audio, self.settings.limits())
         except UserError as error:
@@ -154,8 +156,8 @@ class Requests:
             has_picture=media.frames is not None,
             has_sound=media.waveform is not None,
         )
-        prompt = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return {"prompt": prompt, **media_of(media, self.processor)}
+        prompt = chat_text(self.processor, turns)
+        return {"prompt": prompt, **media_of(media, self.processor)}, list(media.notes)
 
 
 def bad_words(settings: Settings) -> list[str] | None:

@@ -185,7 +185,7 @@ def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:
     """The request about a clip (vLLM's `TokensPrompt`): the unexpanded prompt, and the media as in training."""
     parts = media_of(read_media(clip.video, clip.audio, omni.settings.limits()), omni.processor)
     # Named, so that the engine recognises a clip without hashing every pixel.
-    name = f"{clip.id}/{omni.settings.num_frames}/{omni.settings.max_seconds}"
+    name = f"{clip.id}/{omni.settings.limits()}"
     uuids = {channel: [f"{name}/{channel}"] for channel in parts.get("multi_modal_data", ())}
     ids = unexpanded(prompt.input_ids.tolist(), placeholders(omni))
     return {"prompt_token_ids": ids, **parts} | ({"multi_modal_uuids": uuids} if uuids else {})

@@ -45,7 +45,7 @@ class Served:
     def __init__(self, base_url: str, timeout: float = 600.0) -> None:
         self.base_url, self.timeout = base_url.rstrip("/"), timeout
         if not self.base_url.startswith(("http://", "https://")):
-            raise UserError(f"vllm_server_base_url: expected http://HOST:PORT, got {base_url!r}")
+            raise UserError("vllm_server_base_url: expected http://HOST:PORT")
         self.model = self._send("/v1/models")["data"][0]["id"]
 
     def sample(self, asked: Sequence[Asked], num_generations: int, sampling: Sampling, omni: Omni) -> Sampled:

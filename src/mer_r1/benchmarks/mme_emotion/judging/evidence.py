@@ -14,7 +14,7 @@ from typing import Any
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
 from mer_r1.data.media.encode import jpeg, wav
 from mer_r1.data.media.picture import orientation
-from mer_r1.data.media.read import read_media
+from mer_r1.data.media.read import NO_DECODER, read_media
 from mer_r1.errors import UserError, printable
 
 MAX_FRAMES = 10
@@ -36,10 +36,11 @@ def judge_frames(video: Path, max_side: int | None = None) -> list[bytes]:
     """
     limits = MediaLimits()
     with open_container(video, limits.max_pixels) as container:
-        streams = [s for s in container.streams.video if s.codec_context and not s.disposition & _COVER]
-        if not streams:
-            raise UserError("no picture in it, and the judge needs frames")
-        stream = streams[0]
+        streams = [s for s in container.streams.video if not s.disposition & _COVER]
+        stream = next((s for s in streams if s.codec_context), None)
+        if stream is None:
+            missing = f"the picture {NO_DECODER}" if streams else "no picture in it"
+            raise UserError(f"{missing}, and the judge needs frames")
         every = int(stream.average_rate or stream.guessed_rate or 0)
         if every < 1:
             raise UserError(f"{float(stream.average_rate or 0):.3g} frames per second, expected at least 1")

@@ -4,7 +4,6 @@ Failures follow the reference: an answer whose extraction failed is judged with 
 item that cannot be judged has the score null. Both are retried in the next run.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +14,20 @@ from mer_r1.benchmarks.mme_emotion.judging import prompts
 from mer_r1.benchmarks.mme_emotion.judging.audio_clues import Clues, find_clue
 from mer_r1.benchmarks.mme_emotion.judging.evidence import MAX_FRAMES, judge_frames, judge_sound
 from mer_r1.benchmarks.mme_emotion.scores.audit import ERROR_STEP
+from mer_r1.benchmarks.mme_emotion.scores.official import score_field
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS
+from mer_r1.data.claim import media_digest
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.chat import ChatPrompt, Reply, image_part, sound_part
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.jobs import Job, Tally, Watch, run
 from mer_r1.evaluation.llm.ledger import Ledger, Row
+from mer_r1.evaluation.llm.reading import only_value
 
 STEPS_VERSION, JUDGE_VERSION, CLUES_VERSION = "mme-steps-1", "mme-judge-1", "mme-clues-1"
 
-_FENCE = re.compile(r"^```(?:json)?\s*(.*?)\s*```$", re.DOTALL)
-_RATING = re.compile(r"[0-9]+/[0-9]+")
+_STEP_KEY = re.compile(r"step\W*\d+", re.IGNORECASE)
+_RATING = re.compile(r"\s*([0-9]{1,3})\s*/\s*([0-9]{1,3})\s*")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Item:
         step: steps given with the answer, so that none are extracted.
         audio: file with the audio, if it is not the video's own.
         candidates: labels offered by the question.
+        notes: what was not read of the clip, or looks odd (`Record.notes`).
     """
 
     task: str
@@ -53,6 +56,7 @@ class Item:
     video: Path | None = None
     audio: Path | None = None
     candidates: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -107,8 +111,8 @@ def extraction_jobs(items: Sequence[Item]) -> list[Job]:
     return [_extraction(item) for item in items if item.response is not None and item.step is None]
 
 
-def _read_steps(reply: Reply) -> Row:
-    return {"step": reply.text if reply.text is not None else f"{ERROR_STEP}{reply.error}"}
+def _read_steps(_: Job, reply: Reply) -> Row:
+    return {"step": reply.final if reply.problem is None else f"{ERROR_STEP}{reply.problem}"}
 
 
 def _extraction(item: Item) -> Job:
@@ -118,7 +122,7 @@ def _extraction(item: Item) -> Job:
         {"role": "user", "content": text},
     )
     prompt = ChatPrompt(messages, attempts=TASKS[item.task].extractor_tries)
-    return Job(item.key, _base(item), text, lambda: prompt)
+    return Job(item.key, _base(item), text, lambda: prompt, about=STEPS_VERSION)
 
 
 def judge(
@@ -182,7 +186,9 @@ def _judgement(
         return ChatPrompt(messages, prompts.ratings_schema() if how.structured else None, repeat, task.judge_tries)
 
     row = _base(item) | {"step": step, "score": None, "reply": None, "judge": judge_name, "repeat": repeat}
-    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES)
+    media = media_digest(item.video, item.audio if how.audio else None)
+    about = f"{JUDGE_VERSION} {media} {how.max_side} {how.audio}"
+    return Job((*item.key, judge_name, repeat), row, text, build, MAX_FRAMES, about)
 
 
 class _Parts:
@@ -207,28 +213,42 @@ class _Parts:
         return parts
 
 
-def _read_score(reply: Reply) -> Row:
-    return {"score": None if reply.text is None else score_text(reply.text), "reply": reply.text}
+def _read_score(job: Job, reply: Reply) -> Row:
+    if reply.problem is not None:
+        return {"score": None, "reply": reply.text}
+    score = score_text(reply.final)
+    read = score_field(score, TASKS[job.row["task"]].fraction) is not None
+    return {"score": score, "reply": reply.text, "error": None if read else f"no ratings in {reply.final!r:.80}"}
 
 
 def score_text(text: str) -> str:
-    """A judge's reply as the parsers expect it: JSON ratings become the score form, anything else stays as it is.
+    """A judge's reply as the parsers expect it: JSON or a list of ratings becomes the score form, the rest stays.
 
-    >>> score_text('{"ratings": ["1/1", "0/1"]}')
+    >>> score_text('Here: {"ratings": ["1/1", 0]}')
     '<score>Step 1: 1/1, Step 2: 0/1</score>'
     >>> score_text("I cannot rate this.")
     'I cannot rate this.'
     """
-    fenced = _FENCE.match(text.strip())
-    try:
-        value = json.loads(fenced.group(1) if fenced else text)
-    except (ValueError, RecursionError):
+    ratings = None if "<score>" in text else only_value(text, _ratings)
+    if ratings is None:
         return text
-    ratings = value.get("ratings") if isinstance(value, dict) else None
-    if not isinstance(ratings, list) or not all(isinstance(r, str) and _RATING.fullmatch(r) for r in ratings):
-        return text
-    steps = ", ".join(f"Step {number}: {rating}" for number, rating in enumerate(ratings, start=1))
-    return f"<score>{steps}</score>"
+    return f"<score>{', '.join(f'Step {number}: {rating}' for number, rating in enumerate(ratings, start=1))}</score>"
+
+
+def _ratings(value: Any, _: str) -> list[str] | None:
+    """Ratings "a/b" in a list, in the only list of an object, or under its steps; a bare 1 or 0 is 1/1 or 0/1."""
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        by_step = all(map(_STEP_KEY.fullmatch, value))
+        value = lists[0] if len(lists) == 1 else list(value.values()) if by_step else None
+    matches = [_RATING.fullmatch(_rating(item)) for item in value] if isinstance(value, list) else []
+    return [f"{match[1]}/{match[2]}" for match in matches if match] or None if all(matches) else None
+
+
+def _rating(item: Any) -> str:
+    if isinstance(item, dict):
+        item = item.get("rating", item.get("score"))
+    return f"{int(item)}/1" if isinstance(item, int | float) and item in (0, 1) else str(item)
 
 
 def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Watch | None = None) -> Tally:
@@ -237,7 +257,11 @@ def make_clues(items: Sequence[Item], client: Client, ledger: Ledger, watch: Wat
     The ledger gets rows with `task`, `video_id` and `audio_clue`, null without audio or without a reply.
     """
     jobs = list({(item.task, item.id): _clue(item) for item in items}.values())
-    return run("clues", jobs, client, CLUES_VERSION, ledger, lambda reply: {"audio_clue": reply.text}, watch)
+    return run("clues", jobs, client, CLUES_VERSION, ledger, _read_clue, watch)
+
+
+def _read_clue(_: Job, reply: Reply) -> Row:
+    return {"audio_clue": reply.final if reply.problem is None else None}
 
 
 def _clue(item: Item) -> Job:
@@ -245,9 +269,9 @@ def _clue(item: Item) -> Job:
         content = [{"type": "text", "text": prompts.CLUE_PROMPT}, sound_part(judge_sound(item.video, item.audio))]
         return ChatPrompt(({"role": "system", "content": prompts.CLUE_SYSTEM}, {"role": "user", "content": content}))
 
-    return Job(
-        (item.task, item.id), {"task": item.task, "video_id": item.id, "audio_clue": None}, prompts.CLUE_PROMPT, build
-    )
+    row = {"task": item.task, "video_id": item.id, "audio_clue": None}
+    about = f"{CLUES_VERSION} {media_digest(item.video, item.audio)}"
+    return Job((item.task, item.id), row, prompts.CLUE_PROMPT, build, about=about)
 
 
 def _base(item: Item) -> Row:

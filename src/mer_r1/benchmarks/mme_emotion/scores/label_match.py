@@ -16,6 +16,7 @@ from typing import Any
 
 from mer_r1.benchmarks.mme_emotion.scores.audit import intervals
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, Task
+from mer_r1.emotions.answers import answer_words
 from mer_r1.emotions.thinking import parse
 from mer_r1.emotions.wheels import Taxonomy
 
@@ -64,10 +65,10 @@ def gold_labels(gold: Any) -> tuple[str, ...]:
 
 def stated_words(response: str) -> tuple[str, ...]:
     """Labels of an answer: those inside its tags, or a short answer without tags as a whole."""
-    words = parse(response).labels
-    if words or "<" in response or len(response.split()) > SHORT_ANSWER_WORDS:
-        return words
-    return parse(f"<answer>{response}</answer>").labels
+    answer = parse(response).answer
+    if not answer and "<" not in response and len(response.split()) <= SHORT_ANSWER_WORDS:
+        answer = response
+    return answer_words(answer) or ()
 
 
 def match(item: LabelItem, taxonomy: Taxonomy) -> tuple[float, float, bool]:

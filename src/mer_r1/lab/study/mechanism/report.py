@@ -15,6 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from mer_r1.data.claim import check_claim
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.errors import UserError
 from mer_r1.evaluation.records import commit
@@ -46,8 +47,7 @@ def run_study(setup: Setup, out: Path, command: str, say: Callable[[str], None])
     data: dict[str, Any] = (
         read_object(path) if path.exists() else {"setup": asdict(setup), "seconds": 0.0, "results": {}}
     )
-    if data["setup"] != asdict(setup):
-        raise UserError(f"{path} holds a study of another size ({data['setup']}): choose another folder with --out")
+    check_claim(path, data["setup"], asdict(setup), "choose another folder with --out")
     data |= {"command": command, "commit": commit(), "torch": torch.__version__}
     for sight in SIGHTS:
         found = data["results"].setdefault(str(sight), {})

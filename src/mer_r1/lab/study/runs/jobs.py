@@ -13,10 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs.variants import STUDIES, TWICE, VARIANTS, Variant
+from mer_r1.training.recipe_info import parse_yaml
 from mer_r1.weights import BASE, model_path
 
 CLI, WORKER = "mer_r1.cli", "mer_r1.lab.study.runs.worker"
@@ -99,13 +98,13 @@ def section(recipe: Path, name: str) -> dict[str, Any]:
     try:
         content = _parsed(recipe.read_text(encoding="utf-8"))
         return {key: str(value) for key, value in {**content["common"], **content[name]}.items()}
-    except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (OSError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{recipe}: expected a recipe with the sections common and {name}; {error!r}") from error
 
 
 @lru_cache(maxsize=4)
 def _parsed(text: str) -> Any:
-    return yaml.safe_load(text)
+    return parse_yaml(text, "the study's recipe is not valid YAML")
 
 
 def overrides(texts: Iterable[str]) -> dict[str, str]:

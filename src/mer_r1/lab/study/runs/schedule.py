@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import sigterm_exits
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs.jobs import StudyJob
 
@@ -46,6 +46,7 @@ def is_done(out: Path, job: StudyJob) -> bool:
     return (out / job.name / DONE_FILE).is_file()
 
 
+@sigterm_exits()  # the default SIGTERM would leave the jobs running
 def run_jobs(jobs: Sequence[StudyJob], out: Path, cores: int, report: Report = lambda _: None) -> None:
     """Run the unfinished jobs, in the given order as far as their needs allow.
 
@@ -60,7 +61,6 @@ def run_jobs(jobs: Sequence[StudyJob], out: Path, cores: int, report: Report = l
     """
     failed: dict[str, str] = {}
     running: list[_Running] = []
-    before = signal.signal(signal.SIGTERM, _stop)
     try:
         while True:
             for ended in [entry for entry in running if entry.process.poll() is not None]:
@@ -76,14 +76,9 @@ def run_jobs(jobs: Sequence[StudyJob], out: Path, cores: int, report: Report = l
             entry.process.terminate()
         for entry in running:
             entry.process.wait()
-        signal.signal(signal.SIGTERM, before)
     if failed:
         name, reason = next(iter(failed.items()))
         raise UserError(f"{len(failed)} runs failed; the first, {name}: {reason} (see {out / name / CONSOLE})")
-
-
-def _stop(number: int, _: object) -> None:
-    raise SystemExit(128 + number)  # a shell's exit status; the default SIGTERM would leave the jobs running
 
 
 def _start_ready(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.claim import check_claim
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs.jobs import CLIPS, Options, StudyJob, plan
@@ -53,9 +54,9 @@ def keep_session(name: str, out: Path, given: Mapping[str, Any], command: str) -
     """
     values = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     kept = _read(out) if (out / SESSION_FILE).is_file() else {"studies": {}}
-    for key in FIXED:
-        if any((entry["told"].get(key) or None) != (values.get(key) or None) for entry in kept["studies"].values()):
-            raise UserError(f"{out} was started with another {key}: choose another --out")
+    for entry in kept["studies"].values():
+        before, now = ({key: told.get(key) or None for key in FIXED} for told in (entry["told"], values))
+        check_claim(out, before, now, "choose another --out")
     kept["studies"][name] = {"told": {**values, "recipe": None}, "command": command}
     out.mkdir(parents=True, exist_ok=True)
     _keep_recipe(out, given.get("recipe"))

@@ -1,0 +1,73 @@
+"""Worker processes: a dead one ends the run with a message, and none outlives the process that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mer_r1.data.workers import WorkerDiedError, in_workers
+
+PROGRAM = """
+import sys, time
+from test_workers import note_and_sleep
+from mer_r1.data.workers import in_workers, sigterm_exits
+if __name__ == "__main__":
+    with sigterm_exits():
+        list(in_workers(note_and_sleep, [sys.argv[1] + "/1", sys.argv[1] + "/2"], 2))
+"""
+
+
+def half(number: int) -> float:
+    return number / 2
+
+
+def die_at_3(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def note_and_sleep(path: str) -> None:
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".part", path)
+    time.sleep(600)
+
+
+def lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 300
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def test_every_job_comes_back_with_its_result():
+    assert sorted(in_workers(half, range(1, 40), 2)) == [(number, number / 2) for number in range(1, 40)]
+
+
+def test_a_dead_worker_ends_the_run_with_a_message():
+    with pytest.raises(WorkerDiedError, match="a worker process died"):
+        list(in_workers(die_at_3, range(8), 2))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_its_parent(tmp_path, number, status):
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "program.py"), str(tmp_path)], env=environment)
+    wait_until(lambda: (tmp_path / "1").is_file() and (tmp_path / "2").is_file())
+    parent.send_signal(number)
+    assert parent.wait() == status
+    pids = [int((tmp_path / name).read_text(encoding="utf-8")) for name in ("1", "2")]
+    wait_until(lambda: not any(map(lives, pids)))
