@@ -82,8 +82,8 @@ def test_runs_of_all_studies_are_made_once_and_needs_come_first(options: Options
     assert len(set(names)) == len(names)
     assert all(names.index(need) < names.index(job.name) for job in jobs for need in job.needs)
     cold = [name for name, variant in VARIANTS.items() if variant.rl is None]
-    # The recipe's calibration is "answer": that variant and MER-R1 are the same runs.
-    assert {"variants": ["mer-r1", "answer"]}.items() <= runs(plan(["bed"], options))[2].facts.items()
+    # The recipe's calibration is "reasoning": that variant and MER-R1 are the same runs.
+    assert {"variants": ["mer-r1", "reasoning"]}.items() <= runs(plan(["bed"], options))[3].facts.items()
     assert len(runs(jobs)) == 2 * (len(VARIANTS) - len(cold) - 1)
     starts = [(*job.facts["variants"], job.facts["seed"]) for job in runs(jobs, "sft")]
     assert sorted(starts) == sorted((name, seed) for name in cold for seed in (0, 1))
@@ -113,11 +113,11 @@ def asked(jobs: list[StudyJob]) -> set[tuple[str, str]]:
 
 
 def test_what_is_measured(options: Options) -> None:
-    names = ["mer-r1" if name == "answer" else name for name in STUDIES["bed"].variants]
+    names = ["mer-r1" if name == "reasoning" else name for name in STUDIES["bed"].variants]
     both = {(name, split) for name in names for split in ("test", "test-sampled")}
     before = {("sft", f"diagnosis-{name}") for name in ("answer", "reasoning", "hinge")}
-    after = {("ad", "diagnosis-answer"), ("mer-r1", "diagnosis-answer")}
-    after |= {(name, f"diagnosis-{name}") for name in ("reasoning", "hinge")}
+    after = {("ad", "diagnosis-answer"), ("mer-r1", "diagnosis-reasoning")}
+    after |= {(name, f"diagnosis-{name}") for name in ("answer", "hinge")}
     assert asked(plan(["bed"], options)) == both | before | after
     assert asked(plan(["theory"], options)) == {(name, "gradients") for name in STUDIES["theory"].variants}
     splits = ("val", "test", "test-sampled")
