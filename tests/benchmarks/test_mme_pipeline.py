@@ -43,9 +43,10 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
-from mer_r1.evaluation.llm.chat import Prices
-from mer_r1.evaluation.llm.jobs import Endpoint
+from mer_r1.evaluation.llm.chat import Decoding, Prices
+from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.ledger import Ledger, read_rows
+from mer_r1.evaluation.llm.responses import Retries
 from mer_r1.evaluation.records import Record
 
 KEY = "sk-" + "planted-0123456789"
@@ -92,8 +93,11 @@ def proper(call):
     return said("<score>Step 1: 1/1, Step 2: 0/1</score>", read=1000, written=10)
 
 
-def endpoint(server, **settings):
-    return Endpoint(server.base_url, **{"concurrency": 2, "timeout": 5.0, "attempts": 3, "first_wait": 0.01} | settings)
+def client_of(server, name, cache, attempts=3, first_wait=0.01, temperature=0.0, **settings):
+    """A client as `mer-r1 eval mme-emotion` makes it, with short waits."""
+    retries, decoding = Retries(attempts, first_wait, longest_wait=30.0), Decoding(temperature, max_tokens=2048)
+    settings = {"concurrency": 2, "timeout": 5.0, "retries": retries} | settings
+    return Client(name, server.base_url, decoding, cache, **settings)
 
 
 def answers(folder, texts, task="SA"):
@@ -118,7 +122,7 @@ def ask(server, items, out, how=None, **settings):
     """Extraction and judging of items; returns both tallies."""
     steps, judged = run.ledgers(out)
     with ReplyCache(out / run.REPLIES_FILE) as cache:
-        client = endpoint(server, **settings).client("j", cache)
+        client = client_of(server, "j", cache, **settings)
         return extract(items, client, steps), judge(items, steps, client, how or Judging(), judged)
 
 
@@ -583,7 +587,7 @@ def test_a_second_judge_stands_beside_the_first(tmp_path, manifest):
     with Server(proper) as server, ReplyCache(out / run.REPLIES_FILE) as cache:
         steps, judged = run.ledgers(out)
         for name in ("one", "two"):
-            client = endpoint(server).client(name, cache)
+            client = client_of(server, name, cache)
             if name == "one":
                 extract(items, client, steps)
             judge(items, steps, client, Judging(), judged)
@@ -614,7 +618,7 @@ def test_estimates_and_costs_by_hand(tmp_path, manifest):
     out, prices = tmp_path / "out", Prices(10.0, 100.0)
     seen = []
     with Server(proper) as server, ReplyCache(out / run.REPLIES_FILE) as cache:
-        client = endpoint(server, prices=prices).client("j", cache)
+        client = client_of(server, "j", cache, prices=prices)
         first = run.forecast(items, out, client, client, Judging())
         assert not server.calls, "an estimate asks nothing"
         assert (first["steps"]["questions"], first["judge"]["questions"]) == (2, 2)
@@ -658,7 +662,7 @@ def test_a_model_that_hears_makes_the_clues(tmp_path, manifest):
     clips = run.benchmark_clips(manifest)
     path = tmp_path / "clues.jsonl"
     with Server(lambda _: said("A calm voice.")) as server, ReplyCache(tmp_path / "c.sqlite") as cache:
-        client = endpoint(server).client("ears", cache)
+        client = client_of(server, "ears", cache)
         items = [*run.clip_items(clips), Item("SA", "silent", "given", "positive", video=None)]
         tally = make_clues(items, client, clues_ledger(path))
         assert (tally.done, tally.failed) == (8, 1)

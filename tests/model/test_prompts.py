@@ -283,3 +283,6 @@ def test_a_template_of_another_wording_is_tried_once_and_used(omni, monkeypatch)
     )
     assert [prompts.chat_text(omni.processor, turns) for _ in range(2)] == ["How?!<|im_end|>"] * 2
     assert len(tried) == 1
+    turns[0]["content"].insert(0, {"type": "audio"})  # the question about another clip
+    assert prompts.chat_text(omni.processor, turns) == "!<|im_end|>"
+    assert len(tried) == 1

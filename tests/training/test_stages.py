@@ -14,9 +14,9 @@ import torch
 from tiny_world import WORDS, entry, media
 from transformers import Trainer
 
+from mer_r1.data.claim import differences, digests
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest, write_manifest
-from mer_r1.data.provenance import differences, digests
 from mer_r1.emotions.thinking import describe_question, parse, question, remark_question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
@@ -33,7 +33,7 @@ from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import SFTData, examples, run_sft
-from mer_r1.training.stage import checkpoint_to_resume, claim, identity, select_clips
+from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, select_clips
 
 EVERYWHERE = [
     "use_cpu=true",
@@ -338,7 +338,7 @@ def test_another_stage_or_starting_model_is_not_resumed(whole, stages, corpus):
     folder, changes = whole
     with pytest.raises(UserError, match=r"another run \(stage: 'sft', now 'rl'\)"):
         run_rl(recipe(RLRecipe, corpus, folder, f"model={stages.sft}", "resume_from_checkpoint=true"))
-    with pytest.raises(UserError, match=r"another run \(starting model: '[0-9a-f]{32}', now '[0-9a-f]{32}'\)"):
+    with pytest.raises(UserError, match=r"another run \(starting model: '[0-9a-f]{16}', now '[0-9a-f]{16}'\)"):
         run_sft(recipe(SFTRecipe, corpus, folder, *changes, f"model={stages.sft}", "resume_from_checkpoint=true"))
 
 
@@ -353,17 +353,17 @@ def test_a_folder_without_parts_to_resume_takes_any_run(stages, corpus, tmp_path
     changes = [f"model={stages.base}", "resume_from_checkpoint=true"]
     first = recipe(SFTRecipe, corpus, tmp_path, *changes, "seed=9")
     clips = select_clips(first)
-    claim(first, clips)
+    claim_run(first, clips)
     second = recipe(SFTRecipe, corpus, tmp_path, *changes)
-    claim(second, clips)
+    claim_run(second, clips)
     assert read_record(tmp_path)["run"]["seed"] == 42
     (tmp_path / "towers").mkdir()
-    claim(second, clips)
+    claim_run(second, clips)
     with pytest.raises(UserError, match=r"holds towers of another run \(seed: 42, now 9\)"):
-        claim(first, clips)
+        claim_run(first, clips)
     (tmp_path / "training.json").unlink()
     with pytest.raises(UserError, match="holds towers of a run without a record"):
-        claim(second, clips)
+        claim_run(second, clips)
 
 
 def test_what_a_run_is_and_what_may_differ(stages, corpus, tmp_path):

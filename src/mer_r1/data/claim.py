@@ -1,14 +1,16 @@
 """Claims: a folder of results says what decided them, and takes no others.
 
 What decides all results of a folder (the model by a digest of its weights, settings, seed, question, wheels, version of
-the format) lies beside them in `claim.json`. What decides one result (the clip's media, its subtitle or question) is a
-key that the result holds. Whoever adds to a folder, or scores it, is refused in one line that names what differs.
+the format) lies beside them in `claim.json`; of a training run, in a signed file (`model.checkpoints`). What decides
+one result (the clip's media, its subtitle or question) is a key that the result holds. Whoever adds to a folder, or
+scores it, is refused in one line that names what differs.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ ANOTHER = "choose another folder, or ask anew with --overwrite"
 _BLOCK, _BLOCKS = 1 << 16, 1 << 10
 """A file of up to 64 MiB enters the digest of a model whole, of a larger one 1,024 blocks at equal distances."""
 _OF_MODEL = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.txt", "*.model")
-_NOT_OF_MODEL = (CLAIM_FILE, "think_auto.json")
+_NOT_OF_MODEL = (CLAIM_FILE, "think_auto.json", "summary.json")
 
 
 def claim(
@@ -75,17 +77,27 @@ def read_claim(folder: Path, name: str = CLAIM_FILE, advice: str = ANOTHER) -> d
 
 
 def check_claim(where: Path, before: Mapping[str, Any], now: Mapping[str, Any], advice: str = ANOTHER) -> None:
-    """Refuse other facts than those before; a model is the same under another name if its weights are.
+    """Refuse other facts than those before.
 
     Raises:
         UserError: naming what differs.
     """
+    if differing := differences(before, now):
+        raise UserError(f"{printable(where)} was made with other settings ({differing}); {advice}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Names and values of the facts that differ, at most three; "" if none does.
+
+    A fact that is null is one that is not there. A model is the same under another name if its weights are.
+    """
     old, new = _flat(before), _flat(json.loads(json.dumps(now)))
     same_model = new.get("weights") is not None and old.get("weights") == new["weights"]
-    names = [name for name in dict.fromkeys((*new, *old)) if old.get(name) != new.get(name)]
-    if names := [name for name in names if not (name == "model" and same_model)]:
-        differing = "; ".join(f"{name}: {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names)
-        raise UserError(f"{printable(where)} was made with other settings ({differing}); {advice}")
+    names = [name for name in {**new, **old} if old.get(name) != new.get(name) and not (name == "model" and same_model)]
+    if "stage" in names:  # then nearly every setting of a training run differs
+        names = ["stage"]
+    named = [f"{name}: {old.get(name)!r:.80}, now {new.get(name)!r:.80}" for name in names[:3]]
+    return "; ".join(named + [f"and {len(names) - 3} more"] * (len(names) > 3))
 
 
 def _flat(facts: Any, prefix: str = "") -> dict[str, Any]:
@@ -93,6 +105,37 @@ def _flat(facts: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(facts, dict):
         return {prefix.removesuffix("."): facts}
     return {name: value for key, inner in facts.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def digest(content: bytes | str) -> str:
+    """Digest of a content, 32 hexadecimal digits."""
+    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=16).hexdigest()
+
+
+def digests(files: Iterable[Path]) -> list[str]:
+    """Digest of each file's content; several files are read at a time."""
+
+    def of_one(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(of_one, files))
+
+
+def write_signed(file: Path, **content: Any) -> None:
+    """Write an object as JSON, with a digest of itself."""
+    text = json.dumps(content)
+    write_atomically(file, json.dumps({**content, "digest": digest(text)}) + "\n")
+
+
+def read_signed(file: Path) -> dict[str, Any]:
+    """The object of `write_signed`; empty if the file is not there or not as it was written."""
+    try:
+        content = read_object(file)
+    except UserError:
+        return {}
+    return content if content.pop("digest", None) == digest(json.dumps(content)) else {}
 
 
 def item_keys(
@@ -107,8 +150,8 @@ def item_keys(
     """
     media = {clip.id: media_digest(clip.video, clip.audio) for clip in clips}
     if donors:
-        media = {name: _digest([own, media[donors[name]]]) for name, own in media.items()}
-    return {clip.id: f"{media[clip.id]}-{_digest(ask(clip) if ask else clip.subtitle)}" for clip in clips}
+        media = {name: _short_digest([own, media[donors[name]]]) for name, own in media.items()}
+    return {clip.id: f"{media[clip.id]}-{_short_digest(ask(clip) if ask else clip.subtitle)}" for clip in clips}
 
 
 def check_items(where: Path, before: Iterable[tuple[str, str]], now: Mapping[str, str]) -> None:
@@ -142,7 +185,7 @@ def media_digest(video: Path | None, audio: Path | None) -> str:
         return "unreadable" if all(path.exists() for path in (video, audio) if path) else ""
 
 
-def _digest(value: Any) -> str:
+def _short_digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -154,16 +197,16 @@ def weights_digest(model: str | Path) -> str | None:
     folder = Path(model_path(model))
     if not folder.is_dir():
         return _hub_commit(str(model))
-    digest = hashlib.blake2b(digest_size=8)
+    found = hashlib.blake2b(digest_size=8)
     files = {file for pattern in _OF_MODEL for file in folder.glob(pattern) if file.name not in _NOT_OF_MODEL}
     for path in sorted(files):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
+        found.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
             for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
                 file.seek(start)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
+                found.update(file.read(_BLOCK))
+    return found.hexdigest()
 
 
 def _hub_commit(name: str) -> str | None:

@@ -243,8 +243,6 @@ def evaluate_model(
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
-    from mer_r1.model.omni import load
-
     clips, taxonomy = clips_of(manifest, split), load_wheels(wheels)
     facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits)
     clear(out, RESULTS if overwrite else ())
@@ -252,12 +250,13 @@ def evaluate_model(
     donors = donors_of(clips, exchange, sampling.seed)
     file, items = out / RECORDS_FILE, item_keys(clips, ask, donors)
     kept = kept_records(file, items)  # refuses changed clips before the model is loaded
-    omni, groups = load(model, device=device, limits=limits), _groups(clips, batch_size, only)
-    tensors = _cached_tensors(omni, features_dir or manifest.parent / "features", clips, exchange, donors or {})
-    how = _answering(omni, taxonomy=taxonomy, batch_size=batch_size, tensors=tensors, name=model, ask=ask)
+    how = answering(model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
+    if exchange:
+        how = partial(how, tensors=exchanged(how.keywords["tensors"], clips, donors or {}, exchange))
+    groups = _groups(clips, batch_size, only)
     total, tell = sum(map(len, groups)) * len(modes) * num_answers, progress or (lambda more, total: None)
     for draw, mode in product(range(num_answers), modes):
-        answer = partial(how, sampling=replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS))
+        answer = partial(how, ask=ask, sampling=replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS))
         _answer_all(file, groups, mode, draw, states_of(kept, draw), items, answer, lambda more: tell(more, total))
     return file
 
@@ -281,11 +280,28 @@ def _answer_all(
             tell(1)
 
 
-def _answering(omni: "Omni", taxonomy: Taxonomy, **how: Any) -> Callable[..., Iterator[Record]]:
-    """`predict` with all but its clips, modes and sampling; the categories are computed once."""
+def answering(
+    model: str,
+    taxonomy: Taxonomy,
+    batch_size: int,
+    features_dir: Path | None,
+    device: str | None,
+    limits: Mapping[str, Any] | None,
+) -> "partial[Iterator[Record]]":
+    """Load a checkpoint; returns `predict` with all but its clips, modes and sampling.
+
+    The arguments are those of `evaluate_model`; without `features_dir` no features are kept.
+    """
+    from mer_r1.model.features import FeatureCache
+    from mer_r1.model.omni import load
     from mer_r1.rl.anchors import category_tokens
 
-    return partial(predict, omni, taxonomy=taxonomy, categories=category_tokens(taxonomy, omni.tokenizer), **how)
+    omni = load(model, device=device, limits=limits)
+    get = FeatureCache(omni, features_dir).get if features_dir else None
+    categories = category_tokens(taxonomy, omni.tokenizer)
+    return partial(
+        predict, omni, taxonomy=taxonomy, batch_size=batch_size, tensors=get, name=model, categories=categories
+    )
 
 
 def _groups(clips: Sequence[Clip], size: int, only: Collection[str] | None) -> list[list[Clip]]:
@@ -318,13 +334,3 @@ def _settings(
         "question": None if ask else _QUESTIONS,
         "limits": dict(limits or {}),
     }
-
-
-def _cached_tensors(
-    omni: "Omni", folder: Path, clips: Sequence[Clip], exchange: str | None, donors: Mapping[str, str]
-) -> Tensors:
-    """Tower outputs from the feature cache in a folder, with a channel of other clips where one is exchanged."""
-    from mer_r1.model.features import FeatureCache
-
-    get: Tensors = FeatureCache(omni, folder).get
-    return exchanged(get, clips, donors, exchange) if exchange else get

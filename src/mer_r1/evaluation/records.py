@@ -214,8 +214,13 @@ def kept_records(path: Path, items: Mapping[str, str]) -> list[Record]:
         return []
     records = read_records(path)
     repair_end(path, _parse_line)
-    check_items(path, ((record.id, record.item) for record in records if record.error is None), items)
+    check_clips(path, records, items)
     return records
+
+
+def check_clips(path: Path, records: Iterable[Record], items: Mapping[str, str]) -> None:
+    """Refuse answers about clips that have changed since; see `claim.check_items`."""
+    check_items(path, ((record.id, record.item) for record in records if record.error is None), items)
 
 
 def states_of(records: Iterable[Record], draw: int = 0) -> dict[tuple[str, str], str | None]:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from mer_r1.data.claim import check_items, item_keys, read_claim
+from mer_r1.data.claim import item_keys, read_claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
@@ -31,7 +31,7 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import Interval, bootstrap, interval_text, number_text
-from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, read_records, rescore
+from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, check_clips, read_records, rescore
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -208,8 +208,7 @@ def saved_records(
     if facts.get("question"):  # records of `predict.evaluate_model`
         seed = facts["sampling"].get("seed") if isinstance(facts.get("sampling"), dict) else None
         donors = donors_of(clips, facts.get("exchange"), seed if isinstance(seed, int) else 0)
-        answered = ((record.id, record.item) for record in records if record.error is None)
-        check_items(path, answered, item_keys(clips, donors=donors))
+        check_clips(path, records, item_keys(clips, donors=donors))
     if facts.get("wheels", taxonomy.title) != taxonomy.title:
         records = [replace(record, confidence={}) for record in records]
     missing = len(clips) - len({record.id for record in records})

@@ -6,7 +6,6 @@
 A checkpoint is written beside its place and then moved there: `checkpoint-N` is whole, or it is not there.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,35 +14,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
-from transformers.utils.hub import cached_file
 
-from mer_r1.data.provenance import differences, digest, digests, read_signed, write_signed
+from mer_r1.data.claim import differences, digests, read_signed, write_signed
 from mer_r1.errors import UserError, printable
-from mer_r1.model.absent_towers import same_towers_as, weight_files, whole_state
-from mer_r1.model.omni import SETTINGS_FILE, Omni, write_settings
-from mer_r1.weights import model_path
+from mer_r1.model.absent_towers import same_towers_as, whole_state
+from mer_r1.model.omni import Omni, write_settings
 
 RECORD_FILE, STATE_FILE, UNFINISHED = "training.json", "trainer_state.json", "unfinished"
 NOT_RESUMED = (RECORD_FILE, "README.md", "training_args.bin")
 """Files of a checkpoint that no resumed run reads."""
-MODEL_FILES = (
-    *(SETTINGS_FILE, "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
-    *("video_preprocessor_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"),
-    *("added_tokens.json", "special_tokens_map.json"),
-)
-"""Files that decide what a model computes, beside its weights."""
-
-
-def model_digest(source: str | Path) -> str:
-    """Digest of a model: its weights, tokenizer, preprocessing and settings.
-
-    Args:
-        source: folder or hub name of a model that has been loaded before.
-    """
-    source = model_path(source)
-    folder = Path(str(cached_file(source, "config.json"))).parent
-    files = sorted({*map(Path, weight_files(source)), *filter(Path.is_file, map(folder.joinpath, MODEL_FILES))})
-    return digest(json.dumps([[path.name for path in files], digests(files)]))
 
 
 def write_record(folder: Path, **content: Any) -> None:

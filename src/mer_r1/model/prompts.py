@@ -32,17 +32,28 @@ from mer_r1.model.tiny import chat_template
 IGNORE = -100
 """Label of a token that is not part of the loss."""
 _TRIAL = """
-import json, resource, sys
+import json, resource, sys, time
 from transformers.utils.chat_template_utils import render_jinja_template
-template, turns, tokens = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
+template, several, tokens = json.load(sys.stdin)
+seconds = int(time.process_time()) + 4
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-try:
-    text = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **tokens)
-    sys.exit(9 if len(str(text)) > 10**7 else 0)
-except MemoryError:
-    sys.exit(9)
+for turns in several:
+    try:
+        text = render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **tokens)
+        if len(str(text)) > 10**7:
+            sys.exit(9)
+    except MemoryError:
+        sys.exit(9)
+    except Exception:
+        pass  # an error that the template gives in `chat_text` too
 """
+_ONE_CLIP = [
+    [*video, *audio, {"type": "text", "text": "?"}]
+    for video in ([], [{"type": "video"}])
+    for audio in ([], [{"type": "audio"}])
+]
+"""Contents of a question about a clip, by the channels that it has."""
 _template_ends: dict[tuple[str, str], bool] = {}
 
 
@@ -171,21 +182,20 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
 def chat_text(owner: Any, turns: list[dict[str, Any]]) -> str:
     """Turns as text, by the chat template of a processor or tokenizer, up to the model's turn.
 
-    A template is a program from the checkpoint. The library's sandbox bounds neither its time nor its memory: so the
-    first turns of each shape are tried in a process of their own.
+    A template is a program from the checkpoint. The library's sandbox bounds neither its time nor its memory: so it is
+    tried in a process of its own, once for these turns and questions about clips, and again for turns of another shape.
 
     Raises:
         UserError: the template fails, or does not end within the bounds.
     """
     template = owner.chat_template
     template = str(template.get("default") if isinstance(template, dict) else template)
-    shape = [
-        (turn["role"], isinstance(turn["content"], str) or [part["type"] for part in turn["content"]]) for turn in turns
-    ]
-    if (template, repr(shape)) not in _template_ends and template not in map(chat_template, (QWEN25, QWEN3)):
+    if (template, _shape(turns)) not in _template_ends and template not in map(chat_template, (QWEN25, QWEN3)):
         tokens = getattr(owner, "tokenizer", owner).special_tokens_map
-        _template_ends[template, repr(shape)] = _ends(json.dumps([template, turns, tokens]))
-    if not _template_ends.get((template, repr(shape)), True):
+        tried = [turns, *([{"role": "user", "content": parts}] for parts in _ONE_CLIP)]
+        ends = _ends(json.dumps([template, tried, tokens]))
+        _template_ends.update({(template, _shape(one)): ends for one in tried})
+    if not _template_ends.get((template, _shape(turns)), True):
         raise UserError("the model's chat template takes more than 3 s or 1 GB: it is broken or hostile")
     try:
         return str(owner.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
@@ -193,9 +203,14 @@ def chat_text(owner: Any, turns: list[dict[str, Any]]) -> str:
         raise UserError(f"the model's chat template cannot be used: {error or type(error).__name__}") from error
 
 
+def _shape(turns: list[dict[str, Any]]) -> str:
+    contents = ((turn["role"], turn["content"]) for turn in turns)
+    return repr([(role, isinstance(said, str) or [part["type"] for part in said]) for role, said in contents])
+
+
 def _ends(task: str) -> bool:
     tried = subprocess.run([sys.executable, "-c", _TRIAL], input=task, text=True, capture_output=True, check=False)
-    return tried.returncode in (0, 1)  # 1 is an error that the template gives here too
+    return tried.returncode == 0
 
 
 def plain_text(omni: Omni, text: str) -> str:

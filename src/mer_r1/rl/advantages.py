@@ -6,7 +6,8 @@ lets the objective with the larger spread dominate; normalising first gives both
 
 Nothing here knows about emotions or models: rewards go in, advantages come out.
 Source: MER-R1 (arXiv 2606.27652), "dual-objective disentanglement"; docs/paper_map.md.
-Shapes: B prompts, G rollouts each, K objectives.
+Shapes: B prompts, G rollouts each (at least 2), K objectives. All functions take the rollouts of a group contiguous,
+NaN for an unscorable one, and raise ValueError for a number of rollouts that is no multiple of G, or G < 2.
 """
 
 import torch
@@ -22,14 +23,11 @@ def group_spread(values: Tensor, num_generations: int) -> Tensor:
     """Standard deviation of each group, as every rollout of the group sees it.
 
     Args:
-        values: (B*G,) one number per rollout, groups contiguous; NaN marks an unscorable rollout.
-        num_generations: G, at least 2.
+        values: (B*G,) one number per rollout.
+        num_generations: G.
 
     Returns:
         (B*G,) unbiased standard deviation (divisor n - 1, as TRL uses), 0 where fewer than two rollouts are scorable.
-
-    Raises:
-        ValueError: if the length is no multiple of G, or G < 2.
 
     >>> group_spread(torch.tensor([0.0, 2.0, 5.0, 5.0]), 2).tolist()
     [1.4142135381698608, 1.4142135381698608, 0.0, 0.0]
@@ -48,8 +46,8 @@ def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0, 
     ``normalize_then_sum`` adds 1e-4 to every standard deviation instead: to compare, pass `epsilon`.
 
     Args:
-        values: (B*G,) one number per rollout, groups contiguous; NaN marks an unscorable rollout.
-        num_generations: G, at least 2.
+        values: (B*G,) one number per rollout.
+        num_generations: G.
         epsilon: added to every standard deviation; 0 is the formula as written.
         scale: TRL's `scale_rewards`, the standard deviation that divides: that of the "group", that of the whole
             "batch", or "none" (centred only, as in the authors' fork).
@@ -58,7 +56,7 @@ def group_normalise(values: Tensor, num_generations: int, epsilon: float = 0.0, 
         (B*G,) advantages; each group sums to 0.
 
     Raises:
-        ValueError: if the length is no multiple of G, or G < 2, or for another scale.
+        ValueError: another scale.
 
     >>> group_normalise(torch.tensor([0.0, 2.0, 5.0, 5.0]), 2).tolist()
     [-0.7071067690849304, 0.7071067690849304, 0.0, 0.0]
@@ -91,7 +89,7 @@ def sum_then_normalise(rewards_per_func: Tensor, weights: Tensor, num_generation
     Args:
         rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
         weights: (K,) weight of each objective.
-        num_generations: G, at least 2.
+        num_generations: G.
         scale: see `group_normalise`.
 
     Returns:
@@ -105,17 +103,7 @@ def sum_then_normalise(rewards_per_func: Tensor, weights: Tensor, num_generation
 def normalise_each(
     rewards_per_func: Tensor, num_generations: int, epsilon: float = 0.0, scale: str = "group"
 ) -> Tensor:
-    """AD, first half: each objective is normalised within its group by itself.
-
-    Args:
-        rewards_per_func: (B*G, K) rewards, NaN where a reward function could not score.
-        num_generations: G, at least 2.
-        epsilon: see `group_normalise`.
-        scale: see `group_normalise`.
-
-    Returns:
-        (B*G, K) advantages, one column per objective.
-    """
+    """AD, first half: each objective, a column of the rewards (B*G, K), is normalised by itself (`group_normalise`)."""
     columns = rewards_per_func.unbind(dim=1)
     return torch.stack([group_normalise(column, num_generations, epsilon, scale) for column in columns], dim=1)
 
@@ -128,8 +116,7 @@ def normalise_then_sum(
     TRL's ``normalize_then_sum`` (GDPO) is this with ``epsilon=1e-4``, then standardised once more over the whole batch,
     which makes the size of the update independent of how many groups carry signal; the paper's formula has none.
 
-    The arguments are those of `sum_then_normalise`, and the `epsilon` and `scale` of `group_normalise`; returns (B*G,)
-    advantages.
+    The arguments are those of `sum_then_normalise` and `group_normalise`; returns (B*G,) advantages.
     """
     return (normalise_each(rewards_per_func, num_generations, epsilon, scale) * weights).sum(dim=1)
 

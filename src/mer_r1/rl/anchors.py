@@ -6,7 +6,6 @@ Source: the authors' fork (docs/paper_map.md, "Slow-fast confidence calibration"
 Shapes: R rollouts (B*G), C categories over all partitions (wheels).
 """
 
-import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mer_r1.emotions.thinking import answer_word_spans
+from mer_r1.emotions.thinking import TAG, answer_word_spans
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.rl.calibration import (
     CategoryTokens,
@@ -32,7 +31,6 @@ from mer_r1.rl.calibration import (
 )
 from mer_r1.rl.method import Method
 
-TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _PIECES: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
 """Tokenizer -> text of each token seen so far; decoding them again took half of the time of the calibration."""
 

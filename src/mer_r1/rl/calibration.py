@@ -26,7 +26,10 @@ sums are taken within each partition, then averaged over the partitions that can
 about emotions: any set-valued answer works.
 Source: MER-R1 (arXiv 2606.27652), "slow-fast confidence calibration"; docs/paper_map.md says what each formula rests
 on.
-Shapes: A anchors, V vocabulary, C categories over all partitions, R rollouts (B*G), W partitions.
+Shapes: A anchors, V vocabulary, C categories over all partitions, R rollouts (B*G), W partitions. Throughout,
+`correct` (R, C) bool are the gold categories, `known` (R, C) bool those of partitions that can place a gold word (the
+others do not count), `partition` (C,) is the partition of each category, `rollout` (A,) the rollout of each anchor,
+and `counted` (A, C) bool says whether an anchor counts for a category.
 """
 
 from dataclasses import dataclass
@@ -89,9 +92,9 @@ def confidence(probabilities: Tensor, rollout: Tensor, num_rollouts: int, counte
 
     Args:
         probabilities: (A, C) from `category_probabilities`.
-        rollout: (A,) the rollout of each anchor, in [0, R).
+        rollout: rollout of each anchor.
         num_rollouts: R.
-        counted: (A, C) bool, whether an anchor counts for a category (`anchors.counted_anchors`); None counts all.
+        counted: anchors that count for each category (`anchors.counted_anchors`); None counts all.
 
     Returns:
         (R, C) scores; NaN where no anchor counts (an answer without words has no confidence).
@@ -111,15 +114,9 @@ def partition_sum(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
 
 
 def partition_mean(values: Tensor, mask: Tensor, partition: Tensor) -> Tensor:
-    """Mean over the masked categories of each partition, then over the partitions with at least one.
+    """Mean (R,) over the masked categories of each partition, then over the partitions with at least one.
 
-    Args:
-        values: (R, C) one number per category.
-        mask: (R, C) bool, categories to average.
-        partition: (C,) the partition of each category.
-
-    Returns:
-        (R,) means; NaN where no category counts.
+    The arguments are those of `partition_sum`; NaN where no category counts.
     """
     counts = partition_sum(torch.ones_like(values), mask, partition)
     return _over_partitions(partition_sum(values, mask, partition) / counts, counts > 0)
@@ -138,9 +135,9 @@ def calibration_terms(
     Args:
         slow: (R, C) scores with the reasoning in the context.
         fast: (R, C) scores of the same answer without it.
-        correct: (R, C) bool, the gold categories.
-        known: (R, C) bool, categories of partitions that can place at least one gold word; the others do not count.
-        partition: (C,) the partition of each category.
+        correct: gold categories.
+        known: categories that count.
+        partition: partition of each category.
         clip: bound of both terms, in natural-log units.
 
     Returns:
@@ -158,13 +155,7 @@ def answer_terms(
 ) -> tuple[Tensor, Tensor]:
     """T+ and T- of "answer": expected recall of the answer, and the share of what it is likely to name that is right.
 
-    Args:
-        slow: (A, C) probabilities with the reasoning in the context.
-        rollout: (A,) the rollout of each anchor.
-        counted: (A, C) bool, whether an anchor counts for a category.
-        correct: (R, C) bool, the gold categories.
-        known: as in `calibration_terms`.
-        partition: (C,) the partition of each category.
+    `slow` (A, C) are the probabilities with the reasoning in the context.
 
     Returns:
         (R,) each, in [0, 1]; NaN for a rollout without an anchor. A partition in which no anchor counts gives 0.

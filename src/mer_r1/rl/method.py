@@ -10,8 +10,7 @@ Within the G rollouts of a prompt let norm(x) = (x - mean) / standard deviation.
 
 w is `format_weight`; a is `alpha`, or whatever makes the terms hold `calibration_share` of the variance. Variants of
 mer-r1 are options: `space="reward"` replaces norm(R) + a norm(T+) by norm(R + a T+), and the same for P;
-`space="mixed"` does so for recall only; `sides="recall"` leaves T- out. With `calibration="reasoning"` there is one
-term, and a norm(T+) is added to A at the tokens before the answer only.
+`sides="recall"` leaves T- out. With `calibration="reasoning"` a norm(T+) is added at the tokens before the answer only.
 Baselines of other papers sum their own rewards (`rewards`) with their own weights, then normalise once.
 
 Nothing here knows about emotions. Source: MER-R1 (arXiv 2606.27652); docs/paper_map.md says of each formula and default
@@ -19,22 +18,12 @@ whether it is stated, taken from the authors' fork, or our reading. Shapes: R ro
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mer_r1.rl.advantages import MIN_SPREAD, group_minimum, group_normalise, normalise_then_sum, sum_then_normalise
-
-
-class Space(StrEnum):
-    """Where the calibration terms enter the advantage."""
-
-    ADVANTAGE = "advantage"  # each term is normalised by itself and added to the advantage (full method)
-    REWARD = "reward"  # alpha * term is added to the reward and normalised with it (variant B1)
-    MIXED = "mixed"  # recall's term in reward space, precision's in advantage space (variant B2; our reading)
-
 
 OBJECTIVES: dict[str, dict[str, float | None]] = {
     "f1": {"format": None, "f1": 1.0},
@@ -78,7 +67,8 @@ class Method:
         alpha: fixed weight of the calibration terms, in place of `calibration_share`.
         spread_floor: added to a term's standard deviation in its group before it divides, in the term's unit: by
             default 0.05 (nats), for "answer" 0.01 (probability), for "noise" 0.
-        space: where the calibration terms enter: "advantage", "reward" (variant B1) or "mixed" (variant B2).
+        space: where the calibration terms enter: "advantage" (each normalised by itself), "reward" (alpha * term added
+            to the reward before that is normalised, variant B1) or "mixed" (that for recall only, variant B2).
         sides: calibration terms that are used: "both", "recall" (variant A2) or "precision"; "reasoning" has a single
             term, that of recall.
         confidence_level: unit of confidence: "category" (all words of a wheel sector) or "word" (variant A1).
@@ -110,7 +100,7 @@ class Method:
         "method": tuple(OBJECTIVES),
         "calibration": ("answer", "reasoning", "hinge", "difference", "noise"),
         "anchors": ("mentions", "all", "first"),
-        "space": tuple(Space),
+        "space": ("advantage", "reward", "mixed"),
         "sides": ("both", "recall", "precision"),
         "confidence_level": ("category", "word"),
     }
@@ -133,9 +123,9 @@ class Method:
     def _check_weight(self) -> None:
         if self.alpha is not None and self.calibration_share is not None:
             raise ValueError("alpha and calibration_share both weigh the calibration terms: give one of them")
-        if self.space != Space.ADVANTAGE and self.alpha is None:
+        if self.space != "advantage" and self.alpha is None:
             raise ValueError(f"space={self.space} adds the terms to the rewards: it needs a fixed weight, alpha")
-        if self.calibration == "reasoning" and (self.space != Space.ADVANTAGE or self.sides == "precision"):
+        if self.calibration == "reasoning" and (self.space != "advantage" or self.sides == "precision"):
             raise ValueError(
                 "calibration=reasoning has one term, of recall, for the advantages of the reasoning's tokens: "
                 f"expected space=advantage and sides=both or recall, got space={self.space}, sides={self.sides}"
@@ -255,7 +245,7 @@ def _with_terms(
         if term is None or method.sides not in ("both", side):
             continue
         filled = group_minimum(term, num_generations).masked_fill(padding, torch.nan)
-        if method.space == Space.REWARD or (method.space == Space.MIXED and side == "recall"):
+        if method.space == "reward" or (method.space == "mixed" and side == "recall"):
             rewards[:, method.objectives.index(side)] += (method.alpha or 0.0) * filled.nan_to_num(0.0)
         else:
             added += group_normalise(filled, num_generations, floor)

@@ -1,9 +1,10 @@
 """Rewards: functions that score a sampled completion for reinforcement learning.
 
-Each follows TRL's contract, `(prompts, completions, **columns) -> list[float | None]`: it parses a completion
-(`emotions.thinking`), compares its labels with the gold labels of the column `labels` on the emotion wheels
-(`emotions.metrics`), and returns one number per completion. MER-R1 trains recall and precision as two objectives, so
-each is a reward of its own; F1 is the single reward of its baseline; format is 1 for a well-formed completion, else 0.
+Each follows TRL's contract, `(prompts, completions, **columns) -> list[float | None]`: it compares the labels of a
+completion with the gold labels of the column `labels` on the emotion wheels (`emotions.metrics`), and returns one
+number per completion. MER-R1 trains recall and precision as two objectives; F1 is the single reward of its baseline;
+format is 1 for a well-formed completion, else 0. A row whose gold labels are missing or in no wheel gives None, which
+the trainer leaves out; it never counts as 0.
 
 Sampled answers exploit what the metrics forgive, so the rewards are stricter by default, as options of the method:
 
@@ -14,21 +15,14 @@ Sampled answers exploit what the metrics forgive, so the rewards are stricter by
 
 Without junk the rewards equal `emotions.metrics.wheel_scores`, which evaluation reports and which stays as it is.
 
-A row without gold labels, or whose labels are not in any wheel, gives None, which the trainer leaves out; it never
-counts as 0. The share of such rows is logged as `unscorable`.
-
 Baselines of other papers are trained by the same trainer on the same clips:
 
 - R1-Omni (arXiv 2503.05379): accuracy and format. Its accuracy is 1 if the one emotion word of the answer is the clip's
-  label. **Our reading for open-set answers**: on each wheel that can place a gold word, 1 if the categories of the
-  answer are exactly the gold ones, else 0; the mean over these wheels (`set_accuracy`). For one gold word and one
-  answered word this is the original reward, up to synonyms; naming additional emotions earns nothing.
-- AffectGPT-R1 (arXiv 2508.01318): the evaluation metric on emotion wheels, and format. For one clip that metric is the
-  F1 per wheel, averaged over the wheels: `f1_reward`. Its later version adds auxiliary rewards on the reasoning and
-  length penalties; they are left out.
-- VideoAuto-R1 (arXiv 2601.05175): answer, think, answer (`emotions.two_answers`). Both answers earn the task's reward,
-  here F1, the reviewed answer with the larger weight. It trains without a cold start; a tiny policy that has never seen
-  the form cannot, so its cold start is that of the other methods with targets in this form (`targets=twice`).
+  label; for open-set answers we read it as `set_accuracy`.
+- AffectGPT-R1 (arXiv 2508.01318): the evaluation metric on emotion wheels, for one clip the F1 (`f1_reward`), and
+  format. The auxiliary rewards and length penalties of its later version are left out.
+- VideoAuto-R1 (arXiv 2601.05175): answer, think, answer (`emotions.two_answers`). Both answers earn F1, the reviewed
+  one with the larger weight. A tiny policy that has never seen the form needs a cold start with `targets=twice`.
 
 Which rewards a method uses, with which weights: `method.OBJECTIVES`.
 """
@@ -36,7 +30,7 @@ Which rewards a method uses, with which weights: `method.OBJECTIVES`.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import fsum
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from mer_r1.emotions.metrics import SetScores, set_scores
 from mer_r1.emotions.thinking import TAG, answer_word_spans, format_completion, parse
@@ -44,7 +38,6 @@ from mer_r1.emotions.two_answers import parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
 
-SET_OBJECTIVES = ("precision", "recall", "f1")
 MOST_LABEL_WORDS = 5
 """Most words of a label: "at a loss for words" is in the official tables; the built-in wheels have phrases of four."""
 Completion = str | Sequence[Mapping[str, Any]]
@@ -56,7 +49,7 @@ class SetReward:
     """Precision, recall or F1 of a completion's labels; picklable, with the `__name__` that TRL logs.
 
     Args:
-        objective: "precision", "recall" or "f1".
+        objective: one of `OBJECTIVES`.
         taxonomy: wheels and words; None for the built-in ones.
         level: ring of the wheels, 1 or 2.
         strict_answers: whether an answer that is not closed earns 0.
@@ -66,19 +59,19 @@ class SetReward:
         UserError: another objective.
     """
 
+    OBJECTIVES: ClassVar[tuple[str, ...]] = ("precision", "recall", "f1")
+
     def __init__(
         self,
-        objective: Literal["precision", "recall", "f1"],
+        objective: str,
         taxonomy: Taxonomy | None = None,
         level: int = 1,
         strict_answers: bool = True,
         strict_labels: bool = True,
     ) -> None:
-        if objective not in SET_OBJECTIVES:
-            raise UserError(f"objective: expected one of {', '.join(SET_OBJECTIVES)}, got {objective!r}")
-        self.objective = objective
-        self.taxonomy = taxonomy
-        self.level = level
+        if objective not in self.OBJECTIVES:
+            raise UserError(f"objective: expected one of {', '.join(self.OBJECTIVES)}, got {objective!r}")
+        self.objective, self.taxonomy, self.level = objective, taxonomy or builtin(), level
         self.strict = {"strict_answers": strict_answers, "strict_labels": strict_labels}
         self.__name__ = f"{objective}_reward"
 
@@ -105,13 +98,30 @@ class SetReward:
         if labels is None or len(labels) != len(completions):
             found = "no such column" if labels is None else f"{len(labels)} rows"
             raise UserError(f"labels: expected gold labels for each of {len(completions)} completions, got {found}")
-        rewards: list[float | None] = []
-        for completion, gold in zip(completions, labels, strict=True):
-            scores = score_completion(completion, gold, self.taxonomy, self.level, **self.strict)
-            rewards.append(None if scores is None else getattr(scores, self.objective))
+        pairs = zip(completions, labels, strict=True)
+        rewards = [self._one(completion_text(completion), tuple(parse_labels(gold))) for completion, gold in pairs]
         if log_metric is not None and rewards:
             log_metric("unscorable", rewards.count(None) / len(rewards))
         return rewards
+
+    def _one(self, completion: str, gold: tuple[str, ...]) -> float | None:
+        scores = _scores(completion, gold, self.taxonomy, self.level, **self.strict)
+        return None if scores is None else float(getattr(scores, self.objective))
+
+
+class AnswerReward(SetReward):
+    """Reward of one answer of a completion: "accuracy" of the only one, "first_f1" or "final_f1" of two."""
+
+    OBJECTIVES = ("accuracy", "first_f1", "final_f1")
+
+    def _one(self, completion: str, gold: tuple[str, ...]) -> float | None:
+        which = {"accuracy": "last", "first_f1": "first", "final_f1": "second"}[self.objective]
+        answer = _answer(completion, which, self.strict["strict_answers"])
+        if self.objective == "accuracy":
+            junk = _junk(answer, gold, self.taxonomy) if self.strict["strict_labels"] else 0
+            return set_accuracy(gold, parse(answer).labels, self.taxonomy, junk)
+        scores = _scores(answer, gold, self.taxonomy, self.level, False, self.strict["strict_labels"])
+        return None if scores is None else scores.f1
 
 
 class FormatReward:
@@ -123,9 +133,11 @@ class FormatReward:
         strict_labels: whether an answer that holds a sentence is malformed too (our option).
     """
 
+    NAME = "format_reward"
+
     def __init__(self, distinct_words: bool = False, strict_labels: bool = True) -> None:
         self.distinct_words, self.strict_labels = distinct_words, strict_labels
-        self.__name__ = "format_reward"
+        self.__name__ = self.NAME
 
     def __call__(
         self, prompts: Sequence[Any] | None = None, completions: Sequence[Completion] = (), **columns: Any
@@ -145,56 +157,11 @@ class FormatReward:
 class TwiceFormatReward(FormatReward):
     """1.0 where a completion is exactly answer, think, answer, else 0.0 (VideoAuto-R1)."""
 
-    def __init__(self, distinct_words: bool = False, strict_labels: bool = True) -> None:
-        super().__init__(distinct_words, strict_labels)
-        self.__name__ = "twice_format_reward"
+    NAME = "twice_format_reward"
 
     def _is_well_formed(self, completion: str) -> bool:
         both = parse_twice(completion)
         return both.well_formed and self._accepts((*both.first, *both.final), both.repeats)
-
-
-class AnswerReward:
-    """Reward of one answer of a completion (R1-Omni, VideoAuto-R1); None where the gold cannot be scored.
-
-    Args:
-        objective: "accuracy" (of the only answer), "first_f1" or "final_f1" (of two answers).
-        taxonomy: wheels and words; None for the built-in ones.
-        strict_answers: as in `SetReward`.
-        strict_labels: as in `SetReward`; with junk the accuracy is 0.
-    """
-
-    def __init__(
-        self,
-        objective: str,
-        taxonomy: Taxonomy | None = None,
-        strict_answers: bool = True,
-        strict_labels: bool = True,
-    ) -> None:
-        self.objective = objective
-        self.taxonomy = taxonomy or builtin()
-        self.strict_answers, self.strict_labels = strict_answers, strict_labels
-        self.__name__ = f"{objective}_reward"
-
-    def __call__(
-        self,
-        prompts: Sequence[Any] | None = None,
-        completions: Sequence[Completion] = (),
-        labels: Sequence[object] = (),
-        **columns: Any,
-    ) -> list[float | None]:
-        """One value in [0, 1] per completion; `labels` are the gold words of each."""
-        pairs = zip(completions, labels, strict=True)
-        return [self._one(completion_text(completion), tuple(parse_labels(gold))) for completion, gold in pairs]
-
-    def _one(self, completion: str, gold: tuple[str, ...]) -> float | None:
-        which = {"accuracy": "last", "first_f1": "first", "final_f1": "second"}[self.objective]
-        answer = _answer(completion, which, self.strict_answers)
-        if self.objective == "accuracy":
-            junk = _junk(answer, gold, self.taxonomy) if self.strict_labels else 0
-            return set_accuracy(gold, parse(answer).labels, self.taxonomy, junk)
-        scores = _scores(answer, gold, self.taxonomy, 1, False, self.strict_labels)
-        return None if scores is None else scores.f1
 
 
 precision_reward = SetReward("precision")
@@ -212,21 +179,15 @@ def reward_function(
 ) -> Reward:
     """The reward function of an objective of `method.OBJECTIVES`.
 
-    Args:
-        objective: "format", "recall", "precision", "f1", "accuracy", "twice_format", "first_f1" or "final_f1".
-        taxonomy: wheels and words.
-        distinct_words: as in `FormatReward`.
-        strict_answers: as in `SetReward`.
-        strict_labels: as in `SetReward` and `FormatReward`.
+    The other arguments are those of `SetReward` and `FormatReward`.
 
     Raises:
         UserError: another objective.
     """
     if objective in ("format", "twice_format"):
         return (FormatReward if objective == "format" else TwiceFormatReward)(distinct_words, strict_labels)
-    if objective in ("accuracy", "first_f1", "final_f1"):
-        return AnswerReward(objective, taxonomy, strict_answers, strict_labels)
-    return SetReward(objective, taxonomy, 1, strict_answers, strict_labels)  # type: ignore[arg-type]
+    kind = AnswerReward if objective in AnswerReward.OBJECTIVES else SetReward
+    return kind(objective, taxonomy, 1, strict_answers, strict_labels)
 
 
 def score_completion(
@@ -245,14 +206,12 @@ def score_completion(
 def set_accuracy(gold: Sequence[str], predicted: Sequence[str], taxonomy: Taxonomy, junk: int = 0) -> float | None:
     """Share, in [0, 1], of the wheels on which the predicted categories are exactly the gold ones; 0 with junk.
 
-    Only wheels that place a gold word count; None where no wheel does.
+    Only wheels that place a gold word count; None where no wheel does. For one gold word and one answered word this is
+    R1-Omni's accuracy, up to synonyms; naming additional emotions earns nothing (our reading for open-set answers).
     """
-    hits = []
-    for wheel in taxonomy.wheels:
-        wanted = taxonomy.categories(gold, wheel)
-        if wanted:
-            hits.append(not junk and wanted == taxonomy.categories(predicted, wheel))
-    return sum(hits) / len(hits) if hits else None
+    pairs = [[taxonomy.categories(words, wheel) for words in (gold, predicted)] for wheel in taxonomy.wheels]
+    hits = [wanted == found for wanted, found in pairs if wanted]
+    return sum(hits) * (not junk) / len(hits) if hits else None
 
 
 def gold_earns_full_reward(labels: object, taxonomy: Taxonomy | None = None, level: int = 1) -> bool:

@@ -1,9 +1,8 @@
 """Sampling: one prompt KV cache serves the fast confidence and all G rollouts.
 
-The prompt (by far the longest part at full size) is computed once per group. The G rollouts are sampled token by token
-after its keys and values (`shared_prefix.continuation`). These are then cut back to the prompt and reused to score each
-rollout's answer without its reasoning: a few tens of tokens, where a plain second forward pass would run the prompt
-too. The slow confidence costs the language-model head on the anchor positions only: sampling has computed the states.
+The prompt (by far the longest part at full size) is computed once per group. The G rollouts are sampled after its keys
+and values (`shared_prefix.continuation`), which are then cut back to the prompt and reused to score each rollout's
+answer without its reasoning. The slow confidence costs the language-model head at the anchors only.
 
 Source: docs/paper_map.md, "Slow-fast confidence calibration" and "Training".
 Shapes: B prompts, G rollouts each, R = B*G, P prompt tokens (padded), T completion tokens, A anchors, C categories,
@@ -17,13 +16,12 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.model.generation import Sampling, decode, lm_head
-from mer_r1.model.omni import Omni
+from mer_r1.model.omni import Omni, thinker
 from mer_r1.model.prompts import Prompt, collate
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
 from mer_r1.model.tower_outputs import media_embedded
@@ -98,8 +96,7 @@ def rollout(
     """
     model = model or omni.model
     clock = Clock()
-    batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
-    first_hidden, branches = _prefill(model, batch, prompts, num_generations, sampling.max_new_tokens)
+    first_hidden, branches = _prefill(omni, model, prompts, num_generations, sampling.max_new_tokens)
     clock.lap("prefill")
     completion_ids, logps, hidden = decode(omni, model, first_hidden, branches, sampling)
     result = Rollouts(completion_ids, logps, torch.empty(0, dtype=torch.long), seconds=clock.seconds)
@@ -137,11 +134,10 @@ def rescore(
         `slow` and `fast` of `Rollouts`, (A, C) each; fast is None if skipped.
     """
     model = model or omni.model
-    batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
     pairs = zip(completion_ids, answers, strict=True)
     before = [ids[: answer.anchors[-1]] if answer.anchors else [] for ids, answer in pairs]
     longest = max(map(len, before))
-    hidden, branches = _prefill(model, batch, prompts, len(completion_ids) // len(prompts), longest)
+    hidden, branches = _prefill(omni, model, prompts, len(completion_ids) // len(prompts), longest)
     hidden = hidden.unsqueeze(1)
     if longest:
         hidden = torch.cat([hidden, _continue(omni, before, branches)], dim=1)
@@ -158,8 +154,7 @@ def rescore(
 def fast_confidences(omni: Omni, prompts: Sequence[Prompt], tokens: CategoryTokens, model: Any = None) -> Tensor:
     """Category probabilities (B, C) at the first anchor of fast thinking, which no answer precedes: one per prompt."""
     model = model or omni.model
-    triggered = [fast_prompt(omni, prompt) for prompt in prompts]
-    hidden, _ = _prefill(model, collate(triggered, [[]] * len(prompts), omni.tokenizer.pad_token_id), triggered, 1, 0)
+    hidden, _ = _prefill(omni, model, [fast_prompt(omni, prompt) for prompt in prompts], 1, 0)
     return category_probabilities(lm_head(model, hidden), tokens)
 
 
@@ -185,12 +180,11 @@ def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
     return prompt.extended(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
 
 
-def _prefill(
-    model: Any, batch: dict[str, Any], prompts: Sequence[Prompt], group: int, room: int
-) -> tuple[Tensor, Branches]:
+def _prefill(omni: Omni, model: Any, prompts: Sequence[Prompt], group: int, room: int) -> tuple[Tensor, Branches]:
     # Hidden state (R, D) of the last prompt token of each rollout, and the branches that continue the prompts.
+    batch = collate(prompts, [[]] * len(prompts), omni.tokenizer.pad_token_id)
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-    with media_embedded(model.get_base_model() if isinstance(model, PeftModel) else model, batch["media"]):
+    with media_embedded(thinker(model), batch["media"]):
         output = backbone(model)(
             input_ids=ids, attention_mask=mask, position_ids=batch["position_ids"].to(model.device), use_cache=True
         )

@@ -19,7 +19,7 @@ from mer_r1.training.stage import (
     Callbacks,
     LogFile,
     build_cache,
-    claim,
+    claim_run,
     load_policy,
     lora_config,
     prompts,
@@ -42,7 +42,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
     _check_launch(recipe)
     omni = load_policy(recipe)
     _check_model(recipe, omni)
-    claim(recipe, clips, taxonomy)
+    claim_run(recipe, clips, taxonomy)
     omni.freeze_towers()
     cache = build_cache(recipe, omni, clips, progress)
     rows = [

@@ -28,7 +28,7 @@ from mer_r1.training.stage import (
     Callbacks,
     LogFile,
     build_cache,
-    claim,
+    claim_run,
     load_policy,
     lora_config,
     select_clips,
@@ -45,7 +45,7 @@ def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Call
     """Cold start: train the slow format on reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
     omni = load_policy(recipe)
-    claim(recipe, clips)
+    claim_run(recipe, clips)
     must_reason = bool(recipe.replay) if recipe.must_reason is None else recipe.must_reason
     form: Any = "twice" if recipe.targets == "twice" else "once"
     omni.settings = replace(omni.settings, form=form, must_reason=must_reason)

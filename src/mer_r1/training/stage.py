@@ -18,15 +18,15 @@ from typing import Any
 from peft import LoraConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback
 
+from mer_r1.data.claim import differences, digest, weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
-from mer_r1.data.provenance import differences, digest
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import drop_towers
-from mer_r1.model.checkpoints import UNFINISHED, checkpoints, damage, model_digest, read_record, write_record
+from mer_r1.model.checkpoints import UNFINISHED, checkpoints, damage, read_record, write_record
 from mer_r1.model.features import FeatureCache, Progress, content_of
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, encode_prompt
@@ -173,7 +173,7 @@ def train_and_save(trainer: Any, recipe: Any, omni: Omni) -> Path:
     return target
 
 
-def claim(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -> None:
+def claim_run(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -> None:
     """Claim the output folder for a run, by all that decides the run's content; called before anything is reused.
 
     Raises:
@@ -182,9 +182,9 @@ def claim(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -> N
     out = Path(recipe.output_dir)
     run = identity(recipe, clips, taxonomy)
     before = read_record(out).get("run")
-    if before != run:
+    if before is None or (differing := differences(before, run)):
         for part in (path for pattern in RESUMED for path in out.glob(pattern)):
-            which = "a run without a record" if before is None else f"another run ({differences(before, run)})"
+            which = "a run without a record" if before is None else f"another run ({differing})"
             raise UserError(f"{printable(out)} holds {printable(part.name)} of {which}: choose another output_dir")
         if recipe.should_save:
             write_record(out, run=run)
@@ -196,7 +196,7 @@ def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -
     rows = [asdict(clip) | {"video": None, "audio": None, "media": content_of(clip)} for clip in clips]
     run = {
         "stage": type(recipe).__name__.removesuffix("Recipe").lower(),
-        "starting model": model_digest(recipe.model) if recipe.model else None,
+        "starting model": weights_digest(recipe.model) if recipe.model else None,
         "clips": digest(json.dumps(rows)),
         "wheels": taxonomy and digest(repr(taxonomy)),
         "processes": recipe.world_size,

@@ -22,8 +22,7 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import Array, Interval, interval_of
-
-SLOW_MINUS_FAST = "slow - fast"
+from mer_r1.evaluation.summary import SLOW_MINUS_FAST
 
 Checkpoints = Mapping[str, Mapping[str, Answers]]
 """Checkpoint -> mode -> answers."""

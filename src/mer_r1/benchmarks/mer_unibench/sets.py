@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from mer_r1.corpora.layout import letters
 from mer_r1.errors import UserError
 
 Kind = Literal["discrete", "sentiment", "open-set"]
@@ -69,9 +70,9 @@ def named(name: str) -> BenchmarkSet:
     >>> named("OV-MERD+").name, named("IEMOCAPFour").name, named("CMU-MOSI").name
     ('ovmerdplus', 'iemocap', 'cmumosi')
     """
-    wanted = _letters(name)
+    wanted = letters(name)
     for entry in SETS.values():
-        if wanted in map(_letters, (entry.name, entry.title, entry.reference)):
+        if wanted in map(letters, (entry.name, entry.title, entry.reference)):
             return entry
     raise UserError(f"data set: got {name!r:.60}, expected one of {', '.join(SETS)}")
 
@@ -86,7 +87,3 @@ def nine_way_mean(scores: Mapping[str, float]) -> float:
     if missing:
         raise UserError(f"the mean of MER-UniBench is over nine sets; there is no score for {', '.join(missing)}")
     return math.fsum(scores[name] for name in NINE) / len(NINE)
-
-
-def _letters(name: str) -> str:
-    return "".join(letter for letter in name.lower().replace("+", "plus") if letter.isalnum())

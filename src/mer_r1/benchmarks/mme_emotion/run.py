@@ -12,7 +12,7 @@ own JSON, can take the place of predictions.
 """
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from mer_r1.benchmarks.mme_emotion.scores.compare import score_report
 from mer_r1.benchmarks.mme_emotion.scores.label_match import LabelItem, gold_labels, label_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped, task_named
-from mer_r1.data.claim import check_items, item_keys, read_claim
+from mer_r1.data.claim import item_keys, read_claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
@@ -42,7 +42,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.jobs import estimated, remaining
 from mer_r1.evaluation.llm.ledger import Ledger, Row, read_rows, write_array
-from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
+from mer_r1.evaluation.records import RECORDS_FILE, Record, check_clips, read_records
 
 if TYPE_CHECKING:
     from mer_r1.model.generation import Sampling
@@ -125,33 +125,13 @@ def _task_name(clip: Clip) -> str:
 
 
 def predict_answers(
-    model: str,
-    manifest: Path,
-    out: Path,
-    modes: Sequence[ThinkingMode],
-    sampling: "Sampling",
-    batch_size: int = 16,
-    device: str | None = None,
-    progress: Any = None,
-    limits: Mapping[str, Any] | None = None,
+    model: str, manifest: Path, out: Path, modes: Sequence[ThinkingMode], sampling: "Sampling", **options: Any
 ) -> Path:
     """First stage: predict every clip without a record; returns the records' file; see `predict.evaluate_model`."""
     from mer_r1.evaluation.predict import evaluate_model
 
-    return evaluate_model(
-        model,
-        manifest,
-        out / PREDICTIONS,
-        modes,
-        sampling,
-        split="all",
-        batch_size=batch_size,
-        features_dir=out / "features",
-        device=device,
-        progress=progress,
-        ask=question_of,
-        limits=limits,
-    )
+    of_benchmark: dict[str, Any] = {"split": "all", "features_dir": out / "features", "ask": question_of}
+    return evaluate_model(model, manifest, out / PREDICTIONS, modes, sampling, **of_benchmark, **options)
 
 
 def notes_of(out: Path, clips: Container[str] | None = None) -> dict[str, int]:
@@ -165,8 +145,7 @@ def answered_items(clips: Sequence[Clip], out: Path, modes: Sequence[ThinkingMod
     """Every clip in every mode, with the model's answer or the reason why it is missing."""
     file = out / PREDICTIONS / RECORDS_FILE
     records = {(record.id, record.mode): record for record in read_records(file)}
-    answered = ((record.id, record.item) for record in records.values() if record.error is None)
-    check_items(file, answered, item_keys(clips, question_of))
+    check_clips(file, records.values(), item_keys(clips, question_of))
     return [_item(clip, mode.value, records.get((clip.id, mode.value))) for mode in modes for clip in clips]
 
 

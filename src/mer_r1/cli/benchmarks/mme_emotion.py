@@ -42,10 +42,12 @@ from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Decoding
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item, Judging
-    from mer_r1.evaluation.llm.jobs import Endpoint, Tally
+    from mer_r1.evaluation.llm.client import Client
+    from mer_r1.evaluation.llm.jobs import Tally
 
 NO_JUDGE = "none"
 OPENAI = "https://api.openai.com/v1"
@@ -67,13 +69,17 @@ class Service(Requests):
     prices: PricesOption = None
     extra_body: ExtraBody = None
 
-    def endpoint(self, url: str, max_tokens: int, temperature: float = 0.0, seed: int | None = 0) -> "Endpoint":
-        """Describe the server for the jobs of a stage."""
-        from mer_r1.evaluation.llm.jobs import Endpoint
+    def served(
+        self, name: str, url: str, cache: ReplyCache, max_tokens: int, temperature: float = 0.0, seed: int | None = 0
+    ) -> "Client":
+        """Client of a served model; like the reference, it waits 2 s before the second attempt."""
+        from mer_r1.evaluation.llm.responses import Retries
 
-        reach = (url, self.key_variable, self.concurrency, self.timeout, self.attempts, self.first_wait, max_tokens)
         extra = parse_fields("--extra-body", self.extra_body)
-        return Endpoint(*reach, temperature, seed, parse_prices(self.prices), extra)
+        decoding = Decoding(temperature, seed, max_tokens, extra_body=extra)
+        client = self.client(name, url, decoding, cache, self.key_variable)
+        retries = Retries(self.attempts, self.first_wait, longest_wait=30.0)
+        return replace(client, retries=retries, prices=parse_prices(self.prices))
 
 
 @dataclass(frozen=True)
@@ -103,12 +109,12 @@ class Judge:
         clues = read_clues(self.clues) if self.clues else None
         return Judging(clues, self.judge_audio, self.repeat, self.structured, self.reference_fgsa, self.image_side)
 
-    def servers(self, service: Service, seed: int) -> "tuple[Endpoint, Endpoint]":
-        """Describe the servers of reader and judge."""
+    def clients(self, service: Service, seed: int, cache: ReplyCache) -> "tuple[Client, Client]":
+        """Clients of reader and judge."""
         # With a seed, repeated judgements would be the same reply.
-        seeded = seed if self.repeat == 1 else None
-        judge = service.endpoint(self.judge_url, self.judge_max_new_tokens, self.judge_temperature, seeded)
-        return (judge if self.reader_url is None else replace(judge, base_url=self.reader_url)), judge
+        how = (cache, self.judge_max_new_tokens, self.judge_temperature, seed if self.repeat == 1 else None)
+        reader = service.served(self.reader or self.judge, self.reader_url or self.judge_url, *how)
+        return reader, service.served(self.judge, self.judge_url, *how)
 
 
 @dataclass(frozen=True)
@@ -203,8 +209,7 @@ def eval_mme(
     if judge == NO_JUDGE:
         match_labels(out, items, wheels, seed, as_json)
         return
-    names = (judging.reader or judge, judge)
-    tally = _ask(out, items, judging.judging(), names, judging.servers(service, seed), stage, estimate, as_json)
+    tally = _ask(out, items, judging, service, seed, stage, estimate, as_json)
     if stage == "all" and not estimate:
         show(run.write_scores(out, clips, cot_weight, seed, judge, items), categories=False, as_json=as_json)
     if tally is not None:
@@ -225,10 +230,10 @@ def clues(
     from mer_r1.benchmarks.mme_emotion import run
     from mer_r1.benchmarks.mme_emotion.judging.stages import clues_ledger, make_clues
 
-    items = run.clip_items(run.benchmark_clips(manifest))
-    server = service.endpoint(model_url, max_new_tokens)
-    with ReplyCache(out.with_suffix(".sqlite")) as cache, watching(server, quiet=as_json) as watch:
-        tally = make_clues(items, server.client(model, cache), clues_ledger(out), watch)
+    items, prices = run.clip_items(run.benchmark_clips(manifest)), parse_prices(service.prices)
+    with ReplyCache(out.with_suffix(".sqlite")) as cache, watching(prices, quiet=as_json) as watch:
+        client = service.served(model, model_url, cache, max_new_tokens)
+        tally = make_clues(items, client, clues_ledger(out), watch)
     if as_json:
         print_json({"clues": tally.known + tally.done, "failed": tally.failed, "file": str(out)})
     else:
@@ -250,9 +255,9 @@ def _predict(
     from mer_r1.model.generation import Sampling
 
     sampling, modes = Sampling(answers.max_new_tokens, answers.temperature, seed=seed), thinking_modes(think)
-    model, batch_size, device = str(answers.model), answers.batch_size, answers.device
+    how: dict[str, Any] = {"batch_size": answers.batch_size, "device": answers.device, "limits": limits}
     with progress("predict", None, quiet=quiet) as advance:
-        predict_answers(model, manifest, out, modes, sampling, batch_size, device, advance, limits)
+        predict_answers(str(answers.model), manifest, out, modes, sampling, progress=advance, **how)
     if not quiet:
         say_notes(notes_of(out))
 
@@ -271,9 +276,9 @@ def _items(predictions: list[Path] | None, clips: list[Clip], out: Path, think: 
 def _ask(
     out: Path,
     items: "list[Item]",
-    how: "Judging",
-    names: tuple[str, str],
-    servers: "tuple[Endpoint, Endpoint]",
+    judging: Judge,
+    service: Service,
+    seed: int,
     stage: Stage,
     estimate: bool,
     quiet: bool,
@@ -283,8 +288,9 @@ def _ask(
     from mer_r1.benchmarks.mme_emotion.judging.stages import extract
     from mer_r1.benchmarks.mme_emotion.judging.stages import judge as rate
 
-    with ReplyCache(out / run.REPLIES_FILE) as cache, watching(servers[1], quiet) as watch:
-        extractor, judge = (server.client(name, cache) for name, server in zip(names, servers, strict=True))
+    how, prices = judging.judging(), parse_prices(service.prices)
+    with ReplyCache(out / run.REPLIES_FILE) as cache, watching(prices, quiet) as watch:
+        extractor, judge = judging.clients(service, seed, cache)
         if estimate:
             found = run.forecast(items, out, extractor, judge, how)
             if quiet:
@@ -295,8 +301,8 @@ def _ask(
         tally = None
         steps, judged = run.ledgers(out)
         if stage in ("all", "steps"):
-            say_result(tally := extract(items, extractor, steps, watch), servers[0], quiet)
+            say_result(tally := extract(items, extractor, steps, watch), prices, quiet)
         if stage in ("all", "judge"):
-            say_result(tally := rate(items, steps, judge, how, judged, watch), servers[1], quiet)
+            say_result(tally := rate(items, steps, judge, how, judged, watch), prices, quiet)
             run.export_reference(out, judge.name)
         return tally

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import TimeRemainingColumn
 
 from mer_r1.cli.app import bars, console, print_json, say
+from mer_r1.cli.benchmarks.mer_unibench_view import duration
 
 if TYPE_CHECKING:
     from mer_r1.benchmarks.mme_emotion.judging.stages import Item
-    from mer_r1.evaluation.llm.jobs import Endpoint, Tally, Watch
+    from mer_r1.evaluation.llm.chat import Prices
+    from mer_r1.evaluation.llm.jobs import Tally, Watch
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
+def watching(prices: "Prices | None", quiet: bool) -> "Iterator[Watch]":
     """Show an estimate before each stage, and what is done, failed, spent and left while it runs.
 
     A bar on a terminal; otherwise one line in the log per tenth.
@@ -33,20 +35,20 @@ def watching(server: "Endpoint", quiet: bool) -> "Iterator[Watch]":
                 rows[tally.stage] = bar.add_task(tally.stage, total=tally.total, completed=tally.known)
                 tenths[tally.stage] = tenth
                 say_estimate(tally.stage, tally.estimate, quiet)
-            bar.update(rows[tally.stage], completed=tally.finished, description=tally.stage + _so_far(tally, server))
+            bar.update(rows[tally.stage], completed=tally.finished, description=tally.stage + _so_far(tally, prices))
             if not bar.console.is_interactive and tenth > tenths[tally.stage]:
                 tenths[tally.stage] = tenth
-                done = f"{tally.stage}: {tally.finished} of {tally.total}{_so_far(tally, server)}"
-                logger.info("%s, about %s left", done, _duration(tally.seconds_left or 0.0))
+                done = f"{tally.stage}: {tally.finished} of {tally.total}{_so_far(tally, prices)}"
+                logger.info("%s, about %s left", done, duration(tally.seconds_left or 0.0))
 
         yield watch
 
 
-def _so_far(tally: "Tally", server: "Endpoint") -> str:
+def _so_far(tally: "Tally", prices: "Prices | None") -> str:
     from mer_r1.evaluation.llm.jobs import cost
 
     failed = f", {tally.failed} failed" if tally.failed else ""
-    spent = cost(server.prices, tally.input_tokens, tally.output_tokens)
+    spent = cost(prices, tally.input_tokens, tally.output_tokens)
     return f"{failed}, {_used(tally.input_tokens, tally.output_tokens, spent)}"
 
 
@@ -55,26 +57,22 @@ def say_estimate(stage: str, entry: dict[str, Any], quiet: bool) -> None:
     if quiet or not entry["questions"]:
         return
     used = _used(entry["input_tokens"], entry["output_tokens"], entry["cost"])
-    say(f"{stage}: {entry['questions']} questions, about {used}, {_duration(entry['seconds'])}")
+    say(f"{stage}: {entry['questions']} questions, about {used}, {duration(entry['seconds'])}")
 
 
-def say_result(tally: "Tally", server: "Endpoint", quiet: bool) -> None:
+def say_result(tally: "Tally", prices: "Prices | None", quiet: bool) -> None:
     """Show what a stage has done and used."""
     if quiet:
         return
     parts = ((tally.known, "before"), (tally.cached, "from the cache"))
     among = ", ".join(f"{count} {where}" for count, where in parts if count)
     done = f"{tally.known + tally.done} of {tally.total}" + (f" ({among})" if among else "")
-    say(f"{tally.stage}: {done}{_so_far(tally, server)}")
+    say(f"{tally.stage}: {done}{_so_far(tally, prices)}")
 
 
 def _used(read: float, written: float, cost: float | None) -> str:
     spent = "" if cost is None else f", cost {cost:,.2f}" if cost >= 1 else f", cost {cost:.4f}"
     return f"{read:,.0f} tokens read and {written:,.0f} written{spent}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int, as_json: bool) -> None:

@@ -33,7 +33,7 @@ _EXACT_LENGTH = ("mov", "matroska", "avi", "wav", "flac")  # formats whose heade
 _NOTED_DIFFERENCE = 0.5  # seconds
 _USUAL_RATES = (0.1, 500.0)  # frames per second; a rate beyond is more often a wrong header than true
 _SILENCE = 1e-4  # of full scale, -80 dB
-_COVER, _DEFAULT = 1024, 1  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AV_DISPOSITION_DEFAULT
+COVER, _DEFAULT = 1024, 1  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AV_DISPOSITION_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Reading:
 
     def _choose(self, streams: Sequence[Any], name: str) -> Any:
         """The wanted audio track, else the one marked as default, else the first that has a decoder; no cover image."""
-        tracks = [stream for stream in streams if not stream.disposition & _COVER]
+        tracks = [stream for stream in streams if not stream.disposition & COVER]
         number = self.limits.audio_track if name == "sound" and tracks else None
         if number is not None:
             if number > len(tracks):

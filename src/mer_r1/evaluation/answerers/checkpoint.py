@@ -1,6 +1,6 @@
 """Answer clips with a checkpoint in this process, with PyTorch (see `predict`)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,23 +46,14 @@ class Checkpoint:
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
         """See `ClipModel.answer`; both modes share one pass of the towers."""
-        from mer_r1.evaluation.predict import predict
         from mer_r1.model.generation import Sampling
 
-        omni, tensors, categories = self._loaded
         how = self.decoding
         sampling = Sampling(how.max_tokens, how.temperature, how.top_p or 1.0, how.seed)
-        yield from predict(
-            omni, clips, modes, self.taxonomy, sampling, len(clips), tensors, self.name, categories=categories
-        )
+        yield from self._loaded(clips, modes, sampling=sampling)
 
     @cached_property
-    def _loaded(self) -> tuple[Any, ...]:
-        """The model, the source of its tower outputs, and the category tokens."""
-        from mer_r1.model.features import FeatureCache
-        from mer_r1.model.omni import load
-        from mer_r1.rl.anchors import category_tokens
+    def _loaded(self) -> Callable[..., Iterator[Record]]:
+        from mer_r1.evaluation.predict import answering
 
-        omni = load(self.name, device=self.device, limits=self.limits)
-        get = FeatureCache(omni, self.features_dir).get if self.features_dir else None
-        return omni, get, category_tokens(self.taxonomy, omni.tokenizer)
+        return answering(self.name, self.taxonomy, self.batch_size, self.features_dir, self.device, self.limits)

@@ -18,7 +18,7 @@ from typing import Any
 
 from mer_r1.emotions.answers import answer_words, rule_doubt
 from mer_r1.emotions.sentiment import sentiment_of
-from mer_r1.emotions.thinking import parse
+from mer_r1.emotions.thinking import TAG, parse
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.labels.replies import (
@@ -58,7 +58,6 @@ Sentiment: neutral
 Words: """
 
 _ANSWER_TAG = re.compile(r"</?answer>", re.IGNORECASE)
-_TAGS = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def labels_by_rule(completion: str) -> Extracted | None:
     That is a text without answer tags, or with anything but a list of words in them (see `answers.answer_words`). An
     empty answer gives no labels, and so does an empty completion.
     """
-    if not _TAGS.sub("", completion).strip():
+    if not TAG.sub("", completion).strip():
         return Extracted("[]", "answer" if _ANSWER_TAG.search(completion) else "empty")
     if not _ANSWER_TAG.search(completion):
         return None
@@ -115,7 +114,7 @@ def label_field(value: Any) -> Any:
     Raises:
         UserError: it is a text that only a language model can read.
     """
-    if not isinstance(value, str) or not _TAGS.search(value):
+    if not isinstance(value, str) or not TAG.search(value):
         return value
     found = labels_by_rule(value)
     if found is None:
@@ -143,7 +142,7 @@ def extract_labels(
         UserError: as `TextModel.complete` does.
     """
     found = [labels_by_rule(completion) for completion in completions]
-    texts = [_TAGS.sub(" ", text).strip() for text, rule in zip(completions, found, strict=True) if rule is None]
+    texts = [TAG.sub(" ", text).strip() for text, rule in zip(completions, found, strict=True) if rule is None]
     if model is None:
         missing = "no list of words in an <answer>, and no language model was given to read the text"
         read = iter([Extracted(None, "llm", error=missing)] * len(texts))

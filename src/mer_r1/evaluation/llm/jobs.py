@@ -8,17 +8,15 @@ reply becomes a row on disk as soon as it arrives.
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.llm.cache import ReplyCache
-from mer_r1.evaluation.llm.chat import ChatPrompt, Decoding, Prices, Reply, Usage
+from mer_r1.evaluation.llm.chat import ChatPrompt, Prices, Reply, Usage
 from mer_r1.evaluation.llm.client import Client
 from mer_r1.evaluation.llm.ledger import Ledger, Row
-from mer_r1.evaluation.llm.responses import Retries
 
 BATCH = 64
 """Jobs that are prepared, and held in memory, at a time."""
@@ -49,40 +47,6 @@ class Job:
     build: Callable[[], ChatPrompt]
     images: int = 0
     about: str = ""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server and how it is asked; see `Client`, `Decoding` and `Retries`.
-
-    The reference of MME-Emotion waits 2 s before the second attempt. Without a seed, repetitions can differ.
-    """
-
-    base_url: str
-    key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    timeout: float = 120.0
-    attempts: int | None = None
-    first_wait: float = 2.0
-    max_tokens: int = 2048
-    temperature: float = 0.0
-    seed: int | None = 0
-    prices: Prices | None = None
-    extra_body: Mapping[str, Any] | None = None
-
-    def client(self, model: str, cache: ReplyCache) -> Client:
-        """A client that asks a model here and keeps its replies in `cache`."""
-        return Client(
-            model,
-            self.base_url,
-            Decoding(self.temperature, self.seed, self.max_tokens, extra_body=self.extra_body),
-            cache,
-            self.concurrency,
-            self.timeout,
-            Retries(self.attempts, self.first_wait, longest_wait=30.0),
-            self.key_variable,
-            self.prices,
-        )
 
 
 @dataclass

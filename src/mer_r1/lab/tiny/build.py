@@ -27,7 +27,7 @@ from mer_r1.model.omni import SETTINGS_FILE, Omni, load
 from mer_r1.model.tiny import TinyConfig, tiny
 from mer_r1.training.recipes import BuildRecipe
 from mer_r1.training.sft_stage import NO_CLIP, examples, supervise
-from mer_r1.training.stage import Callbacks, claim, select_clips
+from mer_r1.training.stage import Callbacks, claim_run, select_clips
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 def run_build(recipe: BuildRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Initialise the tiny policy and train its base stage; returns the folder of the model."""
     clips = select_clips(recipe)
-    claim(recipe, clips)
+    claim_run(recipe, clips)
     set_seed(recipe.seed)
     with recipe.main_process_first():
         omni = _pretrained(recipe, clips, progress)

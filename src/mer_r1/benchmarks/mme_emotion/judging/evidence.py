@@ -14,12 +14,11 @@ from typing import Any
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
 from mer_r1.data.media.encode import jpeg, wav
 from mer_r1.data.media.picture import orientation
-from mer_r1.data.media.read import NO_DECODER, read_media
+from mer_r1.data.media.read import COVER, NO_DECODER, read_media
 from mer_r1.errors import UserError, printable
 
 MAX_FRAMES = 10
 JPEG_QUALITY = 95  # what OpenCV writes without being asked
-_COVER = 1024  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC
 _MAX_SECONDS = 60.0
 
 
@@ -36,7 +35,7 @@ def judge_frames(video: Path, max_side: int | None = None) -> list[bytes]:
     """
     limits = MediaLimits()
     with open_container(video, limits.max_pixels) as container:
-        streams = [s for s in container.streams.video if not s.disposition & _COVER]
+        streams = [s for s in container.streams.video if not s.disposition & COVER]
         stream = next((s for s in streams if s.codec_context), None)
         if stream is None:
             missing = f"the picture {NO_DECODER}" if streams else "no picture in it"

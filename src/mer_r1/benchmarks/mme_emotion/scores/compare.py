@@ -12,8 +12,7 @@ from mer_r1.benchmarks.mme_emotion.scores.agreement import agreement_report, run
 from mer_r1.benchmarks.mme_emotion.scores.audit import NAMES, audited_report, intervals, item_values, official_report
 from mer_r1.benchmarks.mme_emotion.scores.official import ALPHA
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped
-
-SLOW_MINUS_FAST = "slow - fast"
+from mer_r1.evaluation.summary import SLOW_MINUS_FAST
 
 
 def score_report(

@@ -1,9 +1,9 @@
-"""What decides a content is written beside it, and every change of it is noticed."""
+"""What decides a content is written beside it, and every change of it is noticed (signed files, digests)."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mer_r1.data.provenance import differences, digest, digests, read_signed, write_signed
+from mer_r1.data.claim import differences, digest, digests, read_signed, write_signed
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
