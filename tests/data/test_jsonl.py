@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -113,6 +114,17 @@ def test_a_full_disk_costs_only_the_line_that_does_not_fit(tmp_path, monkeypatch
         append_line(file, '{"c": "é"}')
     assert caught.value.filename == str(path)
     assert path.read_text(encoding="utf-8") == '{"a": 1}\n{"c": "é"}\n'
+
+
+def test_a_disk_that_can_only_be_read_is_told_of_the_file_that_was_meant(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write_atomically(tmp_path / "a.json", "new")
+    assert caught.value.filename == str(tmp_path / "a.json")
 
 
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_is_named(tmp_path):

@@ -128,6 +128,17 @@ def npz_of(path: Path, content: bytes, key: str = "test_corpus") -> Path:
 # --- what is plain comes through --------------------------------------------------------------------------------------
 
 
+def test_a_header_of_python_2_is_read_without_a_word(tmp_path, recwarn):
+    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (3L,), }\n"
+    entry = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + np.arange(3, dtype="<i4").tobytes()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", entry)
+    assert np.load(tmp_path / "a.npz")["x"].tolist() == [0, 1, 2]
+    assert "Python 2" in str(recwarn.pop().message)
+    assert read_npz(tmp_path / "a.npz", "x") == [0, 1, 2]
+    assert not list(recwarn)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_protocol_gives_the_values_that_were_pickled(protocol):
     value = {

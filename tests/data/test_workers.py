@@ -20,6 +20,20 @@ if __name__ == "__main__":
 """
 
 
+GONE_READER = """
+import os, sys
+from multiprocessing import current_process
+from multiprocessing.connection import Client
+from multiprocessing.resource_sharer import DupFd
+from mer_r1.data.workers import end_with_parent
+if sys.argv[1] == "worker":
+    end_with_parent()
+shared = DupFd(os.open(os.devnull, os.O_RDONLY))
+Client(shared._id[0], authkey=current_process().authkey).close()
+shared.detach()  # served after that one
+"""
+
+
 def half(number: int) -> float:
     return number / 2
 
@@ -59,6 +73,12 @@ def test_every_job_comes_back_with_its_result():
 def test_a_dead_worker_ends_the_run_with_a_message():
     with pytest.raises(WorkerDiedError, match="a worker process died"):
         list(in_workers(die_at_3, range(8), 2))
+
+
+@pytest.mark.parametrize("role", ["worker", "other"])
+def test_a_worker_whose_reader_has_gone_prints_no_traceback(role):
+    done = subprocess.run([sys.executable, "-c", GONE_READER, role], capture_output=True, text=True, check=True)
+    assert ("Traceback" in done.stderr) == (role == "other")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -9)])

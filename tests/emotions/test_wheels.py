@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,20 @@ def test_a_sheet_is_read_whatever_lies_far_to_the_right(tmp_path: Path) -> None:
 def test_a_sheet_without_rows_or_with_millions_is_refused(tmp_path: Path, fill, told: str) -> None:
     with pytest.raises(UserError, match=rf"wheel1\.xlsx: {told}"):
         read_rings(sheet(tmp_path / "wheel1.xlsx", fill))
+
+
+def test_what_openpyxl_thinks_of_styles_is_no_line(tmp_path: Path, recwarn) -> None:
+    path = sheet(tmp_path / "wheel1.xlsx", lambda active: active.append(["joy", "zest", "happy"]))
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["xl/styles.xml"] = re.sub(rb"<cellStyles.*</cellStyles>", b"", parts["xl/styles.xml"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    openpyxl.load_workbook(path)
+    assert "no default style" in str(recwarn.pop().message)
+    assert read_rings(path)[0]["happy"] == "joy"
+    assert not list(recwarn)
 
 
 def test_a_sheet_that_unpacks_to_much_more_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -358,6 +358,7 @@ def test_prediction_files_in_every_form(tmp_path) -> None:
     [
         ("p.jsonl", '{"id": "a", "completion": "x"}\n{"id": 3, "completion": "x"}\n', "line 2: expected an id"),
         ("p.jsonl", '{"id": "a"}\n', "line 1: 'a': expected its completion"),
+        ("p.jsonl", '{"id": "a", "completion": "x", "mode": 1}\n', "line 1: 'a': expected its mode as text, got 1"),
         ("p.jsonl", "[1]\n", "line 1: expected a prediction"),
         ("p.jsonl", "oh\n{}\n", "line 1: expected a prediction"),
         ("p.jsonl", "\n\n", "no predictions in it"),

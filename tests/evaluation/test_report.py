@@ -1,7 +1,9 @@
+import errno
 import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -245,7 +247,22 @@ def test_an_empty_folder_still_has_a_page_and_no_folder_has_none(tmp_path):
     with pytest.raises(UserError, match="expected the folder of a run"):
         write_report(tmp_path / "none")
     with pytest.raises(UserError, match="cannot write the report"):
-        write_report(tmp_path, tmp_path / "none" / "page.html")
+        write_report(tmp_path, page / "page.html")
+
+
+def test_a_page_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
+    page = write_report(tmp_path, tmp_path / "page.html")
+    before, write = page.read_bytes(), Path.write_bytes
+
+    def full(path, content):
+        write(path, content[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"page\.html: cannot write the report: No space left on device"):
+        write_report(tmp_path, page)
+    assert page.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [page]
 
 
 def test_half_a_character_in_a_completion_does_not_stop_the_page(copy):

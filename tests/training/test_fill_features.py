@@ -74,7 +74,7 @@ def test_the_size_is_estimated(bare, taught_folder, clips, tmp_path):
 def test_a_full_disk_is_refused_beforehand(bare, clips, tmp_path):
     expected = estimate(FeatureCache(bare, tmp_path), clips)
     require_room(expected)
-    with pytest.raises(UserError, match=r"need about 0\.00 GB and 0\.00 GB are free"):
+    with pytest.raises(UserError, match=rf"need about ({expected.size / 1e6:.2f} MB) and \1 are free"):
         require_room(replace(expected, free=expected.size))
 
 

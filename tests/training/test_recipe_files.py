@@ -273,6 +273,8 @@ def test_what_rl_would_ignore_is_refused(name, value):
         (["beta_final=-0.01"], "beta_final must be"),
         (["beta=0", "beta_final=0.01"], "beta_final must be from 0 to beta=0"),
         (["model_init_kwargs={revision: main}"], "'revision' would be ignored, expected dtype or attn_implementation"),
+        (["model_init_kwargs=1.5"], "model_init_kwargs must be a mapping, got '1.5'"),
+        (["logging_steps=1e400"], "the recipe does not fit together: cannot convert float infinity to integer"),
         (["multi_objective_aggregation=sum_then_normalize"], "method=mer-r1 is normalize_then_sum"),
         (["method=rd", "multi_objective_aggregation=normalize_then_sum"], "method=rd is sum_then_normalize"),
     ],

@@ -53,7 +53,8 @@ def write_atomically(path: Path | str, content: str | bytes | Callable[[Path], o
     except OSError as error:  # in the words of the file that was meant, a full disk names none
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def append_line(file: IO[Any], line: str) -> None:

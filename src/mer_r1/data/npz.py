@@ -16,6 +16,7 @@ import io
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -125,11 +126,9 @@ def _opened(path: Path) -> zipfile.ZipFile:
 def _entry(content: io.BytesIO, where: str, allow_pickle: bool) -> Any:
     try:
         version = np.lib.format.read_magic(content)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read_header(content)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        with warnings.catch_warnings(action="ignore"):  # of a header that Python 2 wrote
+            shape, fortran, dtype = readers[version](content)
     except Exception:  # numpy reads the header as Python text, which can fail in any way
         raise UserError(f"{where} is no numpy array (.npy, format 1 or 2)") from None
     raw = content.read()

@@ -5,6 +5,7 @@ behaviour and tested against its outputs word by word. `wheels.official` combine
 """
 
 import csv
+import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -106,11 +107,12 @@ def _sheet_rows(path: Path) -> list[list[str]]:
             unpacked = sum(part.file_size for part in archive.infolist())
         if unpacked > MOST_BYTES:
             raise UserError(f"it unpacks to {unpacked} bytes, expected at most {MOST_BYTES}")
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        # Bounded, because one cell in the last corner makes a sheet of 17 billion.
-        cells = book.worksheets[0].iter_rows(max_row=MOST_ROWS + 1, max_col=MOST_COLUMNS, values_only=True)
-        rows = [["" if cell is None else str(cell) for cell in row] for row in cells]
-        book.close()
+        with warnings.catch_warnings(action="ignore"):  # of styles and the like, which do not matter here
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            # Bounded, because one cell in the last corner makes a sheet of 17 billion.
+            cells = book.worksheets[0].iter_rows(max_row=MOST_ROWS + 1, max_col=MOST_COLUMNS, values_only=True)
+            rows = [["" if cell is None else str(cell) for cell in row] for row in cells]
+            book.close()
     except Exception as error:  # openpyxl lets zip, XML and key errors through
         raise UserError(f"{path}: cannot be read as an Excel sheet ({error!s:.200})") from error
     if len(rows) > MOST_ROWS:

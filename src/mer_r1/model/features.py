@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.media.read import content_key, read_media
+from mer_r1.data.workers import end_with_parent
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import AbsentTower, restore_towers
 from mer_r1.model.omni import Omni
@@ -166,7 +167,7 @@ class FeatureCache:
             batch_size=batch_size,
             num_workers=min(workers, len(missing)),
             collate_fn=list,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if workers and missing else None,
         )
         paths = iter(missing)
@@ -238,5 +239,6 @@ class _Decoded(Dataset):
             return f"clip {clip.id}: {error}"
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)

@@ -86,7 +86,7 @@ def require_room(expected: Estimate) -> None:
     """
     if expected.size * 1.1 > expected.free:
         raise UserError(
-            f"the features need about {expected.size / 1e9:.2f} GB and {expected.free / 1e9:.2f} GB are free: "
+            f"the features need about {expected.size / 1e6:,.2f} MB and {expected.free / 1e6:,.2f} MB are free: "
             "give a folder on a larger disk (--features-dir)"
         )
 

@@ -93,7 +93,7 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
         raise UserError("the recipe has no output_dir: give the folder of the checkpoints (output_dir=DIR)")
     try:
         recipe = kind(**values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"the recipe does not fit together: {error}") from error
     _check(recipe)
     return recipe
@@ -103,6 +103,8 @@ def _check(recipe: SFTRecipe | RLRecipe) -> None:
     # Before the clips are decoded.
     if recipe.router_aux_loss_coef:
         raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no router statistics")
+    if not isinstance(recipe.model_init_kwargs, dict | None):
+        raise UserError(f"model_init_kwargs must be a mapping, got {brief(recipe.model_init_kwargs)}")
     for name, allowed in CHOICES.items():
         if (given := getattr(recipe, name, allowed[0])) not in allowed:
             raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")

@@ -196,4 +196,6 @@ def _row(line: bytes) -> Row:
         raise UserError(f"expected an id or name as text; the fields are {', '.join(row) or 'none'}")
     if row.get("error") is None and not isinstance(words, str):
         raise UserError(f"{name!r:.80}: expected its completion or text, got {words!r:.60}")
+    if not isinstance(row.get("mode"), str | None):
+        raise UserError(f"{name!r:.80}: expected its mode as text, got {row['mode']!r:.60}")
     return row | {"id": name, "completion": words}

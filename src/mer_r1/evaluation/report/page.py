@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -63,7 +64,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     text = environment.get_template("report.html.j2").render(contents(run_dir))
     try:
         # A completion may hold half a surrogate pair, which UTF-8 cannot write.
-        page.write_bytes(text.encode("utf-8", errors="replace"))
+        write_atomically(page, text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(f"{page}: cannot write the report: {error.strerror}") from error
     return page

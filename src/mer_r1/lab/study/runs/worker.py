@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError
 
 
@@ -49,7 +50,7 @@ def measure_gradients(out: str, **arguments: Any) -> None:
     from mer_r1.lab.study.runs.gradients import measure
 
     found = measure(**arguments)
-    (Path(out) / "gradients.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_atomically(Path(out) / "gradients.json", json.dumps(found, indent=2) + "\n")
 
 
 JOBS: dict[str, Callable[..., None]] = {
