@@ -230,7 +230,7 @@ WRONG = {
     "scenes: a file": (["scenes", "--out", "HERE/text", "--num-clips", "2"], "is a file"),
     "report: no folder": (["report", "HERE/none"], "HERE/none"),
     "report: a file": (["report", "HERE/text"], "expected the folder of a run"),
-    "report: no place": (["report", "HERE", "--out", "HERE/none/page.html"], "cannot write"),
+    "report: no place": (["report", "HERE", "--out", "HERE/text/page.html"], "cannot write"),
     "build: what": (["build"], "--tiny"),
     "build: no recipe": (["build", "--tiny", "--config", "HERE/none.yaml"], "no recipe at"),
     "build: sizes": (["build", "--tiny", *ANYWHERE, "tiny={hiden: 3}"], "hiden"),
