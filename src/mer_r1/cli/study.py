@@ -33,7 +33,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer clips and steps: 5 minutes, weaker results.")] = False,
     seed: Annotated[int, typer.Option(help="Random seed for scenes, model and training.")] = 0,
 ) -> None:
-    """Run everything end to end on generated scenes: base model, SFT, RL with MER-R1, evaluation, report."""
+    """Run everything end to end on generated scenes: SFT and RL with MER-R1 from the built-in base, report."""
     from mer_r1.lab.demo import run_demo
 
     require(*NEEDED)

@@ -9,7 +9,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from functools import lru_cache
 from typing import TypedDict
 
 TAIL = 0.025
@@ -34,33 +33,17 @@ class ClaimVerdict(StrEnum):
     UNDECIDED = "undecided"
 
 
-@lru_cache
 def t_quantile(degrees: int, tail: float = TAIL) -> float:
     """The number that Student's t exceeds with probability `tail`, below 0.5.
 
     >>> round(t_quantile(7), 3)
     2.365
     """
+    from scipy import stats  # of the extra that renders and draws; it takes a second to load
+
     if degrees < 1:
         raise ValueError(f"degrees: expected at least 1, got {degrees}")
-    low, high = 0.0, 1.0
-    while _within(high, degrees) < 1 - 2 * tail:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < 1 - 2 * tail else (low, middle)
-    return high
-
-
-def _within(value: float, degrees: int) -> float:
-    # P(|t| < value), the finite series for whole degrees of freedom (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
-    angle, odd = math.atan(value / math.sqrt(degrees)), degrees % 2
-    term, total = math.cos(angle) ** odd, 0.0
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (power + 1) / (power + 2)
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
+    return float(stats.t.isf(tail, degrees))
 
 
 def estimate(values: Sequence[float | None], tail: float = TAIL) -> Estimate:

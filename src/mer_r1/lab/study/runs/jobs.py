@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.claim import digest
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs.variants import STUDIES, TWICE, VARIANTS, Variant
 from mer_r1.training.recipe_info import parse_yaml
@@ -137,7 +138,7 @@ def content_hash(path: Path) -> str:
     """
     file = path / "model.safetensors" if path.is_dir() else path
     try:
-        return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        return digest(file.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
 
