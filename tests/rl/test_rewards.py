@@ -47,6 +47,15 @@ def test_repeated_words_break_the_format_only_where_asked() -> None:
     assert FormatReward(distinct_words=True)(completions=[once, twice, BROKEN]) == [1.0, 0.0, 0.0]
 
 
+def test_unknown_phrases_break_the_format_only_where_asked() -> None:
+    completions = [answer("glad", "while cheeks"), answer("glad"), answer()]
+    assert FormatReward()(completions=completions) == [1.0, 1.0, 1.0]
+    wheels = taxonomy.builtin()
+    assert FormatReward(known=wheels)(completions=completions) == [0.0, 1.0, 1.0]
+    reward = rewards.reward_function("format", wheels, known_words=True)
+    assert reward(completions=completions) == [0.0, 1.0, 1.0]
+
+
 def test_unscorable_rows_give_none_and_are_counted() -> None:
     logged: dict[str, float] = {}
     gold = [["happy"], [], None, ["no such word"], "[happy]"]

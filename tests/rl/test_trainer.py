@@ -20,6 +20,7 @@ from mer_r1.model.omni import load
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
 from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.rl import trainer as rl_trainer
+from mer_r1.rl.advantages import group_normalise
 from mer_r1.rl.anchors import AnswerTokens
 from mer_r1.rl.calibration import category_probabilities
 from mer_r1.rl.method import Advantages, Method, method_advantages
@@ -481,6 +482,22 @@ def test_a_fast_group_is_sampled_rewarded_and_scored_after_its_empty_think(check
         atol=2e-5,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("name", ["f1", "mer-r1"])
+def test_fast_groups_may_be_rewarded_for_their_form_only(checkpoint, tmp_path, name):
+    """Their other rewards are unknown, so their advantage is that of the format; slow groups keep all of theirs."""
+    trainer, rows, _ = make_trainer(
+        checkpoint, tmp_path, Method(method=name, format_weight=0.5), fast_share=0.5, fast_rewards="format"
+    )
+    output = scored_batch(trainer, [rows[0], rows[1] | {"clip_index": ~1}])
+    rewards, form = trainer.step.rewards, trainer.method.objectives.index("format")
+    others = [column for column in range(rewards.shape[1]) if column != form]
+    assert not rewards[:GROUP].isnan().any()
+    assert not rewards[:, form].isnan().any()
+    assert rewards[GROUP:, others].isnan().all()
+    expected = group_normalise(rewards[GROUP:, form], GROUP) * (1 if name == "f1" else 0.5)
+    torch.testing.assert_close(output["advantages"][GROUP:], expected.to(output["advantages"]))
 
 
 @pytest.mark.parametrize("name", ["ad", "mer-r1"])

@@ -52,6 +52,7 @@ class Method:
             baseline of other papers: "r1-omni", "affectgpt-r1", "videoauto-r1".
         format_weight: weight of the format reward (0.1 in the authors' fork); baselines of other papers have their own.
         distinct_words: whether an answer that names a word twice loses the format reward (our option).
+        known_words: whether an answer with a phrase that no wheel places loses the format reward (our option).
         strict_answers: whether an answer without its closing tag earns no recall, precision and F1 (our option).
         strict_labels: whether words that no wheel places and repeated words count as wrong labels in the rewards, and
             a sentence in the answer as malformed (our option; reported scores stay the official ones).
@@ -82,6 +83,7 @@ class Method:
     method: str = "mer-r1"
     format_weight: float = 0.1
     distinct_words: bool = False
+    known_words: bool = False
     strict_answers: bool = True
     strict_labels: bool = True
     calibration: str = "answer"
@@ -149,7 +151,8 @@ class Method:
     @property
     def reward_options(self) -> dict[str, bool]:
         """What the rewards refuse, as arguments of `rewards.reward_function`."""
-        return {name: getattr(self, name) for name in ("distinct_words", "strict_answers", "strict_labels")}
+        names = ("distinct_words", "known_words", "strict_answers", "strict_labels")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def calibrates(self) -> bool:

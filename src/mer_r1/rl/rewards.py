@@ -131,12 +131,13 @@ class FormatReward:
         distinct_words: whether an answer that names a word twice is malformed too. Labels are a set, so repetition
             costs neither recall nor precision, and a small policy exploits that (our option, off in the paper).
         strict_labels: whether an answer that holds a sentence is malformed too (our option).
+        known: wheels of which one must place each phrase, or the answer is malformed too (our option `known_words`).
     """
 
     NAME = "format_reward"
 
-    def __init__(self, distinct_words: bool = False, strict_labels: bool = True) -> None:
-        self.distinct_words, self.strict_labels = distinct_words, strict_labels
+    def __init__(self, distinct_words: bool = False, strict_labels: bool = True, known: Taxonomy | None = None) -> None:
+        self.distinct_words, self.strict_labels, self.known = distinct_words, strict_labels, known
         self.__name__ = self.NAME
 
     def __call__(
@@ -151,6 +152,8 @@ class FormatReward:
         return parsed.well_formed and self._accepts(parsed.labels, repeats)
 
     def _accepts(self, labels: Sequence[str], repeats: bool) -> bool:
+        if self.known and not all(map(self.known.knows, labels)):
+            return False
         return not (self.distinct_words and repeats) and not (self.strict_labels and any(map(_is_sentence, labels)))
 
 
@@ -174,6 +177,7 @@ def reward_function(
     objective: str,
     taxonomy: Taxonomy,
     distinct_words: bool = False,
+    known_words: bool = False,
     strict_answers: bool = True,
     strict_labels: bool = True,
 ) -> Reward:
@@ -185,7 +189,8 @@ def reward_function(
         UserError: another objective.
     """
     if objective in ("format", "twice_format"):
-        return (FormatReward if objective == "format" else TwiceFormatReward)(distinct_words, strict_labels)
+        form = FormatReward if objective == "format" else TwiceFormatReward
+        return form(distinct_words, strict_labels, taxonomy if known_words else None)
     kind = AnswerReward if objective in AnswerReward.OBJECTIVES else SetReward
     return kind(objective, taxonomy, 1, strict_answers, strict_labels)
 

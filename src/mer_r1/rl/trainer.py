@@ -223,21 +223,28 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             [{**messages[0], "content": FAST_PREFILL + messages[0]["content"]}] if index < 0 else messages
             for index, messages in zip(self.step.clips, completions, strict=True)
         ]
-        self.step.rewards = super()._calculate_rewards(inputs, prompts, whole, completion_ids_list)
-        return self.step.rewards
+        rewards = super()._calculate_rewards(inputs, prompts, whole, completion_ids_list)
+        if getattr(self.args, "fast_rewards", "all") == "format":
+            kept = torch.tensor([name == "format" for name in self.method.objectives], device=rewards.device)
+            rewards = rewards.masked_fill(self._is_fast()[:, None] & ~kept, torch.nan)
+        self.step.rewards = rewards
+        return rewards
 
     def _advantages(self, step: Step) -> Advantages:
         # Of the rows of all processes: groups may extend over processes, and the share of the terms is the batch's.
         terms, words = self._calibration_terms(step) if self.method.calibrates else ((None, None), None)
         rewards, group, objectives = step.rewards, step.num_generations, self.method.objectives
         found = method_advantages(self.method, rewards, group, *terms, scale_rewards=self.args.scale_rewards)
-        fast = self.accelerator.gather(torch.tensor(step.clips, device=self.accelerator.device)) < 0
-        logged = statistics.statistics_by_mode(fast, rewards, found, objectives, group, terms, words)
+        logged = statistics.statistics_by_mode(self._is_fast(), rewards, found, objectives, group, terms, words)
         self._log(logged)
         statistics.warn_if_quiet(logged["groups_without_signal"], self.state.global_step)
         mode = "train" if self.model.training else "eval"
         statistics.log_used(self._logs, self._metrics[mode], found, logged["groups_without_signal"])
         return found
+
+    def _is_fast(self) -> Tensor:
+        # (R,) bool, of the rows of all processes.
+        return self.accelerator.gather(torch.tensor(self.step.clips, device=self.accelerator.device)) < 0
 
     def _of_tokens(self, found: Advantages, step: Step, width: int) -> Tensor:
         # (R,) advantages of this process's rows; (R, T) where the tokens before the answer have their own. A completion

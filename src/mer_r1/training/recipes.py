@@ -195,6 +195,8 @@ class SamplingFields:
         fast_share: share of the groups of every generation batch, from 0 to below 1, that answer fast: the empty think
             block is prefilled, and rewards and advantages are the group's own, without calibration terms. Keeps the
             form of fast answers through RL; a fast group costs a few tokens per rollout.
+        fast_rewards: what groups that answer fast are rewarded for: "all" objectives of the method, or "format" only,
+            so that what RL teaches about emotions is taught through reasoning.
         rollouts: engine that samples: "hf" (this policy, in PyTorch) or "vllm" (TRL's fields `vllm_*` configure it).
         vllm_confidences: model that scores vLLM's answers: "engine", "policy" or "auto" (the cheaper).
         vllm_importance_sampling_mode: correction of the engine's rounding; truncated, not masked, so that one token
@@ -204,6 +206,7 @@ class SamplingFields:
     num_generations: int | None = 4
     max_completion_length: int | None = 1024
     fast_share: float = 0.0
+    fast_rewards: str = "all"
     rollouts: str = "hf"
     vllm_confidences: str = "auto"
     vllm_importance_sampling_mode: str = "token_truncate"
@@ -249,6 +252,8 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
             raise UserError(f"beta_final must be from 0 to beta={self.beta}, got {self.beta_final}")
         if not 0 <= self.fast_share < 1:
             raise ValueError(f"fast_share must be at least 0 and below 1, got {self.fast_share}")
+        if self.fast_rewards not in ("all", "format"):
+            raise ValueError(f"fast_rewards must be one of all, format; got {self.fast_rewards!r}")
         if self.fast_share and self.answers_twice:
             raise ValueError(f"fast_share must be 0 for method={self.method}, whose answers have no empty think block")
         GRPOConfig.__post_init__(self)

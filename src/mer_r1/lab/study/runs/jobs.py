@@ -27,7 +27,14 @@ NEW_TOKENS, NEW_TOKENS_TWICE = "96", "112"
 CALIBRATION: tuple[str, ...] = ("calibration", "conditional", "anchors", "calibration_share", "alpha", "spread_floor")
 CALIBRATION += ("space", "sides", "confidence_level", "confidence_clip")
 """Settings that only a calibrating method reads; they do not change the runs of other methods."""
-REWARDS: tuple[str, ...] = ("format_weight", "distinct_words", "strict_answers", "strict_labels", "one_scale")
+REWARDS: tuple[str, ...] = (
+    "format_weight",
+    "distinct_words",
+    "known_words",
+    "strict_answers",
+    "strict_labels",
+    "one_scale",
+)
 """The method's other settings."""
 DEFAULT = {"calibration": "answer"}
 """Default that a recipe need not repeat, so that variants are recognised as the same."""
