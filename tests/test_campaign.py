@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 import traceback
 from collections import Counter
@@ -30,6 +31,7 @@ from layouts import write_set
 from llm_server import Answer, Call, Server, said
 from media_samples import tone, write_media
 from synthetic_run import write_run
+from tqdm import tqdm
 
 from mer_r1 import cli
 
@@ -65,6 +67,7 @@ def start(words: tuple[Any, ...], folder: Path) -> int:
     status = ESCAPED
     try:
         os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # its own lock is shared with this process, and a kill may leave it locked
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + GIBIBYTES * 2**30,) * 2)
         for number, name in ((1, "out"), (2, "err")):

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoProcessor
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import TAGS
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 
@@ -165,6 +165,7 @@ def load(
             model, report = kind.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
+        _require_ends(folder / "generation_config.json", model.generation_config.eos_token_id)
         if absent := sorted(report["missing_keys"]):  # the library would continue with random ones
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
@@ -175,6 +176,14 @@ def load(
     set_frame_size(processor)
     source = None if towers else str(path)
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
+
+
+def _require_ends(file: Path, ends: Any) -> None:
+    # For a damaged file the library makes one of its own without a word.
+    if file.is_file():
+        read_object(file)
+    if not all(type(token) is int for token in (ends if isinstance(ends, list) else [ends]) if token is not None):
+        raise ValueError(f"its eos_token_id is {brief(ends)}, expected numbers of tokens")
 
 
 @contextmanager

@@ -156,6 +156,8 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
     conversation = [{"role": "user", "content": [*parts, {"type": "text", "text": plain_text(omni, question)}]}]
     text = chat_text(omni.processor, conversation)
     for channel, token in (("video", omni.processor.video_token), ("audio", omni.processor.audio_token)):
+        if (found := text.count(token)) != (counts[channel] > 0):
+            raise UserError(f"the model's chat template cannot be used: {found} places for {channel}")
         text = text.replace(token, token * counts[channel])
     ids = torch.tensor([omni.tokenizer(text)["input_ids"]])
     positions, _ = omni.model.get_rope_index(
