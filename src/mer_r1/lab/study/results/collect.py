@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.jsonl import object_of, read_json, read_lines, write_atomically
 from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
@@ -78,7 +78,7 @@ def _split_of(plan: Study, jobs: Sequence[StudyJob]) -> str:
 def _done_entries(run: StudyJob, jobs: Sequence[StudyJob], out: Path) -> list[Any]:
     """`done.json` of a run, its evaluations and gradients; empty while one of them is unfinished."""
     paths = [out / job.name / DONE_FILE for job in (run, *(job for job in jobs if job.facts.get("run") == run.name))]
-    return [_read_json(path) for path in paths] if all(path.is_file() for path in paths) else []
+    return [read_json(path) for path in paths] if all(path.is_file() for path in paths) else []
 
 
 def _run_numbers(folder: Path, shown: Sequence[str]) -> dict[str, Any]:
@@ -88,18 +88,18 @@ def _run_numbers(folder: Path, shown: Sequence[str]) -> dict[str, Any]:
     paths = {split: path for split, path in paths.items() if path.is_file()}
     if paths:
         found |= _scores(folder, paths)
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = list(read_lines(folder / "log.jsonl", object_of))
     found |= {"cost": cost(log), "theory": theory(log)}
     gradients = folder / "gradients" / "gradients.json"
     if gradients.is_file():
-        found["gradients"] = _rounded(_read_json(gradients))
+        found["gradients"] = _rounded(read_json(gradients))
     return {key: found[key] for key in shown if key in found}
 
 
 def _scores(folder: Path, paths: Mapping[str, Path]) -> dict[str, Any]:
     stamp = [FORMAT, {split: [path.stat().st_size, path.stat().st_mtime_ns] for split, path in paths.items()}]
     kept = folder / SCORES_FILE
-    if kept.is_file() and (found := _read_json(kept)).get("stamp") == stamp:
+    if kept.is_file() and (found := read_json(kept)).get("stamp") == stamp:
         return dict(found["scores"])
     scores = score_splits({split: read_records(path) for split, path in paths.items()})
     write_atomically(kept, json.dumps({"stamp": stamp, "scores": scores}) + "\n")
@@ -198,7 +198,3 @@ def _rounded(value: Any, digits: int = 4) -> Any:
     if isinstance(value, float):
         return round(value, digits) if math.isfinite(value) else None
     return value
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
