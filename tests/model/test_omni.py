@@ -328,6 +328,8 @@ ODD = {
     "generation list": replaced("generation_config.json", b"[]"),
     "generation cut": replaced("generation_config.json", b'{"eos_token_id": 2, "pad'),
     "generation words": changed("generation_config.json", eos_token_id=["</s>", 2]),
+    "generation beyond": changed("generation_config.json", eos_token_id=10**6),
+    "token beyond": changed("tokenizer_config.json", eos_token="<new>"),
     "generation number": changed("generation_config.json", eos_token_id=2.5),
     "weights header": replaced("model.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
     "settings deep": replaced("mer_r1.json", b"[" * 100_000),

@@ -165,7 +165,7 @@ def load(
             model, report = kind.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
-        _require_ends(folder / "generation_config.json", model.generation_config.eos_token_id)
+        _require_tokens(folder / "generation_config.json", processor.tokenizer, model)
         if absent := sorted(report["missing_keys"]):  # the library would continue with random ones
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
@@ -178,12 +178,14 @@ def load(
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
 
 
-def _require_ends(file: Path, ends: Any) -> None:
+def _require_tokens(file: Path, tokenizer: Any, model: Any) -> None:
     # For a damaged file the library makes one of its own without a word.
     if file.is_file():
         read_object(file)
-    if not all(type(token) is int for token in (ends if isinstance(ends, list) else [ends]) if token is not None):
-        raise ValueError(f"its eos_token_id is {brief(ends)}, expected numbers of tokens")
+    ends, size = model.generation_config.eos_token_id, model.get_input_embeddings().num_embeddings
+    for token in (*(ends if isinstance(ends, list) else [ends]), *tokenizer.get_vocab().values()):
+        if token is not None and (type(token) is not int or not 0 <= token < size):
+            raise ValueError(f"it names the token {brief(token)}, expected numbers from 0 to {size - 1}")
 
 
 @contextmanager
