@@ -149,10 +149,7 @@ class Requests:
         except UserError as error:
             return f"clip {clip.id}: {error}"
         turns = conversation(
-            clip,
-            self.settings.question,
-            has_picture=media.frames is not None,
-            has_sound=media.waveform is not None,
+            clip, self.settings.question, has_picture=media.frames is not None, has_sound=media.waveform is not None
         )
         prompt = chat_text(self.processor, turns)
         return {"prompt": prompt, **media_of(media, self.processor)}, list(media.notes)

@@ -91,9 +91,7 @@ class Study:
 STUDIES: dict[str, Study] = {
     "paradox": Study("Does reasoning hurt after ordinary training?", ("sft", "f1"), shows="paradox"),
     "harder": Study(
-        "Does it hurt after a stronger cold start?",
-        ("sft-harder", "f1-harder", "mer-r1-harder"),
-        shows="paradox",
+        "Does it hurt after a stronger cold start?", ("sft-harder", "f1-harder", "mer-r1-harder"), shows="paradox"
     ),
     "parts": Study("What does each part of MER-R1 bring?", ("sft", "f1", "rd", "ad", "mer-r1")),
     "calibration": Study(
