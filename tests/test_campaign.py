@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 import traceback
 from collections import Counter
@@ -29,7 +30,9 @@ from docs_world import served, write_wheels
 from layouts import write_set
 from llm_server import Answer, Call, Server, said
 from media_samples import tone, write_media
+from safetensors import safe_open
 from synthetic_run import write_run
+from tqdm import tqdm
 
 from mer_r1 import cli
 
@@ -65,6 +68,7 @@ def start(words: tuple[Any, ...], folder: Path) -> int:
     status = ESCAPED
     try:
         os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # its own lock is shared with this process, and a kill may leave it locked
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + GIBIBYTES * 2**30,) * 2)
         for number, name in ((1, "out"), (2, "err")):
@@ -106,8 +110,9 @@ def run_in_fork(folder: Path, *words: Any) -> Ended:
 
 
 def told(ended: Ended) -> list[str]:
-    """The lines of an error message; notes and warnings are none."""
-    return [line for line in ended.err.splitlines() if line.strip() and not line.startswith(("INFO ", "WARNING "))]
+    """The lines of an error message; notes, warnings and the library's bars are none."""
+    none = ("INFO ", "WARNING ", "[transformers] ", "Loading weights: ")
+    return [line for line in ended.err.splitlines() if line.strip() and not line.startswith(none)]
 
 
 def require_sound_end(ended: Ended) -> None:
@@ -407,9 +412,19 @@ def training(stage: str, model: Path, manifest: Path, out: Path) -> tuple[Any, .
 
 
 def digests(folder: Path) -> dict[str, Any]:
-    """Digest of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Digest of every file below a folder; what a kill left half written has a name with a dot in front."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def shapes(folder: Path) -> dict[str, Any]:
+    """Shape of every tensor of every entry; the values depend in the last digits on what was computed beside them."""
+    found = {}
+    for path in sorted(folder.rglob("[!.]*.safetensors")):
+        with safe_open(path, "np") as entry:
+            names = list(entry.keys())
+            found[path.name] = {name: entry.get_slice(name).get_shape() for name in names}
+    return found
 
 
 def asked(kind: str, out: Path, url: str) -> tuple[Any, ...]:
@@ -426,9 +441,24 @@ def benchmark(model: Path, out: Path) -> tuple[Any, ...]:
     """An evaluation on a set of MER-UniBench; the set is written if absent."""
     data = out.parent / "sets"
     if not data.exists():
-        write_set(data, "meld", 6, [write_media(out.parent / "clip.mp4", frames=4, fps=2, sound=tone(1.0))])
-    words = ("eval", "mer-unibench", "--data", data, "--sets", "meld", "--model", model, "--out", out, *SMALL)
-    return *words, "--temperature", 1, "--resamples", 10, "--allow-pickle", "--json"
+        clip = write_media(out.parent / "clip.mp4", frames=4, fps=2)
+        write_set(
+            data, "meld", 6, [clip], [write_media(out.parent / "clip.wav", sound=tone(1.0), audio_codec="pcm_s16le")]
+        )
+    words = ("eval", "mer-unibench", "--data", data, "--sets", "meld", "--model", model, "--out", out)
+    return (
+        *words,
+        "--max-new-tokens",
+        24,
+        "--batch-size",
+        2,
+        "--temperature",
+        1,
+        "--resamples",
+        10,
+        "--allow-pickle",
+        "--json",
+    )
 
 
 COMMANDS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[[Path], dict[str, Any]]]] = {
@@ -459,7 +489,7 @@ COMMANDS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[[Path], dict[
         lambda model, manifest, out, url: (
             *("features", "--manifest", manifest, "--model", model, "--features-dir", out, "--workers", 1),
         ),
-        digests,
+        shapes,
     ),
     "scenes": (
         lambda model, manifest, out, url: ("scenes", "--out", out, "--num-clips", 6, "--seed", 3, "--workers", 2),

@@ -1,6 +1,7 @@
 """MME-Emotion end to end: what is asked, what is sent along, and that nothing is lost or bought twice."""
 
 import base64
+import gc
 import io
 import json
 import os
@@ -189,6 +190,28 @@ def test_the_sound_is_a_wav_file(tmp_path):
     with wave.open(io.BytesIO(judge_sound(None, sound))) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 1, 2)
         assert file.getnframes() == pytest.approx(8000, abs=200)
+
+
+def test_a_judge_that_hears_only_the_beginning_is_noted(tmp_path, caplog):
+    sound = write_media(tmp_path / "a.wav", sound=tone(2.0), audio_codec="pcm_s16le")
+    judge_sound(None, sound, 2.0)
+    assert caplog.messages == []
+    judge_sound(None, sound, 0.5)
+    assert [message.partition("a.wav: ")[2] for message in caplog.messages] == [
+        "the audio that is sent is cut to the first 0.5 s of 2 s"
+    ]
+
+
+def test_no_thread_of_a_decoder_stays(tmp_path):
+    video = write_media(tmp_path / "a.mp4", frames=20, fps=5, video_codec="libx264")
+    before = len(os.listdir("/proc/self/task"))
+    gc.disable()
+    try:
+        frames = judge_frames(video)
+        assert len(os.listdir("/proc/self/task")) == before
+    finally:
+        gc.enable()
+    assert len(frames) == 4
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Commands about words: map, extract (labels of predictions), and scores of two JSON files."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
-from mer_r1.data.jsonl import read_object
+from mer_r1.data.jsonl import read_json, read_object
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
@@ -206,12 +205,7 @@ def _show_extracted(summary: dict[str, Any], rows: list[dict[str, Any]], as_json
 
 def _table(path: Path, row_of: Any, as_json: bool) -> None:
     """Apply `row_of` to each entry of a JSON file: a list, an object, or rows in the reference's own form (`in`)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, list | dict):
         raise UserError(f"{path}: expected a list, or an object name -> value, got {type(content).__name__}")
     entries = content.items() if isinstance(content, dict) else enumerate(content)
