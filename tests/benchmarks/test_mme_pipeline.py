@@ -747,9 +747,11 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     assert report["differences"]["slow - fast"]["overall"]["n"] == 8
     assert report == json.loads((out / run.SCORES_FILE).read_text(encoding="utf-8"))
     scored = command("score", "mme-emotion", "--predictions", out, "--manifest", manifest, "--json")
-    assert report.pop("source") == {"model": str(taught_folder), "weights": weights_digest(taught_folder), "clips": 8}
+    own = {"model": str(taught_folder), "weights": weights_digest(taught_folder)}
+    own |= {"manifest": str(manifest), "split": "all", "clips": 8}
+    assert report.pop("source") == own
     assert report.pop("notes") == {"the picture lasts … s, the sound … s": 8}
-    assert json.loads(scored[1]) == report
+    assert json.loads(scored[1]) == report | {"source": {"predictions": str(out), "manifest": str(manifest)}}
     one = json.loads(command("score", "mme-emotion", "--predictions", out, "--think", "fast", "--json")[1])
     assert one["overall"] == report["modes"]["fast"]["overall"]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -760,7 +762,11 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     no_judge = ["eval", "mme-emotion", "--manifest", manifest, "--out", out, "--judge", "none", "--stage", "score"]
     labels = command(*no_judge)
     assert (labels[0], "not the benchmark's score" in labels[1]) == (0, True)
-    assert json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8")).keys() == {"slow", "fast"}
+    kept = json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8"))
+    assert {mode: entry["source"] for mode, entry in kept.items()} == dict.fromkeys(
+        ("slow", "fast"), own | {"wheels": builtin().title}
+    )
+    assert f"manifest: {manifest}, split: all, clips: 8, wheels: {builtin().title}" in labels[1].replace("\n", " ")
 
 
 def test_what_was_not_read_of_the_clips_is_counted(tmp_path):

@@ -99,19 +99,21 @@ Predictions = Annotated[list[Path], typer.Option(help="JSON: name -> prediction;
 @score_app.command()
 def openset(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Precision, recall and F-score of open-vocabulary labels, by word and by wheel."""
-    _score(gold, predictions, partial(openset_report, taxonomy=load(wheels)), as_json)
+    taxonomy = load(wheels)
+    _score(gold, predictions, partial(openset_report, taxonomy=taxonomy), as_json, f"wheels: {taxonomy.title}")
 
 
 @score_app.command("hit-rate")
 def hit_rate(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Hit rate: is the sector of a clip's one gold label among the predicted sectors?"""
-    _score(gold, predictions, partial(hit_rate_report, taxonomy=load(wheels)), as_json)
+    taxonomy = load(wheels)
+    _score(gold, predictions, partial(hit_rate_report, taxonomy=taxonomy), as_json, f"wheels: {taxonomy.title}")
 
 
 @score_app.command()
 def sentiment(gold: Gold, predictions: Predictions, as_json: AsJson = False) -> None:
     """Weighted F1 and accuracy of positive or negative: gold holds numbers, predictions hold replies."""
-    _score(gold, predictions, sentiment_report, as_json)
+    _score(gold, predictions, sentiment_report, as_json, "no wheels")
 
 
 @score_app.command("list-parse", hidden=True)
@@ -136,8 +138,8 @@ def llm_reply(
     _table(predictions, llm_reply_row, as_json)
 
 
-def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], as_json: bool) -> None:
-    """Score each prediction file; several files give file -> report."""
+def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], as_json: bool, by: str) -> None:
+    """Score each prediction file; several files give file -> report. A table says what it is of, and `by` what."""
     from mer_r1.evaluation.labels.extract import label_field
 
     golds = read_object(gold)
@@ -151,9 +153,8 @@ def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], a
         print_json(next(iter(reports.values())) if len(predictions) == 1 else reports)
         return
     for name, report in reports.items():
-        if len(predictions) > 1:
-            say(name, style="bold")
         _show_report(report)
+        say(f"{name} on the {len(golds)} names of {gold}; {by}")
 
 
 def _show_report(report: dict[str, Any]) -> None:
