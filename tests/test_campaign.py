@@ -116,7 +116,7 @@ def run_in_fork(folder: Path, *words: Any) -> Ended:
 
 def told(ended: Ended) -> list[str]:
     """The lines of an error message; notes, warnings and the library's bars are none."""
-    none = ("INFO ", "WARNING ", "[transformers] ", "Loading weights: ")
+    none = ("INFO ", "WARNING ", "[transformers] ", "Loading weights: ", "Writing model shards: ")
     return [line for line in ended.err.splitlines() if line.strip() and not line.startswith(none)]
 
 

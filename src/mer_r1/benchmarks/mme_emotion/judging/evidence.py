@@ -85,6 +85,6 @@ def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MA
     if media.waveform is None:
         raise UserError(f"{printable(path or '')}: no sound in it")
     for note in media.notes:
-        if note.startswith("cut"):
+        if note.startswith("cut to "):
             logger.warning("%s: the audio that is sent is %s", printable(path or ""), note)
     return wav(media.waveform, media.sampling_rate)
