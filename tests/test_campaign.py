@@ -14,6 +14,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 import traceback
 from collections import Counter
@@ -29,7 +30,9 @@ from docs_world import served, write_wheels
 from layouts import write_set
 from llm_server import Answer, Call, Server, said
 from media_samples import tone, write_media
+from safetensors import safe_open
 from synthetic_run import write_run
+from tqdm import tqdm
 
 from mer_r1 import cli
 
@@ -57,16 +60,22 @@ class Ended:
     err: str
 
 
-def start(words: tuple[Any, ...], folder: Path) -> int:
-    """Start a command in a fork of this process, which has imported everything; returns the process."""
+def start(words: tuple[Any, ...], folder: Path, room: int | None = None) -> int:
+    """Start a command in a fork of this process, which has imported everything; returns the process.
+
+    No file that it writes becomes longer than `room`, as if the disk were full.
+    """
     child = os.fork()
     if child:
         return child
     status = ESCAPED
     try:
         os.setpgid(0, 0)
+        tqdm.set_lock(threading.RLock())  # its own lock is shared with this process, and a kill may leave it locked
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + GIBIBYTES * 2**30,) * 2)
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
         with pytest.MonkeyPatch.context() as patch, open(1, "w") as out, open(2, "w") as err:
@@ -106,8 +115,9 @@ def run_in_fork(folder: Path, *words: Any) -> Ended:
 
 
 def told(ended: Ended) -> list[str]:
-    """The lines of an error message; notes and warnings are none."""
-    return [line for line in ended.err.splitlines() if line.strip() and not line.startswith(("INFO ", "WARNING "))]
+    """The lines of an error message; notes, warnings and the library's bars are none."""
+    none = ("INFO ", "WARNING ", "[transformers] ", "Loading weights: ", "Writing model shards: ")
+    return [line for line in ended.err.splitlines() if line.strip() and not line.startswith(none)]
 
 
 def require_sound_end(ended: Ended) -> None:
@@ -291,13 +301,8 @@ def judged(folder: Path, url: str, out: Path, count: int) -> tuple[Any, ...]:
     """The command that has a server judge so many answers about one clip; its files are written if absent."""
     if not (folder / "manifest.jsonl").exists():
         write_media(folder / "clip.mp4", frames=4, fps=2)
-        meta = {
-            "dataset": "mme-emotion",
-            "task": "SA",
-            "question": "What is it?",
-            "candidates": None,
-            "gold": "positive",
-        }
+        meta = {"dataset": "mme-emotion", "task": "SA", "question": "What is it?", "candidates": None}
+        meta["gold"] = "positive"
         names = [f"v{number}.mp4" for number in range(count)]
         rows = [
             {"id": f"SA/{n}", "video": "clip.mp4", "labels": ["happy"], "meta": {**meta, "video_id": n}} for n in names
@@ -306,17 +311,21 @@ def judged(folder: Path, url: str, out: Path, count: int) -> tuple[Any, ...]:
         (folder / "in").mkdir()
         given = [{"video_id": n, "ground_truth": "positive", "model_response": f"Answer about {n}."} for n in names]
         (folder / "in" / "SA.json").write_text(json.dumps(given))
-    words = (
+    given = ("--manifest", folder / "manifest.jsonl", "--predictions", folder / "in", "--out", out)
+    return (
         "eval",
         "mme-emotion",
-        "--manifest",
-        folder / "manifest.jsonl",
-        "--predictions",
-        folder / "in",
-        "--out",
-        out,
+        *given,
+        "--judge",
+        "m",
+        "--judge-url",
+        url,
+        "--attempts",
+        2,
+        "--first-wait",
+        0,
+        "--json",
     )
-    return *words, "--judge", "m", "--judge-url", url, "--attempts", 2, "--first-wait", 0, "--json"
 
 
 def test_a_damaged_reply_is_no_answer_and_brings_no_key_to_disk(tmp_path, run):
@@ -384,7 +393,7 @@ def size_of(folder: Path) -> int:
 
 def rows_of(folder: Path, *left_out: str) -> dict[str, Any]:
     """All rows of a folder's JSON lines, without what differs between two equal runs, in any order."""
-    without = {"seconds", "model", *left_out}
+    without = {"seconds", "model", "cached", *left_out}
     rows = [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
     kept = [{name: value for name, value in row.items() if name not in without} for row in rows]
     return dict(Counter(json.dumps(row, sort_keys=True) for row in kept))
@@ -407,9 +416,19 @@ def training(stage: str, model: Path, manifest: Path, out: Path) -> tuple[Any, .
 
 
 def digests(folder: Path) -> dict[str, Any]:
-    """Digest of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Digest of every file below a folder; what a kill left half written has a name with a dot in front."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def shapes(folder: Path) -> dict[str, Any]:
+    """Shape of every tensor of every entry; the values depend in the last digits on what was computed beside them."""
+    found = {}
+    for path in sorted(folder.rglob("[!.]*.safetensors")):
+        with safe_open(path, "np") as entry:
+            names = list(entry.keys())
+            found[path.name] = {name: entry.get_slice(name).get_shape() for name in names}
+    return found
 
 
 def asked(kind: str, out: Path, url: str) -> tuple[Any, ...]:
@@ -426,9 +445,12 @@ def benchmark(model: Path, out: Path) -> tuple[Any, ...]:
     """An evaluation on a set of MER-UniBench; the set is written if absent."""
     data = out.parent / "sets"
     if not data.exists():
-        write_set(data, "meld", 6, [write_media(out.parent / "clip.mp4", frames=4, fps=2, sound=tone(1.0))])
-    words = ("eval", "mer-unibench", "--data", data, "--sets", "meld", "--model", model, "--out", out, *SMALL)
-    return *words, "--temperature", 1, "--resamples", 10, "--allow-pickle", "--json"
+        clip = write_media(out.parent / "clip.mp4", frames=4, fps=2)
+        sound = write_media(out.parent / "clip.wav", sound=tone(1.0), audio_codec="pcm_s16le")
+        write_set(data, "meld", 6, [clip], [sound])
+    words = ("eval", "mer-unibench", "--data", data, "--sets", "meld", "--model", model, "--out", out)
+    sampling = ("--max-new-tokens", 24, "--batch-size", 2, "--temperature", 1)
+    return *words, *sampling, "--resamples", 10, "--allow-pickle", "--json"
 
 
 COMMANDS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[[Path], dict[str, Any]]]] = {
@@ -459,7 +481,7 @@ COMMANDS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[[Path], dict[
         lambda model, manifest, out, url: (
             *("features", "--manifest", manifest, "--model", model, "--features-dir", out, "--workers", 1),
         ),
-        digests,
+        shapes,
     ),
     "scenes": (
         lambda model, manifest, out, url: ("scenes", "--out", out, "--num-clips", 6, "--seed", 3, "--workers", 2),
@@ -470,11 +492,23 @@ COMMANDS: dict[str, tuple[Callable[..., tuple[Any, ...]], Callable[[Path], dict[
 }
 
 
+OTHERS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "evaluate --num-answers": (("--num-answers", 2), ("--seed", 1)),
+    **dict.fromkeys(("sft", "rl", "build"), (("seed=9",), ("learning_rate=2e-3",), ("per_device_train_batch_size=4",))),
+    "scenes": (("--seed", 4), ("--num-clips", 5)),
+    "eval mer-unibench": (("--seed", 1), ("--temperature", 0.5), ("--max-new-tokens", 23)),
+}
+"""Options that make another run of a command."""
+
+
 @pytest.mark.parametrize("name", list(COMMANDS)[: 2 if TIMES == 1 else None])
-def test_a_killed_command_resumes_to_the_same_result(name, taught_folder, corpus, tmp_path, run):
-    """SIGKILL or SIGTERM as soon as a drawn share of the undisturbed run's bytes is on the disk."""
+def test_a_broken_command_resumes_to_the_same_result_and_takes_no_other_run(name, taught_folder, corpus, tmp_path, run):
+    """SIGKILL or SIGTERM as soon as a drawn share of the undisturbed run's bytes is on the disk; then a full disk.
+
+    At last another run is started in the undisturbed one's folder.
+    """
     make, result = COMMANDS[name]
-    rng, printed, hits = random.Random(f"{SEED} {name}"), tmp_path / "printed", Counter()
+    rng, printed, hits, full = random.Random(f"{SEED} {name}"), tmp_path / "printed", Counter(), Counter()
     printed.mkdir()
     with Server(served) as server:
 
@@ -483,18 +517,30 @@ def test_a_killed_command_resumes_to_the_same_result(name, taught_folder, corpus
 
         assert run(*command(tmp_path / "whole"))[0] == 0
         wanted, size = result(tmp_path / "whole"), size_of(tmp_path / "whole")
+        longest = max(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
         assert wanted
-        for number in range(TIMES):
-            out = tmp_path / f"killed-{number}"
-            share, sent = rng.uniform(0.1, 0.95) * size, rng.choice((signal.SIGKILL, signal.SIGTERM))
-            ended = wait(start(command(out), printed), printed, lambda out=out, share=share: size_of(out) > share, sent)
-            assert ended.status in (0, -signal.SIGKILL, 128 + signal.SIGTERM), ended
+        for number in range(2 * TIMES):
+            out = tmp_path / f"broken-{number}"
+            share, sent = rng.uniform(0.1, 0.95), rng.choice((signal.SIGKILL, signal.SIGTERM))
+            if number < TIMES:
+                ended = wait(start(command(out), printed), printed, lambda o=out, s=share * size: size_of(o) > s, sent)
+                assert ended.status in (0, -signal.SIGKILL, 128 + signal.SIGTERM), ended
+                hits[ended.status] += 1
+            else:
+                ended = wait(start(command(out), printed, int(share * longest)), printed)
+                require_sound_end(ended)
+                full[ended.status] += 1
             assert "Traceback" not in ended.err
-            hits[ended.status] += 1
             assert run_in_fork(out, *command(out)).status == 0
             assert result(out) == wanted
-            shutil.rmtree(out)
-    report(f"{name}: by exit status {dict(hits)}, then each with the result of an undisturbed run")
+            shutil.rmtree(out, ignore_errors=True)
+        left = digests(tmp_path / "whole")
+        for other in OTHERS.get(name, ()):
+            ended = run_in_fork(tmp_path / "whole", *command(tmp_path / "whole"), *other)
+            assert (ended.status, ended.out, len(told(ended))) == (2, "", 1), ended
+            assert digests(tmp_path / "whole") == left
+    others = f"{len(OTHERS.get(name, ()))} other runs refused"
+    report(f"{name}: killed, by exit status {dict(hits)}; disk full {dict(full)}; resumed to the same result; {others}")
 
 
 # --- folders of another run -------------------------------------------------------------------------------------------

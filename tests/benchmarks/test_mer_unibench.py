@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean, best_
 from mer_r1.benchmarks.mer_unibench.scores.tally import resampled, sentiment_tally, word_tally
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named, nine_way_mean
 from mer_r1.benchmarks.mer_unibench.tables import OVMERD_COLUMNS, render, score_tables
+from mer_r1.benchmarks.mer_unibench.terminal import scores_table
 from mer_r1.emotions import metrics
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, official
 from mer_r1.errors import UserError
@@ -718,6 +720,22 @@ def test_tables_in_the_published_order():
     assert any("arXiv 2501.16566" in line for line in lines)
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert widths == {13}
+
+
+@pytest.mark.parametrize(
+    ("manifests", "where"),
+    [(("data/meld.jsonl",), "data/meld.jsonl"), (("data/a/meld.jsonl", "data/b/sims.jsonl"), "data")],
+)
+def test_tables_name_model_weights_manifests_clips_and_wheels(manifests, where):
+    golds, runs = nine_of(0.5)
+    named = dict(zip(("meld", "sims"), manifests, strict=False))
+    report = scored({name: replace(golds[name], manifest=path) for name, path in named.items()}, runs)
+    (table,) = score_tables(report | {"model": "tiny", "weights": "0a1b"})
+    clips = sum(len(golds[name].values) for name in named)
+    said = f"cores of tiny (0a1b) on {where}: {clips} clips of {len(named)} test sets; wheels: {builtin().title}"
+    assert render(table, "markdown").endswith(f"S{said}.\n")
+    assert f"% s{said}\n" in render(table, "latex")
+    assert str(scores_table(report).caption).startswith(f"scores of predictions on {where}: ")
 
 
 def test_latex_and_csv():

@@ -1,6 +1,7 @@
 """MME-Emotion end to end: what is asked, what is sent along, and that nothing is lost or bought twice."""
 
 import base64
+import gc
 import io
 import json
 import os
@@ -189,6 +190,28 @@ def test_the_sound_is_a_wav_file(tmp_path):
     with wave.open(io.BytesIO(judge_sound(None, sound))) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 1, 2)
         assert file.getnframes() == pytest.approx(8000, abs=200)
+
+
+def test_a_judge_that_hears_only_the_beginning_is_noted(tmp_path, caplog):
+    sound = write_media(tmp_path / "a.wav", sound=tone(2.0), audio_codec="pcm_s16le")
+    judge_sound(None, sound, 2.0)
+    assert caplog.messages == []
+    judge_sound(None, sound, 0.5)
+    assert [message.partition("a.wav: ")[2] for message in caplog.messages] == [
+        "the audio that is sent is cut to the first 0.5 s of 2 s"
+    ]
+
+
+def test_no_thread_of_a_decoder_stays(tmp_path):
+    video = write_media(tmp_path / "a.mp4", frames=20, fps=5, video_codec="libx264")
+    before = len(os.listdir("/proc/self/task"))
+    gc.disable()
+    try:
+        frames = judge_frames(video)
+        assert len(os.listdir("/proc/self/task")) == before
+    finally:
+        gc.enable()
+    assert len(frames) == 4
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -724,9 +747,11 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     assert report["differences"]["slow - fast"]["overall"]["n"] == 8
     assert report == json.loads((out / run.SCORES_FILE).read_text(encoding="utf-8"))
     scored = command("score", "mme-emotion", "--predictions", out, "--manifest", manifest, "--json")
-    assert report.pop("source") == {"model": str(taught_folder), "weights": weights_digest(taught_folder), "clips": 8}
+    own = {"model": str(taught_folder), "weights": weights_digest(taught_folder)}
+    own |= {"manifest": str(manifest), "split": "all", "clips": 8}
+    assert report.pop("source") == own
     assert report.pop("notes") == {"the picture lasts … s, the sound … s": 8}
-    assert json.loads(scored[1]) == report
+    assert json.loads(scored[1]) == report | {"source": {"predictions": str(out), "manifest": str(manifest)}}
     one = json.loads(command("score", "mme-emotion", "--predictions", out, "--think", "fast", "--json")[1])
     assert one["overall"] == report["modes"]["fast"]["overall"]
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -737,7 +762,11 @@ def test_the_whole_evaluation_of_the_tiny_model(taught_folder, manifest, tmp_pat
     no_judge = ["eval", "mme-emotion", "--manifest", manifest, "--out", out, "--judge", "none", "--stage", "score"]
     labels = command(*no_judge)
     assert (labels[0], "not the benchmark's score" in labels[1]) == (0, True)
-    assert json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8")).keys() == {"slow", "fast"}
+    kept = json.loads((out / run.LABELS_FILE).read_text(encoding="utf-8"))
+    assert {mode: entry["source"] for mode, entry in kept.items()} == dict.fromkeys(
+        ("slow", "fast"), own | {"wheels": builtin().title}
+    )
+    assert f"manifest: {manifest}, split: all, clips: 8, wheels: {builtin().title}" in labels[1].replace("\n", " ")
 
 
 def test_what_was_not_read_of_the_clips_is_counted(tmp_path):

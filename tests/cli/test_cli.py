@@ -186,6 +186,7 @@ def test_scores_for_people(run, files):
     assert rows[0] == ["measure", "precision", "recall", "F-score", "scored", "skipped"]
     assert rows[1] == ["case1", "0.5000", "0.2500", "0.3333", "2", "1"]
     assert rows[-1][0] == "m_avg"
+    assert f"{files[3]} on the 3 names of {files[1]}; wheels: {builtin().title}" in out.replace("\n", " ")
 
 
 def test_scores_that_do_not_exist_are_shown_as_such(run, tmp_path):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mer_r1.data.workers import WorkerDiedError, in_workers
+from mer_r1.data.workers import WorkerDiedError, in_workers, sigterm_exits
 
 PROGRAM = """
 import sys, time
@@ -73,6 +73,24 @@ def test_every_job_comes_back_with_its_result():
 def test_a_dead_worker_ends_the_run_with_a_message():
     with pytest.raises(WorkerDiedError, match="a worker process died"):
         list(in_workers(die_at_3, range(8), 2))
+
+
+def test_a_library_that_makes_an_error_of_its_own_of_the_end_does_not_change_it():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: False)
+        except SystemExit:
+            raise ValueError("the file is damaged") from None
+
+    with pytest.raises(SystemExit) as caught, sigterm_exits():
+        library()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(ValueError, match="of ours"), sigterm_exits():
+        raise ValueError("of ours")
 
 
 @pytest.mark.parametrize("role", ["worker", "other"])

@@ -837,6 +837,9 @@ def test_a_missing_or_broken_key_is_said_without_showing_it(monkeypatch) -> None
     with pytest.raises(UserError, match="printable ASCII") as caught:
         Client("m", "http://127.0.0.1:1/v1").complete(prompts(1), "1")
     assert "secret" not in str(caught.value)
+    with pytest.raises(UserError, match="name of the environment variable with the key, not the key") as caught:
+        Client("m", "https://api.openai.com/v1", key_variable="sk-secret").complete(prompts(1), "1")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def written(path, text):
     [
         (removed("run.json"), "run.json is missing"),
         (written("run.json", "{"), "run.json is no JSON"),
-        (written("run.json", "[]"), "run.json holds no JSON object"),
+        (written("run.json", "[]"), "run.json: expected an object, name -&gt; value, got list, so nothing is known"),
         (without("stages"), "No stages are named in run.json"),
         (without("manifest"), "No manifest is named in run.json"),
         (without("conditions"), "No condition is named in run.json"),
@@ -247,7 +247,7 @@ def test_an_empty_folder_still_has_a_page_and_no_folder_has_none(tmp_path):
     with pytest.raises(UserError, match="expected the folder of a run"):
         write_report(tmp_path / "none")
     with pytest.raises(UserError, match="cannot write the report"):
-        write_report(tmp_path, page / "page.html")
+        write_report(tmp_path, tmp_path / "none" / "page.html")
 
 
 def test_a_page_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):

@@ -48,6 +48,16 @@ def test_names_of_shipped_models_are_folders_of_the_package_unless_such_a_folder
     assert POLICY in NOTICE
 
 
+def test_a_folder_with_the_name_of_the_built_in_model_is_asked_without_the_notice_about_that(
+    run, taught_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / POLICY).symlink_to(taught_folder)
+    status, out, err = run("predict", "none.mp4", "--model", POLICY, "--think", "fast", "--max-new-tokens", 1)
+    assert (status, "none.mp4" in out) == (1, True)
+    assert "generated faces" not in out + err
+
+
 @pytest.mark.parametrize("name", [BASE, POLICY])
 def test_the_shipped_models_load_and_have_heads_of_32(name):
     omni = load(name)

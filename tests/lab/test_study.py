@@ -15,6 +15,7 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from media_samples import tone, write_media
 
 from mer_r1.cli.app import app
 from mer_r1.cli.diagnose import _method
@@ -274,6 +275,18 @@ def test_after_kill_9_an_orphan_keeps_its_run_and_a_second_study_waits_for_it(tm
     assert (tmp_path / "log").read_text(encoding="utf-8").split() == ["in", "out", "in", "out"]
 
 
+def test_a_folder_keeps_the_media_of_its_manifest(tmp_path: Path) -> None:
+    media, manifest = tmp_path / "a.wav", tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"id": "a", "audio": "a.wav", "labels": ["happy"]}) + "\n")
+    write_media(media, sound=tone(0.2), audio_codec="pcm_s16le")
+    told = {"seeds": 1, "num_clips": "1480,300,400", "num_answers": 4, "scenes": manifest, "recipe": TINY}
+    for name in ("paradox", "theory"):
+        keep_session(name, tmp_path / "study", told, "")
+    write_media(media, sound=tone(0.3), audio_codec="pcm_s16le")
+    with pytest.raises(UserError, match=r"other settings \(media: .*, now .*\); choose another --out"):
+        keep_session("paradox", tmp_path / "study", told, "")
+
+
 def test_a_folder_keeps_its_recipe_and_its_clips(options: Options, tmp_path: Path) -> None:
     out = tmp_path / "study"
     told = {"seeds": 2, "num_clips": "40,8,8", "num_answers": 4, "scenes": None, "base": options.base, "recipe": TINY}
@@ -298,6 +311,7 @@ def test_a_folder_keeps_its_recipe_and_its_clips(options: Options, tmp_path: Pat
     for name, value in {"num_answers": 2, "base": "other"}.items():
         with pytest.raises(UserError, match=rf"other settings \({name}: .*\); choose another --out"):
             keep_session("parts", out, {**told, name: value}, "")
+    assert json.loads((out / "study.json").read_text())["studies"]["all"]["media"] is None
     changed = tmp_path / "changed.yaml"
     changed.write_text("common: {}\n", encoding="utf-8")
     with pytest.raises(UserError, match="differs"):

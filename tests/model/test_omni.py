@@ -326,6 +326,11 @@ ODD = {
     "tokenizer list": replaced("tokenizer.json", b"[]"),
     "processor null": replaced("processor_config.json", b"null"),
     "generation list": replaced("generation_config.json", b"[]"),
+    "generation cut": replaced("generation_config.json", b'{"eos_token_id": 2, "pad'),
+    "generation words": changed("generation_config.json", eos_token_id=["</s>", 2]),
+    "generation beyond": changed("generation_config.json", eos_token_id=10**6),
+    "token beyond": changed("tokenizer_config.json", eos_token="<new>"),
+    "generation number": changed("generation_config.json", eos_token_id=2.5),
     "weights header": replaced("model.safetensors", (2**62).to_bytes(8, "little") + b"{}"),
     "settings deep": replaced("mer_r1.json", b"[" * 100_000),
     "settings digits": replaced("mer_r1.json", b'{"num_frames": ' + b"9" * 6000 + b"}"),
@@ -334,6 +339,7 @@ ODD = {
     "settings true": replaced("mer_r1.json", b'{"num_frames": true}'),
     "settings text": replaced("mer_r1.json", b'{"num_frames": "8"}'),
     "settings infinite": replaced("mer_r1.json", b'{"max_seconds": Infinity}'),
+    "settings endless": replaced("mer_r1.json", b'{"max_seconds": 1e308}'),
 }
 
 

@@ -274,6 +274,22 @@ def test_a_template_that_fails_or_does_not_end_is_one_line(omni, name, monkeypat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [{"shortest_edge": "a"}, {}])
+def test_preprocessing_that_fails_is_one_line(omni, monkeypatch, size):
+    monkeypatch.setattr(omni.processor.video_processor, "size", size)
+    with pytest.raises(UserError, match="the model's preprocessing cannot be used: ") as caught:
+        media_tensors(omni, media(1.0, 0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("times", "given"), [(0, True), (2, True), (1, False)])
+def test_a_template_must_hold_one_place_for_each_channel_that_there_is(omni, monkeypatch, times, given):
+    tensors = media_tensors(omni, media(1.0, 0, audio=False)) if given else {}
+    monkeypatch.setattr(omni.processor, "chat_template", "How? " + times * omni.processor.video_token)
+    with pytest.raises(UserError, match=f"the model's chat template cannot be used: {times} places for video"):
+        encode_prompt(omni, "How?", tensors)
+
+
 def test_a_template_of_another_wording_is_tried_once_and_used(omni, monkeypatch):
     monkeypatch.setattr(omni.processor, "chat_template", "{{ messages[0]['content'][0]['text'] }}!{{ eos_token }}")
     turns = [{"role": "user", "content": [{"type": "text", "text": "How?"}]}]

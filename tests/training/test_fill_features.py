@@ -91,7 +91,7 @@ def test_broken_clips_are_listed_and_cost_no_other(taught_folder, clips, tmp_pat
 
 def test_only_old_half_written_entries_are_forgotten(taught_folder, clips, tmp_path):
     folder = FeatureCache(load(taught_folder, towers=False), tmp_path).folder
-    old, new = folder / "a.1.partial", folder / "b.2.partial"
+    old, new = folder / "a.1.partial", folder / ".tmpB2"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 2 * fill.STALE_SECONDS,) * 2)

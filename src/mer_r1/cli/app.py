@@ -129,7 +129,6 @@ def env() -> None:
     say(f"cuda: {torch.version.cuda or 'not in this torch'}, GPUs: {', '.join(devices) or 'none'}")
 
 
-@sigterm_exits()
 def main() -> None:
     """Run the program: an expected error is one line on stderr and exit status 2."""
     # Deprecations in the libraries concern us, not the users of a command.
@@ -146,7 +145,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name or a reply may be no valid text
     try:
-        app()
+        with sigterm_exits():
+            app()
     except UserError as error:
         _fail(str(error))
     except Exception as error:

@@ -161,11 +161,7 @@ def _show(found: Diagnosis, left_out: int) -> None:
 
 
 def _three(entry: Any, one: str, other: str) -> tuple[str, str, str]:
-    return (
-        interval_text(entry[one]),
-        interval_text(entry[other]),
-        interval_text(entry["difference"], signed=True),
-    )
+    return (interval_text(entry[one]), interval_text(entry[other]), interval_text(entry["difference"], signed=True))
 
 
 def _correlation(one: Any) -> str:

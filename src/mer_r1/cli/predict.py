@@ -11,7 +11,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.weights import NOTICE, POLICY
+from mer_r1.weights import NOTICE, POLICY, model_path
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
 Mode = Annotated[
@@ -48,7 +48,7 @@ def predict(
 
     if audio and len(clips) > 1:
         raise UserError("--audio goes with exactly one clip")
-    if model == POLICY:
+    if model == POLICY != model_path(model):  # not a folder of that name
         typer.echo(NOTICE, err=True)
     asked = [Clip(str(path), path, audio, subtitle) for path in clips]
     omni = load(model, device=device, limits=limits.given)

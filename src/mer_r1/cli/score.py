@@ -1,6 +1,5 @@
 """Commands about words: map, extract (labels of predictions), and scores of two JSON files."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
-from mer_r1.data.jsonl import read_object
+from mer_r1.data.jsonl import read_json, read_object
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
@@ -100,19 +99,21 @@ Predictions = Annotated[list[Path], typer.Option(help="JSON: name -> prediction;
 @score_app.command()
 def openset(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Precision, recall and F-score of open-vocabulary labels, by word and by wheel."""
-    _score(gold, predictions, partial(openset_report, taxonomy=load(wheels)), as_json)
+    taxonomy = load(wheels)
+    _score(gold, predictions, partial(openset_report, taxonomy=taxonomy), as_json, f"wheels: {taxonomy.title}")
 
 
 @score_app.command("hit-rate")
 def hit_rate(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_json: AsJson = False) -> None:
     """Hit rate: is the sector of a clip's one gold label among the predicted sectors?"""
-    _score(gold, predictions, partial(hit_rate_report, taxonomy=load(wheels)), as_json)
+    taxonomy = load(wheels)
+    _score(gold, predictions, partial(hit_rate_report, taxonomy=taxonomy), as_json, f"wheels: {taxonomy.title}")
 
 
 @score_app.command()
 def sentiment(gold: Gold, predictions: Predictions, as_json: AsJson = False) -> None:
     """Weighted F1 and accuracy of positive or negative: gold holds numbers, predictions hold replies."""
-    _score(gold, predictions, sentiment_report, as_json)
+    _score(gold, predictions, sentiment_report, as_json, "no wheels")
 
 
 @score_app.command("list-parse", hidden=True)
@@ -137,8 +138,8 @@ def llm_reply(
     _table(predictions, llm_reply_row, as_json)
 
 
-def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], as_json: bool) -> None:
-    """Score each prediction file; several files give file -> report."""
+def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], as_json: bool, by: str) -> None:
+    """Score each prediction file; several files give file -> report. A table says what it is of, and `by` what."""
     from mer_r1.evaluation.labels.extract import label_field
 
     golds = read_object(gold)
@@ -152,9 +153,8 @@ def _score(gold: Path, predictions: list[Path], report_of: Callable[..., Any], a
         print_json(next(iter(reports.values())) if len(predictions) == 1 else reports)
         return
     for name, report in reports.items():
-        if len(predictions) > 1:
-            say(name, style="bold")
         _show_report(report)
+        say(f"{name} on the {len(golds)} names of {gold}; {by}")
 
 
 def _show_report(report: dict[str, Any]) -> None:
@@ -206,12 +206,7 @@ def _show_extracted(summary: dict[str, Any], rows: list[dict[str, Any]], as_json
 
 def _table(path: Path, row_of: Any, as_json: bool) -> None:
     """Apply `row_of` to each entry of a JSON file: a list, an object, or rows in the reference's own form (`in`)."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, list | dict):
         raise UserError(f"{path}: expected a list, or an object name -> value, got {type(content).__name__}")
     entries = content.items() if isinstance(content, dict) else enumerate(content)

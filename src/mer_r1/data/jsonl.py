@@ -15,18 +15,23 @@ logger = logging.getLogger(__name__)
 Parsed = TypeVar("Parsed")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
 
     Raises:
-        UserError: if the file cannot be read or holds no object.
+        UserError: if the file cannot be read or holds no JSON.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{printable(path)} is no JSON: {error!s:.100}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises as `read_json` does, and if it holds no object."""
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{printable(path)}: expected an object, name -> value, got {type(content).__name__}")
     return content

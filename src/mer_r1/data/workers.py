@@ -76,10 +76,15 @@ def end_with_parent() -> None:
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that the processes started here are ended; a second one kills at once."""
+    """Let SIGTERM raise SystemExit, so that the processes started here are ended; a second one kills at once.
+
+    A library may turn that into an error of its own: it is SystemExit again in the end.
+    """
+    stopped: list[int] = []
 
     def stop(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
+        stopped.append(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
@@ -88,6 +93,10 @@ def sigterm_exits() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Exception:
+        if not stopped:
+            raise
+        raise SystemExit(128 + stopped[0]) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -73,7 +73,7 @@ def set_scores(gold: Iterable[Hashable], predicted: Iterable[Hashable]) -> SetSc
 
 
 def wheel_scores(
-    gold_labels: Iterable[str], predicted_labels: Iterable[str], taxonomy: Taxonomy, level: int = 1
+    gold_labels: Iterable[str], predicted_labels: Iterable[str], taxonomy: Taxonomy, level: int = 1, junk: int = 0
 ) -> SetScores | None:
     """The scores of one answer, averaged over the wheels that have at least one gold word.
 
@@ -84,6 +84,7 @@ def wheel_scores(
         predicted_labels: the answered words.
         taxonomy: wheels and words.
         level: ring of the wheels, 1 (default) or 2.
+        junk: number of further answered words that count as wrong on each wheel (`rl.rewards`).
 
     Returns:
         Means over wheels, each in [0, 1]; None where no wheel has any gold word, so that nothing can be scored.
@@ -93,7 +94,8 @@ def wheel_scores(
     for wheel in taxonomy.wheels:
         gold = taxonomy.categories(gold_labels, wheel, level)
         if gold:
-            per_wheel.append(set_scores(gold, taxonomy.categories(predicted_labels, wheel, level)))
+            # Numbers are no categories.
+            per_wheel.append(set_scores(gold, [*taxonomy.categories(predicted_labels, wheel, level), *range(junk)]))
     if not per_wheel:
         return None
     return SetScores(*(_mean(values) for values in zip(*per_wheel, strict=True)))

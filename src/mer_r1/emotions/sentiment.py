@@ -26,10 +26,7 @@ VALENCE: Mapping[str, Mapping[str, int]] = {
         **dict.fromkeys(("enjoyment",), _PLEASANT),
         **dict.fromkeys(("anger", "contempt", "disgust", "fear", "sadness", "self-reproach"), _UNPLEASANT),
     },
-    "shaver": {
-        **dict.fromkeys(("love", "joy"), _PLEASANT),
-        **dict.fromkeys(("anger", "sadness", "fear"), _UNPLEASANT),
-    },
+    "shaver": {**dict.fromkeys(("love", "joy"), _PLEASANT), **dict.fromkeys(("anger", "sadness", "fear"), _UNPLEASANT)},
     "russell": {
         **dict.fromkeys(("pleasure", "excitement", "contentment"), _PLEASANT),
         **dict.fromkeys(("distress", "misery", "depression", "tense", "alarmed", "angry"), _UNPLEASANT),

@@ -11,6 +11,7 @@ emotion words can always be guessed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mer_r1.emotions.thinking import TAG, Parsed, ThinkingMode, answer_word_spans, consists_of, format_completion, parse
 
@@ -59,18 +60,25 @@ def parse_twice(completion: str) -> ParsedTwice:
 
     A completion that was cut short has no second answer: its first answer does not count as final.
     """
-    tags = list(TAG.finditer(completion))
-    ends = [*(tag.start() for tag in tags[1:]), len(completion)][: len(tags)]
-    answers = [
-        f"<answer>{completion[tag.end() : end]}</answer>"
-        for tag, end in zip(tags, ends, strict=True)
-        if tag.group().lower() == "<answer>"
-    ]
+    answers = [answer for answer, _ in answers_in(completion)]
     words = [parse(answer).labels for answer in (*answers[:1], *answers[1:][-1:])]
     repeats = any(len(answer_word_spans(answer)) > len(parse(answer).labels) for answer in answers)
     first, final = (*words, (), ())[:2]
-    well_formed = consists_of(_STRICT_TAGS, completion, tags)
+    well_formed = consists_of(_STRICT_TAGS, completion, list(TAG.finditer(completion)))
     return ParsedTwice(first, parse(completion).reasoning, final, repeats, well_formed)
+
+
+def answers_in(completion: str) -> list[tuple[str, bool]]:
+    """Each answer in a completion, as a text that holds nothing else, and whether it was closed there."""
+    tags = [
+        *((tag.group().lower(), tag.start(), tag.end()) for tag in TAG.finditer(completion)),
+        ("", len(completion), 0),
+    ]
+    return [
+        (f"<answer>{completion[begin:end]}</answer>", after == _ANSWER_END)
+        for (name, _, begin), (after, end, _) in pairwise(tags)
+        if name == "<answer>"
+    ]
 
 
 def first_answer_end(completion: str) -> int | None:

@@ -167,12 +167,7 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
 
 
 def write_auto_summary(
-    out_dir: Path | str,
-    manifest: Path,
-    split: str,
-    threshold: float,
-    seed: int = 0,
-    wheels: Path | str | None = None,
+    out_dir: Path | str, manifest: Path, split: str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
     """As `summary.write_summary`, for adaptive thinking."""
     records, told = saved_records(out_dir, manifest, split, taxonomy := load_wheels(wheels))
@@ -180,11 +175,7 @@ def write_auto_summary(
 
 
 def summarise_auto(
-    records: Sequence[Record],
-    threshold: float,
-    seed: int = 0,
-    resamples: int = 2000,
-    taxonomy: Taxonomy | None = None,
+    records: Sequence[Record], threshold: float, seed: int = 0, resamples: int = 2000, taxonomy: Taxonomy | None = None
 ) -> Summary:
     """Results of adaptive thinking, as mode "auto", beside those of the fast answers.
 

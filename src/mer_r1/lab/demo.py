@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from mer_r1.data.claim import check_claim
-from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.data.workers import worker_pool
 from mer_r1.errors import UserError
 from mer_r1.weights import BASE
@@ -87,7 +87,7 @@ class _Run:
         self.out, self.console = out, console
         self.file = out / "stages.json"
         out.mkdir(parents=True, exist_ok=True)
-        found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        found = read_object(self.file) if self.file.is_file() else {}
         check_claim(out, found.get("settings", settings), settings, "choose another --out")
         self.state: dict[str, Any] = {"settings": settings, "seconds": found.get("seconds", {})}
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoProcessor
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import TAGS
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, brief
 from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
 from mer_r1.model.families import FAMILIES
 from mer_r1.weights import model_path
@@ -165,6 +165,7 @@ def load(
             model, report = kind.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
+        _require_tokens(folder / "generation_config.json", processor.tokenizer, model)
         if absent := sorted(report["missing_keys"]):  # the library would continue with random ones
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
@@ -175,6 +176,16 @@ def load(
     set_frame_size(processor)
     source = None if towers else path
     return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
+
+
+def _require_tokens(file: Path, tokenizer: Any, model: Any) -> None:
+    # For a damaged file the library makes one of its own without a word.
+    if file.is_file():
+        read_object(file)
+    ends, size = model.generation_config.eos_token_id, model.get_input_embeddings().num_embeddings
+    for token in (*(ends if isinstance(ends, list) else [ends]), *tokenizer.get_vocab().values()):
+        if token is not None and (type(token) is not int or not 0 <= token < size):
+            raise ValueError(f"it names the token {brief(token)}, expected numbers from 0 to {size - 1}")
 
 
 @contextmanager

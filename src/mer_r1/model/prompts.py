@@ -91,7 +91,18 @@ def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
         pixel_values_videos (patches, pixels), video_grid_thw (1, 3), video_second_per_grid (1,) in seconds and
         input_features (mel bins, mel frames); the keys of a channel that the clip lacks are absent. Also `notes`, if
         there are any, see `notes_of`.
+
+    Raises:
+        UserError: the checkpoint's preprocessing fails.
     """
+    try:
+        return _media_tensors(omni, media)
+    except Exception as error:  # its sizes may be anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the model's preprocessing cannot be used: {said:.200}") from error
+
+
+def _media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:
     tensors = notes_tensor(media.notes)
     if media.frames is not None:
         processor = omni.processor.video_processor
@@ -167,6 +178,8 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
     conversation = [{"role": "user", "content": [*parts, {"type": "text", "text": plain_text(omni, question)}]}]
     text = chat_text(omni.processor, conversation)
     for channel, token in (("video", omni.processor.video_token), ("audio", omni.processor.audio_token)):
+        if (found := text.count(token)) != (counts[channel] > 0):
+            raise UserError(f"the model's chat template cannot be used: {found} places for {channel}")
         text = text.replace(token, token * counts[channel])
     ids = torch.tensor([omni.tokenizer(text)["input_ids"]])
     positions, _ = omni.model.get_rope_index(

@@ -29,12 +29,11 @@ Which rewards a method uses, with which weights: `method.OBJECTIVES`.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from math import fsum
 from typing import Any, ClassVar
 
-from mer_r1.emotions.metrics import SetScores, set_scores
-from mer_r1.emotions.thinking import TAG, answer_word_spans, format_completion, parse
-from mer_r1.emotions.two_answers import parse_twice
+from mer_r1.emotions.metrics import SetScores, wheel_scores
+from mer_r1.emotions.thinking import answer_word_spans, format_completion, parse
+from mer_r1.emotions.two_answers import answers_in, parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError
 
@@ -247,16 +246,8 @@ def _scores(
 ) -> SetScores | None:
     # Shared by the objectives: one completion is parsed and mapped once, not once per reward function.
     answer = _answer(completion, "last", strict_answers)
-    words = parse(answer).labels
-    junk = range(_junk(answer, gold, taxonomy) if strict_labels else 0)  # numbers, which are no category
-    per_wheel = [
-        set_scores(wanted, [*taxonomy.categories(words, wheel, level), *junk])
-        for wheel in taxonomy.wheels
-        if (wanted := taxonomy.categories(gold, wheel, level))
-    ]
-    if not per_wheel:
-        return None
-    return SetScores(*(fsum(values) / len(values) for values in zip(*per_wheel, strict=True)))
+    junk = _junk(answer, gold, taxonomy) if strict_labels else 0
+    return wheel_scores(gold, parse(answer).labels, taxonomy, level, junk)
 
 
 def _answer(completion: str, which: str, closed: bool) -> str:
@@ -264,14 +255,9 @@ def _answer(completion: str, which: str, closed: bool) -> str:
     # last one is the second. "" where there is none or, if asked for, where it is not closed.
     if which == "last" and not closed:
         return completion  # as leniently as `parse` reads it
-    tags = list(TAG.finditer(completion))
-    names = [*(tag.group().lower() for tag in tags), ""]
-    opened = [index for index, name in enumerate(names) if name == "<answer>"]
-    chosen = {"first": opened[:1], "second": opened[1:][-1:], "last": opened[-1:]}[which]
-    if not chosen or (closed and names[chosen[0] + 1] != "</answer>"):
-        return ""
-    start, end = tags[chosen[0]].end(), [*(tag.start() for tag in tags), len(completion)][chosen[0] + 1]
-    return f"<answer>{completion[start:end]}</answer>"
+    found = answers_in(completion)
+    chosen = {"first": found[:1], "second": found[1:][-1:], "last": found[-1:]}[which]
+    return "".join(answer for answer, is_closed in chosen if is_closed or not closed)
 
 
 def _junk(answer: str, gold: Sequence[str], taxonomy: Taxonomy) -> int:

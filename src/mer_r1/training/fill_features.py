@@ -121,7 +121,7 @@ def fill_share(
         The number of entries computed, and a message for each clip that cannot be read.
     """
     cache = FeatureCache(load(model, device=device_of(rank), towers=False), folder)
-    for path in cache.folder.glob("*.partial"):
+    for path in (*cache.folder.glob("*.partial"), *cache.folder.glob(".tmp*")):  # ours, and of safetensors
         with suppress(FileNotFoundError):  # another process removed it
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()

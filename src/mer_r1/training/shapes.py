@@ -185,7 +185,7 @@ def shape_of(model: str) -> Shape:
         try:
             shape = from_config(json.loads(file.read_text(encoding="utf-8")), model)
             return replace(shape, mels_per_second=_mels_per_second(file.parent))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever stands in it
             raise UserError(f"{file}: cannot read a thinker's sizes ({error!r})") from error
     if model in SHAPES:
         return SHAPES[model]

@@ -34,11 +34,13 @@ class Gold:
     Attributes:
         values: clip name -> list of labels, label string, or sentiment value; in the order of the file.
         notes: remarks for readers of the scores.
+        manifest: the file that it is from.
     """
 
     entry: BenchmarkSet
     values: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    manifest: str = ""
 
 
 def read_gold(paths: Iterable[Path | str]) -> dict[str, Gold]:
@@ -82,7 +84,7 @@ def _gold_of_json(path: Path) -> Gold:
         raise UserError(f"{printable(path)}: no gold in it")
     for name, value in values.items():
         _require_gold(value, entry, f"{printable(path)}: {name!r:.80}")
-    return Gold(entry, values)
+    return Gold(entry, values, manifest=str(path))
 
 
 def _gold_of_manifest(path: Path) -> Gold:
@@ -107,7 +109,7 @@ def _gold_of_manifest(path: Path) -> Gold:
         raise UserError(
             f"{printable(path)}: no test rows in it" + (f" ({others} rows of other splits)" if others else "")
         )
-    return Gold(entry, values, [f"{others} rows of other splits are left out"] if others else [])
+    return Gold(entry, values, [f"{others} rows of other splits are left out"] if others else [], str(path))
 
 
 def _entry_of(clip: Clip, where: str) -> BenchmarkSet:

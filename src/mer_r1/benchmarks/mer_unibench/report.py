@@ -70,6 +70,7 @@ def score_benchmark(golds: Mapping[str, Gold], predictions: Mapping[str, Checkpo
     return {
         "benchmark": "MER-UniBench",
         "wheels": "official" if how.taxonomy.alphabetical else "built-in",
+        "tables": how.taxonomy.title,
         "sets": sets,
         "missing": [name for name in NINE if name not in chosen],
         "mean": _means(sets, samples, how),
@@ -95,6 +96,7 @@ def _score_set(gold: Gold, checkpoints: Checkpoints, how: Scoring) -> tuple[dict
         "title": gold.entry.title,
         "kind": gold.entry.kind,
         "headline": HEADLINES[gold.entry.kind],
+        "manifest": gold.manifest,
         "n_gold": len(gold.values),
         "n_expected": gold.entry.clips,
         "notes": list(gold.notes),

@@ -112,7 +112,6 @@ def score(
     )
     clips = sum(len(next(iter(modes.values()), ())) for modes in rows.values())
     report |= {"model": model, "weights": weights, "sentiment": sentiment, "clips": clips}
-    report["tables"] = how.taxonomy.title
     report["answers"] = {name: {mode: _summary(r) for mode, r in modes.items()} for name, modes in rows.items()}
     write_atomically(out / SCORES_FILE, _json(without_nan(report)))
     write_atomically(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import groupby
+from os.path import commonpath
 from typing import Any, Literal
 
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, figure
@@ -79,15 +80,25 @@ def score_tables(report: Mapping[str, Any], name: str = "", published: bool = Fa
     if any(key in NINE for key in report["sets"]):
         columns = {key: SETS[key].title for key in NINE} | {MEAN: "Mean"}
         blocks, notes = _published("mer_unibench", "mer_unibench_means") if published else ([], [])
-        if "clips" in report:
-            source = f"{name} ({report['weights']}): {report['clips']} clips of {len(report['sets'])} test sets"
-            notes = [*notes, f"{source}; wheels: {report['tables']}"]
-        tables.append(ScoreTable(columns, [*blocks, *_own_blocks(report, name)], notes))
+        tables.append(ScoreTable(columns, [*blocks, *_own_blocks(report, name)], [*notes, source_text(report)]))
     rows = list(_ovmerd_rows(report, name))
     if rows:
         blocks, notes = _published("ovmerd") if published else ([], [])
-        tables.append(ScoreTable(OVMERD_COLUMNS, [*blocks, rows], notes))
+        tables.append(ScoreTable(OVMERD_COLUMNS, [*blocks, rows], [*notes, source_text(report)]))
     return tables
+
+
+def source_text(report: Mapping[str, Any]) -> str:
+    """What a report is of: model, manifests, numbers of clips and sets, wheels."""
+    weights = f" ({report['weights']})" if report.get("weights") else ""
+    clips = sum(entry["n_gold"] for entry in report["sets"].values())
+    manifests = [entry["manifest"] for entry in report["sets"].values()]
+    try:
+        where = commonpath(manifests) or "."
+    except ValueError:  # absolute paths and relative ones
+        where = ", ".join(manifests)
+    model = f"scores of {report.get('model') or 'predictions'}{weights}"
+    return f"{model} on {where}: {clips} clips of {len(manifests)} test sets; wheels: {report['tables']}"
 
 
 def render(table: ScoreTable, form: Form) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS
+from mer_r1.benchmarks.mer_unibench.tables import source_text
 from mer_r1.evaluation.intervals import interval_text, known_mean, number_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def scores_table(report: Mapping[str, Any]) -> "Table":
         official = _percent(row["official"]["mean"]) if "official" in row else ""
         audited = _interval(row["audited"], signed=mode == SLOW_MINUS_FAST) if "audited" in row else ""
         table.add_row(_text("mean of nine"), _text(mode), "", official, audited)
+    table.caption = _text(source_text(report))
     return table
 
 

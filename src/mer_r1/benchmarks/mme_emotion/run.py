@@ -12,7 +12,7 @@ own JSON, can take the place of predictions.
 """
 
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,11 +259,12 @@ def write_scores(
     seed: int = 0,
     judge: str | None = None,
     items: Sequence[Item] | None = None,
+    manifest: Path | str = "",
 ) -> dict[str, Any]:
     """Last stage: the report of the judged items, written to `scores.json`; see `compare.score_report`.
 
     Only judgements of `items` with their gold count; None takes the clips' in both modes, and any of answers from
-    elsewhere. `source` in the report names the model, its weights and the number of clips.
+    elsewhere. `source` in the report names the model, its weights, the `manifest`, and the number of clips.
 
     Raises:
         UserError: none of these is judged.
@@ -278,16 +279,27 @@ def write_scores(
     ]
     if not found:
         raise UserError(f"{out / JUDGED_FILE}: no judgement of these {len(clips)} clips with their gold labels")
-    facts = read_claim(out / PREDICTIONS)
     report = score_report(found, expected_ids(clips), alpha, seed, judge)
-    report["source"] = {"model": facts.get("model"), "weights": facts.get("weights"), "clips": len(clips)}
+    report["source"] = source_of(out, clips, manifest)
     report["notes"] = notes_of(out, {clip.id for clip in clips})
     _write_json(out / SCORES_FILE, report)
     return report
 
 
-def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, seed: int = 0) -> dict[str, Any]:
-    """Recognition without a judge, by mode, written to `labels.json`; see `label_match.label_report`."""
+def source_of(out: Path, clips: Sequence[Clip], manifest: Path | str) -> dict[str, Any]:
+    """What scores are of: the model that was asked, if it was asked here, and the clips."""
+    facts = read_claim(out / PREDICTIONS)
+    model = {"model": facts.get("model"), "weights": facts.get("weights")}
+    return model | {"manifest": str(manifest), "split": "all", "clips": len(clips)}
+
+
+def write_label_scores(
+    out: Path, items: Sequence[Item], taxonomy: Taxonomy, seed: int = 0, source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Recognition without a judge, by mode, written to `labels.json`; see `label_match.label_report`.
+
+    The report of each mode has `source` (see `source_of`) with the wheels.
+    """
     report = {}
     for mode, group in grouped(items, lambda item: item.mode).items():
         rows = []
@@ -295,7 +307,8 @@ def write_label_scores(out: Path, items: Sequence[Item], taxonomy: Taxonomy, see
             gold = gold_labels(item.gold) if TASKS[item.task].fraction else (item.gold,)
             rows.append(LabelItem(item.task, item.response or "", gold, item.candidates))
         report[mode] = label_report(rows, taxonomy, seed) | {
-            "notes": count_notes((item.id, item.notes) for item in group)
+            "notes": count_notes((item.id, item.notes) for item in group),
+            "source": {**(source or {}), "wheels": taxonomy.title},
         }
     _write_json(out / LABELS_FILE, report)
     return report

@@ -53,7 +53,7 @@ def mer_unibench(
     golds, found = _read(predictions, [*data, *(more or [])], sets, reading)
     how = Scoring(taxonomy, mode != "audited", mode != "official", seed, resamples)
     report = score_benchmark(golds, found, how)
-    report["sentiment"] = sentiment
+    report |= {"model": name or str(predictions), "sentiment": sentiment}
     if as_json:
         print_json(report)
     elif table is not None:

@@ -162,6 +162,8 @@ def score_mme(
             raise UserError(f"--think {think}: no judged item of that mode")
     expected = expected_ids(benchmark_clips(manifest)) if manifest else None
     report = score_report(items, expected, cot_weight, seed, judge)
+    files = ", ".join(map(str, (*predictions, *(more or ()))))
+    report["source"] = {"predictions": files, "manifest": str(manifest) if manifest else None}
     if other:
         runs = {"first judge": first_judgements(items, judge), "other judge": first_judgements(read_judged(other))}
         report["agreement"] = agreement_report(runs, cot_weight)
@@ -202,16 +204,17 @@ def eval_mme(
     if stage == "predict":
         return
     if stage == "score" and judge != NO_JUDGE:
-        report = run.write_scores(out, clips, cot_weight, seed, judge)
+        report = run.write_scores(out, clips, cot_weight, seed, judge, manifest=manifest)
         show(report, categories=False, as_json=as_json)
         leave(report["overall"]["count"], int(report["overall"]["count"] == 0))
     items = _items(answers.predictions, clips, out, think, estimate)
     if judge == NO_JUDGE:
-        match_labels(out, items, wheels, seed, as_json)
+        match_labels(out, items, wheels, seed, run.source_of(out, clips, manifest), as_json)
         return
     tally = _ask(out, items, judging, service, seed, stage, estimate, as_json)
     if stage == "all" and not estimate:
-        show(run.write_scores(out, clips, cot_weight, seed, judge, items), categories=False, as_json=as_json)
+        report = run.write_scores(out, clips, cot_weight, seed, judge, items, manifest)
+        show(report, categories=False, as_json=as_json)
     if tally is not None:
         leave(tally.known + tally.done, tally.failed)
 

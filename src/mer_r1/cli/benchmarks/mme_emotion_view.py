@@ -75,17 +75,20 @@ def _used(read: float, written: float, cost: float | None) -> str:
     return f"{read:,.0f} tokens read and {written:,.0f} written{spent}"
 
 
-def match_labels(out: Path, items: "list[Item]", wheels: Path | None, seed: int, as_json: bool) -> None:
+def match_labels(
+    out: Path, items: "list[Item]", wheels: Path | None, seed: int, source: dict[str, Any], as_json: bool
+) -> None:
     """Write recognition by label match, and show it as a table."""
     from mer_r1.benchmarks.mme_emotion.run import write_label_scores
     from mer_r1.benchmarks.mme_emotion.terminal import label_table
     from mer_r1.emotions.wheels import load
 
-    report = write_label_scores(out, items, load(wheels), seed)
+    report = write_label_scores(out, items, load(wheels), seed, source)
     if as_json:
         print_json(report)
     else:
         console.print(label_table(report))
+        _say_source(next(iter(report.values()), {}))
 
 
 def show(report: dict[str, Any], categories: bool, as_json: bool) -> None:
@@ -104,7 +107,10 @@ def show(report: dict[str, Any], categories: bool, as_json: bool) -> None:
     for entry in agreements:
         if "agreement" in entry:
             console.print(tables.agreement_table(entry["agreement"]))
-    if "source" in report:
-        say(", ".join(f"{name}: {value}" for name, value in report["source"].items() if value is not None))
+    _say_source(report)
     for line in tables.notes(report):
         say(line)
+
+
+def _say_source(report: dict[str, Any]) -> None:
+    say(", ".join(f"{name}: {value}" for name, value in report.get("source", {}).items() if value is not None))

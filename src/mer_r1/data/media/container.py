@@ -8,7 +8,6 @@ streams are unknown when the file is opened; FFmpeg's own bounds hold there).
 """
 
 import io
-import math
 import os
 import stat
 from collections.abc import Iterator
@@ -54,8 +53,8 @@ class MediaLimits:
         """Refuse limits that are not positive numbers."""
         for name in fields(self):
             value = getattr(self, name.name)
-            if name.name != "size" and not (value is None and name.default is None) and not 0 < value < math.inf:
-                raise UserError(f"MediaLimits.{name.name} is {value!r}, expected a number above 0")
+            if name.name != "size" and not (value is None and name.default is None) and not 0 < value < 1e12:
+                raise UserError(f"MediaLimits.{name.name} is {value!r}, expected a number above 0 and below 1e12")
         if self.size is not None and min(self.size) < 1:
             raise UserError(f"MediaLimits.size is {self.size!r}, expected (height, width) of at least 1 pixel")
 

@@ -23,11 +23,7 @@ FIRST_ANSWER_TOKENS = 64
 
 
 def answer(
-    omni: "Omni",
-    prompts: "Sequence[Prompt]",
-    mode: ThinkingMode,
-    sampling: "Sampling",
-    tokens: "CategoryTokens | None",
+    omni: "Omni", prompts: "Sequence[Prompt]", mode: ThinkingMode, sampling: "Sampling", tokens: "CategoryTokens | None"
 ) -> "tuple[Rollouts, str]":
     """Sample one completion per prompt.
 

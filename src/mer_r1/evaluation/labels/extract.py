@@ -21,12 +21,7 @@ from mer_r1.emotions.sentiment import sentiment_of
 from mer_r1.emotions.thinking import TAG, parse
 from mer_r1.emotions.wheels import Taxonomy, parse_labels
 from mer_r1.errors import UserError
-from mer_r1.evaluation.labels.replies import (
-    Verdict,
-    read_as_reference,
-    read_labels,
-    read_sentiment,
-)
+from mer_r1.evaluation.labels.replies import Verdict, read_as_reference, read_labels, read_sentiment
 from mer_r1.evaluation.llm.chat import ChatPrompt, OnReply, Reply, TextModel
 
 LABELS_VERSION = "labels-1"

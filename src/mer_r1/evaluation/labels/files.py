@@ -136,7 +136,7 @@ def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", 
     an empty one.
 
     Raises:
-        UserError: the object would hold a clip twice (in both modes), or the file cannot be written.
+        UserError: the object would hold a clip twice (in both modes).
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -146,10 +146,7 @@ def write_rows(path: Path | str, rows: Sequence[Row], field: Literal["openset", 
         text = json.dumps({row["id"]: row[field] for row in rows if row.get("error") is None}, indent=1) + "\n"
     else:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    write_atomically(path, text)
 
 
 def _without_earlier_labels(row: Row) -> Row:

@@ -289,6 +289,8 @@ class _Run:
 
 def _read_key(variable: str, base_url: str) -> str:
     """The key in an environment variable; "" where it is not set and the server is not OpenAI's."""
+    if not variable.isidentifier():  # a key, perhaps: it is not repeated
+        raise UserError("expected the name of the environment variable with the key, not the key")
     key = os.environ.get(variable, "").strip()
     if not key and (urlsplit(base_url).hostname or "").endswith("openai.com"):
         raise UserError(f"{base_url} needs a key: set the environment variable {variable}")

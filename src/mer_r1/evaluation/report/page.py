@@ -63,6 +63,7 @@ def write_report(run_dir: Path | str, out: Path | str | None = None) -> Path:
     environment.globals.update(strip=figures.interval_bar, score_names=SCORE_NAMES)
     text = environment.get_template("report.html.j2").render(contents(run_dir))
     try:
+        page.parent.stat()  # no folder is made for a name that is mistyped
         # A completion may hold half a surrogate pair, which UTF-8 cannot write.
         write_atomically(page, text.encode("utf-8", errors="replace"))
     except OSError as error:

@@ -1,12 +1,12 @@
 """Read a run folder part by part; a missing or broken part gives a sentence instead."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mer_r1.data.clip import Clip, path_problem
+from mer_r1.data.jsonl import read_object
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError, printable
@@ -35,14 +35,10 @@ def read_run(run_dir: Path) -> tuple[dict[str, Any], str]:
     """The content of `run.json`, and the problem with it ("" for none)."""
     path = run_dir / RUN_FILE
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        return {}, f"{path.name} is missing, so nothing is known about this run."
-    except ValueError as error:
-        return {}, f"{path.name} is no JSON ({error}), so nothing is known about this run."
-    if not isinstance(run, dict):
-        return {}, f"{path.name} holds no JSON object, so nothing is known about this run."
-    return run, ""
+        return read_object(path), ""
+    except UserError as error:
+        told = _relative(error, run_dir) if path.exists() else f"{path.name} is missing"
+        return {}, f"{told}, so nothing is known about this run."
 
 
 def wheels_of(run: Mapping[str, Any]) -> tuple[Taxonomy, str]:

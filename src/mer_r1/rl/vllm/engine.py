@@ -13,7 +13,6 @@ vLLM is not a dependency: it is imported when the engine starts, and a test comp
 signatures.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mer_r1.data.clip import Clip
+from mer_r1.data.jsonl import read_object
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings
@@ -68,7 +68,7 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     vllm, model = required(asked), model_path(model)
     file = Path(model) / "config.json"
-    alone = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == THINKER
+    alone = file.is_file() and read_object(file).get("model_type") == THINKER
     loads = alone and "load_format" not in options
     if alone:
         options = {"load_format": "dummy", "hf_overrides": whole_config} | options
@@ -151,10 +151,7 @@ class Requests:
         except UserError as error:
             return f"clip {clip.id}: {error}"
         turns = conversation(
-            clip,
-            self.settings.question,
-            has_picture=media.frames is not None,
-            has_sound=media.waveform is not None,
+            clip, self.settings.question, has_picture=media.frames is not None, has_sound=media.waveform is not None
         )
         prompt = chat_text(self.processor, turns)
         return {"prompt": prompt, **media_of(media, self.processor)}, list(media.notes)

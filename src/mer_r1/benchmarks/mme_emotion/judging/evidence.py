@@ -7,15 +7,20 @@ opened as safely as everywhere else (`container`).
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from av.video.reformatter import VideoReformatter
 
 from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, check_size, decoder_bound, open_container
 from mer_r1.data.media.encode import jpeg, wav
 from mer_r1.data.media.picture import orientation
 from mer_r1.data.media.read import COVER, NO_DECODER, read_media
 from mer_r1.errors import UserError, printable
+
+logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 10
 JPEG_QUALITY = 95  # what OpenCV writes without being asked
@@ -58,7 +63,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 def _jpeg(frame: Any, max_pixels: int, max_side: int | None) -> bytes:
     check_size(frame.width, frame.height, max_pixels)
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = VideoReformatter().reformat(frame, format="rgb24", threads=1).to_ndarray()  # others outlive the call
     swap, mirror, flip = orientation(frame)
     pixels = pixels.transpose(1, 0, 2) if swap else pixels
     return jpeg(pixels[:: -1 if flip else 1, :: -1 if mirror else 1], JPEG_QUALITY, max_side)
@@ -70,7 +75,7 @@ def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MA
     Args:
         video: file with the video and, unless `audio` is given, the audio.
         audio: file with the audio.
-        max_seconds: longest audio in seconds; the rest is cut.
+        max_seconds: longest audio in seconds; the rest is cut, with a warning.
 
     Raises:
         UserError: the file cannot be read, or has no audio.
@@ -79,4 +84,7 @@ def judge_sound(video: Path | None, audio: Path | None, max_seconds: float = _MA
     media = read_media(None, path, MediaLimits(max_seconds=max_seconds))
     if media.waveform is None:
         raise UserError(f"{printable(path or '')}: no sound in it")
+    for note in media.notes:
+        if note.startswith("cut to "):
+            logger.warning("%s: the audio that is sent is %s", printable(path or ""), note)
     return wav(media.waveform, media.sampling_rate)

@@ -117,10 +117,7 @@ def _read_steps(_: Job, reply: Reply) -> Row:
 
 def _extraction(item: Item) -> Job:
     text = prompts.extraction_prompt(TASKS[item.task], item.response or "")
-    messages = (
-        {"role": "system", "content": prompts.EXTRACTOR_SYSTEM},
-        {"role": "user", "content": text},
-    )
+    messages = ({"role": "system", "content": prompts.EXTRACTOR_SYSTEM}, {"role": "user", "content": text})
     prompt = ChatPrompt(messages, attempts=TASKS[item.task].extractor_tries)
     return Job(item.key, _base(item), text, lambda: prompt, about=STEPS_VERSION)
 
@@ -169,13 +166,7 @@ def _judgement(
     task = TASKS[item.task]
     clue = None if how.clues is None else find_clue(how.clues, item.task, item.id)
     text = prompts.judge_prompt(
-        task,
-        item.gold,
-        step,
-        clue,
-        structured=how.structured,
-        audio=how.audio,
-        contradictory=how.contradictory,
+        task, item.gold, step, clue, structured=how.structured, audio=how.audio, contradictory=how.contradictory
     )
 
     def build() -> ChatPrompt:

@@ -151,12 +151,7 @@ def intervals(columns: Mapping[str, Iterable[float]], seed: int) -> dict[str, di
 
 
 def _audited(
-    rows: Sequence[Judged],
-    values: Sequence[ItemScores | None],
-    missing: int,
-    alpha: float,
-    seed: int,
-    resamples: int,
+    rows: Sequence[Judged], values: Sequence[ItemScores | None], missing: int, alpha: float, seed: int, resamples: int
 ) -> Report:
     """One pool of items with their scores (None: not readable) and the number of missing ones."""
     unread = [row for row, scores in zip(rows, values, strict=True) if scores is None]

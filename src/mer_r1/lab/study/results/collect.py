@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.jsonl import read_object, write_atomically
+from mer_r1.data.jsonl import object_of, read_lines, read_object, write_atomically
 from mer_r1.errors import UserError
 from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
@@ -93,7 +93,7 @@ def _numbers(plan: Study, runs: Sequence[StudyJob], split: str, out: Path) -> di
 
 def _run_numbers(folder: Path, split: str) -> dict[str, Any]:
     """`sampled` and `greedy` (mode -> numbers), `auto`, `cost`, `theory`, `gradients`, `diagnosis` of one run."""
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = list(read_lines(folder / "log.jsonl", object_of))
     found: dict[str, Any] = {**_scores(folder, split), "cost": cost(log), "theory": theory(log)}
     gradients = folder / "gradients" / "gradients.json"
     if gradients.is_file():

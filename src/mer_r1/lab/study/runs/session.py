@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mer_r1.data.claim import check_claim
+from mer_r1.data.claim import check_claim, digest, item_keys
 from mer_r1.data.jsonl import read_object, write_atomically
+from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
 from mer_r1.lab.study.runs.jobs import CLIPS, Options, StudyJob, plan
 from mer_r1.lab.study.runs.variants import STUDIES, chosen_studies
@@ -50,14 +51,18 @@ def keep_session(name: str, out: Path, given: Mapping[str, Any], command: str) -
     """Add a study (a key of `STUDIES`, or "all") with its command line and values to its folder's session file.
 
     Raises:
-        UserError: if the folder was started with a different value of one of `FIXED`, or another recipe.
+        UserError: if the folder was started with a different value of one of `FIXED`, another recipe, or
+            other media under the names in its manifest.
     """
     values = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     kept = _read(out) if (out / SESSION_FILE).is_file() else {"studies": {}}
+    media = digest(json.dumps(item_keys(read_manifest(values["scenes"])))) if values.get("scenes") else None
     for entry in kept["studies"].values():
         before, now = ({key: told.get(key) or None for key in FIXED} for told in (entry["told"], values))
         check_claim(out, before, now, "choose another --out")
-    kept["studies"][name] = {"told": {**values, "recipe": None}, "command": command}
+        if entry.get("media"):
+            check_claim(out, {"media": entry["media"]}, {"media": media}, "choose another --out")
+    kept["studies"][name] = {"told": {**values, "recipe": None}, "command": command, "media": media}
     out.mkdir(parents=True, exist_ok=True)
     _keep_recipe(out, given.get("recipe"))
     write_atomically(out / SESSION_FILE, json.dumps(kept, indent=2) + "\n")
