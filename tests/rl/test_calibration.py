@@ -542,6 +542,7 @@ def test_the_defaults_are_the_method_as_it_is_read() -> None:
         "method": "mer-r1",
         "format_weight": 0.1,
         "distinct_words": False,
+        "known_words": False,
         "strict_answers": True,
         "strict_labels": True,
         "calibration": "answer",
