@@ -16,6 +16,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 from mer_r1.evaluation.answerers.vllm import EngineModel
 from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.model.omni import load
 from mer_r1.rl.vllm.engine import id_difference, media_of
 
 BOTH = list(ThinkingMode)
@@ -76,6 +77,18 @@ def test_requests_are_unexpanded_with_frames_at_their_true_rate(vllm, taught, ta
     assert rate == 16000
     how = slow["mm_processor_kwargs"]
     assert (how["fps"], how["size"]) == (expected.fps, dict(taught.processor.video_processor.size))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_engine_keeps_the_checkpoints_dtype(vllm, taught_folder, clips, tmp_path, dtype):
+    """vLLM's own choice, "auto", makes float32 weights bfloat16."""
+    load(taught_folder, dtype=dtype).save(tmp_path / dtype)
+    options = {"gpu_memory_utilization": 0.3, "max_model_len": 512}
+    asked = EngineModel(str(tmp_path / dtype), builtin(), Decoding(max_tokens=2), options=options)
+    list(asked.answer(clips[:1], BOTH[:1]))
+    (engine,) = vllm.LLM.started
+    assert engine.options["dtype"] == dtype
+    assert {name: engine.options[name] for name in options} == options
 
 
 def test_vllm_gets_only_the_channels_that_there_are(clips, taught):

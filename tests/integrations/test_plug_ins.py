@@ -31,7 +31,8 @@ from mer_r1.integrations.environment import chosen_method, gold_of, grouped_adva
 from mer_r1.model.generation import Sampling
 from mer_r1.model.prompts import encode_prompt, media_tensors
 from mer_r1.rl.anchors import category_tokens, terms_of
-from mer_r1.rl.method import Method, method_advantages
+from mer_r1.rl.method import OBJECTIVES, Method, method_advantages
+from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.rollout import rollout
 
 SWIFT = {
@@ -73,6 +74,7 @@ def settings(monkeypatch):
 
     monkeypatch.delenv("MER_R1_METHOD", raising=False)
     monkeypatch.delenv("MER_R1_WHEELS", raising=False)
+    monkeypatch.delenv("MER_R1_TERMS", raising=False)
     choose()
     return choose
 
@@ -250,11 +252,12 @@ def test_scores_in_verl_are_those_of_our_rewards(verl, settings):
 STRICT = {
     "<think> a </think><answer> happy, happy </answer>": {"distinct_words": True},
     "<think> a </think><answer> happy, zzz </answer>": {"strict_labels": True},
+    "<think> b </think><answer> happy, zzz </answer>": {"known_words": True},
     "<think> a </think><answer> happy": {"strict_answers": True},
 }
 
 
-@pytest.mark.parametrize(("completion", "option"), STRICT.items(), ids=["distinct_words", "labels", "answers"])
+@pytest.mark.parametrize(("completion", "option"), STRICT.items(), ids=["distinct_words", "labels", "known", "answers"])
 @pytest.mark.parametrize("host", ["verl", "ms_swift"])
 def test_what_the_rewards_refuse_is_an_option_in_every_host(host, completion, option, verl, swift, settings):
     plugin = fresh(host)
@@ -267,15 +270,17 @@ def test_what_the_rewards_refuse_is_an_option_in_every_host(host, completion, op
         made = [swift.orms[f"mer_{name}"](args=None) for name in ("format", "precision")]
         return [reward([completion], gold=["happy"])[0] for reward in made]
 
-    off = dict.fromkeys(["distinct_words", "strict_labels", "strict_answers"], False)
+    off = dict.fromkeys(["distinct_words", "known_words", "strict_labels", "strict_answers"], False)
     form = float(completion.endswith("</answer>"))
     assert earned(**off) == [form, 1.0]
-    assert earned(**off | option) == {
-        "distinct_words": [0.0, 1.0], "strict_labels": [1.0, 0.5], "strict_answers": [0.0, 0.0]
-    }[next(iter(option))]  # fmt: skip
+    malformed, wrong, nothing = [0.0, 1.0], [1.0, 0.5], [0.0, 0.0]
+    costs = {"distinct_words": malformed, "known_words": malformed, "strict_labels": wrong, "strict_answers": nothing}
+    assert earned(**off | option) == costs[next(iter(option))]
 
 
-def test_calibration_in_verl_takes_the_columns(verl):
+def test_calibration_in_verl_takes_the_columns(verl, settings, monkeypatch):
+    settings(method="mer-r1")
+    monkeypatch.setenv("MER_R1_TERMS", "columns")
     plugin = fresh("verl")
     terms = {"delta_correct": np.array([0.1, 0.9, -0.3, 0.0]), "delta_incorrect": np.array([0.2, -0.1, 0.0, 0.5])}
     batch = verl_batch(plugin, [GOOD, WORSE, HALF, GOOD], [["happy"]] * 4, [*"aaaa"], **terms)
@@ -290,10 +295,12 @@ def test_calibration_in_verl_takes_the_columns(verl):
     torch.testing.assert_close(found[:, 0], expected)
 
 
-def test_missing_columns_in_verl_are_told(verl, settings):
+def test_missing_columns_in_verl_are_told(verl, settings, monkeypatch):
+    settings(method="mer-r1")
+    monkeypatch.setenv("MER_R1_TERMS", "columns")
     plugin = fresh("verl")
     batch = verl_batch(plugin, [GOOD, WORSE], [["happy"]] * 2, [*"aa"])
-    with pytest.raises(UserError, match=r"no column delta_correct, delta_incorrect.*choose f1, rd or ad"):
+    with pytest.raises(UserError, match=r"no column delta_correct, delta_incorrect .*reward function that returns"):
         plugin.advantages(**batch)
     settings(method="ad")
     with pytest.raises(UserError, match=r"no column format, recall, precision .*trainer.use_v1=False"):
@@ -379,7 +386,7 @@ def swift_trainer(swift, omni, template, method, group):
 
 def test_rewards_stand_in_swifts_registry(swift):
     fresh("ms_swift")
-    assert {"mer_format", "mer_recall", "mer_precision", "mer_f1", "format"} == swift.orms.keys()
+    assert {"mer_format", "mer_recall", "mer_precision", "mer_f1", "mer_accuracy", "format"} <= swift.orms.keys()
     columns = {"gold": [["happy"], "happy", ["zzz"]], "trainer_state": None}
     made = {name: swift.orms[f"mer_{name}"](args=SimpleNamespace()) for name in ("format", "recall", "precision", "f1")}
     found = {name: reward([HALF, WORSE, GOOD], **columns) for name, reward in made.items()}
@@ -389,7 +396,8 @@ def test_rewards_stand_in_swifts_registry(swift):
         "precision": [0.5, 0.0, None],
         "f1": [pytest.approx(2 / 3), 0.0, None],
     }
-    assert [swift.orms[f"mer_{name}"].__name__ for name in ("format", "recall")] == ["MerFormat", "MerRecall"]
+    named = [swift.orms[f"mer_{name}"].__name__ for name in ("format", "recall", "first_f1")]
+    assert named == ["MerFormat", "MerRecall", "MerFirstF1"]
 
 
 def test_swift_gets_the_methods_advantages(swift, settings, taught):
@@ -442,14 +450,73 @@ def test_calibration_in_swift_equals_our_own(swift, settings, taught, calibratio
     assert samples[0].response_token_ids == [sampled.completion_ids[0]], "swift's own samples stay as they are"
 
 
-@pytest.mark.parametrize("calibration", ["reasoning", "hinge"])
-def test_formulations_that_a_host_cannot_run_are_refused(swift, settings, calibration):
-    settings(calibration=calibration)
-    with pytest.raises(UserError, match=rf"^MER_R1_METHOD: calibration={calibration} needs .*; use mer-r1 rl for it$"):
-        fresh("ms_swift").advantages(SimpleNamespace(), [], torch.zeros(2, 3))
-    if calibration == "reasoning":
-        with pytest.raises(UserError, match="an advantage per token"):
-            grouped_advantages(chosen_method(), torch.zeros(2, 3), ["a", "a"], torch.zeros(2))
+@pytest.mark.parametrize(
+    ("host", "chosen", "told"),
+    [
+        ("ms_swift", {"calibration": "reasoning"}, "calibration=reasoning needs an advantage per token; use mer-r1 rl"),
+        ("ms_swift", {"calibration": "hinge"}, "calibration=hinge needs the starting policy; use mer-r1 rl for it"),
+        ("verl", {"method": "mer-r1"}, "verl computes advantages without a model, .*: set MER_R1_TERMS=columns if"),
+        ("verl", {"method": "mer-r1", "calibration": "reasoning"}, "needs an advantage per token; use mer-r1 rl"),
+    ],
+)
+def test_what_a_host_cannot_run_is_refused_when_it_loads_the_file(verl, swift, settings, host, chosen, told):
+    settings(**chosen)
+    with pytest.raises(UserError, match=f"^MER_R1_METHOD: .*{told}"):
+        fresh(host)
+
+
+def test_each_host_starts_with_what_works_there(verl, swift):
+    assert fresh("verl").verl_method() == Method("ad")
+    assert fresh("ms_swift").swift_method() == Method("mer-r1")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("host", ["verl", "ms_swift"])
+def test_every_method_has_its_rewards_in_every_host(verl, swift, settings, monkeypatch, host, name):
+    """As our own trainer scores the same completion."""
+    monkeypatch.setenv("MER_R1_TERMS", "columns")
+    settings(method=name)
+    plugin = fresh(host)
+    text = "<answer>sad</answer><think>Hm.</think><answer>happy, angry</answer>" if "video" in name else HALF
+    expected = {
+        one: reward_function(one, builtin())(completions=[text], labels=["happy"])[0] for one in OBJECTIVES[name]
+    }
+    if host == "verl":
+        scored = plugin.compute_score(data_source="x", solution_str=text, ground_truth="happy")
+        found = {one: scored[one] for one in expected}
+    else:
+        found = {one: swift.orms[f"mer_{one}"](args=None)([text], gold=["happy"])[0] for one in expected}
+    assert found == expected
+    assert max(expected.values()) > 0
+
+
+def test_swift_reads_confidences_without_dropout(swift, taught):
+    """LoRA is its default tuner, with dropout: two readings of an answer would differ by their masks."""
+    plugin = fresh("ms_swift")
+    taught.model.train()
+    taught.model.lm_head.eval()  # as it was, so it stays
+    before = [module.training for module in taught.model.modules()]
+    try:
+        with plugin.at_rest(taught.model):
+            assert not any(module.training for module in taught.model.modules())
+        assert [module.training for module in taught.model.modules()] == before
+    finally:
+        taught.model.eval()
+
+
+def test_swifts_other_trainer_is_refused(swift, monkeypatch):
+    monkeypatch.setitem(sys.modules, "swift.megatron", types.ModuleType("swift.megatron"))
+    with pytest.raises(UserError, match=r"^swift's Megatron trainer computes advantages of its own"):
+        fresh("ms_swift")
+
+
+def test_our_files_hide_no_package_from_swift(swift, monkeypatch):
+    """swift puts the folder of a plug-in first on the path."""
+    folder = str(Path(importlib.util.find_spec("mer_r1.integrations.ms_swift").origin).parent)
+    monkeypatch.setattr(sys, "path", [folder, *sys.path])
+    fresh("ms_swift")
+    assert folder not in sys.path
+    assert len(sys.path) > 1
 
 
 def test_what_does_not_fit_in_swift_is_told(swift, settings, taught):

@@ -107,6 +107,29 @@ def test_a_full_checkpoint_gives_its_thinker(omni, copy):
     torch.testing.assert_close(logits(load(copy)), logits(omni), atol=0, rtol=0)
 
 
+def test_gathered_weights_are_saved_in_the_dtype_of_the_checkpoint(saved, tmp_path):
+    """As FSDP and ZeRO-3 hand them over: in float32, tied weights each by itself."""
+    load(saved, dtype=torch.bfloat16).save(tmp_path / "half")
+    trained = load(tmp_path / "half")
+    trained.model.float()
+    trained.save(tmp_path / "out", {name: value.clone() for name, value in trained.model.state_dict().items()})
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "out"))
+    assert found.keys() == expected.keys()
+    assert {value.dtype for value in found.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_thinker_is_saved_under_its_own_names_whatever_it_was_loaded_from(omni, copy, tmp_path):
+    """Under ZeRO-3 the library notes renamings that it never made, and saving would undo them."""
+    weights = load_file(copy / "model.safetensors")
+    save_file(
+        {f"thinker.{name}": value for name, value in weights.items()}, copy / "model.safetensors", {"format": "pt"}
+    )
+    load(copy).save(tmp_path / "out")
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == weights.keys()
+    torch.testing.assert_close(logits(load(tmp_path / "out")), logits(omni), atol=0, rtol=0)
+
+
 def test_a_dtype_can_be_chosen(saved):
     assert load(saved, dtype=torch.bfloat16).model.dtype is torch.bfloat16
 

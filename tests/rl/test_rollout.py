@@ -16,9 +16,9 @@ from mer_r1.model import generation
 from mer_r1.model.generation import Openings, Sampling
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
 from mer_r1.model.tower_outputs import embed
-from mer_r1.rl.anchors import answer_tokens, category_tokens
+from mer_r1.rl.anchors import AnswerTokens, answer_tokens, category_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
-from mer_r1.rl.rollout import fast_prompt, rollout
+from mer_r1.rl.rollout import fast_confidences, fast_prompt, rescore, rollout
 
 GROUP = 4
 EXACT = {"atol": 1e-5, "rtol": 0}
@@ -383,6 +383,53 @@ def test_fast_confidences_equal_those_of_a_plain_forward_without_the_reasoning(t
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
         differences.append((found - sampled.slow[sampled.anchor_rollout == row]).abs().max())
     assert max(differences) > 1e-3, "the reasoning makes a difference, or this test shows nothing"
+
+
+@pytest.fixture
+def calls(taught):
+    """One entry per call of the model itself. A part of it that runs outside of such a call fails the test."""
+    made, inside = [], []
+
+    def refuse(*_):
+        assert inside, "weights that processes share are whole only while the model itself is called"
+
+    parts = [taught.model.get_input_embeddings(), taught.model.model.language_model.norm, taught.model.lm_head]
+    handles = [part.register_forward_pre_hook(refuse) for part in parts]
+    handles.append(taught.model.register_forward_pre_hook(lambda *_: made.append(1)))
+    handles.append(taught.model.register_forward_pre_hook(lambda *_: inside.append(1)))
+    handles.append(taught.model.register_forward_hook(lambda *_: inside.clear()))
+    yield made
+    for handle in handles:
+        handle.remove()
+
+
+def test_finished_rollouts_are_scored_by_calls_of_the_model_itself(taught, prompts, tokens, sampled, calls):
+    """FSDP2 gathers the weights for these alone."""
+    with pytest.raises(AssertionError, match="while the model itself is called"):
+        rollout(taught, prompts[:1], 1, Sampling(2))
+    ids, answers = sampled.completion_ids, sampled.answers
+    found = rescore(taught, prompts, answers, ids, tokens, fast=True)
+    for ours, expected in zip(found, (sampled.slow, sampled.fast), strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-6, rtol=0)
+    assert rescore(taught, prompts, answers, ids, tokens)[1] is None
+    assert len(calls) == 2 * len(prompts)
+    fast_confidences(taught, prompts, tokens)
+    assert len(calls) == 3 * len(prompts)
+
+
+def test_a_process_without_an_anchor_calls_the_model_as_often_as_the_others(taught, prompts, tokens, calls):
+    """Otherwise the others would wait for it."""
+    ids, answers = [[305, 306]] * len(prompts), [AnswerTokens(0, [])] * len(prompts)
+    slow, fast = rescore(taught, prompts, answers, ids, tokens, fast=True)
+    assert slow.shape == fast.shape == (0, tokens.num_categories)
+    assert len(calls) == len(prompts)
+
+
+def test_fast_confidences_are_those_after_an_empty_think_block(taught, prompts, tokens):
+    head = taught.tokenizer(FAST_PREFILL)["input_ids"]
+    expected = [category_probabilities(plain_logits(taught, prompt, head)[-1:], tokens) for prompt in prompts]
+    found = fast_confidences(taught, prompts, tokens)
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-6, rtol=0)
 
 
 def test_confidences_of_a_fast_rollout_are_those_at_its_own_words(taught, prompts, tokens):

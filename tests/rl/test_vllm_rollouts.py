@@ -469,6 +469,13 @@ def test_without_vllm_one_line_says_what_to_install(monkeypatch, corpus, taught_
     assert not (tmp_path / "features").exists(), "before any clip is decoded"
 
 
+def test_a_server_needs_a_cuda_device_here(vllm, corpus, taught_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^vllm_mode=server: weights reach the server from a CUDA device, and none is"):
+        run_rl(rl(corpus, taught_folder, tmp_path / "out", "rollouts=vllm", "vllm_mode=server"))
+    assert not (tmp_path / "features").exists(), "before any clip is decoded"
+
+
 def test_one_engine_runs_on_each_gpu(vllm, corpus, taught_folder, tmp_path):
     with pytest.raises(UserError, match=r"vllm_tensor_parallel_size.*expected 1"):
         run_rl(rl(corpus, taught_folder, tmp_path / "out", "rollouts=vllm", "vllm_tensor_parallel_size=2"))

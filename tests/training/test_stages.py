@@ -1,6 +1,7 @@
 """The three stages from a manifest to a model folder, and what happens to runs that are cut short."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_world import WORDS, entry, media
+from tiny_world import SMALL, WORDS, entry, media
 from transformers import Trainer
 
 from mer_r1.data.claim import differences, digests
@@ -25,9 +26,11 @@ from mer_r1.lab.tiny import build
 from mer_r1.lab.tiny.build import run_build
 from mer_r1.model import features
 from mer_r1.model.checkpoints import checkpoints, damage, read_record, write_record
+from mer_r1.model.families import QWEN3, QWEN25
 from mer_r1.model.omni import Settings, load
 from mer_r1.model.prompts import IGNORE, Prompt
 from mer_r1.model.shared_prefix.attention import packed_inputs
+from mer_r1.model.tiny import tiny
 from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.training import stage
 from mer_r1.training.recipe_files import read_recipe
@@ -35,7 +38,7 @@ from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import SFTData, examples, run_sft
 from mer_r1.training.sft_trainer import unlikelihood
-from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, select_clips
+from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy, select_clips
 
 EVERYWHERE = [
     "use_cpu=true",
@@ -115,6 +118,27 @@ def stages(corpus, tmp_path_factory):
         sft = run_sft(recipe(SFTRecipe, corpus, out / "sft", f"model={base}"), done.append)
         rl = run_rl(recipe(RLRecipe, corpus, out / "rl", f"model={sft}"), done.append)
     return SimpleNamespace(out=out, base=base, sft=sft, rl=rl, done=done, encoded=sum(encoded))
+
+
+@pytest.mark.parametrize("family", [QWEN25, QWEN3], ids=lambda family: family.name)
+def test_fsdp_wraps_the_layers_of_the_policys_own_family(family, tmp_path, monkeypatch):
+    """Their class names differ, and one launch file is for both."""
+    made = tiny([question("Hello.")], SMALL, 0, family)
+    made.save(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+    monkeypatch.delenv("FSDP_TRANSFORMER_CLS_TO_WRAP")
+    asked = SimpleNamespace(model=str(tmp_path), model_init_kwargs=None, lora_rank=0, train_towers=True, device="cpu")
+    layers = load_policy(asked).model.model.language_model.layers
+    assert {type(layer).__name__ for layer in layers} == {os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"]}
+
+
+def test_of_trls_warnings_the_untrue_one_is_left_out(caplog):
+    for name in ("grpo_trainer", "sft_trainer"):
+        log = logging.getLogger(f"trl.trainer.{name}")
+        log.warning("You passed `model_init_kwargs` ... The `model_init_kwargs` will be ignored.")
+        log.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"] * 2
 
 
 def test_every_stage_leaves_a_model_that_loads(stages):

@@ -1,8 +1,8 @@
-"""Commands about clips: scenes (the built-in corpus), prepare (public data sets), check."""
+"""Commands about clips: scenes (the built-in corpus), prepare (public data sets), check, export (for other engines)."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -150,3 +150,46 @@ def _show_summary(summary: dict[str, Any]) -> None:
         say(f"warning: {warning}", style="yellow")
     for path, rows in summary["manifests"].items():
         say(f"{path}: {rows} rows")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="With --whole the folder to write, with --rows the JSONL file.")],
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Write a whole checkpoint around the thinker --model.")
+    ] = False,
+    rows: Annotated[
+        Literal["swift", "verl"] | None, typer.Option(help="Write the clips of --manifest as rows for this engine.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder; with --rows for the wording of its question and its limits.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Whole checkpoint that the thinker came from; without it, no talker is written.")
+    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Manifest with gold labels (JSONL).")] = None,
+    split: Annotated[str, typer.Option(help="Rows of this split only, or all.")] = "train",
+    clips: Annotated[str | None, typer.Option(help='Slice of those rows, such as "5000:".')] = None,
+) -> None:
+    """Export for other engines: a whole checkpoint (vLLM, ms-swift, lmms-eval), or rows of ms-swift or verl."""
+    from mer_r1.integrations import export as made
+
+    if whole == (rows is not None):
+        raise UserError("choose what to export: --whole, or --rows swift or verl")
+    if whole:
+        if model is None or manifest or clips:
+            raise UserError(
+                "--whole takes --model, the folder of a thinker, --base and --out; not --manifest or --clips"
+            )
+        made.whole_checkpoint(model, out, base)
+        say(f"model: {out}")
+        return
+    if manifest is None or base:
+        raise UserError("--rows takes --manifest, --split, --clips, --model and --out; not --base")
+    from mer_r1.model.omni import Settings, read_settings
+    from mer_r1.training.recipes import DataFields
+    from mer_r1.training.stage import select_clips
+
+    chosen = select_clips(DataFields(manifest=str(manifest), split=split, clips=clips))
+    settings = read_settings(model) if model else Settings()
+    say(f"{made.rows(chosen, str(rows), out, settings.question, settings)} rows in {out}")

@@ -32,21 +32,28 @@ RENAMED = {"name": "method", "level": "confidence_level", "clip": "confidence_cl
 _load_wheels = lru_cache(maxsize=1)(wheels.load)
 
 
-def chosen_method() -> Method:
-    """The method of `MER_R1_METHOD`; the full method if not set.
+def chosen_method(default: str = "mer-r1") -> Method:
+    """The method of `MER_R1_METHOD`.
+
+    Args:
+        default: `Method.method` where the variable names none: what works in the host.
 
     Raises:
-        UserError: the variable is not a JSON object of the method's fields.
+        UserError: the variable is not a JSON object of the method's fields, or its advantages differ between the tokens
+            of a rollout: hosts take one each.
     """
-    return _method_of(os.environ.get("MER_R1_METHOD", "{}"))
+    method = _method_of(os.environ.get("MER_R1_METHOD", "{}"), default)
+    if method.calibrates and method.calibration == "reasoning":
+        raise UserError("MER_R1_METHOD: calibration=reasoning needs an advantage per token; use mer-r1 rl for it")
+    return method
 
 
-@lru_cache(maxsize=1)
-def _method_of(text: str) -> Method:
+@lru_cache(maxsize=2)
+def _method_of(text: str, default: str) -> Method:
     # Cached: a plug-in asks at every step, and the note on old names should appear once.
     try:
         given = json.loads(text)
-        method = Method(**{RENAMED.get(key, key): value for key, value in given.items()})
+        method = Method(**{"method": default} | {RENAMED.get(key, key): value for key, value in given.items()})
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"MER_R1_METHOD: {error}; expected a JSON object of the method's fields") from error
     if old := [name for name in given if name in RENAMED]:
@@ -72,12 +79,6 @@ def gold_of(columns: Mapping[str, Any]) -> Any:
     raise UserError(f"no gold labels: expected one of the columns {', '.join(GOLD_COLUMNS)}, got {sorted(columns)}")
 
 
-def refuse_tokens(method: Method) -> None:
-    """Raise a UserError for a method whose advantages differ between the tokens of a rollout: hosts take one each."""
-    if method.calibrates and method.calibration == "reasoning":
-        raise UserError("MER_R1_METHOD: calibration=reasoning needs an advantage per token; use mer-r1 rl for it")
-
-
 def grouped_advantages(
     method: Method,
     rewards_per_func: Tensor,
@@ -96,11 +97,7 @@ def grouped_advantages(
 
     Returns:
         (R,) advantages; 0 for a rollout that is alone in its group.
-
-    Raises:
-        UserError: the method adds to the advantages of the reasoning only, which the hosts cannot.
     """
-    refuse_tokens(method)
     names = list(dict.fromkeys(groups))
     members = [[row for row, group in enumerate(groups) if group == name] for name in names]
     size = max(2, max(map(len, members), default=2))

@@ -1,17 +1,22 @@
 """Plug-in for ms-swift's GRPO (`--external_plugins .../ms_swift.py`): rewards, advantages and calibration.
 
-Rewards are entries of swift's registry `orms`: `mer_format`, `mer_recall`, `mer_precision`, `mer_f1`. swift has no hook
-for advantages, so its trainer's `_compute_advantages` is replaced by one that runs swift's own first, for its logs, and
-then returns the method's. With calibration, the policy reads each answer twice, after its own reasoning and after an
-empty think block, through swift's template and collator; logits are computed at the anchors only.
+Rewards are entries of swift's registry `orms`: `mer_format`, `mer_recall`, `mer_precision`, `mer_f1`, and those of the
+baselines of other papers. swift has no hook for advantages, so its trainer's `_compute_advantages` is replaced by one
+that runs swift's own first, for its logs, and then returns the method's. With calibration, the policy reads each answer
+twice, after its own reasoning and after an empty think block, through swift's template and collator; logits are
+computed at the anchors only.
 
 Written against ms-swift 4.6.0 (`swift/rewards/orm.py`, `swift/rlhf_trainers/grpo_trainer.py` and `utils.py`,
-`swift/rl_core/data.py`); tests hold the signatures. The plug-in has not been run inside ms-swift itself.
+`swift/rl_core/data.py`); tests hold the signatures, and docs/engines.md says what was run inside ms-swift itself. Its
+Megatron trainer computes advantages of its own and is refused.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,13 +25,16 @@ from torch import Tensor
 
 from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.errors import UserError
-from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold_of, refuse_tokens
+from mer_r1.integrations.environment import chosen_method, chosen_taxonomy, gold_of
 from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
 from mer_r1.rl.calibration import category_probabilities
+from mer_r1.rl.method import OBJECTIVES as WEIGHTS
 from mer_r1.rl.method import Method, method_advantages
 from mer_r1.rl.rewards import reward_function
 
-OBJECTIVES = {"format": "MerFormat", "recall": "MerRecall", "precision": "MerPrecision", "f1": "MerF1"}
+OBJECTIVES = {
+    name: "Mer" + "".join(map(str.capitalize, name.split("_"))) for weights in WEIGHTS.values() for name in weights
+}
 """Each objective's class in swift's registry, where it is `mer_<objective>`."""
 
 
@@ -37,11 +45,11 @@ class _Reward:
 
     def __init__(self, args: Any = None, **_: Any) -> None:
         self.args = args
-        self.score = reward_function(self.objective, chosen_taxonomy(), **chosen_method().reward_options)
+        self.score = reward_function(self.objective, chosen_taxonomy(), **swift_method().reward_options)
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
         """One value in [0, 1] per completion; None, which swift leaves out, where the gold cannot be scored."""
-        if self.objective == "format":
+        if self.objective.endswith("format"):
             return self.score(completions=completions)
         return self.score(completions=completions, labels=gold_of(columns))
 
@@ -65,13 +73,9 @@ def advantages(trainer: Any, samples: Sequence[Any], rewards_per_func: Tensor) -
         (R,) advantages.
 
     Raises:
-        UserError: rewards are missing, swift runs in a mode without fixed groups, or the method needs what swift does
-            not offer (advantages per token, the starting policy).
+        UserError: rewards are missing, or swift runs in a mode without fixed groups.
     """
-    method = chosen_method()
-    refuse_tokens(method)
-    if method.needs_reference:
-        raise UserError("MER_R1_METHOD: calibration=hinge needs the starting policy; use mer-r1 rl for it")
+    method = swift_method()
     if trainer.dynamic_num_samples:
         raise UserError("mer-r1 in ms-swift needs num_generations rollouts per prompt: no dynamic_num_samples")
     wanted = [OBJECTIVES[name] for name in method.objectives]
@@ -146,13 +150,27 @@ def anchor_logits(
 def _logits_at(trainer: Any, inputs: dict[str, Any], pairs: list[tuple[int, int]]) -> Tensor:
     # The head runs on the chosen hidden states only: logits of a vocabulary of 152,000 for every token would not fit.
     rows, columns = (torch.tensor([pair[axis] for pair in pairs], dtype=torch.long) for axis in (0, 1))
+    # Without dropout: two readings of an answer would get different masks, and their difference would be noise.
     model = trainer.accelerator.unwrap_model(trainer.model)
     heads = [module for name, module in model.named_modules() if name.endswith("lm_head") and "talker" not in name]
     handle = heads[0].register_forward_pre_hook(lambda _, args: (args[0][rows, columns][None], *args[1:]))
     try:
-        return trainer.model(**inputs).logits[0]
+        with at_rest(trainer.model):
+            return trainer.model(**inputs).logits[0]
     finally:
         handle.remove()
+
+
+@contextmanager
+def at_rest(model: Any) -> Iterator[None]:
+    """Context in which every module of a model is in evaluation mode."""
+    trained = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in trained:
+            module.training = True
 
 
 def _answered(sample: Any, ids: list[int]) -> Any:
@@ -170,12 +188,33 @@ def _categories(tokenizer: Any, level: str) -> Any:
     return category_tokens(chosen_taxonomy(), tokenizer, level)
 
 
+def swift_method() -> Method:
+    """The method of `MER_R1_METHOD`; the full method where it names none.
+
+    Raises:
+        UserError: it needs the starting policy, which swift does not offer.
+    """
+    method = chosen_method()
+    if method.needs_reference:
+        raise UserError("MER_R1_METHOD: calibration=hinge needs the starting policy; use mer-r1 rl for it")
+    return method
+
+
 def install() -> None:
-    """Add the rewards to swift's registry and the advantages to its trainer; runs when swift imports this file."""
+    """Add the rewards to swift's registry and the advantages to its trainer; runs when swift imports this file.
+
+    Raises:
+        UserError: the method does not work in swift, or swift runs its Megatron trainer.
+    """
+    # swift puts the folder of a plug-in first on the path, where the files of ours would hide the packages verl and
+    # lmms_eval.
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+    if "swift.megatron" in sys.modules:
+        raise UserError("swift's Megatron trainer computes advantages of its own: use `swift rlhf` with this plug-in")
     from swift.rewards import orms
     from swift.rlhf_trainers.grpo_trainer import GRPOTrainer
 
-    chosen_method()  # a mistake in it fails before the model is loaded
+    swift_method()  # a mistake in it fails before the model is loaded
     orms.update(reward_classes())
     theirs = GRPOTrainer._compute_advantages
     if getattr(theirs, "of_mer_r1", False):  # imported a second time, in a worker of a data loader

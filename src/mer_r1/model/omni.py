@@ -110,8 +110,15 @@ class Omni:
             folder: output folder; created if absent.
             state: the language model's weights, if they were gathered from several processes.
         """
-        if state is None and self.dtype is not None:
+        if self.dtype is not None:
             self.model.to(self.dtype)
+            if state is not None:
+                kept = set(self.model._tied_weights_keys or ()) if self.model.config.tie_word_embeddings else ()
+                state = {
+                    name: value.to(self.dtype) if value.is_floating_point() else value
+                    for name, value in state.items()
+                    if name not in kept
+                }
         self.model.save_pretrained(folder, state_dict=whole_state(self.model, state))
         self.processor.save_pretrained(folder)
         write_settings(folder, self.settings)
@@ -165,6 +172,9 @@ def load(
             model, report = kind.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
+        # What the library notes to undo when it saves: a thinker is saved under a thinker's names, whatever it was
+        # loaded from, and under ZeRO-3 the library notes renamings that it never made.
+        model._weight_conversions = None
         _require_tokens(folder / "generation_config.json", processor.tokenizer, model)
         if absent := sorted(report["missing_keys"]):  # the library would continue with random ones
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")

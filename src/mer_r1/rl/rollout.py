@@ -16,6 +16,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -23,8 +24,10 @@ from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.model.generation import Sampling, decode, lm_head
 from mer_r1.model.omni import Omni, thinker
 from mer_r1.model.prompts import Prompt, collate
+from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
-from mer_r1.model.tower_outputs import media_embedded
+from mer_r1.model.shared_prefix.packing import pack
+from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
 
@@ -126,36 +129,65 @@ def rescore(
     fast: bool = False,
     model: Any = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Confidences, under this policy, of completions that were sampled elsewhere: one forward pass each, no sampling.
+    """Confidences, under this policy, of completions that were sampled elsewhere: one forward pass per prompt.
 
     The arguments are those of `rollout`, with the R = B*G completions and where their answers lie (`answer_tokens`).
 
     Returns:
         `slow` and `fast` of `Rollouts`, (A, C) each; fast is None if skipped.
     """
-    model = model or omni.model
-    pairs = zip(completion_ids, answers, strict=True)
-    before = [ids[: answer.anchors[-1]] if answer.anchors else [] for ids, answer in pairs]
-    longest = max(map(len, before))
-    hidden, branches = _prefill(omni, model, prompts, len(completion_ids) // len(prompts), longest)
-    hidden = hidden.unsqueeze(1)
-    if longest:
-        hidden = torch.cat([hidden, _continue(omni, before, branches)], dim=1)
-        branches.forget()
-    slow = category_probabilities(lm_head(model, _at_anchors(hidden, answers)), tokens)
-    if not fast:
-        return slow, None
-    states = _fast_states(omni, completion_ids, answers, branches)
-    return slow, category_probabilities(lm_head(model, states), tokens)
+    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"] if fast else []
+    group = len(completion_ids) // len(prompts)
+    slow, direct = [], []
+    for number, prompt in enumerate(prompts):
+        rows = range(number * group, (number + 1) * group)
+        texts = [(completion_ids[row], answers[row].anchors) for row in rows]
+        if fast:
+            for (ids, anchors), row in zip(list(texts), rows, strict=True):
+                moved = len(head) - answers[row].start
+                texts.append((head + ids[answers[row].start :], [anchor + moved for anchor in anchors]))
+        found = _after(omni, model or omni.model, prompt, texts, tokens).split(
+            [sum(len(answers[row].anchors) for row in rows)] * (1 + fast)
+        )
+        slow.append(found[0])
+        direct.append(found[-1])
+    return torch.cat(slow), torch.cat(direct) if fast else None
 
 
 @_at_rest
 @torch.no_grad()
 def fast_confidences(omni: Omni, prompts: Sequence[Prompt], tokens: CategoryTokens, model: Any = None) -> Tensor:
     """Category probabilities (B, C) at the first anchor of fast thinking, which no answer precedes: one per prompt."""
-    model = model or omni.model
-    hidden, _ = _prefill(omni, model, [fast_prompt(omni, prompt) for prompt in prompts], 1, 0)
-    return category_probabilities(lm_head(model, hidden), tokens)
+    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
+    found = [_after(omni, model or omni.model, prompt, [(head, [len(head)])], tokens) for prompt in prompts]
+    return torch.cat(found)
+
+
+def _after(
+    omni: Omni, model: Any, prompt: Prompt, texts: Sequence[tuple[list[int], list[int]]], tokens: CategoryTokens
+) -> Tensor:
+    # Category probabilities (A, C) before the tokens at some places of texts that continue a prompt: one call of the
+    # model itself, with or without places. Weights that processes share are gathered by that call alone (FSDP2), and
+    # each process must make it.
+    policy = thinker(model)
+    cut = [(ids[: places[-1] if places else 0], places) for ids, places in texts]
+    batch = pack([[(prompt, ids) for ids, _ in cut]], omni.tokenizer.pad_token_id, placeholder_ids(policy))
+    branches = batch["branches"][0]
+    columns: list[int] = []
+    for branch, (ids, places) in enumerate(cut, start=1):
+        own = (branches == branch).nonzero()[:, 0].tolist()
+        columns += [own[len(own) - len(ids) + place - 1] for place in places]
+    media = batch.pop("media")
+    inputs = packed_inputs(policy, send_to_device(batch, policy.device))
+    del inputs["labels"]
+    head = policy.get_output_embeddings()  # of a large vocabulary: it runs at the places only
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, columns], *args[1:]))
+    try:
+        with media_embedded(policy, media):
+            logits = model(**inputs, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+    return category_probabilities(logits, tokens)
 
 
 def find_answers(

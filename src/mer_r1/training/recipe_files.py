@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from transformers.integrations import get_available_reporting_integrations
 
 from mer_r1.errors import UserError, brief
 from mer_r1.model.tiny import TinyConfig
@@ -101,6 +102,11 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
 
 def _check(recipe: SFTRecipe | RLRecipe) -> None:
     # Before the clips are decoded.
+    if recipe.push_to_hub:
+        raise UserError("push_to_hub: it uploads checkpoints only; after training, hf upload NAME OUTPUT_DIR/model")
+    seen = {*get_available_reporting_integrations(), "azure_ml", "flyte"}  # two that the library does not look for
+    if absent := sorted(set(recipe.report_to or ()) - seen):
+        raise UserError(f"report_to={absent[0]}: unknown, or its package is not installed; report_to=none needs none")
     if recipe.router_aux_loss_coef:
         raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no router statistics")
     if not isinstance(recipe.model_init_kwargs, dict | None):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from mer_r1.data.clip import Clip
 from mer_r1.emotions import wheels
 from mer_r1.emotions.thinking import question
@@ -89,6 +91,8 @@ def _check_launch(recipe: RLRecipe) -> None:
     # Before the clips are decoded.
     if recipe.rollouts == "vllm":
         required("rollouts=vllm")
+        if recipe.vllm_mode == "server" and not torch.cuda.is_available():
+            raise UserError("vllm_mode=server: weights reach the server from a CUDA device, and none is here")
     if recipe.train_towers:
         raise UserError("train_towers=true: RL keeps the towers frozen, so that each clip is encoded once")
     if recipe.rollouts == "hf" and weights_are_sharded():

@@ -33,6 +33,10 @@ from mer_r1.model.prompts import Prompt, encode_prompt
 from mer_r1.training.recipes import DataFields
 
 logger = logging.getLogger(__name__)
+for _name in ("grpo_trainer", "sft_trainer"):  # TRL's warning is untrue: `load_policy` reads the field
+    logging.getLogger(f"trl.trainer.{_name}").addFilter(
+        lambda record: "`model_init_kwargs` will be ignored" not in record.getMessage()
+    )
 
 Callbacks = Sequence[TrainerCallback]
 
@@ -105,6 +109,9 @@ def load_policy(recipe: Any) -> Omni:
         towers=recipe.train_towers,
         attention=chosen.get("attn_implementation"),
     )
+    if launched_with("FSDP"):  # of either family, unless the launch file names the layers
+        layers = omni.model.model.language_model.layers
+        os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", type(layers[0]).__name__)
     if not recipe.lora_rank and not zero:
         omni.model.float()  # steps of 1e-6 vanish in bf16 weights; DeepSpeed keeps float32 copies itself
     return omni

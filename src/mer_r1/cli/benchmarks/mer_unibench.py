@@ -63,6 +63,12 @@ class Evaluated:
         Literal["audio_url", "input_audio", "none"], typer.Option(help="Form of the audio for --model-url.")
     ] = "audio_url"
     engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Engine that runs a checkpoint.")] = "torch"
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.05, max=0.95, help="Share of the GPU's memory for vLLM; 0.9 by default.")
+    ] = None
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt with its completion in vLLM; the model's own by default.")
+    ] = None
     device: Device = None
     features_dir: Annotated[Path | None, typer.Option(help="Feature cache, for models with equal towers.")] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per batch; 16, or 64 for servers and vLLM.")] = (
@@ -89,6 +95,7 @@ class Evaluated:
 
             if self.engine != "torch":
                 raise UserError(f"--engine {self.engine} and --model-url exclude each other: give one of them")
+            self._refuse_memory("a server has its own")
             client = requests.client(self.model, self.model_url, decoding, cache, self.key_variable)
             sending = Sending(video=self.send_video, audio=self.send_audio, **limits)
             return ServedModel(client, taxonomy, sending, self.batch_size or 64)
@@ -97,11 +104,18 @@ class Evaluated:
 
             if self.features_dir is not None or self.device is not None:
                 raise UserError("--features-dir and --device need --engine torch: vLLM chooses for itself")
-            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64, limits)
+            options = {"gpu_memory_utilization": self.gpu_memory, "max_model_len": self.max_length}
+            options = {name: value for name, value in options.items() if value is not None}
+            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64, limits, options)
+        self._refuse_memory("PyTorch takes what it needs")
         from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 
         batch_size = self.batch_size or 16
         return Checkpoint(self.model, taxonomy, decoding, batch_size, self.features_dir, self.device, limits)
+
+    def _refuse_memory(self, reason: str) -> None:
+        if self.gpu_memory is not None or self.max_length is not None:
+            raise UserError(f"--gpu-memory and --max-length need --engine vllm: {reason}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class EngineModel:
         decoding: how completions are sampled.
         batch_size: clips whose frames are held in memory, and passed to the engine, at a time.
         limits: fields of `ClipLimits` that replace the model's own.
+        options: further arguments of `vllm.LLM`, about memory and length.
     """
 
     name: str
@@ -30,6 +31,7 @@ class EngineModel:
     decoding: Decoding
     batch_size: int = 64
     limits: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class EngineModel:
         from mer_r1.rl.vllm.engine import Requests, bad_words, start
 
         how = self.decoding
-        vllm, engine = start(self.name, seed=how.seed or 0)
+        vllm, engine = start(self.name, seed=how.seed or 0, **self.options)
         requests = Requests(self.name, self.limits)
         parameters = vllm.SamplingParams(
             temperature=how.temperature,

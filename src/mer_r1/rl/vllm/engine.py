@@ -56,7 +56,8 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
     Args:
         model: folder or hub name; a folder may hold a thinker alone.
         asked: option or command that needs vLLM, for the error.
-        options: further arguments of `vllm.LLM`. With `load_format="dummy"` no weights are loaded.
+        options: further arguments of `vllm.LLM`. With `load_format="dummy"` no weights are loaded; without `dtype` the
+            weights keep the checkpoint's own ("auto" would make float32 bfloat16).
 
     Returns:
         The module and its `LLM`.
@@ -72,6 +73,7 @@ def start(model: str, asked: str = "--engine vllm", **options: Any) -> tuple[Any
     loads = alone and "load_format" not in options
     if alone:
         options = {"load_format": "dummy", "hf_overrides": whole_config} | options
+    options = {"dtype": dtype_of(model)} | options
     engine = vllm.LLM(model=model, limit_mm_per_prompt={"audio": 1, "video": 1}, enable_prefix_caching=True, **options)
     if loads:
         engine.apply_model(partial(_load_folder, folder=model))
@@ -88,6 +90,15 @@ def required(asked: str) -> Any:
         return import_module("vllm")
     except ImportError as error:
         raise UserError(f"{asked} needs the package vllm ({error}): pip install vllm") from error
+
+
+def dtype_of(model: str) -> str:
+    """The dtype in which a checkpoint's weights are saved, by its configuration; "auto" where that does not say it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    found = config.dtype or getattr(config, "thinker_config", config).dtype
+    return "auto" if found is None else str(found).removeprefix("torch.")
 
 
 def weight_name(name: str) -> str:
