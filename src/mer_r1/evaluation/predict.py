@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.data.check import Progress
 from mer_r1.data.claim import clear, item_keys, weights_digest
 from mer_r1.data.clip import Clip
-from mer_r1.data.media.read import read_media
+from mer_r1.data.media.read import read_clip
 from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
@@ -128,7 +128,7 @@ def encode_clip(omni: "Omni", clip: Clip) -> "dict[str, Tensor]":
     from mer_r1.model.prompts import media_tensors
     from mer_r1.model.tower_outputs import encode_media
 
-    raw = media_tensors(omni, read_media(clip.video, clip.audio, omni.settings.limits()))
+    raw = media_tensors(omni, read_clip(clip, omni.settings.limits()))
     return encode_media(omni.model, [raw])[0]
 
 
