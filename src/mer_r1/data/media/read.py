@@ -265,11 +265,7 @@ class _Reading:
         if any(track.cut for track in self.tracks):
             if total > seconds + 0.1:
                 self.notes.append(f"cut to the first {seconds:.3g} s of {total:.4g} s")
-        elif (
-            not self.section
-            and total > 1.05 * seconds + 0.25
-            and self.container.format.name.split(",")[0] in _EXACT_LENGTH
-        ):
+        elif stated and total > 1.05 * seconds + 0.25:
             self.notes.append(f"cut off: {seconds:.3g} s of the {total:.4g} s that its header states")
         if damaged := sum(track.damaged for track in self.tracks):
             self.notes.append(f"{damaged} damaged packets left out")
