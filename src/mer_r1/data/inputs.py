@@ -116,14 +116,14 @@ def _table(path: Path) -> Iterator[Clip]:
         files = {name: path.parent / told[name] for name in ("video", "audio") if told.get(name)}
         if not files and not told.get("subtitle"):
             raise UserError(f"{where}: neither a file nor words, expected one of them")
-        identity = told.get("id") or str(next(iter(files.values()), number))
+        identity = told.get("id") or str(next(iter(files.values()), f"{path}:{number}"))
         if identity in seen:
             raise UserError(f"{where}: {printable(identity)} again (first in line {seen[identity]})")
         seen[identity] = number
         labels = row.get("labels")
         known = isinstance(labels, list) and labels and all(isinstance(word, str) for word in labels)
         gold = tuple(labels) if known and isinstance(labels, list) else None
-        yield Clip(identity, subtitle=told.get("subtitle", ""), labels=gold, **files)
+        yield Clip(identity, files.get("video"), files.get("audio"), told["subtitle"], gold)
 
 
 def _columns(path: Path, known: Iterable[str]) -> dict[str, list[str]]:

@@ -151,12 +151,7 @@ def load(
     Raises:
         UserError: the folder is missing or holds no thinker of a known family (`families`).
     """
-    path = model_path(path)
-    folder = Path(path)
-    if (folder.is_absolute() or path.startswith(".") or folder.exists()) and not (folder / "config.json").is_file():
-        raise UserError(
-            f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
-        )
+    path, folder = model_path(path), model_folder(path)
     settings = replace(read_settings(folder), **(limits or {}))
     with loading(path, "a Qwen2.5-Omni or Qwen3-Omni thinker"):
         # Checked first: for another architecture's folder the library would build a random thinker of the full size.
@@ -183,6 +178,21 @@ def load(
     set_frame_size(processor)
     source = None if towers else path
     return Omni(model.to(device) if device and not four_bit else model, processor, settings, model.dtype, source)
+
+
+def model_folder(path: str | Path) -> Path:
+    """Where a model is on this machine; for a hub name a path that need not exist.
+
+    Raises:
+        UserError: a folder without a model.
+    """
+    name = model_path(path)
+    folder = Path(name)
+    if (folder.is_absolute() or name.startswith(".") or folder.exists()) and not (folder / "config.json").is_file():
+        raise UserError(
+            f"no model at {name}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
+        )
+    return folder
 
 
 def _four_bit(family: str, device: str | None) -> dict[str, Any]:
