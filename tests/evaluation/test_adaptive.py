@@ -15,7 +15,7 @@ from mer_r1.data.claim import weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import write_manifest
 from mer_r1.errors import UserError
-from mer_r1.evaluation.adaptive import (
+from mer_r1.evaluation.answerers.adaptive import (
     Gate,
     at_threshold,
     choose_by_confidence,

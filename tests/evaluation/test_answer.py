@@ -14,7 +14,7 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.adaptive import evaluate_auto, predict_auto, read_gate
+from mer_r1.evaluation.answerers.adaptive import evaluate_auto, predict_auto, read_gate
 from mer_r1.evaluation.answerers.answer import FIRST_ANSWER_TOKENS, answer, trimmed
 from mer_r1.evaluation.predict import predict
 from mer_r1.evaluation.records import Record, read_records, rescore

@@ -59,7 +59,7 @@ def diagnose(
     from mer_r1.evaluation.diagnosis.measure import diagnose as run
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.generation import Sampling
-    from mer_r1.model.omni import load
+    from mer_r1.model.omni import choose_device, load
     from mer_r1.training.recipes import DataFields
     from mer_r1.training.stage import features_folder, select_clips
 
@@ -70,7 +70,7 @@ def diagnose(
         manifest=str(manifest), split=split, clips=clips, features_dir=str(features_dir) if features_dir else None
     )
     chosen, left_out = _drawn(select_clips(data), num_clips, seed, taxonomy)
-    omni = load(model, device=device, towers=False)
+    omni = load(model, device=choose_device(device), towers=False)
     cache = FeatureCache(omni, features_folder(data))
     with progress("clips decoded and encoded", len(chosen), quiet=as_json) as advance:
         cache.build(chosen, progress=advance)

@@ -27,7 +27,7 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 RECIPE = typer.Option(help="Recipe: a YAML file, or the name of a shipped one (mer-r1 recipes).")
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
-Device = Annotated[str | None, typer.Option(help="Device of the model: cpu (the default), cuda, cuda:1 ...")]
+Device = Annotated[str | None, typer.Option(help="Device of the model: cpu, cuda, cuda:1 ...; a GPU if there is one.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 decodes greedily.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]

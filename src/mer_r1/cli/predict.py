@@ -1,17 +1,39 @@
 """Commands that ask a model and show its answers: predict, evaluate, threshold, report."""
 
+import glob
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, say_notes, thinking_modes
-from mer_r1.cli.options import BatchSize, Device, FeaturesDir, Limits, MaxNewTokens, Overwrite, Temperature
+from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, thinking_modes
+from mer_r1.cli.options import (
+    OPENAI_KEY,
+    BatchSize,
+    Device,
+    FeaturesDir,
+    KeyVariable,
+    Limits,
+    MaxNewTokens,
+    Overwrite,
+    Temperature,
+)
+from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
+from mer_r1.data.inputs import find_clips, unreadable
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
-from mer_r1.errors import UserError
+from mer_r1.errors import UserError, printable
+from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.weights import NOTICE, POLICY, model_path
+
+if TYPE_CHECKING:
+    from mer_r1.evaluation.answerers.base import ClipModel
+    from mer_r1.evaluation.clips.ask import Answered, Asked
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
 Mode = Annotated[
@@ -24,56 +46,221 @@ Threshold = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Words:
+    """Options of the words that are spoken, and of the parts of a recording."""
+
+    subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips without their own.")] = ""
+    transcribe: Annotated[
+        bool,
+        typer.Option(
+            "--transcribe",
+            help="Write down the words of clips that have none (faster-whisper, or "
+            "PocketSphinx where its model is not here).",
+        ),
+    ] = False
+    transcriber: Annotated[
+        str | None, typer.Option(help="Model of faster-whisper (folder, size or hub name), or pocketsphinx.")
+    ] = None
+    segment: Annotated[
+        str | None, typer.Option(help="Divide recordings into utterances: vad, subtitles, or a number of seconds.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Options of the model that answers."""
+
+    model: Annotated[
+        str, typer.Option(help="Model folder or hub name, or its name at --model-url; the built-in model by default.")
+    ] = POLICY
+    model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
+    key_variable: KeyVariable = OPENAI_KEY
+    four_bit: Annotated[
+        bool, typer.Option("--4bit", help="Hold the language model in 4 bits (bitsandbytes); see mer-r1 plan predict.")
+    ] = False
+    temperature: Temperature = 0.0
+    max_new_tokens: MaxNewTokens = 512
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0
+    batch_size: BatchSize = 8
+    device: Device = None
+
+    def clip_model(self, taxonomy: Taxonomy, limits: dict[str, Any]) -> "ClipModel":
+        """Build the model; a checkpoint is loaded with the first question.
+
+        Raises:
+            UserError: options that exclude each other.
+        """
+        decoding = Decoding(self.temperature, self.seed, self.max_new_tokens)
+        if self.model_url is not None:
+            from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
+            from mer_r1.evaluation.llm.client import Client
+
+            if self.four_bit or self.device:
+                raise UserError("--4bit and --device are for a model in this process, --model-url names a server")
+            client = Client(self.model, self.model_url, decoding, None, timeout=300.0, key_variable=self.key_variable)
+            return ServedModel(client, taxonomy, Sending(**limits), self.batch_size)
+        from mer_r1.evaluation.answerers.checkpoint import Checkpoint
+
+        if self.model == POLICY != model_path(self.model):  # not a folder of that name
+            typer.echo(NOTICE, err=True)
+        return Checkpoint(
+            self.model, taxonomy, decoding, self.batch_size, None, self.device, limits, four_bit=self.four_bit
+        )
+
+    def heard_seconds(self, limits: dict[str, Any]) -> float:
+        """Seconds of a clip that the model takes.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        if "max_seconds" in limits or self.model_url is not None:
+            return float(limits.get("max_seconds", ClipLimits.max_seconds))
+        from mer_r1.model.omni import model_folder, read_settings
+
+        return read_settings(model_folder(self.model)).max_seconds
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Options of what is shown and written."""
+
+    out: Annotated[
+        Path | None, typer.Option(help="Table of the answers: .csv, .jsonl or .parquet; rerun to resume.")
+    ] = None
+    timeline: Annotated[
+        list[Path] | None,
+        typer.Option(help="Timeline of one recording with --segment: .csv, .json, .srt, .vtt, .png, .svg or .pdf."),
+    ] = None
+    wheels_shown: Annotated[
+        bool, typer.Option("--wheels-shown", help="Show the categories on every wheel, with confidences.")
+    ] = False
+    overwrite: Overwrite = False
+    as_json: AsJson = False
+
+
 @app.command()
 def predict(
-    clips: Annotated[list[Path], typer.Argument(help="Video or audio files.")],
+    clips: Annotated[list[str], typer.Argument(help="Media files, folders, patterns, or tables (.csv, .jsonl).")],
+    answering: Answering,
+    words: Words,
     limits: Limits,
-    model: Annotated[str, typer.Option(help="Model folder or hub name; by default the built-in model.")] = POLICY,
+    shown: Shown,
+    audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
     think: Mode = "both",
     threshold: Threshold = None,
-    subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips.")] = "",
-    audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
     wheels: Wheels = None,
-    temperature: Temperature = 0.0,
-    max_new_tokens: MaxNewTokens = 512,
-    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
-    batch_size: BatchSize = 8,
-    device: Device = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Recognise emotions in clips: labels, wheel categories, reasoning, confidences."""
-    from mer_r1.evaluation.predict import predict as ask
-    from mer_r1.model.generation import Sampling
-    from mer_r1.model.omni import load
+    """Recognise emotions in clips and recordings: labels, how sure the model is, what was missing, reasoning."""
+    from mer_r1.evaluation.clips import ask, tables
 
-    if audio and len(clips) > 1:
-        raise UserError("--audio goes with exactly one clip")
-    if model == POLICY != model_path(model):  # not a folder of that name
-        typer.echo(NOTICE, err=True)
-    asked = [Clip(str(path), path, audio, subtitle) for path in clips]
-    omni = load(model, device=device, limits=limits.given)
-    sampling = Sampling(max_new_tokens, temperature, seed=seed)
     taxonomy = load_wheels(wheels)
-    how: dict[str, Any] = {"batch_size": batch_size, "name": str(model)}
-    if think == "auto":
-        from mer_r1.evaluation.adaptive import predict_auto
+    found = find_clips(clips, words.subtitle, audio)
+    _check_outputs(shown, words, found)
+    problems = unreadable(found)
+    if len(problems) == len(found):
+        more = f" (and {len(found) - 1} other files)" if len(found) > 1 else ""
+        raise UserError(f"{next(iter(problems.values()))}{more}")
+    seconds = answering.heard_seconds(limits.given)
+    modes = list(ThinkingMode) if think == "auto" else thinking_modes(think)
+    gate = _gate_threshold(answering.model, threshold) if think == "auto" else None
+    asked = _asked(found, words, seconds, problems, shown, answering.device)
+    model = answering.clip_model(taxonomy, limits.given)
+    records = tables.records_file(shown.out) if shown.out else None
+    how: dict[str, Any] = {"threshold": gate, "records": records, "facts": {"wheels": taxonomy.title}}
+    answered: list[Answered] = []
+    quiet = shown.as_json or (shown.out is None and console.is_terminal)  # else the answers themselves are the progress
+    try:
+        with progress("answer", len(asked), quiet=quiet) as advance:
+            for one in ask.ask_clips(model, asked, modes, progress=advance, **how):
+                answered.append(one)
+                _show(one, shown, taxonomy, divided=words.segment is not None)
+    finally:
+        if answered:
+            _write(answered, shown, taxonomy)
+    failed = sum(one.error is not None for one in answered)
+    leave(len(answered) - failed, failed)
 
-        records = predict_auto(omni, asked, taxonomy, sampling, _gate_threshold(model, threshold), **how)
+
+def _check_outputs(shown: Shown, words: Words, found: Sequence[Clip]) -> None:
+    """Refuse what cannot be written, before anything is asked; forget the results that are to be overwritten."""
+    from mer_r1.evaluation.clips import tables, timeline
+
+    if shown.timeline and (words.segment is None or len(found) != 1):
+        raise UserError("--timeline goes with one recording and --segment")
+    for path in shown.timeline or ():
+        timeline.check_timeline(path)
+    if words.transcriber is not None and not words.transcribe:
+        raise UserError("--transcriber needs --transcribe")
+    if shown.out is None:
+        if shown.overwrite:
+            raise UserError("--overwrite needs --out")
+        return
+    records = tables.records_file(shown.out)
+    if shown.overwrite:
+        clear(shown.out.parent, [glob.escape(path.name) for path in (records, shown.out)])
+        clear(shown.out.parent, [glob.escape(f"{records.name}.claim.json")])
+    elif shown.out.exists() and not records.exists():
+        raise UserError(
+            f"{printable(shown.out)} exists, and no records of ours beside it: choose another name, or give --overwrite"
+        )
+
+
+def _asked(
+    found: Sequence[Clip], words: Words, seconds: float, problems: Collection[str], shown: Shown, device: str | None
+) -> "list[Asked]":
+    """The clips, or the utterances of the recordings, with their words."""
+    from mer_r1.evaluation.clips import ask, tables
+
+    parts: list[Clip] = []
+    if words.segment is None:
+        parts = list(found)
     else:
-        records = ask(omni, asked, thinking_modes(think), taxonomy, sampling, **how)
-    broken: set[str] = set()
-    notes: dict[str, None] = {}  # each once, not once per mode
-    for record in records:
-        if as_json:
+        with progress("divide", None, quiet=shown.as_json) as advance:
+            for clip in found:
+                whole = clip.id in problems  # its record says why it has no answer
+                parts += [clip] if whole else ask.sections_of(clip, words.segment, seconds)
+                advance(1, len(found))
+    if not words.transcribe:
+        return ask.with_words(parts, seconds)
+    from mer_r1.data.media.speech import transcriber
+
+    kept = tables.transcripts_file(shown.out) if shown.out else None
+    with progress("write down the words", len(parts), quiet=shown.as_json) as advance:
+        return ask.with_words(parts, seconds, transcriber(words.transcriber, device), kept, advance)
+
+
+def _show(one: "Answered", shown: Shown, taxonomy: Taxonomy, divided: bool) -> None:
+    """Print one answer; of a table only what failed."""
+    from mer_r1.evaluation.clips import text, timeline
+
+    if shown.as_json:
+        for record in one.records:
             print_json(record.to_dict(), indent=None)
-        elif record.id not in broken:  # an error of a file is shown once, not once per mode
-            _show_record(record)
-        notes |= dict.fromkeys(f"{record.id}: {note}" for note in record.notes)
-        if record.error is not None:
-            broken.add(record.id)
-    for line in () if as_json else notes:
-        say(line, style="yellow")
-    raise typer.Exit(1 if broken else 0)
+    elif divided and one.clip.section is not None and not shown.wheels_shown:
+        if shown.out is None:
+            say(timeline.entry_line(timeline.entry_of(one, taxonomy)), style="red" if one.error else None)
+    elif shown.out is None or one.error is not None:
+        for line, style in text.lines_of(one, taxonomy, shown.wheels_shown):
+            say(line, style=style)
+
+
+def _write(answered: "Sequence[Answered]", shown: Shown, taxonomy: Taxonomy) -> None:
+    """Write table and timelines of what is answered."""
+    from mer_r1.evaluation.clips import tables, timeline
+
+    written = list(shown.timeline or ())
+    if shown.out is not None:
+        tables.write_rows(shown.out, [tables.row_of(one, taxonomy) for one in answered])
+        written.insert(0, shown.out)
+    entries = [timeline.entry_of(one, taxonomy) for one in answered if one.clip.section is not None]
+    for path in shown.timeline or ():
+        timeline.write_timeline(path, entries, taxonomy, title=Path(answered[0].clip.id.rpartition("#")[0]).name)
+    if written and not shown.as_json:
+        failed = sum(one.error is not None for one in answered)
+        say(
+            f"{len(answered) - failed} answered{f', {failed} failed' if failed else ''}: {', '.join(map(str, written))}"
+        )
 
 
 @app.command()
@@ -104,7 +291,7 @@ def evaluate(
     if model is None and (overwrite or exchange):
         raise UserError(f"{'--overwrite' if overwrite else '--exchange'} needs --model: without it, nothing is asked")
     if model is not None:
-        from mer_r1.evaluation.adaptive import evaluate_auto
+        from mer_r1.evaluation.answerers.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
         from mer_r1.model.generation import Sampling
 
@@ -120,7 +307,7 @@ def evaluate(
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
     if think == "auto":
-        from mer_r1.evaluation.adaptive import write_auto_summary
+        from mer_r1.evaluation.answerers.adaptive import write_auto_summary
 
         summary = write_auto_summary(out, manifest, split, limit, seed=seed, wheels=wheels)
     else:
@@ -148,7 +335,7 @@ def threshold(
     as_json: AsJson = False,
 ) -> None:
     """Choose the confidence below which --think auto reasons, on validation clips."""
-    from mer_r1.evaluation.adaptive import choose_threshold, curve, pairs, write_gate
+    from mer_r1.evaluation.answerers.adaptive import choose_threshold, curve, pairs, write_gate
     from mer_r1.evaluation.predict import evaluate_model
     from mer_r1.evaluation.summary import clips_of, saved_records, source_text
     from mer_r1.model.generation import Sampling
@@ -192,24 +379,6 @@ def _gate_threshold(model: str | None, threshold: float | None) -> float:
         return threshold
     if model is None:
         raise UserError("--think auto on saved records needs --threshold")
-    from mer_r1.evaluation.adaptive import read_gate
+    from mer_r1.evaluation.answerers.adaptive import read_gate
 
     return read_gate(model).threshold
-
-
-def _show_record(record: Any) -> None:
-    if record.error:
-        say(f"{record.id}: {record.error.removeprefix(f'{record.id}: ')}", style="red")
-        return
-    say(f"{record.id} ({record.mode}, {record.seconds:.2f} s)", style="bold")
-    doubt = "" if record.well_formed else "   (not in the requested form)"
-    doubt += f"   ({record.doubt})" if record.doubt else ""
-    doubt += "" if record.finish_reason == "stop" else "   (cut off: see --max-new-tokens)"
-    say(f"  labels      {', '.join(record.labels) or '(none)'}{doubt}")
-    for wheel, sectors in record.categories.items():
-        sure = record.confidence.get(wheel, {})
-        top = sorted(sure, key=lambda sector: -sure[sector])[:3]
-        shown = ", ".join(f"{sector} {sure[sector]:.2f}" for sector in top)
-        say(f"  {wheel:<11} {', '.join(sectors) or '-'}   (confidence: {shown or '-'})")
-    if record.reasoning:
-        say(f"  reasoning   {record.reasoning}")

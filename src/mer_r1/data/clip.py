@@ -33,6 +33,7 @@ class Clip:
         reasoning: reasoning text for the cold start (SFT); None without one.
         split: "train", "val", "test" or None.
         meta: further fields of the clip, as JSON values.
+        section: (first, last) seconds of a longer recording that the clip is; None for whole files. Not in manifests.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Clip:
     reasoning: str | None = None
     split: str | None = None
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    section: tuple[float, float] | None = None
 
 
 def parse_row(line: bytes, folder: Path, allow_absolute: bool = False) -> tuple[Clip | None, str | None, list[str]]:

@@ -80,6 +80,8 @@ def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = 
 
 def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
     row = vars(clip) | {name: _written(getattr(clip, name), folder, absolute) for name in ("video", "audio")}
+    if row.pop("section") is not None:
+        raise UserError(f"clip {printable(str(clip.id))}: a section of a recording, expected whole files in a manifest")
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -2,7 +2,8 @@
 
 `<answer> happy </answer><think> but the voice shakes </think><answer> happy, afraid </answer>`. One completion holds
 both modes: up to the first answer it is fast thinking, as a whole it is slow thinking. Training rewards both answers
-(`rl.rewards`); at inference the model stops after the first answer if it is confident (`evaluation.adaptive`).
+(`rl.rewards`); at inference the model stops after the first answer if it is confident
+(`evaluation.answerers.adaptive`).
 
 Source: VideoAuto-R1 (arXiv 2601.05175), "thinking once, answering twice". It writes the answers as boxed text, we use
 our answer tags. Its escape answer ("let's analyze ...", with a bonus of its own) has no counterpart here, because

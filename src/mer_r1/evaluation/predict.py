@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mer_r1.data.check import Progress
 from mer_r1.data.claim import clear, item_keys, weights_digest
 from mer_r1.data.clip import Clip
-from mer_r1.data.media.read import read_media
+from mer_r1.data.media.read import read_clip
 from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
@@ -128,7 +128,7 @@ def encode_clip(omni: "Omni", clip: Clip) -> "dict[str, Tensor]":
     from mer_r1.model.prompts import media_tensors
     from mer_r1.model.tower_outputs import encode_media
 
-    raw = media_tensors(omni, read_media(clip.video, clip.audio, omni.settings.limits()))
+    raw = media_tensors(omni, read_clip(clip, omni.settings.limits()))
     return encode_media(omni.model, [raw])[0]
 
 
@@ -232,7 +232,7 @@ def evaluate_model(
         exchange: "audio" or "video": each clip gets another clip's.
         batch_size: clips sampled together.
         features_dir: feature cache; None puts it beside the manifest.
-        device: torch device.
+        device: torch device; None takes a GPU if there is one.
         progress: callback called with (newly finished predictions, all of them).
         ask: the question about each clip; None takes the model's own emotion question.
         only: ids of the clips to ask about; None asks about all.
@@ -287,16 +287,17 @@ def answering(
     features_dir: Path | None,
     device: str | None,
     limits: Mapping[str, Any] | None,
+    four_bit: bool = False,
 ) -> "partial[Iterator[Record]]":
     """Load a checkpoint; returns `predict` with all but its clips, modes and sampling.
 
     The arguments are those of `evaluate_model`; without `features_dir` no features are kept.
     """
     from mer_r1.model.features import FeatureCache
-    from mer_r1.model.omni import load
+    from mer_r1.model.omni import choose_device, load
     from mer_r1.rl.anchors import category_tokens
 
-    omni = load(model, device=device, limits=limits)
+    omni = load(model, device=choose_device(device), limits=limits, four_bit=four_bit)
     get = FeatureCache(omni, features_dir).get if features_dir else None
     categories = category_tokens(taxonomy, omni.tokenizer)
     return partial(

@@ -124,7 +124,7 @@ def _without_talker(model: Path, ours: _Weights, out: Path, config: Mapping[str,
     if whole.model_type == config["model_type"]:
         raise UserError(f"a {config['model_type']} needs its whole checkpoint: give --base")
     whole.enable_audio_output = False
-    index = {}
+    index: dict[str, str] = {}
     for number, file in enumerate(ours.files, start=1):
         names = [name for name, (place, _) in ours.places.items() if place == file]
         shard = f"model-{number:05d}-of-{len(ours.files):05d}.safetensors"

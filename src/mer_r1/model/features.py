@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
-from mer_r1.data.media.read import content_key, read_media
+from mer_r1.data.media.read import content_key, read_clip
 from mer_r1.data.workers import end_with_parent
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import AbsentTower, restore_towers
@@ -69,7 +69,8 @@ def content_of(clip: Clip) -> str:
         UserError: one is missing or empty.
     """
     try:
-        return content_key(clip.video, clip.audio)
+        section = "" if clip.section is None else f"-{clip.section[0]:.3f}-{clip.section[1]:.3f}"
+        return content_key(clip.video, clip.audio) + section
     except UserError as error:
         raise UserError(f"clip {clip.id}: {error}") from error
 
@@ -242,7 +243,7 @@ class _Decoded(Dataset):
     def __getitem__(self, index: int) -> dict[str, np.ndarray] | str:
         clip = self.clips[index]
         try:
-            tensors = media_tensors(self.omni, read_media(clip.video, clip.audio, self.omni.settings.limits()))
+            tensors = media_tensors(self.omni, read_clip(clip, self.omni.settings.limits()))
             return {name: value.numpy() for name, value in tensors.items()}
         except UserError as error:
             return f"clip {clip.id}: {error}"

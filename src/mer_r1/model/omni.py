@@ -5,24 +5,28 @@
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import TAGS
-from mer_r1.errors import UserError, brief
+from mer_r1.errors import UserError, brief, printable
 from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
-from mer_r1.model.families import FAMILIES
+from mer_r1.model.families import FAMILIES, QWEN25
 from mer_r1.weights import model_path
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "mer_r1.json"
 
@@ -137,6 +141,7 @@ def load(
     towers: bool = True,
     attention: str | None = None,
     limits: Mapping[str, Any] | None = None,
+    four_bit: bool = False,
 ) -> Omni:
     """Load a thinker: a local folder or a hub name (full checkpoints work; their talker is left out).
 
@@ -148,16 +153,12 @@ def load(
             (`absent_towers`).
         attention: the library's attention implementation ("sdpa", "flash_attention_2"); None for its own choice.
         limits: fields of `ClipLimits` that replace the checkpoint's own.
+        four_bit: whether the language model's matrices are held in 4 bits (NF4, bitsandbytes), to answer, not to train.
 
     Raises:
         UserError: the folder is missing or holds no thinker of a known family (`families`).
     """
-    path = model_path(path)
-    folder = Path(path)
-    if (folder.is_absolute() or path.startswith(".") or folder.exists()) and not (folder / "config.json").is_file():
-        raise UserError(
-            f"no model at {path}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
-        )
+    path, folder = model_path(path), model_folder(path)
     settings = replace(read_settings(folder), **(limits or {}))
     with loading(path, "a Qwen2.5-Omni or Qwen3-Omni thinker"):
         # Checked first: for another architecture's folder the library would build a random thinker of the full size.
@@ -168,9 +169,10 @@ def load(
         if len(processor.tokenizer.get_vocab()) <= len(processor.tokenizer.added_tokens_decoder):
             raise ValueError("its tokenizer has no words")  # for a missing file the library makes an empty one
         kind: Any = FAMILIES[architecture].model
+        placed = _four_bit(FAMILIES[architecture].name, device) if four_bit else {}
         with nullcontext() if towers else without_towers(kind):
             model, report = kind.from_pretrained(
-                path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                path, dtype=dtype, attn_implementation=attention, output_loading_info=True, **placed
             )
         # What the library notes to undo when it saves: a thinker is saved under a thinker's names, whatever it was
         # loaded from, and under ZeRO-3 the library notes renamings that it never made.
@@ -185,7 +187,51 @@ def load(
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
     set_frame_size(processor)
     source = None if towers else path
-    return Omni(model.to(device) if device else model, processor, settings, model.dtype, source)
+    return Omni(model.to(device) if device and not four_bit else model, processor, settings, model.dtype, source)
+
+
+def model_folder(path: str | Path) -> Path:
+    """Where a model is on this machine; for a hub name a path that need not exist.
+
+    Raises:
+        UserError: a folder without a model.
+    """
+    name = model_path(path)
+    folder = Path(name)
+    if (folder.is_absolute() or name.startswith(".") or folder.exists()) and not (folder / "config.json").is_file():
+        raise UserError(
+            f"no model at {name}: expected a folder with config.json, or a hub name such as Qwen/Qwen2.5-Omni-7B"
+        )
+    return folder
+
+
+def _four_bit(family: str, device: str | None) -> dict[str, Any]:
+    """Arguments of the library that hold the matrices of the language model in 4 bits; towers and head stay whole."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError("4-bit weights need bitsandbytes: install mer-r1 with the extra 4bit")
+    if family != QWEN25.name:
+        raise UserError(f"4-bit weights are for {QWEN25.name}: the experts of {family} are not held in layers")
+    held: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    held["bnb_4bit_compute_dtype"] = torch.bfloat16 if (device or "cpu").startswith("cuda") else torch.float32
+    whole = [rf".*{name}" for name in ("visual", "audio_tower", "lm_head")]
+    config = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=whole, **held)
+    return {"quantization_config": config, "device_map": {"": device or "cpu"}}
+
+
+def choose_device(device: str | None = None) -> str:
+    """The device that a model answers on: the named one, else the first GPU, else the CPU; it is logged.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:  # a library without that device, a driver that is not there, a misspelt name
+        raise UserError(f"--device {printable(name)}: not here ({' '.join(str(error).split())[:200]})") from None
+    about = torch.cuda.get_device_name(name) if name.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    logger.info("the model runs on %s (%s)%s", name, about, "" if device else ", chosen by itself: see --device")
+    return name
 
 
 def _require_tokens(file: Path, tokenizer: Any, model: Any) -> None:

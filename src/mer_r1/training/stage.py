@@ -201,6 +201,8 @@ def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -
     """What decides the content of a run: stage, starting model, clips, wheels, settings; paths count by content."""
     names = (item.name for item in fields(recipe) if item.init and not ANY_VALUE.fullmatch(item.name))
     rows = [asdict(clip) | {"video": None, "audio": None, "media": content_of(clip)} for clip in clips]
+    for row in rows:
+        row.pop("section")  # manifests have none
     run = {
         "stage": type(recipe).__name__.removesuffix("Recipe").lower(),
         "starting model": weights_digest(recipe.model) if recipe.model else None,

@@ -185,10 +185,10 @@ class _Nameless:
         return self._file.seek(offset, whence) if self._jumps <= _MOST_JUMPS else -1
 
 
-def _open_file(path: Path) -> Any:
+def _open_file(path: Path, streamed: bool) -> Any:
     try:
         file = path.open("rb")
-        if os.fstat(file.fileno()).st_size > _IN_MEMORY_BYTES:
+        if streamed or os.fstat(file.fileno()).st_size > _IN_MEMORY_BYTES:
             return _Nameless(file)
         with file:
             return _Nameless(io.BytesIO(file.read()))
@@ -220,12 +220,13 @@ def _refuse_other_files(url: str, *_: Any) -> None:
 
 
 @contextmanager
-def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
+def open_container(path: Path | str, max_pixels: int, streamed: bool = False) -> Iterator[Any]:
     """Open a media file for demuxing; errors raised while it is open get the file's name in front.
 
     Args:
         path: a local file; its name is never interpreted.
         max_pixels: largest frame, in pixels, that a decoder may allocate.
+        streamed: whether even a small file is read from the disk as needed, for those who want a section of it.
 
     Yields:
         av.container.InputContainer.
@@ -234,7 +235,7 @@ def open_container(path: Path | str, max_pixels: int) -> Iterator[Any]:
         UserError: not a readable local file, a playlist, no known media format, or damage that stops reading.
     """
     path = local_file(path)
-    file = _open_file(path)
+    file = _open_file(path, streamed)
     try:
         _refuse_text(file)
         with _demuxer(file, max_pixels) as container:

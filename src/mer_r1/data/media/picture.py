@@ -55,6 +55,8 @@ class PictureTrack(Track):
         if late or self._bytes + packet.size > self.limits.max_bytes or len(self._packets) >= MAX_PACKETS:
             self.cut = True
             return
+        if self.trims and packet.is_keyframe and displayed_at <= 0:  # decoding of the section can start here
+            self._packets, self._times, self._bytes = [], [], 0
         self._bytes += packet.size
         self._packets.append(packet)
         self._times.append(displayed_at)

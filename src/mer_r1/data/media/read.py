@@ -8,6 +8,7 @@ cut off, no audio); what cannot be used at all is a `UserError`.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import (
     DECODING_ERRORS,
     MediaLimits,
@@ -31,6 +33,7 @@ NO_DECODER = "cannot be decoded (no decoder for its format)"
 _INTERLEAVING_SECONDS = 10.0  # how far apart the tracks of a file may lie before the slower one counts as ended
 _EXACT_LENGTH = ("mov", "matroska", "avi", "wav", "flac")  # formats whose header states the true length
 _NOTED_DIFFERENCE = 0.5  # seconds
+_RUN_UP = 2.0  # seconds before a section that reading starts at
 _USUAL_RATES = (0.1, 500.0)  # frames per second; a rate beyond is more often a wrong header than true
 _SILENCE = 1e-4  # of full scale, -80 dB
 COVER, _DEFAULT = 1024, 1  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC and AV_DISPOSITION_DEFAULT
@@ -60,12 +63,18 @@ class Media:
     notes: tuple[str, ...] = ()
 
 
+def read_clip(clip: Clip, limits: MediaLimits | None = None) -> Media:
+    """Read the files of a clip, or its section of them; see `read_media`."""
+    return read_media(clip.video, clip.audio, limits, section=clip.section)
+
+
 def read_media(
     video: Path | str | None,
     audio: Path | str | None = None,
     limits: MediaLimits | None = None,
     *,
     threads: int = 1,
+    section: tuple[float, float] | None = None,
 ) -> Media:
     """Read a clip.
 
@@ -75,6 +84,7 @@ def read_media(
         audio: audio file, or any file whose audio is wanted.
         limits: how much is read; `MediaLimits()` if None.
         threads: decoding threads; 1 is the fastest for short small clips and right for worker processes.
+        section: (first, last) seconds of the files to read, as if they were a clip; None reads from the beginning.
 
     Returns:
         Frames and waveform; without files an empty `Media` (a text-only clip).
@@ -88,9 +98,9 @@ def read_media(
         return Media(sampling_rate=limits.sampling_rate)
     parts: list[Media] = []
     if video is not None:
-        parts.append(_read_file(Path(video), limits, threads, picture=True, sound=audio is None))
+        parts.append(_read_file(Path(video), limits, threads, section, picture=True, sound=audio is None))
     if audio is not None:
-        parts.append(_read_file(Path(audio), limits, threads, picture=False, sound=True))
+        parts.append(_read_file(Path(audio), limits, threads, section, picture=False, sound=True))
     return parts[0] if len(parts) == 1 else _joined(*parts)
 
 
@@ -119,9 +129,42 @@ def _file_digest(path: Path, modified: int, size: int) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest()
 
 
-def _read_file(path: Path, limits: MediaLimits, threads: int, *, picture: bool, sound: bool) -> Media:
-    with open_container(path, limits.max_pixels) as container:
-        reading = _Reading(container, limits, naming_notes(path, container.format.name) + riff_note(path))
+def media_seconds(path: Path | str) -> float:
+    """Length of a recording in seconds: as its header states, where such headers are exact, else by its packets.
+
+    Raises:
+        UserError: as `read_media`.
+    """
+    with open_container(path, MediaLimits.max_pixels, streamed=True) as container:
+        if container.duration and container.format.name.split(",")[0] in _EXACT_LENGTH:
+            return float(container.duration) / 1e6
+        last = begin = (container.start_time or 0) / 1e6
+        with suppress(*DECODING_ERRORS):  # damaged: it ends there
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base:
+                    last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        return last - begin
+
+
+def check_readable(clip: Clip) -> None:
+    """Open a clip's files, without decoding them.
+
+    Raises:
+        UserError: as `read_media`, as far as the headers tell.
+    """
+    for path in (clip.video, clip.audio):
+        if path is not None:
+            with open_container(path, MediaLimits.max_pixels) as container:
+                if not (container.streams.video or container.streams.audio):
+                    raise UserError("no picture or sound in it")
+
+
+def _read_file(
+    path: Path, limits: MediaLimits, threads: int, section: tuple[float, float] | None, *, picture: bool, sound: bool
+) -> Media:
+    with open_container(path, limits.max_pixels, streamed=section is not None) as container:
+        notes = naming_notes(path, container.format.name) + riff_note(path)
+        reading = _Reading(container, limits, notes, section)
         reading.choose_streams(threads, picture=picture, sound=sound)
         reading.demux()
         return reading.decoded()
@@ -130,13 +173,18 @@ def _read_file(path: Path, limits: MediaLimits, threads: int, *, picture: bool, 
 class _Reading:
     """One pass over an open file: choose streams, demux, decode; `notes` grows on the way."""
 
-    def __init__(self, container: Any, limits: MediaLimits, notes: list[str]) -> None:
-        self.container, self.limits, self.notes = container, limits, notes
+    def __init__(
+        self, container: Any, limits: MediaLimits, notes: list[str], section: tuple[float, float] | None
+    ) -> None:
+        self.container, self.limits, self.notes, self.section = container, limits, notes, section
+        if section is not None:
+            self.limits = replace(limits, max_seconds=min(limits.max_seconds, section[1] - section[0]))
         self.missing: dict[str, str] = {}
 
     def choose_streams(self, threads: int, *, picture: bool, sound: bool) -> None:
         """Take one stream of each wanted kind; an error if there is none."""
         start, streams = (self.container.start_time or 0) / 1e6, self.container.streams
+        start += self.section[0] if self.section else 0.0
         self.wanted = [name for name, want in (("picture", picture), ("sound", sound)) if want]
         video = self._choose(streams.video, "picture") if picture else None
         audio = self._choose(streams.audio, "sound") if sound else None
@@ -146,6 +194,11 @@ class _Reading:
         self.video = None if video is None else PictureTrack(video, start, self.limits, threads)
         self.audio = None if audio is None else SoundTrack(audio, start, self.limits, threads)
         self.tracks = [track for track in (self.video, self.audio) if track is not None]
+        for track in self.tracks:
+            track.trims = self.section is not None
+        if self.section and self.section[0] > _RUN_UP:
+            with suppress(*DECODING_ERRORS):  # without an index the file is read from its beginning
+                self.container.seek(round(1e6 * (start - _RUN_UP)))
 
     def _choose(self, streams: Sequence[Any], name: str) -> Any:
         """The wanted audio track, else the one marked as default, else the first that has a decoder; no cover image."""
@@ -207,11 +260,12 @@ class _Reading:
             self.notes.append(unread if self.audio else self.missing["sound"])
 
     def _note_length(self, seconds: float) -> None:
-        total = (self.container.duration or 0) / 1e6
+        total = self.section[1] - self.section[0] if self.section else (self.container.duration or 0) / 1e6
+        stated = not self.section and self.container.format.name.split(",")[0] in _EXACT_LENGTH
         if any(track.cut for track in self.tracks):
             if total > seconds + 0.1:
                 self.notes.append(f"cut to the first {seconds:.3g} s of {total:.4g} s")
-        elif total > 1.05 * seconds + 0.25 and self.container.format.name.split(",")[0] in _EXACT_LENGTH:
+        elif stated and total > 1.05 * seconds + 0.25:
             self.notes.append(f"cut off: {seconds:.3g} s of the {total:.4g} s that its header states")
         if damaged := sum(track.damaged for track in self.tracks):
             self.notes.append(f"{damaged} damaged packets left out")

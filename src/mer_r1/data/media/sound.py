@@ -19,6 +19,7 @@ _LONGEST_GAP = 0.1  # seconds without audio above which silence is filled in
 _SAMPLING_RATES = (2_000, 768_000)
 _MAX_CHANNELS = 8  # what an AVFrame holds without extension; PyAV is not safe beyond it
 _LONGEST_PACKET = 60.0  # seconds more than the part that is used
+_RUN_UP = 1.0  # seconds before a section that are decoded, because packets depend on those before
 _CHANNEL_WEIGHTS = {"FC": 1.0, "FL": 0.7071, "FR": 0.7071, "LFE": 0.0, "LFE2": 0.0}
 _OTHER_CHANNEL_WEIGHT = 0.5  # surround and rear channels, as in the usual ITU-R BS.775 downmix
 
@@ -37,7 +38,7 @@ class SoundTrack(Track):
             raise UserError(f"sound with {len(context.layout.channels)} channels, expected at most {_MAX_CHANNELS}")
         self._size = round(limits.max_seconds * limits.sampling_rate)
         self._pieces: list[np.ndarray] = []
-        self._samples = 0
+        self._samples = self._skipped = 0
         self._packets = 0
         self._clock = 0.0  # seconds of audio and silence so far
         self._resampler: Any = None
@@ -47,6 +48,8 @@ class SoundTrack(Track):
         """Decode the next packet, until the part that is used ends."""
         time = self.seconds(packet.pts)
         self.reached = max(self.reached, time or 0.0)
+        if self.trims and time is not None and time < -_RUN_UP:
+            return
         self._packets += 1
         if self.cut:
             return
@@ -74,6 +77,10 @@ class SoundTrack(Track):
             self.damaged += 1
             return
         time = self.seconds(frame.pts)
+        if self.trims and time is not None and time < 0:
+            if (duration := duration + time) <= 0:
+                return
+            self._skipped, time = round(-time * self.limits.sampling_rate), 0.0
         gap = 0.0 if time is None else min(time, self.limits.max_seconds) - self._clock
         if gap > _LONGEST_GAP:
             self._flush()
@@ -107,6 +114,7 @@ class SoundTrack(Track):
         if self._samples >= self._size:
             self.cut = True
             return
+        channels, self._skipped = channels[:, self._skipped :], max(self._skipped - channels.shape[1], 0)
         self._pieces.append(_mono(channels, names))
         self._samples += channels.shape[1]
 

@@ -17,7 +17,10 @@ class Track:
         cut: whether the track continues after the part that is used.
         damaged: number of packets that could not be decoded.
         reached: latest time seen, in seconds.
+        trims: whether what lies before 0 s is left out, because the clip is a section of a longer recording.
     """
+
+    trims = False
 
     def __init__(self, stream: Any, start_seconds: float, limits: MediaLimits) -> None:
         self.stream, self.limits, self._start = stream, limits, start_seconds

@@ -24,8 +24,9 @@ class Checkpoint:
         decoding: how completions are sampled; `repetition_penalty` is ignored.
         batch_size: clips sampled together.
         features_dir: feature cache, shared by models with the same towers; None keeps no features.
-        device: torch device; None is the CPU.
+        device: torch device; None takes a GPU if there is one.
         limits: fields of `ClipLimits` that replace the model's own.
+        four_bit: whether the language model is held in 4 bits.
     """
 
     name: str
@@ -35,13 +36,15 @@ class Checkpoint:
     features_dir: Path | None = None
     device: str | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
+    four_bit: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """Model, decoding, limits, and the digest of the weights."""
         # Sampling in a batch depends on the batch's other clips.
         decoding = self.decoding.settings | {"batch_size": self.batch_size if self.decoding.temperature else None}
-        how = {"decoding": decoding, "limits": dict(self.limits)}
+        how: dict[str, Any] = {"decoding": decoding, "limits": dict(self.limits)}
+        how |= {"four_bit": True} if self.four_bit else {}
         return {"engine": "checkpoint", "model": self.name, "weights": weights_digest(self.name), **how}
 
     def answer(self, clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> Iterator[Record]:
@@ -56,4 +59,5 @@ class Checkpoint:
     def _loaded(self) -> Callable[..., Iterator[Record]]:
         from mer_r1.evaluation.predict import answering
 
-        return answering(self.name, self.taxonomy, self.batch_size, self.features_dir, self.device, self.limits)
+        how = (self.taxonomy, self.batch_size, self.features_dir, self.device, self.limits, self.four_bit)
+        return answering(self.name, *how)

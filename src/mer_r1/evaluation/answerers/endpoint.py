@@ -20,7 +20,7 @@ from typing import Any, Literal
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import DECODING_ERRORS, ClipLimits
 from mer_r1.data.media.encode import MP4_TYPE, WAV_TYPE, data_url, jpeg, mp4, wav
-from mer_r1.data.media.read import Media, read_media
+from mer_r1.data.media.read import Media, read_clip
 from mer_r1.emotions.thinking import ThinkingMode, prefill, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -143,7 +143,7 @@ def clip_parts(clip: Clip, sending: Sending) -> tuple[list[dict[str, Any]], list
         UserError: naming the clip: a file cannot be read.
     """
     try:
-        media = read_media(clip.video, clip.audio, sending.limits())
+        media = read_clip(clip, sending.limits())
         asked = {"type": "text", "text": question(clip.subtitle)}
         return [*_picture(media, sending), *_sound(media, sending), asked], list(media.notes)
     except UserError as error:

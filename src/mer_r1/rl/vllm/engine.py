@@ -26,7 +26,7 @@ import numpy as np
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import read_object
-from mer_r1.data.media.read import Media, read_media
+from mer_r1.data.media.read import Media, read_clip
 from mer_r1.errors import UserError
 from mer_r1.model.omni import Settings
 from mer_r1.model.prompts import chat_text, conversation
@@ -158,7 +158,7 @@ class Requests:
     def of(self, clip: Clip) -> tuple[dict[str, Any], list[str]] | str:
         """The request about a clip (vLLM's `TextPrompt`) and the notes about it, or why its media cannot be read."""
         try:
-            media = read_media(clip.video, clip.audio, self.settings.limits())
+            media = read_clip(clip, self.settings.limits())
         except UserError as error:
             return f"clip {clip.id}: {error}"
         turns = conversation(

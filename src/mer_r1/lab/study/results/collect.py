@@ -15,7 +15,7 @@ from typing import Any
 
 from mer_r1.data.jsonl import object_of, read_lines, read_object, write_atomically
 from mer_r1.errors import UserError
-from mer_r1.evaluation.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
+from mer_r1.evaluation.answerers.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 from mer_r1.evaluation.summary import summarise
 from mer_r1.lab.study.runs.jobs import StudyJob
