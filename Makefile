@@ -5,14 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each takes about 1.5 GB of memory.
 WORKERS ?= 2
-EXTRAS ?= train,llm,scenes,docs,dev
+EXTRAS ?= train,llm,scenes,app,docs,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.filled
 CLI_DOCS := $(BIN)/python -m typer mer_r1.cli utils docs --name mer-r1 --title "Commands of mer-r1"
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check docs secrets sizes installs clean
+.PHONY: help venv demo test check browser docs secrets sizes installs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ check: $(STAMP) ## what a change must pass: style, types, tests
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(MAKE) --no-print-directory test
+
+browser: $(STAMP) ## install Chromium (from Debian, as root) and Playwright: the tests of pages run only where both are
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright --constraint constraints.txt
 
 docs: $(STAMP) ## write docs/cli.md from the help texts, then the site into site/; a broken link fails
 	@$(CLI_DOCS) --output docs/cli.md

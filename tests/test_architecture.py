@@ -28,6 +28,7 @@ LEVELS = {
     "evaluation": 4,
     "benchmarks": 5,
     "lab": 5,
+    "app": 5,
     "integrations": 6,
     "cli": 7,
 }
@@ -48,11 +49,11 @@ HEAVY_FOLDERS += ("lab.study.runs.gradients",)
 HEAVY_FOLDERS += ("lab.study.mechanism",)
 """Folders and files that need torch; everything else starts without it."""
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "librosa", "pandas", "sklearn", "anny")
-HEAVY += ("openai",)
+HEAVY += ("openai", "gradio")
 
 FILE_HARD, FILE_SOFT, FUNCTION_HARD, FUNCTION_P90, FUNCTION_MEDIAN = 450, 300, 60, 45, 15
 """Budgets in lines, docstrings included."""
-METHOD_LINES, SOURCE_LINES = 1_522, 34_990
+METHOD_LINES, SOURCE_LINES = 1_540, 35_720
 """Budgets in lines of the method's six files together, and of all sources.
 
 Raised from 1,400 and 28,974 with five formulations of the calibration in place of one, strict rewards, groups that

@@ -87,6 +87,7 @@ EXTRAS = {
     "llm": ("openai",),
     "scenes": ("anny", "espeakng_loader", "numba", "scipy", "matplotlib"),
     "vllm": ("vllm",),
+    "app": ("gradio",),
 }
 """Extra of the package -> modules that it brings."""
 

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, thinking_modes
+from mer_r1.cli.app import (
+    AsJson,
+    Wheels,
+    app,
+    console,
+    leave,
+    print_json,
+    progress,
+    require,
+    say,
+    say_notes,
+    thinking_modes,
+)
 from mer_r1.cli.options import (
     OPENAI_KEY,
     BatchSize,
@@ -18,6 +30,7 @@ from mer_r1.cli.options import (
     Limits,
     MaxNewTokens,
     Overwrite,
+    Requests,
     Temperature,
 )
 from mer_r1.data.claim import clear
@@ -372,6 +385,57 @@ def report(
     from mer_r1.evaluation.report import write_report
 
     say(str(write_report(run_dir, out)))
+
+
+@app.command("app")
+def serve_page(
+    limits: Limits,
+    requests: Requests,
+    model: Annotated[str, typer.Option(help="Model folder or hub name; by default the built-in model.")] = POLICY,
+    model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None,
+    key_variable: KeyVariable = OPENAI_KEY,
+    wheels: Wheels = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Device of the model; a GPU if there is one.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine's own by default.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Largest file that can be uploaded.")] = 100,
+    max_minutes: Annotated[float, typer.Option(min=0.01, help="Longest recording that is accepted.")] = 10.0,
+    keep: Annotated[Path | None, typer.Option(help="Folder for the records of all answers; none are kept.")] = None,
+) -> None:
+    """Serve a web page: ask about a video, a recording or a built-in scene, and see both answers being written."""
+    from mer_r1.app.ask import Asked, InProcess, Source
+    from mer_r1.app.page import Settings
+    from mer_r1.app.serve import HERE, served, until_interrupted, without_traces
+
+    require("app")
+    taxonomy = load_wheels(wheels)
+    source: Source
+    if model_url is not None:
+        from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
+        from mer_r1.evaluation.llm.chat import Decoding
+        from mer_r1.evaluation.llm.client import Client
+
+        decoding = Decoding(temperature, seed, max_new_tokens)
+        client = Client(
+            model, model_url, decoding, None, requests.concurrency, requests.timeout, key_variable=key_variable
+        )
+        source = Asked(ServedModel(client, taxonomy, Sending(**limits.given), 1))
+    else:
+        from mer_r1.model.generation import Sampling
+
+        sampling = Sampling(max_new_tokens, temperature, seed=seed)
+        source = InProcess(model, taxonomy, sampling, device, limits.given)
+    notice = NOTICE if model_url is None and model == POLICY != model_path(model) else ""
+    with without_traces() as temporary:
+        settings = Settings(source, taxonomy, temporary, notice, 60 * max_minutes, keep)
+        with served(settings, host, port, max_megabytes) as address:
+            if host not in HERE:
+                say(f"whoever reaches {host} can use this page: it has no password", style="yellow")
+            say(f"open {address} (Ctrl-C ends it)")
+            until_interrupted()
 
 
 def _gate_threshold(model: str | None, threshold: float | None) -> float:

@@ -4,6 +4,9 @@ Shapes: R rows, T sampled tokens, V vocabulary, D hidden size.
 """
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +19,7 @@ from mer_r1.model.shared_prefix.continuation import Branches
 
 _OPENED = re.compile(r"\s*<think>\s*", re.IGNORECASE)
 _CLOSING = re.compile(r"\s*<think>\s*<", re.IGNORECASE)
+_FOLLOWER: ContextVar[Callable[[list[int]], object] | None] = ContextVar("follower", default=None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,16 @@ class Sampling:
             raise ValueError(f"expected top_p above 0 and at most 1, min_p from 0 to 1, top_k from 0; got {given}")
 
 
+@contextmanager
+def followed(tell: Callable[[list[int]], object]) -> Iterator[None]:
+    """While it lasts, each step of `decode` in this thread calls `tell` with the sampled tokens, one per row."""
+    before = _FOLLOWER.set(tell)
+    try:
+        yield
+    finally:
+        _FOLLOWER.reset(before)
+
+
 def decode(
     omni: Omni, model: Any, hidden: Tensor, branches: Branches, sampling: Sampling
 ) -> tuple[list[list[int]], list[list[float]], Tensor]:
@@ -79,6 +93,7 @@ def decode(
     openings = Openings(omni.tokenizer, len(hidden)) if omni.settings.must_reason else None
     done = torch.zeros(len(hidden), dtype=torch.bool, device=model.device)
     states, drawn, scored = [], [], []
+    tell = _FOLLOWER.get()
     for step in range(sampling.max_new_tokens):
         states.append(hidden)
         logits = lm_head(model, hidden)
@@ -87,6 +102,8 @@ def decode(
         drawn.append(token.masked_fill(done, omni.tokenizer.pad_token_id))
         if openings:
             openings.add(drawn[-1])
+        if tell:
+            tell(drawn[-1].tolist())
         scored.append(logp)
         done = done | torch.isin(token, eos)
         if bool(done.all()) or step + 1 == sampling.max_new_tokens:

@@ -1,0 +1,212 @@
+"""The page without a browser: what is asked, shown, refused, and left behind."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import tiny_omni
+
+from mer_r1.app import page, serve
+from mer_r1.app.ask import Answers, Asked, InProcess, refuse_long
+from mer_r1.app.show import answers_html, wheels_html
+from mer_r1.app.wheel_picture import FAINTEST, wheel_picture
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
+from mer_r1.emotions.thinking import format_completion
+from mer_r1.emotions.wheels import builtin
+from mer_r1.errors import UserError
+from mer_r1.evaluation.records import Record, read_records, rescore
+from mer_r1.model.generation import Sampling, decode, followed
+
+SCENE = page.SCENES / "test-000004.mp4"
+EVIL = "a<b onclick=x>c"
+
+
+def record(mode: str, words: list[str], confidence: dict | None = None, reasoning: str = "A smile.") -> Record:
+    text = format_completion(reasoning if mode == "slow" else "", words)
+    return rescore([Record("a", mode, text, confidence=confidence or {}, tokens=7)], builtin())[0]
+
+
+def done(**changes) -> Answers:
+    records = {"fast": record("fast", ["happy"]), "slow": record("slow", ["sad", "zzqx"])}
+    return Answers({}, records, finished=True, **changes)
+
+
+class Known:
+    """A source with these answers."""
+
+    name = "known"
+
+    def __init__(self, *states: Answers) -> None:
+        self.states = states
+
+    def ask(self, clip: Clip):
+        yield from self.states
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_omni().save(folder)
+    return InProcess(str(folder), builtin(), Sampling(24, 1.0, seed=1), None, {})
+
+
+def settings(source, folder: Path, **more) -> page.Settings:
+    return page.Settings(source, builtin(), folder, **more)
+
+
+def test_every_sampled_token_is_told_before_the_answer_is_whole(tiny):
+    states = list(tiny.ask(Clip("a", SCENE, None, "Hello.")))
+    assert states[-1].finished
+    assert states[-1].problem is None
+    assert list(states[-1].records) == ["fast", "slow"]
+    for mode, found in states[-1].records.items():
+        texts = [state.texts.get(mode, "") for state in states]
+        grown = list(dict.fromkeys(filter(None, texts)))
+        assert grown[-1] == found.completion
+        assert all(found.completion.startswith(text) for text in grown[:-1] if "\ufffd" not in text)
+
+
+def test_the_follower_sees_what_decode_returns_and_is_gone_afterwards(monkeypatch):
+    omni = tiny_omni()
+    seen: list[list[int]] = []
+    hidden = torch.zeros(1, omni.model.config.get_text_config().hidden_size)
+
+    class Branches:
+        def run(self, ids, real):
+            return torch.zeros(1, 1, hidden.shape[1])
+
+    with followed(seen.append):
+        ids, *_ = decode(omni, omni.model, hidden, Branches(), Sampling(5, 1.0, seed=0))
+    assert [row[0] for row in seen] == ids[0]
+    decode(omni, omni.model, hidden, Branches(), Sampling(5, 1.0, seed=0))
+    assert len(seen) == len(ids[0])
+
+
+def test_the_effect_of_the_reasoning_is_measured_on_the_same_answer():
+    from mer_r1.weights import POLICY
+
+    source = InProcess(POLICY, builtin(), Sampling(96, 0.0), None, {})
+    scene = read_manifest(page.SCENES / "manifest.jsonl")[-1]
+    last = list(source.ask(scene))[-1]
+    slow = last.records["slow"]
+    assert slow.labels
+    changed = 0
+    for wheel, sectors in slow.confidence.items():
+        for sector, value in sectors.items():
+            assert last.effect[wheel][sector][0] == pytest.approx(value, abs=2e-4)  # as the record has it
+            changed += abs(last.effect[wheel][sector][1] - value) > 0.01
+    assert changed > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"no film at all", "no readable video or sound in it"), (b"", "empty"), (SCENE.read_bytes()[:900], "")],
+)
+def test_a_broken_file_becomes_one_line_without_its_folder(tiny, tmp_path, content, said):
+    file = tmp_path / "my clip.mp4"
+    file.write_bytes(content)
+    states = list(page.answered(settings(tiny, tmp_path), str(file), None, ""))
+    assert states[-1].problem.startswith("my clip.mp4: ")
+    assert said in states[-1].problem
+    assert str(tmp_path) not in states[-1].problem
+    assert states[-1].problem in answers_html(states[-1], builtin()).replace("&#39;", "'")
+    assert wheels_html(states[-1], builtin()) == ""
+
+
+def test_nothing_and_too_much_are_refused_before_the_model_is_asked(tmp_path):
+    source = Known()
+    (state,) = page.answered(settings(source, tmp_path), None, None, "  ")
+    assert "nothing to ask about" in state.problem
+    (state,) = page.answered(settings(source, tmp_path, most_seconds=1.5), str(SCENE), None, "")
+    assert re.fullmatch(r"test-000004\.mp4: lasts \d s, and this page takes at most 2 s", state.problem)
+    with pytest.raises(UserError, match="lasts"):
+        refuse_long(Clip("a", None, SCENE), 1.0)
+
+
+def test_a_failure_of_the_model_ends_the_question(tiny, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory at 0x7f")
+
+    monkeypatch.setattr(tiny, "_predict", fail)
+    (state,) = tiny.ask(Clip("a", SCENE))
+    assert state.finished
+    assert state.problem == "the model failed (RuntimeError): see the program's output"
+
+
+def test_records_are_kept_only_if_asked(tmp_path):
+    list(page.answered(settings(Known(done()), tmp_path), None, None, "Hello."))
+    assert list(tmp_path.iterdir()) == []
+    kept = settings(Known(done()), tmp_path, keep=tmp_path / "kept")
+    list(page.answered(kept, None, None, "Hello."))
+    assert [found.mode for found in read_records(tmp_path / "kept" / "records.jsonl")] == ["fast", "slow"]
+    file = Path(page._file(done(), tmp_path))
+    assert json.loads(file.read_text())["records"][1]["labels"] == ["sad", "zzqx"]
+
+
+def test_what_a_model_says_is_shown_as_text():
+    states = done(problem=None)
+    records = {"slow": record("slow", ["sad", EVIL], reasoning=EVIL), "fast": record("fast", [EVIL])}
+    text = answers_html(Answers({}, records, finished=True), builtin(), [EVIL])
+    assert EVIL not in text
+    assert "a&lt;b onclick" in text
+    assert EVIL not in answers_html(Answers({"slow": EVIL}), builtin())
+    assert EVIL not in answers_html(Answers(problem=EVIL, finished=True), builtin())
+    assert "no wheel knows this word" in answers_html(states, builtin())
+
+
+def test_gold_is_shown_after_both_answers_only():
+    half = Answers({"slow": "<think> The"}, {"fast": record("fast", ["happy"])})
+    assert "joyful" not in answers_html(half, builtin(), ["joyful"])
+    assert "joyful" in answers_html(done(), builtin(), ["joyful"])
+
+
+def test_the_tables_show_both_probabilities_and_their_difference():
+    effect = {w.name: dict.fromkeys(builtin().sectors(w), (0.0, 0.004)) for w in builtin().wheels}
+    effect["shaver"] |= {"sadness": (0.75, 0.5), "joy": (0.1, 0.349)}
+    text = wheels_html(done(effect=effect), builtin())
+    shaver = text[text.index("Shaver") : text.index("Russell")]
+    cells = re.findall(r"<td>(.*?)</td>", shaver)
+    assert cells == ["0.10", "0.35", "−0.25", "0.75", "0.50", "+0.25"]
+    assert "4 others below 0.01" in shaver
+
+
+def test_a_wheel_marks_what_is_named_and_how_likely_it_is():
+    sectors = builtin().sectors("shaver")
+    sure = {"shaver": dict.fromkeys(sectors, 0.0) | {"sadness": 1.0}}
+    drawing = str(wheel_picture("shaver", sectors, {"slow": record("slow", ["sad"], sure)}, ["joy"]))
+    assert drawing.count('class="here"') == 1
+    assert drawing.count('class="goldarc"') == 1
+    assert 'aria-label="Wheel shaver: slow names sadness; gold joy"' in drawing
+    opacities = re.findall(r'fill-opacity="([\d.]+)" class="sector slow(?: named)?"', drawing)
+    assert opacities == [f"{1.0 if sector == 'sadness' else FAINTEST:.1f}" for sector in sectors]
+
+
+def test_a_model_behind_a_server_gives_whole_answers():
+    class Model:
+        name = "served"
+
+        def answer(self, clips, modes):
+            yield record(modes[0].value, ["happy"])
+
+    states = list(Asked(Model()).ask(Clip("a", SCENE)))
+    assert [len(state.records) for state in states] == [1, 2, 2]
+    assert "gives no probabilities" in wheels_html(states[-1], builtin())
+
+
+def test_the_scenes_are_complete_and_of_the_test_split():
+    clips = list(page.scenes().values())
+    assert len(clips) == 4
+    assert all(clip.video.is_file() and clip.subtitle and clip.labels and clip.split == "test" for clip in clips)
+
+
+def test_temporary_files_are_removed_and_nothing_is_reported():
+    with serve.without_traces() as folder:
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+        (folder / "deep").mkdir()
+        (folder / "deep" / "clip.mp4").write_bytes(b"x")
+    assert not folder.exists()
