@@ -177,7 +177,7 @@ ALL = [module for modules in EXTRAS.values() for module in modules]
 @pytest.mark.parametrize(
     ("modules", "words", "module", "extra"),
     [
-        (ALL, ["predict", "a.mp4", "--model", "m"], "torch", "predict"),
+        (ALL, ["predict", "HERE/t.csv", "--model", "m"], "torch", "predict"),
         (ALL, ["rl", "output_dir=o"], "torch", "train"),
         (["trl"], ["rl", "output_dir=o", "use_cpu=true", "bf16=false"], "trl", "train"),
         (ALL, ["scenes", "--out", "HERE/s", "--num-clips", "2"], "numba", "scenes"),
@@ -195,6 +195,7 @@ ALL = [module for modules in EXTRAS.values() for module in modules]
 )
 def test_a_missing_extra_is_named_in_one_line(tmp_path, modules, words, module, extra):
     (tmp_path / "p.jsonl").write_text('{"id": "a", "completion": "She is sad."}\n')
+    (tmp_path / "t.csv").write_text("path,words\n,Oh no.\n")  # files are checked before a model is looked for
     done = without(tmp_path, modules, *(word.replace("HERE", str(tmp_path)) for word in words))
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr

@@ -7,14 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_world import media
+from tiny_world import media, some_prompts
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
 from mer_r1.errors import UserError
+from mer_r1.model.generation import Sampling
 from mer_r1.model.prompts import media_tensors
+from mer_r1.rl.rollout import rollout
 from mer_r1.training import plan
 from mer_r1.training.plan import GPUS, Job
 from mer_r1.training.shapes import SHAPES, from_config, shape_of
@@ -253,3 +255,54 @@ def test_a_configuration_that_lacks_a_size_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"text_config": {}}', encoding="utf-8")
     with pytest.raises(UserError, match=r"config\.json: cannot read a thinker's sizes"):
         shape_of(str(tmp_path))
+
+
+# --- answering --------------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_answers_by_hand_for_the_7b():
+    job = Job("predict", 1, prompt=1500, completion=300, patches=4800)
+    parts = plan.answer_memory(SEVEN, "bf16", 1, job)
+    assert parts["language model"] == 2 * SEVEN.text.parameters
+    assert parts["KV cache"] == 2 * 2 * 28 * 4 * 128 * 1800, "keys and values of 28 layers, 4 heads of 128, in bf16"
+    assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
+    four = plan.answer_memory(SEVEN, "4bit", 1, job)
+    matrices = 28 * SEVEN.text.layer_matrices
+    assert parts["language model"] - four["language model"] == pytest.approx(matrices * (2 - 0.51587), rel=1e-5)
+    assert four["total"] < parts["total"] < plan.answer_memory(SEVEN, "fp32", 1, job)["total"]
+    assert plan.answer_memory(SEVEN, "bf16", 8, job)["KV cache"] == 8 * parts["KV cache"]
+
+
+def test_memory_of_answers_is_what_the_tiny_model_takes(taught, taught_folder):
+    """Weights to the byte; the peak of the tensors while it answers within the parts that are estimates."""
+    from torch.profiler import ProfilerActivity, profile
+
+    shape = shape_of(str(taught_folder))
+    prompts = some_prompts(taught)[:2]
+    length = max(len(prompt.input_ids) for prompt in prompts)
+    job = Job("predict", 1, prompt=length, completion=24, patches=0)
+    parts = plan.answer_memory(shape, "fp32", 2, job)
+    assert parts["language model"] + parts["towers"] == 4 * count(taught.model)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        rollout(taught, prompts, 1, Sampling(24, 0.0))
+    now = peak = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    computed = parts["KV cache"] + parts["activations"]
+    assert 0.5 * peak < computed < 4 * peak, (peak, parts)
+
+
+def test_the_command_shows_what_fits():
+    done = CliRunner().invoke(app, ["plan", "predict", "--gpu", "rtx4090"], env={"COLUMNS": "120"})
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        [name, precision] for name in ("Qwen2.5-Omni-3B", "Qwen2.5-Omni-7B") for precision in ("fp32", "bf16", "4bit")
+    ]
+    fits = {(row[0][-2:], row[1]): row[8] for row in rows}
+    assert fits["7B", "4bit"] == "yes"
+    assert fits["7B", "fp32"] == "no"
+    done = CliRunner().invoke(app, ["plan"])
+    assert isinstance(done.exception, UserError)

@@ -86,6 +86,9 @@ EXTRAS = {
     "train": ("trl", "datasets", "tensorboard"),
     "llm": ("openai",),
     "scenes": ("anny", "espeakng_loader", "numba", "scipy", "matplotlib"),
+    "speech": ("silero_vad", "pocketsphinx"),
+    "whisper": ("faster_whisper",),
+    "4bit": ("bitsandbytes",),
     "vllm": ("vllm",),
     "app": ("gradio",),
 }

@@ -8,14 +8,14 @@ from rich.table import Table
 from mer_r1.cli.app import AsJson, app, console, print_json, say
 from mer_r1.cli.options import PASS_ON, RECIPE
 from mer_r1.errors import UserError
-from mer_r1.training.plan import GPUS, Job, as_dict
-from mer_r1.training.shapes import shape_of
+from mer_r1.training.plan import GB, GPUS, MARGIN, PRECISIONS, Job, answer_memory, as_dict
+from mer_r1.training.shapes import SHAPES, Shape, shape_of
 
 
 @app.command(context_settings=PASS_ON)
 def plan(
     context: typer.Context,
-    config: Annotated[str, RECIPE],
+    config: Annotated[str | None, RECIPE] = None,
     stage: Annotated[
         str | None, typer.Option(help="sft or rl, for a recipe with both; taken from the recipe if not given.")
     ] = None,
@@ -37,10 +37,18 @@ def plan(
 ) -> None:
     """Compute FLOPs, memory per GPU and time of a run, and whether it fits. Loads no weights.
 
-    Set fields of the recipe as key=value.
+    Set fields of the recipe as key=value. `mer-r1 plan predict` shows the memory of answering instead, per model and
+    precision.
     """
     if gpu not in GPUS:
         raise UserError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
+    if context.args == ["predict"] and config is None:
+        models = [shape_of(shape)] if shape else [SHAPES[name] for name in sorted(SHAPES)]
+        lengths = {"prompt": prompt, "completion": completion}
+        _show_answering(models, Job("predict", 1, **lengths, patches=4.0 * video_tokens), gpu, as_json)
+        return
+    if config is None:
+        raise UserError("expected --config RECIPE, or: mer-r1 plan predict")
     recipe, kind = _recipe(config, stage, context.args)
     model = shape_of(shape or recipe.model or "")
     sizes = {"prompt": prompt, "completion": completion, "mel_frames": seconds * model.mels_per_second}
@@ -51,6 +59,30 @@ def plan(
         print_json(costs)
     else:
         _show(costs, gpu)
+
+
+def _show_answering(models: list[Shape], job: Job, gpu: str, as_json: bool) -> None:
+    """The memory that answers take, one clip at a time and eight (the default of predict)."""
+    rows = [
+        {"model": model.name, "precision": precision}
+        | {f"clips_{batch}": answer_memory(model, precision, batch, job) for batch in (1, 8)}
+        for model in models
+        for precision in PRECISIONS
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    size = GPUS[gpu].memory
+    say(f"prompts of {job.prompt:.0f} tokens, completions of {job.completion:.0f}: computed, not measured")
+    table = Table("model", "precision", "weights", "1 clip", "8 clips", f"fits {gpu} ({size / GB:.0f} GB)", box=None)
+    for row in rows:
+        one, eight = row["clips_1"], row["clips_8"]
+        most = 8 if eight["total"] <= MARGIN * size else 1 if one["total"] <= MARGIN * size else 0
+        weights = one["language model"] + one["towers"]
+        told = {8: "yes", 1: "with --batch-size 1", 0: "no"}[most]
+        numbers = (f"{value / GB:.1f} GB" for value in (weights, one["total"], eight["total"]))
+        table.add_row(str(row["model"]), str(row["precision"]), *numbers, told)
+    console.print(table)
 
 
 def _recipe(config: str, stage: str | None, overrides: list[str]) -> tuple[Any, str]:

@@ -19,6 +19,11 @@ ADAM_BYTES = 8
 """Two moments in float32, per trained weight."""
 CUDA_BYTES = 2.5 * GB
 """Memory of a process beside its tensors: context, kernels, communication buffers (estimate)."""
+ANSWER_CUDA_BYTES = 1.0 * GB
+"""The same of a process that only answers (estimate)."""
+PRECISIONS = ("fp32", "bf16", "4bit")
+FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in NF4: half a byte, a byte per 64 weights, and a float32 per 256 of these."""
 MARGIN = 0.92
 """Share of a GPU's memory that is usable despite fragmentation (estimate)."""
 
@@ -182,6 +187,30 @@ def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
     busy = {"activations": activations(shape, job), "logits": 3 * 4.0 * 256 * text.vocabulary}
     parts |= busy if sum(busy.values()) > cache else {"KV cache": cache}
     parts["CUDA"] = CUDA_BYTES
+    return {**parts, "total": sum(parts.values())}
+
+
+def answer_memory(shape: Shape, precision: str, batch: int, job: Job) -> dict[str, float]:
+    """Peak bytes of answering `batch` clips at a time by part; "total" is what must fit.
+
+    Args:
+        shape: the model.
+        precision: of `PRECISIONS`.
+        batch: clips whose completions are sampled together; the towers see one clip at a time.
+        job: lengths of prompt and completion, patches; the rest is not looked at.
+    """
+    text, size = shape.text, 4.0 if precision == "fp32" else 2.0
+    matrices = float(text.layers * text.layer_matrices)
+    held = matrices * (FOUR_BIT_BYTES if precision == "4bit" else size)
+    parts = {"language model": held + size * (text.parameters - matrices), "towers": size * shape.tower_parameters}
+    asked = replace(job, micro=batch, accumulation=1, group=1)
+    parts["KV cache"] = kv_cache(shape, asked) * size / 2
+    keys, tokens = text.kv_heads * text.head_size, batch * job.prompt
+    prefill = size * tokens * (10 * text.hidden + 2 * keys + 4 * text.intermediate)
+    frames = size * job.patches * (10 * shape.vision.hidden + 4 * shape.vision.intermediate)
+    logits = 5 * 4.0 * batch * text.vocabulary  # raw, scaled, log-probabilities, allowed ones, and one more to sort
+    parts["activations"] = max(prefill, frames, logits)
+    parts["CUDA"] = ANSWER_CUDA_BYTES
     return {**parts, "total": sum(parts.values())}
 
 

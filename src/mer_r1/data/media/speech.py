@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ class Transcriber:
 
 
 def equal_sections(path: Path, seconds: float) -> list[Section]:
-    """Sections of equal length; a rest below a quarter of it belongs to the last one, unless it is the only one."""
+    """Sections of equal length; a rest below a quarter of it belongs to the last one."""
     total = media_seconds(path)
     starts = np.arange(0.0, max(total - 0.25 * seconds, 0.001), seconds).tolist()
-    return [(start, min(start + seconds, total)) for start in starts]
+    return list(pairwise([*starts, total]))
 
 
 def speech_sections(path: Path, longest: float, told: Told | None = None) -> list[Section]:

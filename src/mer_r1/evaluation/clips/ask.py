@@ -44,10 +44,10 @@ class Asked:
 
     @property
     def notes(self) -> list[str]:
-        """What every record of it has to say about its words."""
-        if not self.clip.subtitle.strip():
-            return [NO_WORDS]
-        return [BY_MACHINE.format(self.words_by)] if self.words_by else []
+        """What every record of it has to say beside the notes of the media layer: what is not there, whose words."""
+        told = [] if self.clip.video else ["no picture"] if self.clip.audio else ["no picture", "no sound"]
+        told += [BY_MACHINE.format(self.words_by)] if self.words_by else []
+        return told if self.clip.subtitle.strip() else [*told, NO_WORDS]
 
 
 @dataclass(frozen=True)

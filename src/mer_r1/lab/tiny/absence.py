@@ -1,0 +1,100 @@
+"""Count what a policy says of a channel that a clip lacks: words, sound or picture taken away from generated clips.
+
+    python -m mer_r1.lab.tiny.absence runs/demo/scenes/manifest.jsonl --num-clips 50
+
+For each channel: clips whose records say that it is missing, reasonings that speak of it all the same, and mean F1.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import av
+
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
+from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import builtin
+from mer_r1.evaluation.answerers.checkpoint import Checkpoint
+from mer_r1.evaluation.clips.ask import NO_WORDS, ask_clips, with_words
+from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.weights import POLICY
+
+NOTES = {"words": NO_WORDS, "sound": "no sound", "picture": "no picture"}
+"""Channel -> the note of a record whose clip lacks it."""
+_TALK = {
+    "picture": r"face|smile|smirk|grin|sneer|brows?|eyes?|eyelids|lips?|mouth|nose|jaw|teeth|cheeks?|head|nod|gaze|look"
+    r"|tears|see|seen|picture|frown",
+    "sound": r"voice|tone|toneless|hear|sound|speech|pitch|volume|breath|sighs|pauses|hushed",
+    "words": r"words|subtitle|joke|story|talk|insult|complaint|threat|warning|apology|thanks|plan|memory|question"
+    r"|phrase|failure|news",
+}
+_MENTIONS = {channel: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for channel, words in _TALK.items()}
+
+
+def speaks_of(reasoning: str) -> set[str]:
+    """Channels that a reasoning in the style of the generated scenes speaks of.
+
+    >>> sorted(speaks_of("I see a wide smile. The words do not fit the face. So sad."))
+    ['picture', 'words']
+    """
+    return {channel for channel, found in _MENTIONS.items() if found.search(reasoning)}
+
+
+def without(clip: Clip, channel: str, folder: Path) -> Clip:
+    """A clip without one channel: no subtitle, or its video file without one of its tracks, rewritten in `folder`."""
+    if channel == "words":
+        return replace(clip, subtitle="")
+    assert clip.video is not None
+    path = folder / f"{clip.id}.{channel}.mkv"
+    with av.open(str(clip.video)) as source, av.open(str(path), "w") as copy:
+        kept = source.streams.video[0] if channel == "sound" else source.streams.audio[0]
+        track = copy.add_stream_from_template(kept)
+        for packet in source.demux(kept):
+            if packet.dts is not None:
+                packet.stream = track
+                copy.mux(packet)
+    return replace(clip, video=path)
+
+
+def count(model: str, clips: Sequence[Clip], channels: Iterable[str] = NOTES) -> dict[str, dict[str, Any]]:
+    """Channel that was taken away ("nothing" first) -> counts over the clips and mean F1 of both modes."""
+    taxonomy, found = builtin(), {}
+    answerer = Checkpoint(model, taxonomy, Decoding(max_tokens=96), batch_size=25)
+    with tempfile.TemporaryDirectory() as folder:
+        for channel in ("nothing", *channels):
+            asked = clips if channel == "nothing" else [without(clip, channel, Path(folder)) for clip in clips]
+            answers = list(ask_clips(answerer, with_words(asked, 30.0), list(ThinkingMode)))
+            slow, fast = zip(*(one.records for one in answers), strict=True)
+            said = [NOTES.get(channel) in record.notes for record in slow + fast]
+            row: dict[str, Any] = {"clips": len(clips), "records that say it": sum(said), "records": len(said)}
+            talking = [record.reasoning for record in slow if channel in speaks_of(record.reasoning)]
+            row |= {"reasoning speaks of it": len(talking), "such as": talking[:2]}
+            scores = {"slow F1": slow, "fast F1": fast}
+            found[channel] = row | {
+                name: round(fmean(record.scores["f1"] for record in records if record.scores), 3)
+                for name, records in scores.items()
+            }
+    return found
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--model", default=POLICY)
+    parser.add_argument("--num-clips", type=int, default=50)
+    given = parser.parse_args()
+    clips = read_manifest(given.manifest, splits=["test"])[: given.num_clips]
+    for channel, row in count(given.model, clips).items():
+        sys.stdout.write(f"without {channel}: {json.dumps(row)}\n")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,75 @@
+"""Speech in real recordings: where somebody talks, and what is said, by the packages' own models."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from media_samples import write_media
+from recordings import installed
+
+from mer_r1.data.clip import Clip
+from mer_r1.data.media import speech as module
+from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.read import read_media
+from mer_r1.data.media.speech import equal_sections, speech_sections, transcriber
+from mer_r1.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
+    """1 s of silence, "It was the best of times, it was the worst of times", 1.5 s of silence, the same again."""
+    said = read_media(None, installed("moonshine_voice", "assets", "two_cities.wav"), section=(1.2, 4.7)).waveform
+    rests = np.zeros(16000, np.float32), np.zeros(24000, np.float32)
+    path = tmp_path_factory.mktemp("talk") / "talk.wav"
+    return write_media(path, sound=np.concatenate([rests[0], said, rests[1], said])[None], audio_codec="pcm_s16le")
+
+
+def test_utterances_are_found_where_somebody_talks(talk, monkeypatch):
+    pytest.importorskip("silero_vad", reason="silero-vad (extra speech) is not installed")
+    monkeypatch.setattr(module, "PIECE_SECONDS", 3.0)  # the first utterance lies in two pieces
+    threads, told = torch.get_num_threads(), []
+    sections = speech_sections(talk, 30.0, told.append)
+    assert [(round(start), round(end)) for start, end in sections] in ([(1, 4), (6, 10)], [(1, 5), (6, 10)])
+    assert told[-1] == 1.0
+    assert torch.get_num_threads() == threads, "the library's setting is taken back"
+    short = speech_sections(talk, 2.0)
+    assert len(short) > 2
+    assert max(end - start for start, end in short) <= 2.1
+
+
+def test_words_are_written_down_and_the_program_is_named(talk):
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx (extra speech) is not installed")
+    listener = transcriber("pocketsphinx")
+    assert listener.name.startswith("PocketSphinx 5")
+    words = listener.words_of(Clip("a", talk, section=(1.0, 4.6)), MediaLimits(max_seconds=30))
+    assert "the worst of times" in words
+    assert listener.words_of(Clip("a", talk, section=(0.0, 0.9)), MediaLimits()) == "", "silence is not listened to"
+    assert listener.words_of(Clip("a"), MediaLimits()) == ""
+
+
+def test_without_the_packages_the_extra_is_named(monkeypatch, talk):
+    for package in ("silero_vad", "pocketsphinx", "faster_whisper"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(UserError, match="extra speech"):
+        speech_sections(talk, 30)
+    for name in (None, "pocketsphinx", "small"):
+        with pytest.raises(UserError, match="extra"):
+            transcriber(name)
+
+
+def test_a_model_that_is_not_here_is_one_line(tmp_path):
+    pytest.importorskip("faster_whisper", reason="faster-whisper (extra whisper) is not installed")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        transcriber(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(4.0, [4.0, 4.0, 2.0]), (6.0, [6.0, 4.0]), (9.0, [10.0]), (60.0, [10.0])]
+)
+def test_equal_sections_by_hand(monkeypatch, seconds, expected):
+    monkeypatch.setattr(module, "media_seconds", lambda path: 10.0)
+    sections = equal_sections("a", seconds)
+    assert [end - start for start, end in sections] == expected
+    assert (sections[0][0], sections[-1][1]) == (0.0, 10.0)
+    assert all(one[1] == other[0] for one, other in pairwise(sections))
