@@ -31,6 +31,8 @@ POLL_SECONDS = 0.5
 CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
 ANSWERS, TEMPERATURE, TOP_K = 4, 0.9, 50
 """Sampled answers per test clip, and how they are sampled (as in the authors' fork)."""
+ORACLE_F1 = 0.80
+"""Of an observer who sees every cue of a scene; `python -m mer_r1.lab.scenes.story.oracle` computes it."""
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
 """(title, total) -> a progress bar, and the callback that advances it."""
 
@@ -204,6 +206,7 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
         "manifest": str(manifest.relative_to(out)),
         "conditions": {name: f"eval/rl-{channel}-exchanged/records.jsonl" for name, channel in CONDITIONS.items()},
         "seed": seed,
+        "oracle": ORACLE_F1,
         "settings": run.state["settings"],
         "seconds": run.state["seconds"],
         "versions": versions(),

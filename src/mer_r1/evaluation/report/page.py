@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,18 @@ from markupsafe import Markup
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import DASH, Interval, number_text
-from mer_r1.evaluation.records import SCORE_NAMES
-from mer_r1.evaluation.report import figures, showcase
+from mer_r1.evaluation.records import SCORE_NAMES, Record
+from mer_r1.evaluation.report import all_records, figures, showcase
 from mer_r1.evaluation.report.run_folder import Stage, read_clips, read_part, read_run, read_stages, seed_of, wheels_of
 from mer_r1.evaluation.summary import Difference, compare
 
 REPORT_FILE = "report.html"
+MOST_CONSTANT_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,14 @@ def contents(run_dir: Path) -> dict[str, Any]:
         "picture": figures.precision_recall(results),
         "confidence": _confidence(judged),
         "cards": _cards(judged, clips, taxonomy),
+        "judge": partial(showcase.judge, taxonomy=taxonomy),
+        "example": _example(judged, clips, taxonomy),
+        "constant": _constant(judged, taxonomy),
+        "oracle": run["oracle"] if isinstance(run.get("oracle"), int | float) else None,
+        "browser": all_records.browse([(stage.title, stage.records) for stage in judged], taxonomy),
         "clips_problem": clips_problem,
         "settings": list(_flat(run.get("settings"))),
+        "recipes": [(stage.title, rows) for stage in stages if (rows := list(_flat(_given(stage.recipe))))],
         "versions": list(_flat(run.get("versions"))),
     }
 
@@ -206,6 +215,44 @@ def _cards(
         for name, records in groups
         if records
     ]
+
+
+def _example(
+    judged: Sequence[Stage], clips: Mapping[str, Clip], taxonomy: Taxonomy
+) -> tuple[showcase.Card, str | None, list[Record]] | None:
+    """A typical clip, its film, and its records at the last stage, fast before slow."""
+    record = showcase.typical(judged[-1].records) if judged else None
+    if record is None:
+        return None
+    found = {other.mode: other for other in judged[-1].records if other.id == record.id and other.draw == 0}
+    both = [found[mode] for mode in ("fast", "slow") if mode in found]
+    card = showcase.card(record, [], clips.get(record.id), taxonomy)
+    return card, showcase.film(clips.get(record.id)), both
+
+
+def _constant(judged: Sequence[Stage], taxonomy: Taxonomy) -> tuple[str, float] | None:
+    """The best constant answer to the last stage's clips: words are added as long as the mean F1 rises."""
+    gold = {record.id: record.gold for record in judged[-1].records if record.scores and record.gold} if judged else {}
+    # Words of equal sectors are equal answers.
+    words = {tuple(taxonomy.sector(w, wheel.name) for wheel in taxonomy.wheels): w for ws in gold.values() for w in ws}
+    answer: list[str] = []
+    best = 0.0
+    while True:
+        tried = [(_mean_f1([*answer, word], gold.values(), taxonomy), word) for word in sorted(words.values())]
+        f1, word = max(tried, default=(0.0, ""))
+        if f1 <= best + 1e-9 or len(answer) == MOST_CONSTANT_WORDS:
+            return (", ".join(answer), best) if answer else None
+        best, answer = f1, [*answer, word]
+
+
+def _mean_f1(answer: Sequence[str], gold: Iterable[Sequence[str]], taxonomy: Taxonomy) -> float:
+    scores = [found.f1 for words in gold if (found := wheel_scores(words, answer, taxonomy)) is not None]
+    return math.fsum(scores) / max(len(scores), 1)
+
+
+def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stage that are set to anything."""
+    return {name: value for name, value in recipe.items() if value not in (None, False, "", [], {})}
 
 
 def _facts(run: Mapping[str, Any], judged: Sequence[Stage]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.claim import read_signed
 from mer_r1.data.clip import Clip, path_problem
 from mer_r1.data.jsonl import read_object
 from mer_r1.data.manifest import read_manifest
@@ -14,7 +15,7 @@ from mer_r1.evaluation.records import Record, read_records
 from mer_r1.evaluation.report import curves
 from mer_r1.evaluation.summary import Summary, summarise, with_gold
 
-RUN_FILE = "run.json"
+RUN_FILE, RECIPE_FILE = "run.json", "training.json"
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Stage:
     other_panels: list[curves.Panel] = field(default_factory=list)
     log_problem: str = ""
     seconds: float | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(run_dir: Path) -> tuple[dict[str, Any], str]:
@@ -76,7 +78,9 @@ def _read_stage(
     try:
         if not entry.get("logs"):
             raise UserError("none is named in run.json")
-        stage.panels, stage.other_panels = curves.panels(curves.read_log(_inside(run_dir, str(entry["logs"]))))
+        log = _inside(run_dir, str(entry["logs"]))
+        stage.recipe = read_signed(log.parent / RECIPE_FILE).get("run", {})
+        stage.panels, stage.other_panels = curves.panels(curves.read_log(log))
     except UserError as error:
         stage.log_problem = f"No training log: {_relative(error, run_dir)}."
     seconds = run.get("seconds")

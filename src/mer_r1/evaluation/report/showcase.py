@@ -1,6 +1,7 @@
-"""The clips on the page: where slow thinking scores best and worst, with all that is needed to judge the answers.
+"""Clips on the page: a typical one, the best and the worst of slow thinking, with all that is needed to judge them.
 
-The choice is not hand-picked: the highest and the lowest F1 of slow thinking at the last stage, ties by id.
+The choice is not hand-picked: the typical clip is the one whose F1 of slow thinking at the last stage is nearest to the
+mean, the others have the highest and the lowest; ties by id.
 """
 
 import math
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mer_r1.data.clip import Clip
-from mer_r1.data.media.container import MediaLimits
-from mer_r1.data.media.encode import JPEG_TYPE, WAV_TYPE, data_url, jpeg, wav
+from mer_r1.data.media.container import DECODING_ERRORS, MediaLimits, open_container
+from mer_r1.data.media.encode import JPEG_TYPE, MP4_TYPE, WAV_TYPE, data_url, jpeg, mp4, wav
 from mer_r1.data.media.read import Media, read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
@@ -20,6 +21,9 @@ from mer_r1.evaluation.records import Record
 FRAMES = 4
 JPEG_QUALITY = 82
 _LIMITS = MediaLimits(max_frames=FRAMES, max_side=224, max_seconds=15.0)
+_FILM = MediaLimits(max_frames=90, fps=8.0, max_side=320, max_seconds=15.0)
+_FILM_BYTES = 600_000
+"""Largest file that is embedded as it is."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,29 @@ def pick(records: Iterable[Record], count: int = 4) -> tuple[list[Record], list[
     chosen = {record.id for _, record in best}
     worst_first = sorted(scored, key=lambda pair: (pair[0], pair[1].id))
     return [record for _, record in best], [record for _, record in worst_first if record.id not in chosen][:count]
+
+
+def typical(records: Iterable[Record]) -> Record | None:
+    """The slow record whose F1 is nearest to the mean; None without a scored one."""
+    scored = [r for r in records if r.mode == ThinkingMode.SLOW and r.scores and r.error is None]
+    mean = math.fsum(r.scores["f1"] for r in scored if r.scores) / max(len(scored), 1)
+    return min(scored, key=lambda r: (abs((r.scores or {"f1": 0})["f1"] - mean), r.id), default=None)
+
+
+def film(clip: Clip | None) -> str | None:
+    """A clip's video as a data URL that browsers play: the file itself if it is small and H.264, else without sound."""
+    if clip is None or clip.video is None:
+        return None
+    try:
+        if clip.audio is None and clip.video.stat().st_size <= _FILM_BYTES:
+            with open_container(clip.video, _FILM.max_pixels) as file:
+                tracks = [(track.type, track.codec_context and track.codec_context.name) for track in file.streams]
+                if "mp4" in file.format.name and {*tracks} <= {("video", "h264"), ("audio", "aac")}:
+                    return data_url(MP4_TYPE, clip.video.read_bytes())
+        media = read_media(clip.video, None, _FILM)
+        return None if media.frames is None else data_url(MP4_TYPE, mp4(media.frames, media.fps or 1.0))
+    except (UserError, *DECODING_ERRORS):
+        return None
 
 
 def card(record: Record, stages: Sequence[tuple[str, Sequence[Record]]], clip: Clip | None, taxonomy: Taxonomy) -> Card:
