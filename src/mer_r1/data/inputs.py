@@ -85,11 +85,7 @@ def cues_of(clip: Clip) -> list[Cue]:
 def _clips_of(name: str) -> Iterator[Clip]:
     path = Path(name)
     if path.is_dir():
-        inside = [Path(folder, file) for folder, _, files in sorted(os.walk(path)) for file in sorted(files)]
-        media = [file for file in inside if file.suffix.lower() in MEDIA_ENDINGS and not file.name.startswith(".")]
-        if not media:
-            raise UserError(f"{printable(name)}: no media file in this folder, expected one of .mp4, .wav ...")
-        yield from (Clip(str(file), file) for file in media)
+        yield from _in_folder(path)
     elif path.suffix.lower() in TABLES:
         yield from _table(path)
     elif not os.path.lexists(path) and glob.has_magic(name):
@@ -101,6 +97,14 @@ def _clips_of(name: str) -> Iterator[Clip]:
                 yield from _clips_of(match)
     else:
         yield Clip(name, path)
+
+
+def _in_folder(path: Path) -> Iterator[Clip]:
+    inside = [Path(folder, file) for folder, _, files in sorted(os.walk(path)) for file in sorted(files)]
+    media = [file for file in inside if file.suffix.lower() in MEDIA_ENDINGS and not file.name.startswith(".")]
+    if not media:
+        raise UserError(f"{printable(path)}: no media file in this folder, expected one of .mp4, .wav ...")
+    yield from (Clip(str(file), file) for file in media)
 
 
 def _table(path: Path) -> Iterator[Clip]:
@@ -120,10 +124,12 @@ def _table(path: Path) -> Iterator[Clip]:
         if identity in seen:
             raise UserError(f"{where}: {printable(identity)} again (first in line {seen[identity]})")
         seen[identity] = number
-        labels = row.get("labels")
-        known = isinstance(labels, list) and labels and all(isinstance(word, str) for word in labels)
-        gold = tuple(labels) if known and isinstance(labels, list) else None
-        yield Clip(identity, files.get("video"), files.get("audio"), told["subtitle"], gold)
+        yield Clip(identity, files.get("video"), files.get("audio"), told["subtitle"], _gold(row.get("labels")))
+
+
+def _gold(labels: Any) -> tuple[str, ...] | None:
+    known = isinstance(labels, list) and labels and all(isinstance(word, str) for word in labels)
+    return tuple(labels) if known else None
 
 
 def _columns(path: Path, known: Iterable[str]) -> dict[str, list[str]]:

@@ -42,11 +42,12 @@ def row_of(answered: Answered, taxonomy: Taxonomy) -> dict[str, Any]:
     mean over its tokens), `fast_confidence` likewise.
     """
     clip, sure = answered.clip, how_sure(answered.records, taxonomy)
+    start, end = clip.section or (None, None)
     row: dict[str, Any] = {
         "id": clip.id,
         "file": str(clip.video or clip.audio or ""),
-        "start": clip.section[0] if clip.section else None,
-        "end": clip.section[1] if clip.section else None,
+        "start": start,
+        "end": end,
         "words": clip.subtitle,
         "words_by": answered.asked.words_by,
     }

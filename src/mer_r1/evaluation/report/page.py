@@ -88,9 +88,8 @@ def contents(run_dir: Path) -> dict[str, Any]:
         for stage in judged
         for mode, row in _modes(stage).items()
     ]
-    title = run.get("title")
     return {
-        "title": title if isinstance(title, str) and title.strip() else run_dir.resolve().name,
+        "title": _title(run, run_dir),
         "problems": [line for line in (problem, wheels_problem) if line],
         "facts": [*_facts(run, judged), ("Wheels", taxonomy.title)],
         "stages": stages,
@@ -115,6 +114,11 @@ def contents(run_dir: Path) -> dict[str, Any]:
         "recipes": [(stage.title, rows) for stage in stages if (rows := list(_flat(_given(stage.recipe))))],
         "versions": list(_flat(run.get("versions"))),
     }
+
+
+def _title(run: dict[str, Any], run_dir: Path) -> str:
+    title = run.get("title")
+    return title if isinstance(title, str) and title.strip() else run_dir.resolve().name
 
 
 def stage_differences(stages: Sequence[Stage], seed: int = 0) -> list[Compared]:
