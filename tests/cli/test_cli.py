@@ -487,8 +487,13 @@ def test_a_printed_path_can_be_copied(run, monkeypatch, tmp_path):
     """Neither broken at the terminal's width nor read as markup."""
     folder = tmp_path / ("long" * 30) / "[bold]model"
     monkeypatch.setattr("mer_r1.training.sft_stage.run_sft", lambda recipe, advance: folder)
-    status, out, _ = run("sft", "output_dir=out", "use_cpu=true", "bf16=false")
-    assert (status, out) == (0, f"model: {folder}\n")
+    status, out, _ = run("sft", "output_dir=out", "manifest=a b", "use_cpu=true", "bf16=false")
+    assert status == 0
+    first, *rest = out.splitlines()
+    assert first == f"model: {folder}"
+    follows = f"next:  mer-r1 rl 'manifest=a b' 'model={folder}' output_dir=rl"
+    asked = f"next:  mer-r1 evaluate --model '{folder}' --manifest 'a b' --split test --out out-eval"
+    assert rest == [follows, asked]
     monkeypatch.setattr("mer_r1.evaluation.report.write_report", lambda run_dir, out: folder)
     status, out, _ = run("report", tmp_path)
     assert (status, out) == (0, f"{folder}\n")

@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_run import run_json, write_lines, write_run
 
+from mer_r1.app.page import SCENES
+from mer_r1.data.claim import write_signed
+from mer_r1.data.clip import Clip
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import bootstrap
 from mer_r1.evaluation.records import Record, read_records
-from mer_r1.evaluation.report import curves, figures, showcase, svg, write_report
-from mer_r1.evaluation.report.page import clock, contents, number
+from mer_r1.evaluation.report import all_records, curves, figures, showcase, svg, write_report
+from mer_r1.evaluation.report.page import _constant, clock, contents, number
+from mer_r1.evaluation.report.run_folder import Stage
 from mer_r1.evaluation.summary import compare, summarise
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -114,7 +118,7 @@ def test_the_page_shows_clips_curves_and_settings(run):
 def test_the_page_needs_nothing_from_outside(run):
     text = write_report(run).read_text(encoding="utf-8")
     page = Page(text)
-    assert all(value.startswith("data:") for value in page.attributes("src", "href", "srcset", "data", "action"))
+    assert all(value.startswith(("data:", "#")) for value in page.attributes("src", "href", "srcset", "data", "action"))
     assert not re.search(r"https?:|@import|url\(", text)
     assert {"script", "iframe", "object", "embed"}.isdisjoint(tag for tag, _ in page.elements)
     assert not any(name.startswith("on") for _, found in page.elements for name in found)
@@ -359,3 +363,98 @@ def test_round_ticks():
 def test_numbers_and_times_as_people_write_them():
     assert [number(None), number(float("nan")), number(-0.0204, 2), number(0.1, 1, True)] == ["–", "–", "−0.02", "+0.1"]
     assert [clock(None), clock(59.6), clock(3599), clock(7260)] == ["–", "1 min 0 s", "59 min 59 s", "2 h 1 min"]
+
+
+def test_one_clip_with_film_question_gold_and_answers_is_on_top(run):
+    text = write_report(run).read_text(encoding="utf-8")
+    page = Page(text)
+    films = [found for tag, found in page.elements if tag == "video"]
+    assert len(films) == 1
+    assert films[0]["src"].startswith("data:video/mp4;base64,")
+    assert "muted" in films[0]
+    top = text[text.index('id="example"') : text.index("<nav")]
+    assert text.index("</header>") > text.index("<nav")
+    slow = contents(run)["example"][2][-1]
+    assert slow.mode == "slow"
+    assert slow.reasoning in top
+    assert all(f">{word}" in top for word in slow.labels)
+    linked = [value[1:] for value in page.attributes("href") if value.startswith("#")]
+    assert {*linked} <= {*page.attributes("id")}
+    assert len(linked) == 9
+
+
+def test_the_typical_clip_is_nearest_to_the_mean():
+    scores = {"a": 0.0, "b": 0.4, "c": 0.5, "d": 1.0}  # mean 0.475
+    records = [
+        Record(name, "slow", "", scores={"precision": f1, "recall": f1, "f1": f1}) for name, f1 in scores.items()
+    ]
+    broken = Record("e", "slow", "", error="broken")
+    assert showcase.typical([broken, *records]).id == "c"
+    assert showcase.typical([broken, Record("f", "fast", "")]) is None
+
+
+def test_a_small_h264_file_is_shown_as_it_is_and_another_is_encoded_again(run, tmp_path):
+    scene = SCENES / "test-000000.mp4"
+    assert showcase.film(Clip("a", scene)) == showcase.data_url("video/mp4", scene.read_bytes())
+    other = run / "scenes" / "clips" / "test-00000.mp4"  # MPEG-4 part 2, which browsers do not play
+    made = showcase.film(Clip("a", other))
+    assert made.startswith("data:video/mp4;base64,")
+    assert made != showcase.data_url("video/mp4", other.read_bytes())
+    (tmp_path / "broken.mp4").write_bytes(b"x" * 100)
+    assert showcase.film(Clip("a", tmp_path / "broken.mp4")) is None
+    assert showcase.film(Clip("a", None, scene)) is None
+
+
+def test_the_best_constant_answer_by_hand():
+    gold = [["sad"], ["sad"], ["sad"], ["angry"]]
+    scores = {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    stage = Stage("x", [Record(str(n), "slow", "", gold=words, scores=scores) for n, words in enumerate(gold)])
+    # "sad" is right on three of four clips; "sad, angry" on all with precision 1/2: F1 2/3.
+    assert _constant([stage], builtin()) == ("sad", pytest.approx(0.75))
+    assert _constant([], builtin()) is None
+
+
+def test_f1_is_explained_with_a_constant_answer_and_the_oracle(copy):
+    write_lines(copy / "run.json", [{**run_json(), "oracle": 0.83}])
+    text = " ".join(page_of(copy).text.split())
+    word, f1 = contents(copy)["constant"]
+    assert f"{f1:.2f} is reached by always answering “{word}”" in text
+    assert "0.83 by an observer who reads every cue" in text
+
+
+def test_all_records_carry_the_classes_that_the_filters_look_for():
+    made = {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    slow = Record("b", "slow", "", labels=["sad", "zzqx"], gold=["sad", "low"], scores=made, reasoning="x" * 900)
+    fast = Record("a", "fast", "", labels=["sad"], gold=["sad"], scores={**made, "f1": 0.0})
+    again = Record("a", "fast", "", gold=["sad"], draw=1)
+    found = all_records.browse(
+        [("SFT", [slow, fast, again]), ("RL", [Record("b", "slow", "", error="gone")])], builtin()
+    )
+    assert [(row.clip, row.stage, row.classes) for row in found.rows] == [
+        ("a", "SFT", "s0 fast wrong w1"),
+        ("b", "SFT", "s0 slow right w1 w0"),
+        ("b", "RL", "s1 slow unscored"),
+    ]
+    assert [chip.verdict for chip in found.rows[1].chips] == ["hit", "unknown"]
+    assert len(found.rows[1].reasoning) == all_records.REASONING_CHARACTERS + 2
+    assert found.filters[3].values == [("w0", "low"), ("w1", "sad")]
+    assert (found.shown, found.clips) == (2, 2)
+
+
+def test_the_page_stays_small_however_many_records_there_are(tmp_path, monkeypatch):
+    page = write_report(write_run(tmp_path, clips=500, media=4))
+    assert page.stat().st_size < 5_000_000
+    assert "of the first" not in page.read_text(encoding="utf-8")
+    assert page.read_text(encoding="utf-8").count('<li class="rec ') == 500 * 2 * 2
+    monkeypatch.setattr(all_records, "MOST_CHARACTERS", 20_000)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    shown = int(re.search(r"of the first (\d+) of 500 clips", text).group(1))
+    assert 0 < text.count('<li class="rec ') == 4 * shown < 200
+
+
+def test_the_recipe_of_each_stage_is_among_the_settings(copy):
+    write_signed(copy / "rl" / "training.json", run={"learning_rate": 0.0005, "calibration": "hinge", "tf32": None})
+    text = page_of(copy).text
+    assert "Recipe of MER-R1 (2)" in text
+    assert "hinge" in text
+    assert "Recipe of SFT" not in text

@@ -148,6 +148,15 @@ def test_every_stage_leaves_a_model_that_loads(stages):
         assert load(folder).settings == Settings(num_frames=4, max_seconds=4.0, question="short")
 
 
+def test_every_model_has_its_own_card_and_files_that_everybody_can_read(stages):
+    for name, told in {"base": "cannot reason", "sft": "cold start", "rl": "reinforcement learning"}.items():
+        folder = getattr(stages, name)
+        assert told in (folder / "README.md").read_text(encoding="utf-8")
+        assert all(file.stat().st_mode & 0o777 == 0o644 for file in folder.iterdir())
+    # The library's own card, about a model that this is not.
+    assert not any("time machine" in file.read_text() for file in stages.out.rglob("README.md"))
+
+
 def test_supervised_stages_move_the_language_model_and_leave_the_towers(stages):
     towers, base, sft = (weights(folder) for folder in (stages.out / "base" / "towers", stages.base, stages.sft))
     for before, after in ((towers, base), (base, sft)):

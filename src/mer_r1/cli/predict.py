@@ -298,7 +298,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    from mer_r1.evaluation.summary import build_table, write_summary
+    from mer_r1.evaluation.summary import build_table, score_card, write_summary
 
     limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
     if model is None and (overwrite or exchange):
@@ -325,6 +325,8 @@ def evaluate(
         summary = write_auto_summary(out, manifest, split, limit, seed=seed, wheels=wheels)
     else:
         summary = write_summary(out, manifest, split, seed=seed, wheels=wheels)
+        if model is not None:
+            score_card(model, summary)
     if as_json:
         print_json(summary)
     else:

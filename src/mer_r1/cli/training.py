@@ -1,6 +1,7 @@
 """Commands of training: recipes, build (tiny model only), sft, rl, features, and parity of vLLM with the policy."""
 
 import os
+import shlex
 from dataclasses import asdict
 from itertools import groupby
 from operator import attrgetter
@@ -159,6 +160,22 @@ def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
         folder = run(recipe, advance)
     if os.environ.get("RANK", "0") == "0":  # one of several processes prints
         say(f"model: {folder}")
+        for command in _next(stage, folder, recipe, config):
+            say(f"next:  {command}")
+
+
+def _next(stage: str, folder: Path, recipe: Any, config: str | None) -> list[str]:
+    """Commands that follow a stage, ready to be copied."""
+    out, manifest = Path(str(recipe.output_dir)), str(recipe.manifest)
+    asked = ["evaluate", "--model", str(folder), "--manifest", manifest, "--split", "test", "--out", f"{out}-eval"]
+    follows = {"build": "sft", "sft": "rl"}.get(stage)
+    if follows is None:
+        chain = [asked, ["app", "--model", str(folder)]]
+    else:
+        named = ["--config", config] if config else []
+        settings = [f"manifest={manifest}", f"model={folder}", f"output_dir={out.with_name(follows)}"]
+        chain = [[follows, *named, *settings], asked]
+    return [shlex.join(["mer-r1", *words]) for words in chain]
 
 
 @app.command()

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from mer_r1.data.claim import item_keys, read_claim
+from mer_r1.data.claim import item_keys, read_claim, weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.manifest import read_manifest
@@ -32,6 +32,7 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import Interval, bootstrap, interval_text, number_text
 from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, check_clips, read_records, rescore
+from mer_r1.weights.card import with_scores
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -244,6 +245,20 @@ def save_summary(out_dir: Path | str, summary: Summary, told: Mapping[str, Any])
     summary.update(told)  # type: ignore[typeddict-item]
     write_atomically(Path(out_dir) / SUMMARY_FILE, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def score_card(model: str | Path, summary: Summary) -> bool:
+    """Write scores into the card of a local model, if it has one that training wrote and they are of its weights."""
+    card = Path(model) / "README.md"
+    if summary["condition"] or not card.is_file() or summary["weights"] != weights_digest(model):
+        return False
+    where = f"{Path(summary['manifest']).name}, split {summary['split']}, {summary['clips']} clips, {summary['wheels']}"
+    modes: Mapping[str, Mapping[str, Any]] = summary["modes"]  # type: ignore[assignment]
+    rows = [(mode, *(interval_text(row[name]) for name in SCORE_NAMES)) for mode, row in modes.items()]
+    text = with_scores(card.read_text(encoding="utf-8", errors="replace"), where, rows)
+    if text is not None:
+        write_atomically(card, text)
+    return text is not None
 
 
 def build_table(

@@ -192,7 +192,7 @@ def _folder(stage: str, kind: str) -> str:
 def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
     from mer_r1.evaluation.records import RECORDS_FILE, commit, read_records, versions
     from mer_r1.evaluation.report import write_report
-    from mer_r1.evaluation.summary import build_table, compare, write_summary
+    from mer_r1.evaluation.summary import build_table, compare, score_card, write_summary
 
     out = run.out
     records = {name: f"eval/{name}/records.jsonl" for name in ("sft", "rl")}
@@ -218,6 +218,8 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
     for kind, note in (("sampled", ""), ("greedy", ", greedy")):
         folders = {name: out / "eval" / _folder(name, kind) for name in records}
         summaries |= {titles[name] + note: write_summary(at, manifest, seed=seed) for name, at in folders.items()}
+        for name in records if kind == "sampled" else ():
+            score_card(out / name / "model", summaries[titles[name]])
         before, after = (read_records(folder / RECORDS_FILE) for folder in folders.values())
         differences[f"MER-R1 slow - SFT slow{note}"] = compare(after, before, "slow", seed=seed)
     for name, channel in CONDITIONS.items():

@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
 from mer_r1.data.claim import differences, digests, read_signed, write_signed
+from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import same_towers_as, whole_state
-from mer_r1.model.omni import Omni, write_settings
+from mer_r1.model.omni import Omni, make_readable, write_settings
 
 RECORD_FILE, STATE_FILE, UNFINISHED = "training.json", "trainer_state.json", "unfinished"
-NOT_RESUMED = (RECORD_FILE, "README.md", "training_args.bin")
+CARD_FILE = "README.md"
+NOT_RESUMED = (RECORD_FILE, CARD_FILE, "training_args.bin")
 """Files of a checkpoint that no resumed run reads."""
 
 
@@ -72,6 +74,7 @@ class WholeCheckpoints:
     """Mixin of a trainer: its checkpoints of a thinker are whole, and a resumed run really continues from them."""
 
     omni: Omni
+    card: str | None = None
     args: Any
     accelerator: Any
     state: Any
@@ -115,6 +118,17 @@ class WholeCheckpoints:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
         if self.args.should_save:  # of several processes, the one that writes the rest
             write_settings(output_dir or self.args.output_dir, self.omni.settings)
+            self._write_card(output_dir)
+            make_readable(output_dir or self.args.output_dir)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write the model's own card, where the library writes one about another kind of model."""
+        if self.args.should_save:
+            self._write_card(None)
+
+    def _write_card(self, folder: str | None) -> None:
+        if self.card:
+            write_atomically(Path(folder or self.args.output_dir) / CARD_FILE, self.card)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The library saves a thinker under the hub's names, but its trainer loads by the module's own: nothing would

@@ -126,6 +126,14 @@ class Omni:
         self.model.save_pretrained(folder, state_dict=whole_state(self.model, state))
         self.processor.save_pretrained(folder)
         write_settings(folder, self.settings)
+        make_readable(folder)
+
+
+def make_readable(folder: Path | str) -> None:
+    """Let everybody read a model's files: safetensors writes weights for their owner alone."""
+    for file in Path(folder).iterdir():
+        if file.is_file() and file.stat().st_mode & 0o044 != 0o044:
+            file.chmod(0o644)
 
 
 def write_settings(folder: Path | str, settings: Settings) -> None:

@@ -26,11 +26,14 @@ from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import drop_towers
-from mer_r1.model.checkpoints import UNFINISHED, checkpoints, damage, read_record, write_record
+from mer_r1.model.checkpoints import CARD_FILE, UNFINISHED, checkpoints, damage, read_record, write_record
 from mer_r1.model.features import FeatureCache, Progress, content_of
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, encode_prompt
+from mer_r1.training.recipe_info import recipe_fields
 from mer_r1.training.recipes import DataFields
+from mer_r1.weights import model_path
+from mer_r1.weights.card import metadata, model_card
 
 logger = logging.getLogger(__name__)
 for _name in ("grpo_trainer", "sft_trainer"):  # TRL's warning is untrue: `load_policy` reads the field
@@ -51,6 +54,11 @@ ANY_VALUE = re.compile(
     r"|num_completions_to_print|torch_empty_cache_steps|skip_memory_metrics|enable_jit_checkpoint"
 )
 """Fields of a recipe that may differ when a run resumes: they do not decide its content, or `identity` reads it."""
+CARD_FIELDS = {"learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps", "seed"}
+CARD_FIELDS |= {"gradient_accumulation_steps", "temperature", "beta", "num_generations", "max_completion_length"}
+"""TRL's fields that a model's card names, beside those of this project."""
+NOT_IN_CARD = {"model", "manifest", "features_dir", "wheels", "workers", "split", "clips", "report_to", "output_dir"}
+NOT_IN_CARD |= {"logging_steps", "remove_unused_columns", "disable_tqdm", "resume_from_checkpoint", "save_strategy"}
 RESUMED = ("checkpoint-*", "towers*", "untrained", "visual.*", "audio_tower.*", "language_model.*")
 """What a run takes up again in its output folder."""
 
@@ -163,6 +171,7 @@ def train_and_save(trainer: Any, recipe: Any, omni: Omni) -> Path:
     Raises:
         UserError: as `checkpoint_to_resume`.
     """
+    trainer.card = card_of(recipe)
     if recipe.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # no bar and no log lines on stdout instead of it
     trainer.train(resume_from_checkpoint=checkpoint_to_resume(recipe))
@@ -175,9 +184,28 @@ def train_and_save(trainer: Any, recipe: Any, omni: Omni) -> Path:
         beside = target.with_name(UNFINISHED)
         shutil.rmtree(beside, ignore_errors=True)
         omni.save(beside, state)
+        write_atomically(beside / CARD_FILE, trainer.card)
         shutil.rmtree(target, ignore_errors=True)
         beside.rename(target)
     return target
+
+
+def card_of(recipe: Any) -> str:
+    """The card of the model that a recipe trains; paths of this machine are not part of it."""
+    stage = type(recipe).__name__.removesuffix("Recipe").lower()
+    start = str(recipe.model or "a freshly initialised one")
+    before = Path(model_path(start)) / CARD_FILE
+    if before.is_file():
+        inherited = metadata(before.read_text(encoding="utf-8", errors="replace"))
+    else:
+        inherited = {} if Path(start).exists() or "/" not in start else {"base_model": start}
+    shown = {field.name for field in recipe_fields(stage)} | CARD_FIELDS
+    given = {name: getattr(recipe, name, None) for name in sorted(shown - NOT_IN_CARD)}
+    settings = {name: value for name, value in given.items() if value not in (None, False, "", [], {})}
+    data = f"{Path(recipe.manifest or '').name}, split {recipe.split}, clips {recipe.clips or 'all'}"
+    title = f"{Path(str(recipe.output_dir)).name} ({stage})"
+    start = Path(start).name if Path(start).exists() else start
+    return model_card(title, stage, start, data, settings, inherited)
 
 
 def claim_run(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -> None:

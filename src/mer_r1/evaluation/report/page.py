@@ -104,15 +104,25 @@ def contents(run_dir: Path) -> dict[str, Any]:
         "picture": figures.precision_recall(results),
         "confidence": _confidence(judged),
         "cards": _cards(judged, clips, taxonomy),
+        "clips_problem": clips_problem,
+        "settings": list(_flat(run.get("settings"))),
+        "versions": list(_flat(run.get("versions"))),
+        **_explained(run, stages, clips, taxonomy),
+    }
+
+
+def _explained(
+    run: Mapping[str, Any], stages: Sequence[Stage], clips: Mapping[str, Clip], taxonomy: Taxonomy
+) -> dict[str, Any]:
+    """What the numbers are about: an example, what F1 means, all records, the recipes."""
+    judged = [stage for stage in stages if stage.summary]
+    return {
         "judge": partial(showcase.judge, taxonomy=taxonomy),
         "example": _example(judged, clips, taxonomy),
         "constant": _constant(judged, taxonomy),
         "oracle": run["oracle"] if isinstance(run.get("oracle"), int | float) else None,
         "browser": all_records.browse([(stage.title, stage.records) for stage in judged], taxonomy),
-        "clips_problem": clips_problem,
-        "settings": list(_flat(run.get("settings"))),
         "recipes": [(stage.title, rows) for stage in stages if (rows := list(_flat(_given(stage.recipe))))],
-        "versions": list(_flat(run.get("versions"))),
     }
 
 
