@@ -94,16 +94,7 @@ def _into(base: str, ours: _Weights, out: Path, thinker: Mapping[str, Any]) -> d
     kind, expected = config.get("model_type"), thinker["model_type"].removesuffix("_thinker")
     if kind != expected:
         raise UserError(f"{base} holds a {kind} model, expected the whole one, {expected}")
-    replaced = [name for name in theirs.places if name.startswith("thinker.")]
-    tied = {"thinker.lm_head.weight": "thinker.model.embed_tokens.weight"}  # saved once where they are one
-    source = {name: name if name in ours.places else tied.get(name, name) for name in replaced}
-    absent = sorted({*source.values()} - ours.places.keys()) + sorted(ours.places.keys() - {*replaced, *tied})
-    if absent or not replaced:
-        raise UserError(f"{base} and the thinker have other weights ({(absent or ['thinker.*'])[0]}): not its base")
-    for name in replaced:
-        if theirs.shape(name) != ours.shape(source[name]):
-            sizes = f"{ours.shape(source[name])} here, {theirs.shape(name)} there"
-            raise UserError(f"{base} has weights of another size ({name}: {sizes}): not the base of this thinker")
+    source = _sources(base, theirs, ours)
     for file in theirs.files:
         names = [name for name, (place, _) in theirs.places.items() if place == file]
         held = {name: ours.read(source[name]) if name in source else theirs.read(name) for name in names}
@@ -115,6 +106,21 @@ def _into(base: str, ours: _Weights, out: Path, thinker: Mapping[str, Any]) -> d
         part.pop("torch_dtype", None)
         part["dtype"] = thinker["dtype"]
     return config
+
+
+def _sources(base: str, theirs: _Weights, ours: _Weights) -> dict[str, str]:
+    """Name in the whole checkpoint -> name of the thinker's tensor that takes its place."""
+    replaced = [name for name in theirs.places if name.startswith("thinker.")]
+    tied = {"thinker.lm_head.weight": "thinker.model.embed_tokens.weight"}  # saved once where they are one
+    source = {name: name if name in ours.places else tied.get(name, name) for name in replaced}
+    absent = sorted({*source.values()} - ours.places.keys()) + sorted(ours.places.keys() - {*replaced, *tied})
+    if absent or not replaced:
+        raise UserError(f"{base} and the thinker have other weights ({(absent or ['thinker.*'])[0]}): not its base")
+    for name in replaced:
+        if theirs.shape(name) != ours.shape(source[name]):
+            sizes = f"{ours.shape(source[name])} here, {theirs.shape(name)} there"
+            raise UserError(f"{base} has weights of another size ({name}: {sizes}): not the base of this thinker")
+    return source
 
 
 def _without_talker(model: Path, ours: _Weights, out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
