@@ -194,9 +194,14 @@ class _Reading:
         self.video = None if video is None else PictureTrack(video, start, self.limits, threads)
         self.audio = None if audio is None else SoundTrack(audio, start, self.limits, threads)
         self.tracks = [track for track in (self.video, self.audio) if track is not None]
+        if self.section is not None:
+            self._begin_at(start)
+
+    def _begin_at(self, start: float) -> None:
+        """Begin a section, which is preceded by what its first packets depend on."""
         for track in self.tracks:
-            track.trims = self.section is not None
-        if self.section and self.section[0] > _RUN_UP:
+            track.trims = True
+        if start > _RUN_UP:
             with suppress(*DECODING_ERRORS):  # without an index the file is read from its beginning
                 self.container.seek(round(1e6 * (start - _RUN_UP)))
 
