@@ -44,8 +44,8 @@ def plan(
         raise UserError(f"gpu must be one of {', '.join(GPUS)}, got {gpu!r}")
     if context.args == ["predict"] and config is None:
         models = [shape_of(shape)] if shape else [SHAPES[name] for name in sorted(SHAPES)]
-        lengths = {"prompt": prompt, "completion": completion}
-        _show_answering(models, Job("predict", 1, **lengths, patches=4.0 * video_tokens), gpu, as_json)
+        job = Job("predict", 1, prompt=prompt, completion=completion, patches=4.0 * video_tokens)
+        _show_answering(models, job, gpu, as_json)
         return
     if config is None:
         raise UserError("expected --config RECIPE, or: mer-r1 plan predict")
@@ -64,24 +64,22 @@ def plan(
 def _show_answering(models: list[Shape], job: Job, gpu: str, as_json: bool) -> None:
     """The memory that answers take, one clip at a time and eight (the default of predict)."""
     rows = [
-        {"model": model.name, "precision": precision}
-        | {f"clips_{batch}": answer_memory(model, precision, batch, job) for batch in (1, 8)}
+        (model.name, precision, answer_memory(model, precision, 1, job), answer_memory(model, precision, 8, job))
         for model in models
         for precision in PRECISIONS
     ]
     if as_json:
-        print_json(rows)
+        print_json([dict(zip(("model", "precision", "clips_1", "clips_8"), row, strict=True)) for row in rows])
         return
     size = GPUS[gpu].memory
     say(f"prompts of {job.prompt:.0f} tokens, completions of {job.completion:.0f}: computed, not measured")
     table = Table("model", "precision", "weights", "1 clip", "8 clips", f"fits {gpu} ({size / GB:.0f} GB)", box=None)
-    for row in rows:
-        one, eight = row["clips_1"], row["clips_8"]
+    for name, precision, one, eight in rows:
         most = 8 if eight["total"] <= MARGIN * size else 1 if one["total"] <= MARGIN * size else 0
         weights = one["language model"] + one["towers"]
         told = {8: "yes", 1: "with --batch-size 1", 0: "no"}[most]
         numbers = (f"{value / GB:.1f} GB" for value in (weights, one["total"], eight["total"]))
-        table.add_row(str(row["model"]), str(row["precision"]), *numbers, told)
+        table.add_row(name, precision, *numbers, told)
     console.print(table)
 
 

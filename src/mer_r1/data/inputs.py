@@ -88,33 +88,25 @@ def _clips_of(name: str) -> Iterator[Clip]:
         yield from _in_folder(path)
     elif path.suffix.lower() in TABLES:
         yield from _table(path)
-    elif os.path.lexists(path) or not glob.has_magic(name):
-        yield Clip(name, path)
+    elif not os.path.lexists(path) and glob.has_magic(name):
+        found = sorted(glob.glob(name, recursive=True))
+        if not found and set(name) & set("*?"):
+            raise UserError(f"{printable(name)}: no file matches")
+        if not found:  # the name of a file with brackets in it, which is not there
+            yield Clip(name, path)
+        for match in found:
+            if Path(match).is_dir() or Path(match).suffix.lower() not in (*ENDINGS, ".txt"):
+                yield from _clips_of(match)
     else:
-        yield from _matches(name)
+        yield Clip(name, path)
 
 
 def _in_folder(path: Path) -> Iterator[Clip]:
-    found = False
-    for folder, inside, files in os.walk(path):
-        inside.sort()
-        for file in sorted(files):
-            if Path(file).suffix.lower() in MEDIA_ENDINGS and not file.startswith("."):
-                found = True
-                yield Clip(str(Path(folder, file)), Path(folder, file))
-    if not found:
+    inside = [Path(folder, file) for folder, _, files in sorted(os.walk(path)) for file in sorted(files)]
+    media = [file for file in inside if file.suffix.lower() in MEDIA_ENDINGS and not file.name.startswith(".")]
+    if not media:
         raise UserError(f"{printable(path)}: no media file in this folder, expected one of .mp4, .wav ...")
-
-
-def _matches(pattern: str) -> Iterator[Clip]:
-    found = sorted(glob.glob(pattern, recursive=True))
-    if not found and not set(pattern) & set("*?"):  # the name of a file with brackets in it, which is not there
-        yield Clip(pattern, Path(pattern))
-    elif not found:
-        raise UserError(f"{printable(pattern)}: no file matches")
-    for match in found:
-        if Path(match).suffix.lower() not in (*ENDINGS, ".txt"):
-            yield from _clips_of(match)
+    yield from (Clip(str(file), file) for file in media)
 
 
 def _table(path: Path) -> Iterator[Clip]:
@@ -134,12 +126,12 @@ def _table(path: Path) -> Iterator[Clip]:
         if identity in seen:
             raise UserError(f"{where}: {printable(identity)} again (first in line {seen[identity]})")
         seen[identity] = number
-        yield Clip(identity, files.get("video"), files.get("audio"), told["subtitle"], _labels(row.get("labels")))
+        yield Clip(identity, files.get("video"), files.get("audio"), told["subtitle"], _gold(row.get("labels")))
 
 
-def _labels(value: Any) -> tuple[str, ...] | None:
-    """Gold labels, where a row has a list of them; a table need not have any."""
-    return tuple(value) if isinstance(value, list) and value and all(isinstance(word, str) for word in value) else None
+def _gold(labels: Any) -> tuple[str, ...] | None:
+    known = isinstance(labels, list) and labels and all(isinstance(word, str) for word in labels)
+    return tuple(labels) if known else None
 
 
 def _columns(path: Path, known: Iterable[str]) -> dict[str, list[str]]:

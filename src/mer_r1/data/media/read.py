@@ -183,25 +183,26 @@ class _Reading:
 
     def choose_streams(self, threads: int, *, picture: bool, sound: bool) -> None:
         """Take one stream of each wanted kind; an error if there is none."""
-        start, streams = (self.container.start_time or 0) / 1e6, self.container.streams
-        start += self.section[0] if self.section else 0.0
+        begun, streams = (self.container.start_time or 0) / 1e6, self.container.streams
+        start = begun + (self.section or (0.0,))[0]
         self.wanted = [name for name, want in (("picture", picture), ("sound", sound)) if want]
         video = self._choose(streams.video, "picture") if picture else None
         audio = self._choose(streams.audio, "sound") if sound else None
         if video is None and audio is None:
-            known = [note for note in self.missing.values() if not note.startswith("no ")]
-            raise UserError(", ".join(known) or f"no {' or '.join(self.wanted)} in it")
+            raise UserError(self._neither())
         self.video = None if video is None else PictureTrack(video, start, self.limits, threads)
         self.audio = None if audio is None else SoundTrack(audio, start, self.limits, threads)
         self.tracks = [track for track in (self.video, self.audio) if track is not None]
-        if self.section is not None:
-            self._begin_at(start)
+        self._start_at(start, start - begun)
 
-    def _begin_at(self, start: float) -> None:
-        """Begin a section, which is preceded by what its first packets depend on."""
+    def _neither(self) -> str:
+        known = [note for note in self.missing.values() if not note.startswith("no ")]
+        return ", ".join(known) or f"no {' or '.join(self.wanted)} in it"
+
+    def _start_at(self, start: float, skipped: float) -> None:
         for track in self.tracks:
-            track.trims = True
-        if start > _RUN_UP:
+            track.trims = self.section is not None
+        if skipped > _RUN_UP:
             with suppress(*DECODING_ERRORS):  # without an index the file is read from its beginning
                 self.container.seek(round(1e6 * (start - _RUN_UP)))
 

@@ -12,14 +12,11 @@ from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.clips.ask import Answered
 from mer_r1.evaluation.clips.text import how_sure, notes_of, unknown_words
-from mer_r1.evaluation.records import Record
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 LISTS = ("slow_labels", "fast_labels", "unknown_words", "notes")
 """Columns with lists; in CSV their items are joined by ", ", notes by "; "."""
 NUMBERS = ("start", "end", "confidence", "slow_confidence", "fast_confidence")
-
-_NONE = Record("", "slow", "")  # of a mode that was not asked
 
 
 def records_file(out: Path) -> Path:
@@ -46,15 +43,22 @@ def row_of(answered: Answered, taxonomy: Taxonomy) -> dict[str, Any]:
     """
     clip, sure = answered.clip, how_sure(answered.records, taxonomy)
     start, end = clip.section or (None, None)
-    row: dict[str, Any] = {"id": clip.id, "file": str(clip.video or clip.audio or ""), "start": start, "end": end}
-    row |= {"words": clip.subtitle, "words_by": answered.asked.words_by}
+    row: dict[str, Any] = {
+        "id": clip.id,
+        "file": str(clip.video or clip.audio or ""),
+        "start": start,
+        "end": end,
+        "words": clip.subtitle,
+        "words_by": answered.asked.words_by,
+    }
     by_mode = {record.mode: record for record in answered.records}
     for mode in ("slow", "fast"):
-        record = by_mode.get(mode, _NONE)
-        row |= {f"{mode}_labels": record.labels, f"{mode}_confidence": record.sureness}
-    emotion, value = sure.sectors[0] if sure.sectors else ("", None)
-    row |= {"most_likely": emotion, "confidence": None if value is None else round(value, 4)}
-    row |= {"how_sure": "" if answered.error else str(sure)}
+        record = by_mode.get(mode)
+        row[f"{mode}_labels"] = record.labels if record else []
+        row[f"{mode}_confidence"] = record.sureness if record else None
+    best = sure.sectors[0] if sure.sectors else (None, None)
+    row |= {"most_likely": best[0] or "", "confidence": None if best[1] is None else round(best[1], 4)}
+    row |= {"how_sure": str(sure) if answered.error is None else ""}
     row |= {"unknown_words": unknown_words(answered.records, taxonomy), "notes": notes_of(answered)}
     reasoning = next((record.reasoning for record in answered.records if record.reasoning), "")
     return row | {"reasoning": reasoning, "error": answered.error or "", "model": answered.records[0].model}
