@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from llm_server import Server, said
 from recordings import muxed, speech, talking
 from rich.cells import cell_len
 
@@ -519,6 +520,23 @@ def test_a_recording_becomes_a_timeline(run, real, taught_folder, tmp_path):
     status, _, err = run(*words, "--timeline", tmp_path / "t.srt")
     assert status == 2
     assert "--segment" in err
+
+
+def test_a_served_model_is_asked_and_how_sure_it_is_stays_unknown(run, real, tmp_path):
+    def reply(call):
+        fast = call.body["messages"][-1]["role"] == "assistant"
+        return said(" sad </answer>" if fast else "<think>Hm.</think><answer>sad, zzqx</answer>")
+
+    with Server(reply) as server:
+        words = ["predict", real["both"], "--model", "mine", "--model-url", server.base_url]
+        status, out, err = run(*words, "--out", tmp_path / "a.jsonl")
+        assert status == 0, err
+        status, out, _ = run(*words)
+    (row,) = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert (row["slow_labels"], row["fast_labels"], row["confidence"]) == (["sad", "zzqx"], ["sad"], None)
+    assert (row["unknown_words"], row["model"]) == (["zzqx"], "mine")
+    assert "  slow         sad, zzqx (?)" in out.splitlines()
+    assert any(line.startswith("  how sure     unknown (this model gives no") for line in out.splitlines())
 
 
 @pytest.mark.parametrize(
