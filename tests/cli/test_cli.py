@@ -1,5 +1,6 @@
 """The command line: what it prints for machines, what it says when something is wrong, and real files."""
 
+import csv
 import errno
 import json
 import platform
@@ -9,9 +10,11 @@ import sqlite3
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import typer
+from llm_server import Server, said
 from recordings import muxed, speech, talking
 from rich.cells import cell_len
 
@@ -243,7 +246,8 @@ WRONG = {
     "rl: method": (["rl", *ANYWHERE, "method=grpo"], "f1, rd, ad, mer-r1"),
     "rl: no model": (["rl", *ANYWHERE, "manifest=CORPUS"], "no model: give model="),
     "rl: model": (["rl", *ANYWHERE, "manifest=CORPUS", "model=HERE/none"], "no model at"),
-    "predict: model": (["predict", "HERE/text", "--model", "HERE/none"], "no model at"),
+    "predict: no media": (["predict", "HERE/text", "--model", "HERE/none"], "no readable video or sound in it"),
+    "predict: model": (["predict", "HERE/words.csv", "--model", "HERE/none"], "no model at"),
     "predict: two sounds": (["predict", "a", "b", "--audio", "c", "--model", "m"], "exactly one clip"),
     "evaluate: model": (["evaluate", "--manifest", "CORPUS", "--out", "HERE/e", "--model", "HERE/none"], "no model at"),
     "evaluate: no records": (["evaluate", "--manifest", "CORPUS", "--out", "HERE/e"], "records"),
@@ -265,6 +269,7 @@ def test_an_expected_error_is_one_line_and_status_2(run, corpus, tmp_path, name)
     write(tmp_path / "text", "no JSON")
     write(tmp_path / "list", [1])
     write(tmp_path / "empty", "")
+    write(tmp_path / "words.csv", "path,words\n,Oh.\n")
     (tmp_path / "demo").mkdir()
     write(tmp_path / "demo" / "stages.json", {"settings": {"quick": False, "seed": 0}})
     words, message = WRONG[name]
@@ -381,7 +386,7 @@ def test_predict_works_on_real_recordings_of_every_kind(run, real, untrained_fol
     status, out, err = run("predict", *real.values(), "--model", untrained_folder, *PREDICT, "--json")
     assert status == 0, err
     records = [json.loads(line) for line in out.splitlines()]
-    expected = [(str(path), mode) for mode in ("slow", "fast") for path in real.values()]
+    expected = [(str(path), mode) for path in real.values() for mode in ("slow", "fast")]
     assert [(record["id"], record["mode"]) for record in records] == expected
     for record in records:
         assert record["error"] is None
@@ -391,11 +396,12 @@ def test_predict_works_on_real_recordings_of_every_kind(run, real, untrained_fol
     notes = {record["id"]: record["notes"] for record in records}
     assert notes[str(real["silent"])][0] == "no sound"
     assert notes[str(real["sound"])][0] == "no picture"
+    assert all(told[-1] == "no words" for told in notes.values())
     status, out, _ = run(
         "predict", real["both"], "--model", untrained_folder, *PREDICT, "--max-seconds", 2, "--think", "fast"
     )
     assert status == 0
-    assert f"{real['both']}: cut to the first 2 s of 9.963 s" in out.splitlines()
+    assert "  note         cut to the first 2 s of 9.963 s; no words" in out.splitlines()
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
@@ -453,12 +459,106 @@ def test_predictions_for_people(run, real, taught_folder, tmp_path):
     assert status == 1
     lines = out.splitlines()
     assert lines.count(f"{gone}: no such file") == 1, "once, and not once a mode"
-    assert [line.split(" (")[0] for line in lines if line.startswith(f"{strange} (")] == [str(strange)] * 2
-    slow = lines[1 : lines.index(f"{gone}: no such file")]
-    names = ["labels", *(wheel.name for wheel in builtin().wheels), "reasoning"]
-    assert [line.split()[0] for line in slow] == names
-    assert all(re.search(r"\(confidence: [a-z ]+ [01]\.\d\d, ", line) for line in slow[1:-1])
-    assert lines.count(f"{strange}: cut to the first 4 s of 9.963 s") == 1, "and what was not read, once too"
+    assert lines[0] == str(strange)
+    shown = lines[1 : lines.index(f"{gone}: no such file")]
+    assert [line.split()[0] for line in shown if line.split()[0] in ("slow", "fast")] == ["slow", "fast"]
+    assert any(re.fullmatch(r"  how sure     most likely [a-z]+ \([01]\.\d\d\).*", line) for line in shown)
+    assert lines.count("  note         cut to the first 4 s of 9.963 s; no words") == 1, "what was not read, once too"
+    status, out, _ = run("predict", strange, "--model", taught_folder, "--max-new-tokens", 30, "--wheels-shown")
+    wheels = [line for line in out.splitlines() if "(confidence: " in line]
+    assert len(wheels) == 2 * len(builtin().wheels)
+    assert all(re.search(r"\(confidence: [a-z ]+ [01]\.\d\d, ", line) for line in wheels[: len(builtin().wheels)])
+
+
+def test_a_folder_with_words_in_a_table_becomes_a_table_of_answers(run, real, taught_folder, tmp_path):
+    """One command, resumed by the same command; what is no answer is an error in its row."""
+    for name in ("silent", "sound", "both"):
+        shutil.copy(real[name], tmp_path / f"{name}{real[name].suffix}")
+    rows = ["silent.mp4,I am so glad.", "sound.wav,", "gone.mp4,Oh."]
+    (tmp_path / "clips.csv").write_text("path,subtitle\n" + "".join(f"{row}\n" for row in rows))
+    out = tmp_path / "answers.csv"
+    words = [
+        "predict",
+        tmp_path,
+        tmp_path / "clips.csv",
+        "--model",
+        taught_folder,
+        "--out",
+        out,
+        "--max-new-tokens",
+        24,
+    ]
+    status, said, err = run(*words)
+    assert status == 1, err
+    assert said.splitlines()[-1] == f"3 answered, 1 failed: {out}"
+    with out.open(newline="", encoding="utf-8") as file:
+        table = {Path(row["file"]).name: row for row in csv.DictReader(file)}
+    assert list(table) == ["both.mkv", "silent.mp4", "sound.wav", "gone.mp4"]
+    assert table["silent.mp4"]["words"] == "I am so glad."
+    assert "no words" in table["sound.wav"]["notes"]
+    assert "no such file" in table["gone.mp4"]["error"]
+    before = out.read_text(), (tmp_path / "answers.csv.records.jsonl").read_bytes()
+    assert run(*words)[0] == 1
+    assert (out.read_text(), (tmp_path / "answers.csv.records.jsonl").read_bytes()) == before
+    (tmp_path / "mine.csv").write_text("mine")
+    status, _, err = run("predict", real["both"], "--model", taught_folder, "--out", tmp_path / "mine.csv")
+    assert (status, (tmp_path / "mine.csv").read_text()) == (2, "mine"), err
+
+
+def test_a_recording_becomes_a_timeline(run, real, taught_folder, tmp_path):
+    talk = shutil.copy(real["both"], tmp_path / "talk.mkv")
+    (tmp_path / "talk.srt").write_text("1\n00:00:01,000 --> 00:00:03,000\nEver tried.\n")
+    words = ["predict", talk, "--model", taught_folder, "--think", "fast", "--max-new-tokens", 24]
+    status, out, err = run(
+        *words, "--segment", "4", "--timeline", tmp_path / "t.srt", "--timeline", tmp_path / "t.json"
+    )
+    assert status == 0, err
+    rows = json.loads((tmp_path / "t.json").read_text())
+    assert [(row["start"], row["words"]) for row in rows] == [(0.0, "Ever tried."), (4.0, ""), (8.0, "")]
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["00:00:00.0", "00:00:04.0", "00:00:08.0"]
+    assert "Ever tried." in (tmp_path / "t.srt").read_text()
+    status, _, err = run(*words, "--timeline", tmp_path / "t.srt")
+    assert status == 2
+    assert "--segment" in err
+
+
+def test_a_served_model_is_asked_and_how_sure_it_is_stays_unknown(run, real, tmp_path):
+    def reply(call):
+        fast = call.body["messages"][-1]["role"] == "assistant"
+        return said(" sad </answer>" if fast else "<think>Hm.</think><answer>sad, zzqx</answer>")
+
+    with Server(reply) as server:
+        words = ["predict", real["both"], "--model", "mine", "--model-url", server.base_url]
+        status, out, err = run(*words, "--out", tmp_path / "a.jsonl")
+        assert status == 0, err
+        status, out, _ = run(*words)
+    (row,) = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert (row["slow_labels"], row["fast_labels"], row["confidence"]) == (["sad", "zzqx"], ["sad"], None)
+    assert (row["unknown_words"], row["model"]) == (["zzqx"], "mine")
+    assert "  slow         sad, zzqx (?)" in out.splitlines()
+    assert any(line.startswith("  how sure     unknown (this model gives no") for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--segment", "x"], "expected vad, subtitles or a number"),
+        (["--out", "HERE/a.txt"], "ends in .csv"),
+        (["--timeline", "HERE/a.mp3", "--segment", "4"], "ends in .csv"),
+        (["--transcriber", "small"], "needs --transcribe"),
+        (["--overwrite"], "needs --out"),
+        (["--model-url", "http://127.0.0.1:9/v1", "--4bit"], "--model-url names a server"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--segment", "vad", "--subtitle", "Oh."], "belong to no single utterance"),
+    ],
+)
+def test_options_of_predict_that_cannot_work_are_one_line(run, real, taught_folder, tmp_path, options, message):
+    options = [option.replace("HERE", str(tmp_path)) for option in options]
+    model = [] if "--model-url" in options else ["--model", taught_folder]
+    status, _, err = run("predict", real["both"], *model, *options)
+    assert status == 2
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_slow_and_fast_agree_or_not(fast, said):
 def test_without_words_or_probabilities_nothing_is_pretended():
     assert str(how_sure([record(labels=())], builtin())).endswith("no emotion word in the answer")
     served = Record("a", "slow", "", labels=["sad"])
-    assert str(how_sure([served], builtin())) == "how sure is unknown (no probabilities from this model)"
+    assert str(how_sure([served], builtin())) == "unknown (this model gives no probabilities)"
 
 
 def test_an_answer_for_people():

@@ -23,6 +23,7 @@ def write_world(folder: Path, checkpoint: Path) -> Path:
     _with_a_validation_split(corpus / "manifest.jsonl")
     shutil.copy(corpus / "0.mp4", folder / "clip.mp4")
     shutil.copy(corpus / "3.wav", folder / "speech.wav")
+    _write_own_clips(folder, corpus)
     videos, sounds = [corpus / "0.mp4", corpus / "4.mp4"], [corpus / "3.wav"]
     for name in NINE:
         write_set(corpus, name, CLIPS, videos, sounds)
@@ -37,6 +38,17 @@ def write_world(folder: Path, checkpoint: Path) -> Path:
     (folder / "recipes").symlink_to(ROOT / "recipes")
     _write_answers(folder)
     return folder
+
+
+def _write_own_clips(folder: Path, corpus: Path) -> None:
+    """A folder of clips, a table with words, and a recording with its subtitles."""
+    (folder / "clips").mkdir()
+    for name in ("0.mp4", "4.mp4"):
+        shutil.copy(corpus / name, folder / "clips" / name)
+    (folder / "clips.csv").write_text("path,subtitle\nclips/0.mp4,Oh no.\n", encoding="utf-8")
+    shutil.copy(corpus / "0.mp4", folder / "talk.mp4")
+    cues = "1\n00:00:00,000 --> 00:00:01,000\nOh.\n\n2\n00:00:01,000 --> 00:00:01,800\nNo.\n"
+    (folder / "talk.srt").write_text(cues, encoding="utf-8")
 
 
 def _with_a_validation_split(manifest: Path) -> None:

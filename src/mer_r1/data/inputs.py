@@ -90,8 +90,10 @@ def _clips_of(name: str) -> Iterator[Clip]:
         yield from _table(path)
     elif not os.path.lexists(path) and glob.has_magic(name):
         found = sorted(glob.glob(name, recursive=True))
-        if not found:
+        if not found and set(name) & set("*?"):
             raise UserError(f"{printable(name)}: no file matches")
+        if not found:  # the name of a file with brackets in it, which is not there
+            yield Clip(name, path)
         for match in found:
             if Path(match).is_dir() or Path(match).suffix.lower() not in (*ENDINGS, ".txt"):
                 yield from _clips_of(match)

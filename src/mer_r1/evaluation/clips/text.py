@@ -49,7 +49,7 @@ def how_sure(records: Sequence[Record], taxonomy: Taxonomy) -> Sure:
     if not any(record.labels for record in records):
         how = "no emotion word in the answer"
     elif not sectors:
-        how = "how sure is unknown (no probabilities from this model)"
+        how = "unknown (this model gives no probabilities)"
     else:
         best = sectors[0][1]
         how = "sure" if best >= SURE else "fairly sure" if best >= FAIRLY_SURE else "not sure"

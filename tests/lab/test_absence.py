@@ -1,0 +1,43 @@
+"""A channel that is taken away is gone, the others stay, and talk of it is recognised."""
+
+import pytest
+from media_samples import tone, write_media
+
+from mer_r1.data.clip import Clip
+from mer_r1.data.media.read import read_media
+from mer_r1.lab.tiny.absence import NOTES, speaks_of, without
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = write_media(tmp_path_factory.mktemp("clip") / "a.mp4", frames=8, fps=4, sound=tone(2.0))
+    return Clip("a", path, subtitle="Hello.")
+
+
+@pytest.mark.parametrize("channel", ["sound", "picture"])
+def test_one_channel_is_gone_and_the_other_is_as_it_was(clip, channel, tmp_path):
+    rest, whole = read_media(without(clip, channel, tmp_path).video), read_media(clip.video)
+    assert rest.notes == (NOTES[channel],)
+    if channel == "sound":
+        assert rest.waveform is None
+        assert (rest.frames == whole.frames).all()
+    else:
+        assert rest.frames is None
+        assert len(rest.waveform) == pytest.approx(len(whole.waveform), abs=2048)
+
+
+def test_words_are_taken_away_too(clip, tmp_path):
+    assert without(clip, "words", tmp_path) == Clip("a", clip.video)
+
+
+@pytest.mark.parametrize(
+    ("text", "channels"),
+    [
+        ("I see a wide smile. So happy.", {"picture"}),
+        ("There is a trembling voice. Most likely fear.", {"sound"}),
+        ("It is a joke. The face does not match the voice.", {"words", "picture", "sound"}),
+        ("Taken together, sad.", set()),
+    ],
+)
+def test_talk_of_a_channel_is_recognised(text, channels):
+    assert speaks_of(text) == channels
