@@ -60,7 +60,8 @@ Raised from 1,400 and 28,974 with five formulations of the calibration in place 
 answer fast, the cold start's rows, the diagnosis and the study of the mechanism; the sources from 31,300 with answers
 and replies that are read in every form, and runs and states that are claimed; from 32,300 with claims of records,
 judgements and thresholds, bounds of files, keys and processes, and limits and notes of media; from 33,150 with a
-user's own clips: tables, subtitles, sections of recordings, speech, timelines, 4-bit weights.
+user's own clips: tables, subtitles, sections of recordings, speech, timelines, 4-bit weights; and from 34,750 with
+the web page, the report's list of all records, models' cards, sharded weights and whole checkpoints.
 """
 COMPLEXITY = 15
 """Highest cyclomatic complexity of a function; `ruff check` holds a similar count (C901)."""

@@ -11,7 +11,7 @@ from tiny_world import tiny_omni
 
 from mer_r1.app import page, serve
 from mer_r1.app.ask import Answers, Asked, InProcess, refuse_long
-from mer_r1.app.show import answers_html, wheels_html
+from mer_r1.app.show import answers_html, timeline_html, wheels_html
 from mer_r1.app.wheel_picture import FAINTEST, wheel_picture
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
@@ -195,6 +195,23 @@ def test_a_model_behind_a_server_gives_whole_answers():
     states = list(Asked(Model()).ask(Clip("a", SCENE)))
     assert [len(state.records) for state in states] == [1, 2, 2]
     assert "gives no probabilities" in wheels_html(states[-1], builtin())
+
+
+def test_a_timeline_grows_utterance_by_utterance_and_says_what_is_wrong(tmp_path):
+    def sections(clip):
+        yield 0.0, 2.5, Clip("a", clip.video, subtitle="Hello.")
+        yield 62.0, 65.0, Clip("b", clip.video, subtitle=EVIL)
+        raise UserError(f"{clip.video}: damaged")
+
+    able = settings(Known(done()), tmp_path, sections=sections)
+    *grown, last = (list(entries) for entries in page.entries(able, str(SCENE), None))
+    assert [len(entries) for entries in grown] == [1, 2]
+    assert [entry.when for entry in last] == ["0:00–0:02", "1:02–1:05", "0:00–0:00"]
+    assert last[1].labels == {"fast": ["happy"], "slow": ["sad", "zzqx"]}
+    assert last[2].problem == "test-000004.mp4: damaged"
+    assert EVIL not in timeline_html(last)
+    (nothing,) = page.entries(able, None, None)
+    assert nothing[0].problem == "add a video or audio first"
 
 
 def test_the_scenes_are_complete_and_of_the_test_split():

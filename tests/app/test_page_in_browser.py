@@ -12,7 +12,7 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.model.generation import Sampling
 from mer_r1.weights import NOTICE, POLICY
 
-PATIENCE = 120_000  # milliseconds; a busy machine may be slow
+PATIENCE = 300_000  # milliseconds; a busy machine may be slow
 SUBTITLE = "We used to swim by the lake every summer."
 
 

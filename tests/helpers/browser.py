@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--mute-audio"]  # without a sound device a film would stall
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
 # Texts whose contrast to what lies behind them is below WCAG's AA: 4.5, or 3 from 24 px (18.66 px bold) on. Colours are

@@ -6,7 +6,7 @@ page is built, after `serve` has switched its reports home off.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from html import escape
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.app.ask import Answers, Source, refuse_long
-from mer_r1.app.show import answers_html, wheels_html
+from mer_r1.app.show import Entry, answers_html, timeline_html, wheels_html
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import MAX_SUBTITLE_CHARACTERS
@@ -40,6 +40,8 @@ class Settings:
         most_seconds: longest recording that is accepted.
         keep: folder that gets the records of all answers; None keeps nothing.
         transcribe: makes a subtitle of a recording; None shows no button.
+        sections: divides a long recording into utterances, each with its start, its end and a clip with its own words;
+            None shows no button for a timeline.
     """
 
     source: Source
@@ -49,6 +51,7 @@ class Settings:
     most_seconds: float = 600.0
     keep: Path | None = None
     transcribe: Callable[[Path], str] | None = None
+    sections: Callable[[Clip], Sequence[tuple[float, float, Clip]]] | None = None
 
 
 def scenes() -> dict[str, Clip]:
@@ -84,6 +87,8 @@ def build(settings: Settings) -> Any:
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=3, min_width=300):
                 answers = gr.HTML(EMPTY, elem_id="answers", padding=False)
+                over_time = gr.Button("Timeline of the whole recording", visible=settings.sections is not None)
+                timeline = gr.HTML("", elem_id="timeline", padding=False)
                 record = gr.DownloadButton("Download the record (JSON)", visible=False, elem_id="record")
         wheels = gr.HTML("", elem_id="wheels", padding=False)
 
@@ -106,6 +111,10 @@ def build(settings: Settings) -> Any:
         for listen in (video.upload, video.stop_recording, video.clear, audio.upload, audio.stop_recording):
             listen(lambda: None, None, scene, show_progress="hidden", queue=False, **how)
         ask.click(answer, [scene, video, audio, words], [answers, wheels, record], show_progress="hidden", **how)
+        if settings.sections is not None:
+            over_time.click(
+                lambda film, sound: map(timeline_html, entries(settings, film, sound)), [video, audio], timeline, **how
+            )
         if settings.transcribe is not None:
             hear.click(_heard(settings.transcribe), [video, audio], words, **how)
     return page
@@ -127,6 +136,26 @@ def answered(settings: Settings, film: str | None, sound: str | None, text: str)
             _keep(settings.keep, state)
     except UserError as error:
         yield _without_folders(Answers(problem=str(error), finished=True), files)
+
+
+def entries(settings: Settings, film: str | None, sound: str | None) -> Iterator[list[Entry]]:
+    """The timeline of a recording, one utterance more at a time; a problem is an entry of its own."""
+    files = [Path(file) for file in (film, sound) if file]
+    clip = Clip("recording", Path(film) if film else None, Path(sound) if sound else None)
+    found: list[Entry] = []
+    try:
+        if settings.sections is None or not files:
+            raise UserError("add a video or audio first")
+        refuse_long(clip, settings.most_seconds)
+        for start, end, part in settings.sections(clip):
+            *_, state = settings.source.ask(part)
+            told = _without_folders(state, files)
+            labels = {mode: record.labels for mode, record in told.records.items()}
+            found.append(Entry(start, end, part.subtitle, labels, told.problem))
+            yield found
+    except UserError as error:
+        problem = _without_folders(Answers(problem=str(error)), files).problem
+        yield [*found, Entry(0.0, 0.0, "", {}, problem)]
 
 
 def _without_folders(state: Answers, files: list[Path]) -> Answers:

@@ -1,6 +1,7 @@
 """Answers as HTML, all of it escaped: fast and slow side by side, then every wheel with the effect of the reasoning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,27 @@ from mer_r1.evaluation.intervals import number_text
 FOLDER = Path(__file__).parent
 LEAST = 0.01
 """Probability from which a sector has a row of its own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One utterance of a timeline: from when to when, its words, the labels of each mode, or why there are none."""
+
+    start: float
+    end: float
+    words: str
+    labels: Mapping[str, Sequence[str]]
+    problem: str | None = None
+
+    @property
+    def when(self) -> str:
+        """Start and end as minutes and seconds."""
+        return "–".join(f"{int(moment) // 60}:{int(moment) % 60:02d}" for moment in (self.start, self.end))
+
+
+def timeline_html(entries: Sequence[Entry]) -> str:
+    """A recording's utterances as a table."""
+    return _render("timeline.html.j2", entries=entries)
 
 
 def answers_html(answers: Answers, taxonomy: Taxonomy, gold: Sequence[str] = ()) -> str:

@@ -30,6 +30,8 @@ from mer_r1.evaluation.summary import Difference, compare
 
 REPORT_FILE = "report.html"
 MOST_CONSTANT_WORDS = 3
+CANDIDATES = 10
+"""Clips near the mean of which the first with a film is the example."""
 
 
 @dataclass(frozen=True)
@@ -234,14 +236,16 @@ def _cards(
 def _example(
     judged: Sequence[Stage], clips: Mapping[str, Clip], taxonomy: Taxonomy
 ) -> tuple[showcase.Card, str | None, list[Record]] | None:
-    """A typical clip, its film, and its records at the last stage, fast before slow."""
-    record = showcase.typical(judged[-1].records) if judged else None
-    if record is None:
+    """A typical clip, if possible with a film, its film, and its records at the last stage, fast before slow."""
+    near = showcase.typical(judged[-1].records)[:CANDIDATES] if judged else []
+    if not near:
         return None
+    films = ((record, showcase.film(clips.get(record.id))) for record in near)
+    record, film = next((pair for pair in films if pair[1]), (near[0], None))
     found = {other.mode: other for other in judged[-1].records if other.id == record.id and other.draw == 0}
     both = [found[mode] for mode in ("fast", "slow") if mode in found]
     card = showcase.card(record, [], clips.get(record.id), taxonomy)
-    return card, showcase.film(clips.get(record.id)), both
+    return card, film, both
 
 
 def _constant(judged: Sequence[Stage], taxonomy: Taxonomy) -> tuple[str, float] | None:

@@ -85,11 +85,11 @@ def pick(records: Iterable[Record], count: int = 4) -> tuple[list[Record], list[
     return [record for _, record in best], [record for _, record in worst_first if record.id not in chosen][:count]
 
 
-def typical(records: Iterable[Record]) -> Record | None:
-    """The slow record whose F1 is nearest to the mean; None without a scored one."""
-    scored = [r for r in records if r.mode == ThinkingMode.SLOW and r.scores and r.error is None]
-    mean = math.fsum(r.scores["f1"] for r in scored if r.scores) / max(len(scored), 1)
-    return min(scored, key=lambda r: (abs((r.scores or {"f1": 0})["f1"] - mean), r.id), default=None)
+def typical(records: Iterable[Record]) -> list[Record]:
+    """The scored slow records, those whose F1 is nearest to the mean first."""
+    scored = [(r.scores["f1"], r) for r in records if r.mode == ThinkingMode.SLOW and r.scores and r.error is None]
+    mean = math.fsum(f1 for f1, _ in scored) / max(len(scored), 1)
+    return [record for _, record in sorted(scored, key=lambda pair: (abs(pair[0] - mean), pair[1].id))]
 
 
 def film(clip: Clip | None) -> str | None:
