@@ -15,6 +15,7 @@ from mer_r1.app.show import answers_html, timeline_html, wheels_html
 from mer_r1.app.wheel_picture import FAINTEST, wheel_picture
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.speech import Transcriber
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
@@ -197,13 +198,15 @@ def test_a_model_behind_a_server_gives_whole_answers():
     assert "gives no probabilities" in wheels_html(states[-1], builtin())
 
 
-def test_a_timeline_grows_utterance_by_utterance_and_says_what_is_wrong(tmp_path):
-    def sections(clip):
-        yield 0.0, 2.5, Clip("a", clip.video, subtitle="Hello.")
-        yield 62.0, 65.0, Clip("b", clip.video, subtitle=EVIL)
+def test_a_timeline_grows_utterance_by_utterance_and_says_what_is_wrong(tmp_path, monkeypatch):
+    def sections(clip, how, longest):
+        assert (how, longest) == ("vad", 12.0)
+        yield Clip("a", clip.video, subtitle="Hello.", section=(0.0, 2.5))
+        yield Clip("b", clip.video, subtitle=EVIL, section=(62.0, 65.0))
         raise UserError(f"{clip.video}: damaged")
 
-    able = settings(Known(done()), tmp_path, sections=sections)
+    monkeypatch.setattr(page, "sections_of", sections)
+    able = settings(Known(done()), tmp_path, segment="vad", heard=12.0)
     *grown, last = (list(entries) for entries in page.entries(able, str(SCENE), None))
     assert [len(entries) for entries in grown] == [1, 2]
     assert [entry.when for entry in last] == ["0:00–0:02", "1:02–1:05", "0:00–0:00"]
@@ -212,6 +215,46 @@ def test_a_timeline_grows_utterance_by_utterance_and_says_what_is_wrong(tmp_path
     assert EVIL not in timeline_html(last)
     (nothing,) = page.entries(able, None, None)
     assert nothing[0].problem == "add a video or audio first"
+
+
+def test_a_timeline_of_equal_parts_has_the_words_that_a_machine_wrote_down(tmp_path):
+    able = settings(Known(done()), tmp_path, segment="1", transcriber=Transcriber("ear 1", lambda _: " oh  no "))
+    *_, last = page.entries(able, str(SCENE), None)
+    assert [entry.words for entry in last] == ["oh no"] * len(last)
+    assert [(entry.start, entry.end) for entry in last[:2]] == [(0.0, 1.0), (1.0, 2.0)]
+    assert "words by ear 1, not checked" in timeline_html(last, "words by ear 1, not checked")
+
+
+def test_words_by_machine_are_named_in_the_records_unless_somebody_changes_them(tmp_path):
+    able = settings(Known(done()), tmp_path, transcriber=Transcriber("ear 1", lambda _: "oh no"))
+    words = page._heard(able, able.transcriber)(str(SCENE), None)
+    assert words == ("oh no", "oh no")
+
+    def notes(text):
+        *_, last = page.answered(able, str(SCENE), None, text, words[1])
+        return {tuple(record.notes) for record in last.records.values()}
+
+    assert notes("oh no") == {("words by ear 1, not checked",)}
+    assert notes("Oh no!") == {()}
+    assert notes("") == {("no words",)}
+    *_, last = page.answered(able, None, str(SCENE), "Oh no!")
+    assert last.records["fast"].notes == ["no picture"]
+
+
+def test_where_no_words_are_heard_the_page_says_so(tmp_path):
+    gradio = pytest.importorskip("gradio", reason="gradio (extra app) is not installed")
+    able = settings(Known(done()), tmp_path, transcriber=Transcriber("ear 1", lambda _: ""))
+    for film, said in ((str(SCENE), "no words were heard"), (None, "add a video or audio first")):
+        with pytest.raises(gradio.Error, match=said):
+            page._heard(able, able.transcriber)(film, None)
+
+
+def test_a_page_that_could_not_do_what_was_asked_is_not_served(run):
+    refused = run("app", "--segment", "subtitles")
+    assert refused[0] == 2
+    assert "--segment: got 'subtitles', expected vad or a number of seconds" in refused[2]
+    refused = run("app", "--transcriber", "pocketsphinx")
+    assert (refused[0], "--transcriber needs --transcribe" in refused[2]) == (2, True)
 
 
 def test_the_scenes_are_complete_and_of_the_test_split():

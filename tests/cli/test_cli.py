@@ -222,7 +222,7 @@ finally:
 ANYWHERE = ["use_cpu=true", "bf16=false", "report_to=none", "output_dir=HERE/out"]
 WRONG = {
     "map: no wheels": (["map", "happy", "--wheels", "HERE/none"], "emotion wheels: no folder"),
-    "score: no file": (["score", "openset", "--gold", "HERE/none", "--predictions", "HERE/none"], "cannot read"),
+    "score: no file": (["score", "openset", "--gold", "HERE/none", "--predictions", "HERE/none"], "cannot be read"),
     "score: no JSON": (["score", "hit-rate", "--gold", "HERE/text", "--predictions", "HERE/text"], "is no JSON"),
     "score: a list": (
         ["score", "sentiment", "--gold", "HERE/list", "--predictions", "HERE/list"],

@@ -75,7 +75,7 @@ def test_json_lines_give_names_sounds_and_labels_too(folder):
         ("t.csv", "", "no rows"),
         ("t.jsonl", '{"path": 3}\n', "line 1: path: got 3"),
         ("t.jsonl", "[]\n", "expected a row as one JSON object"),
-        ("gone.csv", None, "cannot read"),
+        ("gone.csv", None, "cannot be read"),
         ("*.avi", None, "no file matches"),
         ("empty", None, "no media file in this folder"),
     ],

@@ -59,7 +59,7 @@ def test_other_lines_are_refused(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "a.json: cannot read it: No such file"),
+        (None, "a.json: cannot be read .No such file"),
         (b"{", "a.json is no JSON"),
         (b"[1]", "a.json: expected an object, name -> value, got list"),
         (b"\xff{}", "a.json is no JSON"),

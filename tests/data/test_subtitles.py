@@ -58,7 +58,7 @@ def test_what_is_none_is_said_in_one_line(tmp_path, text, message):
     (tmp_path / "a.srt").write_bytes(text)
     with pytest.raises(UserError, match=message):
         read_subtitles(tmp_path / "a.srt")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_subtitles(tmp_path / "gone.srt")
 
 

@@ -377,7 +377,7 @@ def test_other_encodings_and_missing_files_are_one_line(tmp_path) -> None:
     (tmp_path / "p.jsonl").write_bytes('{"id": "a", "completion": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match="expected UTF-8"):
         read_predictions(tmp_path / "p.jsonl")
-    with pytest.raises(UserError, match="cannot read it"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_predictions(tmp_path / "none.jsonl")
 
 

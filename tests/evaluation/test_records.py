@@ -144,7 +144,7 @@ def test_a_wrong_record_is_named(tmp_path, row, said):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none\.jsonl: cannot read it"):
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         read_records(tmp_path / "none.jsonl")
 
 

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -157,7 +158,7 @@ def test_a_folder_without_records_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no records of the 2 clips of .*m\.jsonl with split=test"):
         write_summary(tmp_path, tmp_path / "m.jsonl")
     (tmp_path / "records.jsonl").unlink()
-    with pytest.raises(UserError, match=r"records.jsonl: cannot read it"):
+    with pytest.raises(UserError, match=r"records.jsonl: cannot be read"):
         write_summary(tmp_path, tmp_path / "m.jsonl")
 
 
@@ -185,8 +186,8 @@ def test_confidences_belong_to_the_wheels_of_the_folder(tmp_path):
         assert summary["modes"]["slow"]["confidence_correct"]["mean"] == expected
 
 
-def table_text(table):
-    console = Console(width=200, record=True, file=io.StringIO())
+def table_text(table, width=200):
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 
@@ -201,6 +202,20 @@ def test_the_table_shows_modes_differences_and_what_was_left_out():
     stages = table_text(build_table({"SFT [x]": summary}, {"gain": compare(records, records, "slow", resamples=10)}))
     assert "SFT [x] slow" in stages
     assert "+0.000 [+0.000, +0.000]" in stages
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 116])
+def test_no_terminal_is_so_narrow_that_the_table_loses_numbers(width):
+    summary = summarise([scored("a", 0.5), scored("b", 0.5), scored("a", 0.25, "fast")], resamples=10)
+    gain = compare([scored("a", 0.25)], [scored("a", 0.5)], "slow", resamples=10)
+    text = table_text(build_table({"SFT": summary, "MER-R1": summary}, {"MER-R1 slow - SFT slow": gain}, width), width)
+    numbers = re.findall(r"[+-]?\d\.\d{3}", text)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert len(numbers) == 4 * (3 * 3 + 1) + 3 * 3 * 3  # means with intervals and the share of well formed, differences
+    if width >= 80:
+        assert "[0.500, 0.500]" in text
+        assert len(text.splitlines()) <= (24 if width < 116 else 13)
 
 
 def test_nan_never_reaches_a_summary():

@@ -53,8 +53,10 @@ def test_a_folder_with_the_name_of_the_built_in_model_is_asked_without_the_notic
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / POLICY).symlink_to(taught_folder)
-    status, out, err = run("predict", "none.mp4", "--model", POLICY, "--think", "fast", "--max-new-tokens", 1)
-    assert (status, "none.mp4" in out) == (1, True)
+    write_scenes(tmp_path / "s", 1, seed=5, splits={"train": 0, "val": 0, "test": 1}, workers=1)
+    [clip] = read_manifest(tmp_path / "s" / "manifest.jsonl")
+    status, out, err = run("predict", clip.video, "--model", POLICY, "--think", "fast", "--max-new-tokens", 1)
+    assert (status, clip.video.name in out) == (0, True), err
     assert "generated faces" not in out + err
 
 

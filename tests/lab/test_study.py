@@ -189,7 +189,7 @@ def test_the_name_changes_with_whatever_decides_a_run(options: Options, tmp_path
     assert runs(plan(["bed"], replace(options, recipe=recipe)))[2].name != runs(plan(["bed"], options))[2].name
     (tmp_path / "base" / "model.safetensors").write_bytes(b"other weights")
     assert of_f1(options) != first
-    with pytest.raises(UserError, match="cannot read nowhere"):
+    with pytest.raises(UserError, match="nowhere: cannot be read"):
         plan(["bed"], replace(options, base="nowhere"))
 
 

@@ -67,19 +67,22 @@ class InProcess:
         sampling: length, temperature, seed (`model.generation.Sampling`).
         device: torch device; None takes a GPU if there is one.
         limits: fields of `ClipLimits` that replace the model's own.
+        four_bit: whether the language model is held in 4 bits.
     """
 
     def __init__(
-        self, model: str, taxonomy: Taxonomy, sampling: Any, device: str | None, limits: Mapping[str, Any]
+        self,
+        model: str,
+        taxonomy: Taxonomy,
+        sampling: Any,
+        device: str | None,
+        limits: Mapping[str, Any],
+        four_bit: bool = False,
     ) -> None:
-        import torch
-
         from mer_r1.evaluation.predict import answering
 
         self.name, self.sampling = model, sampling
-        self._predict = answering(
-            model, taxonomy, 1, None, device or ("cuda" if torch.cuda.is_available() else None), limits
-        )
+        self._predict = answering(model, taxonomy, 1, None, device, limits, four_bit)
         self._omni, self._categories = self._predict.args[0], self._predict.keywords["categories"]
         self._turn = Lock()
 

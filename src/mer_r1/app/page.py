@@ -6,7 +6,7 @@ page is built, after `serve` has switched its reports home off.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from html import escape
@@ -17,9 +17,12 @@ from mer_r1.app.ask import Answers, Source, refuse_long
 from mer_r1.app.show import Entry, answers_html, timeline_html, wheels_html
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.speech import Transcriber
 from mer_r1.emotions.thinking import MAX_SUBTITLE_CHARACTERS
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
+from mer_r1.evaluation.clips.ask import BY_MACHINE, Asked, sections_of, with_words
 from mer_r1.evaluation.records import RECORDS_FILE, append_record
 
 SCENES = Path(__file__).parent / "scenes"
@@ -39,9 +42,9 @@ class Settings:
         notice: warning about the model, on top of the page; "" for none.
         most_seconds: longest recording that is accepted.
         keep: folder that gets the records of all answers; None keeps nothing.
-        transcribe: makes a subtitle of a recording; None shows no button.
-        sections: divides a long recording into utterances, each with its start, its end and a clip with its own words;
-            None shows no button for a timeline.
+        transcriber: writes words down; None shows no button.
+        segment: how a recording becomes utterances, "vad" or a number of seconds; None shows no button for a timeline.
+        heard: seconds of a clip that the model takes.
     """
 
     source: Source
@@ -50,8 +53,9 @@ class Settings:
     notice: str = ""
     most_seconds: float = 600.0
     keep: Path | None = None
-    transcribe: Callable[[Path], str] | None = None
-    sections: Callable[[Clip], Sequence[tuple[float, float, Clip]]] | None = None
+    transcriber: Transcriber | None = None
+    segment: str | None = None
+    heard: float = 30.0
 
 
 def scenes() -> dict[str, Clip]:
@@ -83,23 +87,26 @@ def build(settings: Settings) -> Any:
                     label="Words spoken in the clip", placeholder="Leave it empty if you do not know them.",
                     max_length=MAX_SUBTITLE_CHARACTERS, lines=2, elem_id="words",
                 )  # fmt: skip
-                hear = gr.Button("Write the words down", visible=settings.transcribe is not None, elem_id="hear")
+                hear = gr.Button("Write the words down", visible=settings.transcriber is not None, elem_id="hear")
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=3, min_width=300):
                 answers = gr.HTML(EMPTY, elem_id="answers", padding=False)
-                over_time = gr.Button("Timeline of the whole recording", visible=settings.sections is not None)
+                over_time = gr.Button(
+                    "Timeline of the whole recording", visible=settings.segment is not None, elem_id="time"
+                )
                 timeline = gr.HTML("", elem_id="timeline", padding=False)
                 record = gr.DownloadButton("Download the record (JSON)", visible=False, elem_id="record")
         wheels = gr.HTML("", elem_id="wheels", padding=False)
+        written = gr.State("")  # what a machine wrote down
 
         def fill(name: str | None) -> tuple[Any, Any, Any]:
             clip = chosen.get(name or "")
             return (str(clip.video), None, clip.subtitle) if clip else (gr.skip(), gr.skip(), gr.skip())
 
-        def answer(name: str | None, film: str | None, sound: str | None, text: str) -> Iterator[tuple[Any, ...]]:
+        def answer(name: str | None, film: str | None, sound: str | None, text: str, by: str) -> Iterator[Any]:
             gold = chosen[name].labels or () if name in chosen else ()
             yield EMPTY, "", gr.update(visible=False)
-            for state in answered(settings, film, sound, text):
+            for state in answered(settings, film, sound, text, by):
                 yield answers_html(state, settings.taxonomy, gold), gr.skip(), gr.skip()
             if not state.problem:
                 file = _file(state, settings.temporary)
@@ -110,18 +117,27 @@ def build(settings: Settings) -> Any:
         scene.input(fill, scene, [video, audio, words], show_progress="hidden", queue=False, **how)
         for listen in (video.upload, video.stop_recording, video.clear, audio.upload, audio.stop_recording):
             listen(lambda: None, None, scene, show_progress="hidden", queue=False, **how)
-        ask.click(answer, [scene, video, audio, words], [answers, wheels, record], show_progress="hidden", **how)
-        if settings.sections is not None:
+        ask.click(
+            answer, [scene, video, audio, words, written], [answers, wheels, record], show_progress="hidden", **how
+        )
+        if settings.segment is not None:
+            note = BY_MACHINE.format(settings.transcriber.name) if settings.transcriber else ""
             over_time.click(
-                lambda film, sound: map(timeline_html, entries(settings, film, sound)), [video, audio], timeline, **how
-            )
-        if settings.transcribe is not None:
-            hear.click(_heard(settings.transcribe), [video, audio], words, **how)
+                lambda film, sound: (timeline_html(found, note) for found in entries(settings, film, sound)),
+                [video, audio], timeline, **how,
+            )  # fmt: skip
+        if settings.transcriber is not None:
+            hear.click(_heard(settings, settings.transcriber), [video, audio], [words, written], **how)
     return page
 
 
-def answered(settings: Settings, film: str | None, sound: str | None, text: str) -> Iterator[Answers]:
-    """Ask about what the page's fields hold; a problem is a state with one line that names no folder."""
+def answered(
+    settings: Settings, film: str | None, sound: str | None, text: str, written: str = ""
+) -> Iterator[Answers]:
+    """Ask about what the page's fields hold; a problem is a state with one line that names no folder.
+
+    The records say what the clip lacks, and whether its words are those that a machine wrote down.
+    """
     files = [Path(file) for file in (film, sound) if file]
     name = " ".join([datetime.now().isoformat(timespec="seconds"), *(file.name for file in files[:1])])
     clip = Clip(name, Path(film) if film else None, Path(sound) if sound else None, (text or "").strip())
@@ -129,8 +145,11 @@ def answered(settings: Settings, film: str | None, sound: str | None, text: str)
         if not (files or clip.subtitle):
             raise UserError("nothing to ask about: choose a scene, add a video or audio, or write what was said")
         refuse_long(clip, settings.most_seconds)
-        state = Answers()
-        for state in settings.source.ask(clip):
+        by = settings.transcriber.name if settings.transcriber and clip.subtitle == written else ""
+        state, notes = Answers(), Asked(clip, by if clip.subtitle else "").notes
+        for now in settings.source.ask(clip):
+            records = {mode: replace(record, notes=[*record.notes, *notes]) for mode, record in now.records.items()}
+            state = replace(now, records=records)
             yield _without_folders(state, files)
         if settings.keep and not state.problem:
             _keep(settings.keep, state)
@@ -144,14 +163,15 @@ def entries(settings: Settings, film: str | None, sound: str | None) -> Iterator
     clip = Clip("recording", Path(film) if film else None, Path(sound) if sound else None)
     found: list[Entry] = []
     try:
-        if settings.sections is None or not files:
+        if settings.segment is None or not files:
             raise UserError("add a video or audio first")
         refuse_long(clip, settings.most_seconds)
-        for start, end, part in settings.sections(clip):
-            *_, state = settings.source.ask(part)
+        for part in sections_of(clip, settings.segment, settings.heard):
+            [asked] = with_words([part], settings.heard, settings.transcriber)
+            *_, state = settings.source.ask(asked.clip)
             told = _without_folders(state, files)
             labels = {mode: record.labels for mode, record in told.records.items()}
-            found.append(Entry(start, end, part.subtitle, labels, told.problem))
+            found.append(Entry(*(part.section or (0.0, 0.0)), asked.clip.subtitle, labels, told.problem))
             yield found
     except UserError as error:
         problem = _without_folders(Answers(problem=str(error)), files).problem
@@ -165,17 +185,18 @@ def _without_folders(state: Answers, files: list[Path]) -> Answers:
     return replace(state, problem=problem)
 
 
-def _heard(transcribe: Callable[[Path], str]) -> Callable[[str | None, str | None], str]:
-    """The words of the audio, else of the video, for the field of words; an error becomes a message on the page."""
+def _heard(settings: Settings, listener: Transcriber) -> Callable[[str | None, str | None], tuple[str, str]]:
+    """The words of the audio, else of the video, for the field of words; none become a message on the page."""
     import gradio as gr
 
-    def words(film: str | None, sound: str | None) -> str:
-        try:
-            if not (film or sound):
-                raise UserError("add a video or audio first")
-            return transcribe(Path(sound or film or ""))
-        except UserError as error:
-            raise gr.Error(str(error)) from error
+    def words(film: str | None, sound: str | None) -> tuple[str, str]:
+        file = sound or film
+        said = (
+            listener.words_of(Clip("heard", audio=Path(file)), MediaLimits(max_seconds=settings.heard)) if file else ""
+        )
+        if not said:
+            raise gr.Error("no words were heard" if file else "add a video or audio first")
+        return said, said
 
     return words
 

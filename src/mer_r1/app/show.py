@@ -35,9 +35,9 @@ class Entry:
         return "–".join(f"{int(moment) // 60}:{int(moment) % 60:02d}" for moment in (self.start, self.end))
 
 
-def timeline_html(entries: Sequence[Entry]) -> str:
-    """A recording's utterances as a table."""
-    return _render("timeline.html.j2", entries=entries)
+def timeline_html(entries: Sequence[Entry], note: str = "") -> str:
+    """A recording's utterances as a table; `note` says whose words they are."""
+    return _render("timeline.html.j2", entries=entries, note=note)
 
 
 def answers_html(answers: Answers, taxonomy: Taxonomy, gold: Sequence[str] = ()) -> str:

@@ -30,7 +30,6 @@ from mer_r1.cli.options import (
     Limits,
     MaxNewTokens,
     Overwrite,
-    Requests,
     Temperature,
 )
 from mer_r1.data.claim import clear
@@ -45,6 +44,7 @@ from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.weights import NOTICE, POLICY, model_path
 
 if TYPE_CHECKING:
+    from mer_r1.data.media.speech import Transcriber
     from mer_r1.evaluation.answerers.base import ClipModel
     from mer_r1.evaluation.clips.ask import Answered, Asked
 
@@ -61,9 +61,8 @@ Threshold = Annotated[
 
 @dataclass(frozen=True)
 class Words:
-    """Options of the words that are spoken, and of the parts of a recording."""
+    """Options of the words that a machine writes down, and of the parts of a recording."""
 
-    subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips without their own.")] = ""
     transcribe: Annotated[
         bool,
         typer.Option(
@@ -79,13 +78,25 @@ class Words:
         str | None, typer.Option(help="Divide recordings into utterances: vad, subtitles, or a number of seconds.")
     ] = None
 
+    def transcriber_on(self, device: str | None) -> "Transcriber | None":
+        """What writes words down; None if nothing does.
+
+        Raises:
+            UserError: a transcriber that is not to transcribe, or cannot.
+        """
+        if self.transcriber is not None and not self.transcribe:
+            raise UserError("--transcriber needs --transcribe")
+        from mer_r1.data.media.speech import transcriber
+
+        return transcriber(self.transcriber, device) if self.transcribe else None
+
 
 @dataclass(frozen=True)
 class Answering:
     """Options of the model that answers."""
 
     model: Annotated[
-        str, typer.Option(help="Model folder or hub name, or its name at --model-url; the built-in model by default.")
+        str, typer.Option(help="Model folder, hub name, or name at --model-url; the built-in model by default.")
     ] = POLICY
     model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
     key_variable: KeyVariable = OPENAI_KEY
@@ -95,10 +106,9 @@ class Answering:
     temperature: Temperature = 0.0
     max_new_tokens: MaxNewTokens = 512
     seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0
-    batch_size: BatchSize = 8
     device: Device = None
 
-    def clip_model(self, taxonomy: Taxonomy, limits: dict[str, Any]) -> "ClipModel":
+    def clip_model(self, taxonomy: Taxonomy, limits: dict[str, Any], batch_size: int) -> "ClipModel":
         """Build the model; a checkpoint is loaded with the first question.
 
         Raises:
@@ -112,14 +122,12 @@ class Answering:
             if self.four_bit or self.device:
                 raise UserError("--4bit and --device are for a model in this process, --model-url names a server")
             client = Client(self.model, self.model_url, decoding, None, timeout=300.0, key_variable=self.key_variable)
-            return ServedModel(client, taxonomy, Sending(**limits), self.batch_size)
+            return ServedModel(client, taxonomy, Sending(**limits), batch_size)
         from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 
         if self.model == POLICY != model_path(self.model):  # not a folder of that name
             typer.echo(NOTICE, err=True)
-        return Checkpoint(
-            self.model, taxonomy, decoding, self.batch_size, None, self.device, limits, four_bit=self.four_bit
-        )
+        return Checkpoint(self.model, taxonomy, decoding, batch_size, None, self.device, limits, self.four_bit)
 
     def heard_seconds(self, limits: dict[str, Any]) -> float:
         """Seconds of a clip that the model takes.
@@ -159,16 +167,18 @@ def predict(
     words: Words,
     limits: Limits,
     shown: Shown,
+    subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips without their own.")] = "",
     audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
     think: Mode = "both",
     threshold: Threshold = None,
+    batch_size: BatchSize = 8,
     wheels: Wheels = None,
 ) -> None:
     """Recognise emotions in clips and recordings: labels, how sure the model is, what was missing, reasoning."""
     from mer_r1.evaluation.clips import ask, tables
 
     taxonomy = load_wheels(wheels)
-    found = find_clips(clips, words.subtitle, audio)
+    found = find_clips(clips, subtitle, audio)
     _check_outputs(shown, words, found)
     problems = unreadable(found)
     if len(problems) == len(found):
@@ -178,7 +188,7 @@ def predict(
     modes = list(ThinkingMode) if think == "auto" else thinking_modes(think)
     gate = _gate_threshold(answering.model, threshold) if think == "auto" else None
     asked = _asked(found, words, seconds, problems, shown, answering.device)
-    model = answering.clip_model(taxonomy, limits.given)
+    model = answering.clip_model(taxonomy, limits.given, batch_size)
     records = tables.records_file(shown.out) if shown.out else None
     how: dict[str, Any] = {"threshold": gate, "records": records, "facts": {"wheels": taxonomy.title}}
     answered: list[Answered] = []
@@ -203,8 +213,6 @@ def _check_outputs(shown: Shown, words: Words, found: Sequence[Clip]) -> None:
         raise UserError("--timeline goes with one recording and --segment")
     for path in shown.timeline or ():
         timeline.check_timeline(path)
-    if words.transcriber is not None and not words.transcribe:
-        raise UserError("--transcriber needs --transcribe")
     if shown.out is None:
         if shown.overwrite:
             raise UserError("--overwrite needs --out")
@@ -225,6 +233,7 @@ def _asked(
     """The clips, or the utterances of the recordings, with their words."""
     from mer_r1.evaluation.clips import ask, tables
 
+    listener = words.transcriber_on(device)
     parts: list[Clip] = []
     if words.segment is None:
         parts = list(found)
@@ -234,13 +243,11 @@ def _asked(
                 whole = clip.id in problems  # its record says why it has no answer
                 parts += [clip] if whole else ask.sections_of(clip, words.segment, seconds)
                 advance(1, len(found))
-    if not words.transcribe:
+    if listener is None:
         return ask.with_words(parts, seconds)
-    from mer_r1.data.media.speech import transcriber
-
     kept = tables.transcripts_file(shown.out) if shown.out else None
     with progress("write down the words", len(parts), quiet=shown.as_json) as advance:
-        return ask.with_words(parts, seconds, transcriber(words.transcriber, device), kept, advance)
+        return ask.with_words(parts, seconds, listener, kept, advance)
 
 
 def _show(one: "Answered", shown: Shown, taxonomy: Taxonomy, divided: bool) -> None:
@@ -330,7 +337,7 @@ def evaluate(
     if as_json:
         print_json(summary)
     else:
-        console.print(build_table(summary))
+        console.print(build_table(summary, width=console.width))
         say_notes(summary["notes"])
 
 
@@ -391,16 +398,10 @@ def report(
 
 @app.command("app")
 def serve_page(
+    answering: Answering,
+    words: Words,
     limits: Limits,
-    requests: Requests,
-    model: Annotated[str, typer.Option(help="Model folder or hub name; by default the built-in model.")] = POLICY,
-    model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None,
-    key_variable: KeyVariable = OPENAI_KEY,
     wheels: Wheels = None,
-    temperature: Temperature = 0.0,
-    max_new_tokens: MaxNewTokens = 512,
-    seed: Annotated[int, typer.Option(help="Random seed for sampling.")] = 0,
-    device: Annotated[str | None, typer.Option(help="Device of the model; a GPU if there is one.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; this machine's own by default.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port; the first free one from 7860 on.")] = None,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Largest file that can be uploaded.")] = 100,
@@ -411,28 +412,26 @@ def serve_page(
     from mer_r1.app.ask import Asked, InProcess, Source
     from mer_r1.app.page import Settings
     from mer_r1.app.serve import HERE, served, until_interrupted, without_traces
+    from mer_r1.evaluation.clips.ask import seconds_of
 
     require("app")
-    taxonomy = load_wheels(wheels)
+    taxonomy, model = load_wheels(wheels), answering.model
+    able: dict[str, Any] = {"most_seconds": 60 * max_minutes, "keep": keep, "segment": words.segment}
+    if words.segment not in (None, "vad"):
+        seconds_of(words.segment, "vad")  # an upload has no subtitle file beside it
+    able |= {"transcriber": words.transcriber_on(answering.device), "heard": answering.heard_seconds(limits.given)}
     source: Source
-    if model_url is not None:
-        from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
-        from mer_r1.evaluation.llm.chat import Decoding
-        from mer_r1.evaluation.llm.client import Client
-
-        decoding = Decoding(temperature, seed, max_new_tokens)
-        client = Client(
-            model, model_url, decoding, None, requests.concurrency, requests.timeout, key_variable=key_variable
-        )
-        source = Asked(ServedModel(client, taxonomy, Sending(**limits.given), 1))
+    if answering.model_url is not None:
+        source = Asked(answering.clip_model(taxonomy, limits.given, batch_size=1))
     else:
         from mer_r1.model.generation import Sampling
 
-        sampling = Sampling(max_new_tokens, temperature, seed=seed)
-        source = InProcess(model, taxonomy, sampling, device, limits.given)
-    notice = NOTICE if model_url is None and model == POLICY != model_path(model) else ""
+        sampling = Sampling(answering.max_new_tokens, answering.temperature, seed=answering.seed)
+        source = InProcess(model, taxonomy, sampling, answering.device, limits.given, answering.four_bit)
+        if model == POLICY != model_path(model):
+            able["notice"] = NOTICE
     with without_traces() as temporary:
-        settings = Settings(source, taxonomy, temporary, notice, 60 * max_minutes, keep)
+        settings = Settings(source, taxonomy, temporary, **able)
         with served(settings, host, port, max_megabytes) as address:
             if host not in HERE:
                 say(f"whoever reaches {host} can use this page: it has no password", style="yellow")

@@ -138,7 +138,8 @@ def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[in
                     problems.append(f"id: got {clip_id!r} again, expected unique ids (first in line {first})")
                 yield number, clip_id, clip, problems
     except OSError as error:
-        raise UserError(f"{printable(path)}: the manifest cannot be read ({error.strerror})") from None
+        made = "; mer-r1 scenes or mer-r1 prepare makes one" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{printable(path)}: the manifest cannot be read ({error.strerror}){made}") from None
 
 
 def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:

@@ -174,7 +174,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{printable(path)}: expected UTF-8 text: {error}") from None
     head = text.split("\n", 1)[0]

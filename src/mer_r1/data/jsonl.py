@@ -24,7 +24,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{printable(path)} is no JSON: {error!s:.100}") from error
 
@@ -114,7 +114,7 @@ def read_lines(path: Path, parse: Callable[[bytes], Parsed]) -> Iterator[Parsed]
         content = path.read_bytes()
         content.decode("utf-8")
     except OSError as error:
-        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from error
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         if error.end < len(content):  # else a kill may have cut a character in two
             raise UserError(f"{printable(path)}: expected UTF-8 text: {error}") from error

@@ -37,7 +37,7 @@ def read_subtitles(path: Path | str) -> list[Cue]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"{printable(path)}: cannot read it: {error.strerror}") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{printable(path)}: expected UTF-8 text: {error}") from None
     cues: list[Cue] = []

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SUMMARY_FILE = "summary.json"
+WIDE = 116
+"""Columns of a terminal from which an interval stands beside its mean in the table."""
 SLOW_MINUS_FAST = "slow - fast"
 
 
@@ -262,25 +264,31 @@ def score_card(model: str | Path, summary: Summary) -> bool:
 
 
 def build_table(
-    summary: Summary | Mapping[str, Summary], comparisons: Mapping[str, Difference] | None = None
+    summary: Summary | Mapping[str, Summary],
+    comparisons: Mapping[str, Difference] | None = None,
+    width: int = WIDE,
 ) -> "Table":
     """A terminal table (rich): one row per stage and mode, then the paired differences.
 
     Args:
         summary: one summary, or stage title -> summary.
         comparisons: further paired differences by name.
+        width: columns of the terminal; below `WIDE` an interval stands under its mean.
     """
     from rich.table import Table
     from rich.text import Text
 
     stages: Mapping[str, Any] = {"": summary} if "modes" in summary else summary
     caption = "\n".join(filter(None, (*map(source_text, stages.values()), _counts_text(stages))))
-    table = Table(title="Means over clips, 95 % bootstrap intervals", caption=Text(caption))
-    for name in ("", "clips", "precision", "recall", "F1", "labels", "well formed"):
-        table.add_column(name, justify="left" if not name else "right")
+    gap = " " if width >= WIDE else "\n"
+    table = Table(
+        title="Means over clips, 95 % bootstrap intervals", caption=Text(caption), box=None, padding=(0, 1, 0, 0)
+    )
+    for name in ("", "clips", "precision", "recall", "F1", "labels", f"well{gap}formed"):
+        table.add_column(name, justify="left" if not name else "right", overflow="fold")
     for stage, entry in stages.items():
         for mode, row in entry["modes"].items():
-            cells = [interval_text(row[name]) for name in SCORE_NAMES]
+            cells = [interval_text(row[name], gap=gap) for name in SCORE_NAMES]
             extra = [number_text(row["labels"]["mean"], 2), number_text(row["well_formed"]["mean"])]
             table.add_row(Text(f"{stage} {mode}".strip()), str(row["n"]), *cells, *extra)
     table.add_section()
@@ -288,7 +296,9 @@ def build_table(
         f"{stage} {name}".strip(): row for stage, entry in stages.items() for name, row in entry["differences"].items()
     }
     for name, row in {**own, **(comparisons or {})}.items():
-        table.add_row(Text(name), str(row["n"]), *(interval_text(row[score], signed=True) for score in SCORE_NAMES))
+        table.add_row(
+            Text(name), str(row["n"]), *(interval_text(row[score], signed=True, gap=gap) for score in SCORE_NAMES)
+        )
     return table
 
 

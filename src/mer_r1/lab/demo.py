@@ -229,7 +229,7 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
     run.console.print(
         f"Means of {ANSWERS} answers per clip (temperature {TEMPERATURE}, top-k {TOP_K}); greedy answers beside them."
     )
-    run.console.print(build_table(summaries, differences))
+    run.console.print(build_table(summaries, differences, run.console.width))
     report = write_report(out)
     run.console.print(f"report: {report}")
     return report

@@ -157,19 +157,28 @@ def sections_of(clip: Clip, how: str, longest: float, told: Told | None = None) 
     elif how == "vad":
         sections = [(span, "") for span in speech_sections(path, longest, told)]
     else:
-        try:
-            seconds = float(how)
-        except ValueError:
-            seconds = 0.0
-        if not 0.1 <= seconds < 1e6:
-            raise UserError(f"--segment: got {printable(how)!r:.60}, expected vad, subtitles or a number of seconds")
-        sections = [(span, "") for span in equal_sections(path, seconds)]
+        sections = [(span, "") for span in equal_sections(path, seconds_of(how))]
     if not sections:
         raise UserError(f"{printable(path)}: no speech was found in it; expected some, or --segment SECONDS")
     return [
         replace(clip, id=f"{clip.id}#{start:.2f}-{end:.2f}", subtitle=words, section=(start, end))
         for (start, end), words in sections
     ]
+
+
+def seconds_of(how: str, others: str = "vad, subtitles") -> float:
+    """Read a number of seconds.
+
+    Raises:
+        UserError: it is none; `others` are the words that would do as well.
+    """
+    try:
+        seconds = float(how)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds < 1e6:
+        raise UserError(f"--segment: got {printable(how)!r:.60}, expected {others} or a number of seconds")
+    return seconds
 
 
 def ask_clips(

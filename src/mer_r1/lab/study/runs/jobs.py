@@ -147,7 +147,7 @@ def content_hash(path: Path) -> str:
     try:
         return digest(file.read_bytes())
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 class _Planner:
