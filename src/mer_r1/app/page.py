@@ -6,9 +6,10 @@ page is built, after `serve` has switched its reports home off.
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,18 @@ def build(settings: Settings) -> Any:
                 timeline = gr.HTML("", elem_id="timeline", padding=False)
                 record = gr.DownloadButton("Download the record (JSON)", visible=False, elem_id="record")
         wheels = gr.HTML("", elem_id="wheels", padding=False)
-        written = gr.State("")  # what a machine wrote down
+        written = gr.State(None)  # what a machine wrote down
 
         def fill(name: str | None) -> tuple[Any, Any, Any]:
             clip = chosen.get(name or "")
             return (str(clip.video), None, clip.subtitle) if clip else (gr.skip(), gr.skip(), gr.skip())
 
-        def answer(name: str | None, film: str | None, sound: str | None, text: str, by: str) -> Iterator[Any]:
+        def answer(
+            name: str | None, film: str | None, sound: str | None, text: str, heard: str | None
+        ) -> Iterator[Any]:
             gold = chosen[name].labels or () if name in chosen else ()
             yield EMPTY, "", gr.update(visible=False)
-            for state in answered(settings, film, sound, text, by):
+            for state in answered(settings, film, sound, text, heard):
                 yield answers_html(state, settings.taxonomy, gold), gr.skip(), gr.skip()
             if not state.problem:
                 file = _file(state, settings.temporary)
@@ -117,39 +120,29 @@ def build(settings: Settings) -> Any:
         scene.input(fill, scene, [video, audio, words], show_progress="hidden", queue=False, **how)
         for listen in (video.upload, video.stop_recording, video.clear, audio.upload, audio.stop_recording):
             listen(lambda: None, None, scene, show_progress="hidden", queue=False, **how)
-        ask.click(
-            answer, [scene, video, audio, words, written], [answers, wheels, record], show_progress="hidden", **how
-        )
-        if settings.segment is not None:
-            note = BY_MACHINE.format(settings.transcriber.name) if settings.transcriber else ""
-            over_time.click(
-                lambda film, sound: (timeline_html(found, note) for found in entries(settings, film, sound)),
-                [video, audio], timeline, **how,
-            )  # fmt: skip
-        if settings.transcriber is not None:
-            hear.click(_heard(settings, settings.transcriber), [video, audio], [words, written], **how)
+        asked = [scene, video, audio, words, written]
+        ask.click(answer, asked, [answers, wheels, record], show_progress="hidden", **how)
+        over_time.click(partial(_timeline, settings), [video, audio], timeline, **how)
+        hear.click(partial(_heard, settings), [video, audio], [words, written], **how)
     return page
 
 
 def answered(
-    settings: Settings, film: str | None, sound: str | None, text: str, written: str = ""
+    settings: Settings, film: str | None, sound: str | None, text: str, written: str | None = None
 ) -> Iterator[Answers]:
     """Ask about what the page's fields hold; a problem is a state with one line that names no folder.
 
     The records say what the clip lacks, and whether its words are those that a machine wrote down.
     """
-    files = [Path(file) for file in (film, sound) if file]
-    name = " ".join([datetime.now().isoformat(timespec="seconds"), *(file.name for file in files[:1])])
-    clip = Clip(name, Path(film) if film else None, Path(sound) if sound else None, (text or "").strip())
+    clip, files = _clip(film, sound, text)
     try:
         if not (files or clip.subtitle):
             raise UserError("nothing to ask about: choose a scene, add a video or audio, or write what was said")
         refuse_long(clip, settings.most_seconds)
         by = settings.transcriber.name if settings.transcriber and clip.subtitle == written else ""
-        state, notes = Answers(), Asked(clip, by if clip.subtitle else "").notes
+        state, notes = Answers(), Asked(clip, by).notes
         for now in settings.source.ask(clip):
-            records = {mode: replace(record, notes=[*record.notes, *notes]) for mode, record in now.records.items()}
-            state = replace(now, records=records)
+            state = _noted(now, notes)
             yield _without_folders(state, files)
         if settings.keep and not state.problem:
             _keep(settings.keep, state)
@@ -159,8 +152,7 @@ def answered(
 
 def entries(settings: Settings, film: str | None, sound: str | None) -> Iterator[list[Entry]]:
     """The timeline of a recording, one utterance more at a time; a problem is an entry of its own."""
-    files = [Path(file) for file in (film, sound) if file]
-    clip = Clip("recording", Path(film) if film else None, Path(sound) if sound else None)
+    clip, files = _clip(film, sound, "")
     found: list[Entry] = []
     try:
         if settings.segment is None or not files:
@@ -178,6 +170,25 @@ def entries(settings: Settings, film: str | None, sound: str | None) -> Iterator
         yield [*found, Entry(0.0, 0.0, "", {}, problem)]
 
 
+def _timeline(settings: Settings, film: str | None, sound: str | None) -> Iterator[str]:
+    note = BY_MACHINE.format(settings.transcriber.name) if settings.transcriber else ""
+    for found in entries(settings, film, sound):
+        yield timeline_html(found, note)
+
+
+def _clip(film: str | None, sound: str | None, text: str | None) -> tuple[Clip, list[Path]]:
+    """What the page's fields hold as a clip, and its files."""
+    video, audio = (Path(file) if file else None for file in (film, sound))
+    files = [file for file in (video, audio) if file]
+    name = " ".join([datetime.now().isoformat(timespec="seconds"), *(file.name for file in files[:1])])
+    return Clip(name, video, audio, (text or "").strip()), files
+
+
+def _noted(state: Answers, notes: Sequence[str]) -> Answers:
+    records = {mode: replace(record, notes=[*record.notes, *notes]) for mode, record in state.records.items()}
+    return replace(state, records=records)
+
+
 def _without_folders(state: Answers, files: list[Path]) -> Answers:
     problem = state.problem
     for file in files if problem else ():
@@ -185,20 +196,16 @@ def _without_folders(state: Answers, files: list[Path]) -> Answers:
     return replace(state, problem=problem)
 
 
-def _heard(settings: Settings, listener: Transcriber) -> Callable[[str | None, str | None], tuple[str, str]]:
-    """The words of the audio, else of the video, for the field of words; none become a message on the page."""
+def _heard(settings: Settings, film: str | None, sound: str | None) -> tuple[str, str]:
+    """The words of the audio, else of the video, for the field of words; without any, a message on the page."""
     import gradio as gr
 
-    def words(film: str | None, sound: str | None) -> tuple[str, str]:
-        file = sound or film
-        said = (
-            listener.words_of(Clip("heard", audio=Path(file)), MediaLimits(max_seconds=settings.heard)) if file else ""
-        )
-        if not said:
-            raise gr.Error("no words were heard" if file else "add a video or audio first")
-        return said, said
-
-    return words
+    file, said = sound or film, ""
+    if file and settings.transcriber:
+        said = settings.transcriber.words_of(Clip("", audio=Path(file)), MediaLimits(max_seconds=settings.heard))
+    if not said:
+        raise gr.Error("no words were heard" if file else "add a video or audio first")
+    return said, said
 
 
 def _keep(folder: Path, state: Answers) -> None:
