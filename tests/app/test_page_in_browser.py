@@ -8,6 +8,7 @@ from browser import PHONE, WIDE, browser, low_contrast, scrolls_sideways
 
 from mer_r1.app import page, serve
 from mer_r1.app.ask import InProcess
+from mer_r1.data.media.speech import Transcriber
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.generation import Sampling
 from mer_r1.weights import NOTICE, POLICY
@@ -27,7 +28,9 @@ def address(chromium):  # which skips before the model is loaded
     pytest.importorskip("gradio", reason="Gradio is not installed: the extra app")
     with serve.without_traces() as folder:
         source = InProcess(POLICY, builtin(), Sampling(96, 0.0, seed=0), None, {})
-        with serve.served(page.Settings(source, builtin(), folder, NOTICE), most_megabytes=1) as found:
+        ear = Transcriber("ear 1", lambda _: SUBTITLE)
+        settings = page.Settings(source, builtin(), folder, NOTICE, transcriber=ear, segment="1")
+        with serve.served(settings, most_megabytes=1) as found:
             yield found
 
 
@@ -101,6 +104,26 @@ def test_a_built_in_scene_fills_the_page_by_keyboard_alone(opened):
     opened.keyboard.press("Enter")
     opened.get_by_role("heading", name="On the wheels").wait_for()
     assert "Gold labels of this scene" in opened.locator("#answers").inner_text()
+
+
+@pytest.mark.parametrize("opened", [WIDE, PHONE], indirect=True, ids=["wide", "phone"])
+def test_words_are_written_down_and_a_recording_becomes_a_timeline(opened):
+    opened.locator("#video input[type=file]").first.set_input_files(page.SCENES / "test-000004.mp4")
+    opened.locator("#video video").wait_for()
+    opened.get_by_role("button", name="Write the words down").click()
+    opened.wait_for_function("document.querySelector('#words textarea').value !== ''")
+    assert opened.get_by_label("Words spoken in the clip").input_value() == SUBTITLE
+    ask(opened)
+    assert "words by ear 1, not checked" in opened.locator("#answers").inner_text()
+    opened.get_by_role("button", name="Timeline of the whole recording").click()
+    rows = opened.locator("#timeline tbody tr")
+    rows.nth(1).wait_for()
+    assert "0:00–0:01" in rows.first.inner_text()
+    assert SUBTITLE in rows.first.inner_text()
+    opened.get_by_text("words by ear 1, not checked").nth(1).wait_for()
+    assert opened.locator("#timeline [role=alert]").count() == 0
+    assert not scrolls_sideways(opened)
+    assert low_contrast(opened) == []
 
 
 def test_a_broken_file_gets_a_readable_message(opened, tmp_path):
