@@ -172,7 +172,8 @@ def export(
     clips: Annotated[str | None, typer.Option(help='Slice of those rows, such as "5000:".')] = None,
 ) -> None:
     """Export for other engines: a whole checkpoint (vLLM, ms-swift, lmms-eval), or rows of ms-swift or verl."""
-    from mer_r1.integrations import export as made
+    from mer_r1.integrations.export import rows as write_rows
+    from mer_r1.integrations.export import whole_checkpoint
 
     if whole == (rows is not None):
         raise UserError("choose what to export: --whole, or --rows swift or verl")
@@ -181,7 +182,7 @@ def export(
             raise UserError(
                 "--whole takes --model, the folder of a thinker, --base and --out; not --manifest or --clips"
             )
-        made.whole_checkpoint(model, out, base)
+        whole_checkpoint(model, out, base)
         say(f"model: {out}")
         return
     if manifest is None or base:
@@ -192,4 +193,4 @@ def export(
 
     chosen = select_clips(DataFields(manifest=str(manifest), split=split, clips=clips))
     settings = read_settings(model) if model else Settings()
-    say(f"{made.rows(chosen, str(rows), out, settings.question, settings)} rows in {out}")
+    say(f"{write_rows(chosen, str(rows), out, settings.question, settings)} rows in {out}")
