@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -498,6 +499,23 @@ def test_fast_groups_may_be_rewarded_for_their_form_only(checkpoint, tmp_path, n
     assert rewards[GROUP:, others].isnan().all()
     expected = group_normalise(rewards[GROUP:, form], GROUP) * (1 if name == "f1" else 0.5)
     torch.testing.assert_close(output["advantages"][GROUP:], expected.to(output["advantages"]))
+
+
+def test_the_format_reward_learns_which_channels_a_clip_lacks(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, Method(method="ad", absent_channels=True), fast_share=0.5)
+    seen, place = [], trainer.method.objectives.index("format")
+    judge = trainer.reward_funcs[place]
+
+    def watch(**columns):
+        seen.extend(columns["absent"])
+        return judge(**columns)
+
+    trainer.reward_funcs[place] = watch
+    scored_batch(trainer, [rows[0] | {"subtitle": None}, rows[1] | {"subtitle": "Hello.", "clip_index": ~1}])
+    assert seen == [["subtitle"]] * GROUP + [[]] * GROUP
+    silent = replace(trainer.prompt_of(0), media={"video": torch.ones(2, 8)})
+    trainer.prompt_of = [silent].__getitem__
+    assert trainer._absent(rows[0] | {"subtitle": " "}) == ["audio", "subtitle"]
 
 
 @pytest.mark.parametrize("name", ["ad", "mer-r1"])

@@ -37,7 +37,7 @@ from mer_r1.errors import UserError
 from mer_r1.model.checkpoints import WholeCheckpoints
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, thinker
-from mer_r1.model.prompts import IGNORE, Prompt
+from mer_r1.model.prompts import IGNORE, Prompt, absent_channels
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
 from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
@@ -114,8 +114,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     Args:
         omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
-        rows: training rows with the columns `prompt`, `labels` and `clip_index`. Each is also a row that answers fast
-            (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
+        rows: training rows with the columns `prompt`, `labels`, `subtitle` and `clip_index`. Each is also a
+            row that answers fast (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
         prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
         method: choice of the advantages.
         taxonomy: wheels of the rewards and of the confidences.
@@ -177,6 +177,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         began, is_first = time.perf_counter(), not self.step.clips
         group = self.num_generations if self.model.training else self.num_generations_eval
         step = self.step = Step([row["clip_index"] for row in inputs], [row["labels"] for row in inputs], group)
+        inputs = [row | {"absent": self._absent(row)} for row in inputs] if self.method.absent_channels else inputs
         output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
         found = self._advantages(step)
         output["advantages"] = self._of_tokens(found, step, output["completion_ids"].shape[1]).to(output["advantages"])
@@ -241,6 +242,10 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         statistics.log_used(self._logs, self._metrics[mode], found, logged["groups_without_signal"])
         return found
+
+    def _absent(self, row: dict[str, Any]) -> list[str]:
+        # The channels that a row's clip lacks.
+        return absent_channels(self.prompt_of(row["clip_index"]).media, row["subtitle"])
 
     def _is_fast(self) -> Tensor:
         # (R,) bool, of the rows of all processes.
