@@ -296,7 +296,18 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         if (final := getattr(self.args, "beta_final", None)) is not None:
             self.beta = annealed(self.args.beta, final, self.state.global_step, self.state.max_steps)
             self._log({"beta": self.beta})
-        return super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
+        loss = super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
+        fast_beta = getattr(self.args, "fast_beta", None)
+        return loss if fast_beta is None else loss + (fast_beta - self.beta) * self._fast_divergence(inputs)
+
+    def _fast_divergence(self, inputs: dict[str, Any]) -> Tensor:
+        # The KL term of the rows that answer fast, as TRL takes it with loss_type=grpo: the mean over a row's tokens,
+        # then over all rows of the batch.
+        ahead = inputs["ref_per_token_logps"] - self._scored
+        mask = inputs["completion_mask"] * (inputs["clip_index"] < 0)[:, None]
+        of_rows = ((ahead.exp() - ahead - 1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        return of_rows.mean() / steps
 
     def _log(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -346,7 +357,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             logps.append(logp)
             if compute_entropy:
                 entropies.append(entropy)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+        self._scored = torch.cat(logps)
+        return self._scored, torch.cat(entropies) if compute_entropy else None, None
 
     def _plain_scores(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]
