@@ -543,6 +543,7 @@ def test_the_defaults_are_the_method_as_it_is_read() -> None:
         "format_weight": 0.1,
         "distinct_words": False,
         "known_words": False,
+        "absent_channels": False,
         "strict_answers": True,
         "strict_labels": True,
         "calibration": "answer",

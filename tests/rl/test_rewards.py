@@ -1,6 +1,7 @@
 """Reward functions: TRL's contract, the same numbers as the metrics, None for what cannot be scored."""
 
 import inspect
+import itertools
 import pickle
 from typing import Any
 
@@ -54,6 +55,26 @@ def test_unknown_phrases_break_the_format_only_where_asked() -> None:
     assert FormatReward(known=wheels)(completions=completions) == [0.0, 1.0, 1.0]
     reward = rewards.reward_function("format", wheels, known_words=True)
     assert reward(completions=completions) == [0.0, 1.0, 1.0]
+
+
+def test_talk_of_an_absent_channel_earns_nothing_where_asked() -> None:
+    seen = "<think> I see a smile. So glad. </think><answer> glad </answer>"
+    completions = [seen, seen, [{"role": "assistant", "content": seen}], answer("glad"), "I see"]
+    columns: dict[str, Any] = {
+        "completions": completions,
+        "absent": [["video"], ["audio", "subtitle"], ["subtitle", "video"], ["video"], []],
+    }
+    assert FormatReward()(**columns) == [1.0, 1.0, 1.0, 1.0, 0.0]
+    assert FormatReward(absent_channels=True)(**columns) == [0.0, 1.0, 0.0, 1.0, 0.0]
+    columns["labels"] = [["glad"]] * 4 + [None]
+    wheels = taxonomy.builtin()
+    asked = {name: rewards.reward_function(name, wheels, absent_channels=True) for name in ("format", "recall")}
+    assert asked["format"](**columns) == [0.0, 1.0, 0.0, 1.0, 0.0]
+    assert asked["recall"](**columns) == [0.0, 1.0, 0.0, 1.0, None]
+    assert recall_reward(**columns) == [1.0, 1.0, 1.0, 1.0, None]
+    for reward, absent in itertools.product(asked.values(), (None, [["video"]])):
+        with pytest.raises(UserError, match="column `absent` with 5 lists"):
+            reward(**columns | {"absent": absent})
 
 
 def test_unscorable_rows_give_none_and_are_counted() -> None:

@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -498,6 +499,51 @@ def test_fast_groups_may_be_rewarded_for_their_form_only(checkpoint, tmp_path, n
     assert rewards[GROUP:, others].isnan().all()
     expected = group_normalise(rewards[GROUP:, form], GROUP) * (1 if name == "f1" else 0.5)
     torch.testing.assert_close(output["advantages"][GROUP:], expected.to(output["advantages"]))
+
+
+def test_fast_beta_weighs_the_kl_term_of_fast_rows_only(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, Method(method="ad"), fast_share=0.5, beta=0.04)
+    trainer.current_gradient_accumulation_steps = 2
+    output = scored_batch(trainer, [rows[0], rows[1] | {"clip_index": ~1}])
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=random))
+    losses = {}
+    for beta in (None, 0.04, 1.0):
+        trainer.args.fast_beta = beta
+        losses[beta] = trainer._compute_loss(trainer.model, output).detach()
+    mask = output["completion_mask"]
+    ratio = (output["ref_per_token_logps"] - loss_logps(trainer, output).detach()) * mask
+    of_rows = (ratio.exp() - ratio - 1).sum(dim=1) / mask.sum(dim=1)
+
+    expected = 0.96 * of_rows[GROUP:].sum() / (2 * GROUP) / 2
+    assert expected > 1e-4
+    torch.testing.assert_close(losses[0.04], losses[None])
+    torch.testing.assert_close(losses[1.0] - losses[None], expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("given", [{"fast_share": 0.0}, {"beta": 0.0}, {"loss_type": "dapo"}])
+def test_fast_beta_needs_fast_groups_a_reference_and_the_mean_over_rows(tmp_path, given):
+    with pytest.raises(ValueError, match="fast_beta weighs the KL term of groups that answer fast: it needs"):
+        recipe(tmp_path, **{"fast_share": 0.5, "fast_beta": 0.1, "beta": 0.04} | given)
+
+
+def test_the_format_reward_learns_which_channels_a_clip_lacks(checkpoint, tmp_path):
+    trainer, rows, _ = make_trainer(checkpoint, tmp_path, Method(method="ad", absent_channels=True), fast_share=0.5)
+    seen, place = [], trainer.method.objectives.index("format")
+    judge = trainer.reward_funcs[place]
+
+    def watch(**columns):
+        seen.extend(columns["absent"])
+        return judge(**columns)
+
+    trainer.reward_funcs[place] = watch
+    scored_batch(trainer, [rows[0] | {"subtitle": None}, rows[1] | {"subtitle": "Hello.", "clip_index": ~1}])
+    assert seen == [["subtitle"]] * GROUP + [[]] * GROUP
+    silent = replace(trainer.prompt_of(0), media={"video": torch.ones(2, 8)})
+    trainer.prompt_of = [silent].__getitem__
+    assert trainer._absent(rows[0] | {"subtitle": " "}) == ["audio", "subtitle"]
 
 
 @pytest.mark.parametrize("name", ["ad", "mer-r1"])

@@ -49,9 +49,10 @@ class _Reward:
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float | None]:
         """One value in [0, 1] per completion; None, which swift leaves out, where the gold cannot be scored."""
+        absent = columns.get("absent")
         if self.objective.endswith("format"):
-            return self.score(completions=completions)
-        return self.score(completions=completions, labels=gold_of(columns))
+            return self.score(completions=completions, absent=absent)
+        return self.score(completions=completions, labels=gold_of(columns), absent=absent)
 
 
 def reward_classes() -> dict[str, type[_Reward]]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import Media
+from mer_r1.emotions.channels import CHANNELS
 from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.model.families import QWEN3, QWEN25, audio_tokens
@@ -82,6 +83,20 @@ class Prompt:
         more = torch.tensor(list(token_ids), dtype=torch.long)
         positions = torch.arange(len(more)).expand(3, -1) + self.next_position
         return Prompt(torch.cat([self.input_ids, more]), torch.cat([self.position_ids, positions], dim=1), self.media)
+
+
+def absent_channels(media: Mapping[str, Tensor], subtitle: str | None) -> list[str]:
+    """The channels (`emotions.channels.CHANNELS`) that a clip lacks, from its tensors and its subtitle.
+
+    >>> absent_channels({"audio": torch.zeros(3, 8)}, " ")
+    ['video', 'subtitle']
+    """
+    has = {
+        "video": not {"video", "pixel_values_videos"}.isdisjoint(media),
+        "audio": not {"audio", "input_features"}.isdisjoint(media),
+        "subtitle": bool((subtitle or "").strip()),
+    }
+    return [channel for channel in CHANNELS if not has[channel]]
 
 
 def media_tensors(omni: Omni, media: Media) -> dict[str, Tensor]:

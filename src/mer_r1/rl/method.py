@@ -53,6 +53,8 @@ class Method:
         format_weight: weight of the format reward (0.1 in the authors' fork); baselines of other papers have their own.
         distinct_words: whether an answer that names a word twice loses the format reward (our option).
         known_words: whether an answer with a phrase that no wheel places loses the format reward (our option).
+        absent_channels: whether a reasoning that speaks of a channel that its clip lacks, of words without a subtitle
+            for instance, earns nothing (our option; `emotions.channels` has the English words that it looks for).
         strict_answers: whether an answer without its closing tag earns no recall, precision and F1 (our option).
         strict_labels: whether words that no wheel places and repeated words count as wrong labels in the rewards, and
             a sentence in the answer as malformed (our option; reported scores stay the official ones).
@@ -84,6 +86,7 @@ class Method:
     format_weight: float = 0.1
     distinct_words: bool = False
     known_words: bool = False
+    absent_channels: bool = False
     strict_answers: bool = True
     strict_labels: bool = True
     calibration: str = "answer"
@@ -151,7 +154,7 @@ class Method:
     @property
     def reward_options(self) -> dict[str, bool]:
         """What the rewards refuse, as arguments of `rewards.reward_function`."""
-        names = ("distinct_words", "known_words", "strict_answers", "strict_labels")
+        names = ("distinct_words", "known_words", "absent_channels", "strict_answers", "strict_labels")
         return {name: getattr(self, name) for name in names}
 
     @property

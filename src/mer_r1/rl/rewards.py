@@ -11,7 +11,9 @@ Sampled answers exploit what the metrics forgive, so the rewards are stricter by
 - `strict_answers`: an answer without its closing </answer>, or without an answer tag, earns 0;
 - `strict_labels`: a phrase that no wheel places and a word said again are junk, and each counts as one more wrong label
   on every wheel: precision = hits / (predicted categories + junk), F1 = 2 hits / (gold + predicted categories + junk).
-  A phrase of more than `MOST_LABEL_WORDS` words is a sentence and makes the completion malformed.
+  A phrase of more than `MOST_LABEL_WORDS` words is a sentence and makes the completion malformed;
+- `absent_channels` (off by default): a reasoning that speaks of a channel that its clip lacks earns 0, format included.
+  It needs the column `absent`, the channels (`emotions.channels.CHANNELS`) that each clip lacks.
 
 Without junk the rewards equal `emotions.metrics.wheel_scores`, which evaluation reports and which stays as it is.
 
@@ -31,6 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from mer_r1.emotions.channels import channels_of
 from mer_r1.emotions.metrics import SetScores, wheel_scores
 from mer_r1.emotions.thinking import answer_word_spans, format_completion, parse
 from mer_r1.emotions.two_answers import answers_in, parse_twice
@@ -53,6 +56,7 @@ class SetReward:
         level: ring of the wheels, 1 or 2.
         strict_answers: whether an answer that is not closed earns 0.
         strict_labels: whether words that no wheel places and repeated words count as wrong labels.
+        absent_channels: whether a reasoning that speaks of a channel that its clip lacks earns 0.
 
     Raises:
         UserError: another objective.
@@ -67,11 +71,13 @@ class SetReward:
         level: int = 1,
         strict_answers: bool = True,
         strict_labels: bool = True,
+        absent_channels: bool = False,
     ) -> None:
         if objective not in self.OBJECTIVES:
             raise UserError(f"objective: expected one of {', '.join(self.OBJECTIVES)}, got {objective!r}")
         self.objective, self.taxonomy, self.level = objective, taxonomy or builtin(), level
         self.strict = {"strict_answers": strict_answers, "strict_labels": strict_labels}
+        self.absent_channels = absent_channels
         self.__name__ = f"{objective}_reward"
 
     def __call__(
@@ -80,6 +86,7 @@ class SetReward:
         completions: Sequence[Completion] = (),
         labels: Sequence[object] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
+        absent: Sequence[Sequence[str]] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """One value in [0, 1] per completion, or None where the row cannot be scored.
@@ -89,19 +96,26 @@ class SetReward:
             completions: B*G completions: texts, or lists of chat messages.
             labels: B*G gold label lists or label strings; None for a row without gold.
             log_metric: TRL's logging callback, called with the share of unscorable rows.
+            absent: B*G lists of the channels that the clip lacks, for `absent_channels`.
             columns: other columns of the data set, not used.
 
         Raises:
-            UserError: the column `labels` is missing or has another length.
+            UserError: a column that is needed is missing or has another length.
         """
         if labels is None or len(labels) != len(completions):
             found = "no such column" if labels is None else f"{len(labels)} rows"
             raise UserError(f"labels: expected gold labels for each of {len(completions)} completions, got {found}")
-        pairs = zip(completions, labels, strict=True)
-        rewards = [self._one(completion_text(completion), tuple(parse_labels(gold))) for completion, gold in pairs]
+        texts = list(map(completion_text, completions))
+        lacking = absent_of(texts, absent) if self.absent_channels else [()] * len(texts)
+        rows = zip(texts, labels, lacking, strict=True)
+        rewards = [self._of_row(text, tuple(parse_labels(gold)), lacks) for text, gold, lacks in rows]
         if log_metric is not None and rewards:
             log_metric("unscorable", rewards.count(None) / len(rewards))
         return rewards
+
+    def _of_row(self, completion: str, gold: tuple[str, ...], lacks: Sequence[str]) -> float | None:
+        value = self._one(completion, gold)
+        return value if value is None or not _speaks_of(completion, lacks) else 0.0
 
     def _one(self, completion: str, gold: tuple[str, ...]) -> float | None:
         scores = _scores(completion, gold, self.taxonomy, self.level, **self.strict)
@@ -131,19 +145,44 @@ class FormatReward:
             costs neither recall nor precision, and a small policy exploits that (our option, off in the paper).
         strict_labels: whether an answer that holds a sentence is malformed too (our option).
         known: wheels of which one must place each phrase, or the answer is malformed too (our option `known_words`).
+        absent_channels: whether a reasoning that speaks of a channel that its clip lacks is malformed too (our option).
     """
 
     NAME = "format_reward"
 
-    def __init__(self, distinct_words: bool = False, strict_labels: bool = True, known: Taxonomy | None = None) -> None:
+    def __init__(
+        self,
+        distinct_words: bool = False,
+        strict_labels: bool = True,
+        known: Taxonomy | None = None,
+        absent_channels: bool = False,
+    ) -> None:
         self.distinct_words, self.strict_labels, self.known = distinct_words, strict_labels, known
+        self.absent_channels = absent_channels
         self.__name__ = self.NAME
 
     def __call__(
-        self, prompts: Sequence[Any] | None = None, completions: Sequence[Completion] = (), **columns: Any
+        self,
+        prompts: Sequence[Any] | None = None,
+        completions: Sequence[Completion] = (),
+        absent: Sequence[Sequence[str]] | None = None,
+        **columns: Any,
     ) -> list[float | None]:
-        """One value, 0 or 1, per completion; other columns of the data set are not used."""
-        return [float(self._is_well_formed(completion_text(completion))) for completion in completions]
+        """One value, 0 or 1, per completion.
+
+        Args:
+            prompts: not used; part of TRL's contract.
+            completions: B*G completions: texts, or lists of chat messages.
+            absent: B*G lists of the channels that the clip lacks, for `absent_channels`.
+            columns: other columns of the data set, not used.
+
+        Raises:
+            UserError: `absent_channels` without the column `absent`.
+        """
+        texts = list(map(completion_text, completions))
+        lacking = absent_of(texts, absent) if self.absent_channels else [()] * len(texts)
+        pairs = zip(texts, lacking, strict=True)
+        return [float(self._is_well_formed(text) and not _speaks_of(text, lacks)) for text, lacks in pairs]
 
     def _is_well_formed(self, completion: str) -> bool:
         parsed = parse(completion)
@@ -179,6 +218,7 @@ def reward_function(
     known_words: bool = False,
     strict_answers: bool = True,
     strict_labels: bool = True,
+    absent_channels: bool = False,
 ) -> Reward:
     """The reward function of an objective of `method.OBJECTIVES`.
 
@@ -189,9 +229,20 @@ def reward_function(
     """
     if objective in ("format", "twice_format"):
         form = FormatReward if objective == "format" else TwiceFormatReward
-        return form(distinct_words, strict_labels, taxonomy if known_words else None)
+        return form(distinct_words, strict_labels, taxonomy if known_words else None, absent_channels)
     kind = AnswerReward if objective in AnswerReward.OBJECTIVES else SetReward
-    return kind(objective, taxonomy, 1, strict_answers, strict_labels)
+    return kind(objective, taxonomy, 1, strict_answers, strict_labels, absent_channels)
+
+
+def absent_of(completions: Sequence[Completion], absent: Sequence[Sequence[str]] | None) -> Sequence[Sequence[str]]:
+    """The column `absent` of some completions.
+
+    Raises:
+        UserError: it is missing or has another length.
+    """
+    if absent is None or len(absent) != len(completions):
+        raise UserError(f"absent_channels: expected the column `absent` with {len(completions)} lists of channels")
+    return absent
 
 
 def score_completion(
@@ -264,6 +315,10 @@ def _junk(answer: str, gold: Sequence[str], taxonomy: Taxonomy) -> int:
     # Wrong labels that the metrics forgive: repeated words, and words that no wheel places and the gold does not hold.
     spans, labels, known = answer_word_spans(answer), parse(answer).labels, set(map(_lowered, gold))
     return len(spans) - len(labels) + sum(word not in known and not taxonomy.knows(word) for word in labels)
+
+
+def _speaks_of(completion: str, channels: Sequence[str]) -> bool:
+    return not channels_of(parse(completion).reasoning).isdisjoint(channels)
 
 
 def _lowered(word: str) -> str:

@@ -37,7 +37,7 @@ from mer_r1.errors import UserError
 from mer_r1.model.checkpoints import WholeCheckpoints
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, thinker
-from mer_r1.model.prompts import IGNORE, Prompt
+from mer_r1.model.prompts import IGNORE, Prompt, absent_channels
 from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
 from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
@@ -114,8 +114,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
 
     Args:
         omni: policy, processor, settings; loaded from a saved checkpoint (TRL reloads the KL reference from there).
-        rows: training rows with the columns `prompt`, `labels` and `clip_index`. Each is also a row that answers fast
-            (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
+        rows: training rows with the columns `prompt`, `labels`, `subtitle` and `clip_index`. Each is also a
+            row that answers fast (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
         prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
         method: choice of the advantages.
         taxonomy: wheels of the rewards and of the confidences.
@@ -177,6 +177,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         began, is_first = time.perf_counter(), not self.step.clips
         group = self.num_generations if self.model.training else self.num_generations_eval
         step = self.step = Step([row["clip_index"] for row in inputs], [row["labels"] for row in inputs], group)
+        inputs = [row | {"absent": self._absent(row)} for row in inputs] if self.method.absent_channels else inputs
         output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
         found = self._advantages(step)
         output["advantages"] = self._of_tokens(found, step, output["completion_ids"].shape[1]).to(output["advantages"])
@@ -242,6 +243,10 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         statistics.log_used(self._logs, self._metrics[mode], found, logged["groups_without_signal"])
         return found
 
+    def _absent(self, row: dict[str, Any]) -> list[str]:
+        # The channels that a row's clip lacks.
+        return absent_channels(self.prompt_of(row["clip_index"]).media, row["subtitle"])
+
     def _is_fast(self) -> Tensor:
         # (R,) bool, of the rows of all processes.
         return self.accelerator.gather(torch.tensor(self.step.clips, device=self.accelerator.device)) < 0
@@ -291,7 +296,18 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         if (final := getattr(self.args, "beta_final", None)) is not None:
             self.beta = annealed(self.args.beta, final, self.state.global_step, self.state.max_steps)
             self._log({"beta": self.beta})
-        return super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
+        loss = super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
+        fast_beta = getattr(self.args, "fast_beta", None)
+        return loss if fast_beta is None else loss + (fast_beta - self.beta) * self._fast_divergence(inputs)
+
+    def _fast_divergence(self, inputs: dict[str, Any]) -> Tensor:
+        # The KL term of the rows that answer fast, as TRL takes it with loss_type=grpo: the mean over a row's tokens,
+        # then over all rows of the batch.
+        ahead = inputs["ref_per_token_logps"] - self._scored
+        mask = inputs["completion_mask"] * (inputs["clip_index"] < 0)[:, None]
+        of_rows = ((ahead.exp() - ahead - 1) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        return of_rows.mean() / steps
 
     def _log(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -341,7 +357,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             logps.append(logp)
             if compute_entropy:
                 entropies.append(entropy)
-        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+        self._scored = torch.cat(logps)
+        return self._scored, torch.cat(entropies) if compute_entropy else None, None
 
     def _plain_scores(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]

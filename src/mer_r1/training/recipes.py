@@ -203,6 +203,8 @@ class SamplingFields:
             form of fast answers through RL; a fast group costs a few tokens per rollout.
         fast_rewards: what groups that answer fast are rewarded for: "all" objectives of the method, or "format" only,
             so that what RL teaches about emotions is taught through reasoning.
+        fast_beta: weight of the KL term on rollouts of these groups, which holds fast thinking at the starting policy;
+            that of all rollouts (`beta`) if not given.
         rollouts: engine that samples: "hf" (this policy, in PyTorch) or "vllm" (TRL's fields `vllm_*` configure it).
         vllm_confidences: model that scores vLLM's answers: "engine", "policy" or "auto" (the cheaper).
         vllm_importance_sampling_mode: correction of the engine's rounding; truncated, not masked, so that one token
@@ -213,6 +215,7 @@ class SamplingFields:
     max_completion_length: int | None = 1024
     fast_share: float = 0.0
     fast_rewards: str = "all"
+    fast_beta: float | None = None
     rollouts: str = "hf"
     vllm_confidences: str = "auto"
     vllm_importance_sampling_mode: str = "token_truncate"
@@ -260,6 +263,11 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
             raise ValueError(f"fast_share must be at least 0 and below 1, got {self.fast_share}")
         if self.fast_rewards not in ("all", "format"):
             raise ValueError(f"fast_rewards must be one of all, format; got {self.fast_rewards!r}")
+        if self.fast_beta is not None and not (self.fast_share and self.beta and self.loss_type == "grpo"):
+            raise ValueError(
+                "fast_beta weighs the KL term of groups that answer fast: it needs fast_share and beta above 0 and "
+                f"loss_type=grpo, got fast_share={self.fast_share}, beta={self.beta}, loss_type={self.loss_type}"
+            )
         if self.fast_share and self.answers_twice:
             raise ValueError(f"fast_share must be 0 for method={self.method}, whose answers have no empty think block")
         GRPOConfig.__post_init__(self)

@@ -51,6 +51,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
         {
             "prompt": [{"role": "user", "content": question(clip.subtitle, omni.settings.question)}],
             "labels": list(clip.labels or ()),
+            "subtitle": clip.subtitle,
             "clip_index": index,
         }
         for index, clip in enumerate(clips)

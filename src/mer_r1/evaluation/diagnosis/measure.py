@@ -22,7 +22,7 @@ from mer_r1.evaluation.intervals import Array, Interval, bootstrap
 from mer_r1.evaluation.predict import Tensors, encode_clip
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
-from mer_r1.model.prompts import encode_prompt
+from mer_r1.model.prompts import absent_channels, encode_prompt
 from mer_r1.rl.method import Method
 
 MIN_CLIPS = 5
@@ -76,7 +76,9 @@ def diagnose(
     get = tensors or (lambda clip: encode_clip(omni, clip))
     prompts = [encode_prompt(omni, question(clip.subtitle, omni.settings.question), get(clip)) for clip in kept]
     gold = [list(clip.labels or ()) for clip in kept]
-    survey = Survey(omni, method, taxonomy, prompts, gold, num_generations, num_answers, sampling, batch_size, progress)
+    absent = [absent_channels(prompt.media, clip.subtitle) for prompt, clip in zip(prompts, kept, strict=True)]
+    settings = num_generations, num_answers, sampling, batch_size, progress
+    survey = Survey(omni, method, taxonomy, prompts, gold, absent, *settings)
     diagnosis = _conclude(survey, left_out=len(clips) - len(kept))
     return replace(diagnosis, seconds=round(time.perf_counter() - began, 1))
 

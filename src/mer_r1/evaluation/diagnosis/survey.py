@@ -62,13 +62,14 @@ class Slow:
 
 @dataclass
 class Survey:
-    """The rounds of sampling; the fields are the arguments of `measure.diagnose`, of clips their prompts and labels."""
+    """The rounds of sampling; the fields are the arguments of `measure.diagnose`, of clips what is needed of them."""
 
     omni: Omni
     method: Method
     taxonomy: Taxonomy
     prompts: list[Prompt]
     gold: list[list[str]]
+    absent: list[list[str]]
     group: int
     answers: int
     sampling: Sampling
@@ -84,9 +85,9 @@ class Survey:
         """Numbers (R,) as an array (B, G)."""
         return torch.as_tensor(values, dtype=torch.float64).cpu().numpy().reshape(-1, self.group)
 
-    def for_rollouts(self, gold: Sequence[list[str]]) -> list[list[str]]:
-        """The labels of each rollout, from those of some clips."""
-        return [labels for labels in gold for _ in range(self.group)]
+    def for_rollouts(self, of_clips: Sequence[list[str]]) -> list[list[str]]:
+        """What belongs to each rollout, from what belongs to some clips: their labels or absent channels."""
+        return [words for words in of_clips for _ in range(self.group)]
 
     def sample(
         self, kind: int, prompts: Sequence[Prompt], count: int, limit: int | None = None, **options: Any
@@ -194,9 +195,10 @@ class Survey:
 
     def rewards(self, texts: list[str]) -> Tensor:
         """(R, K) rewards as training would give them."""
-        names, gold = self.method.objectives, self.for_rollouts(self.gold)
-        functions = [reward_function(name, self.taxonomy, **self.method.reward_options) for name in names]
-        columns = [function(completions=texts, labels=gold) for function in functions]
+        names, options = self.method.objectives, self.method.reward_options
+        of_clips = {"labels": self.for_rollouts(self.gold), "absent": self.for_rollouts(self.absent)}
+        functions = [reward_function(name, self.taxonomy, **options) for name in names]
+        columns = [function(completions=texts, **of_clips) for function in functions]
         return torch.tensor([[float("nan") if one is None else one for one in column] for column in columns]).T
 
     def advantages(self, method: Method, slow: Slow) -> Array:

@@ -7,7 +7,6 @@ For each channel: clips whose records say that it is missing, reasonings that sp
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ import av
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
+from mer_r1.emotions.channels import channels_of
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.evaluation.answerers.checkpoint import Checkpoint
@@ -27,35 +27,18 @@ from mer_r1.evaluation.clips.ask import NO_WORDS, ask_clips, with_words
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.weights import POLICY
 
-NOTES = {"words": NO_WORDS, "sound": "no sound", "picture": "no picture"}
+NOTES = {"subtitle": NO_WORDS, "audio": "no sound", "video": "no picture"}
 """Channel -> the note of a record whose clip lacks it."""
-_TALK = {
-    "picture": r"face|smile|smirk|grin|sneer|brows?|eyes?|eyelids|lips?|mouth|nose|jaw|teeth|cheeks?|head|nod|gaze|look"
-    r"|tears|see|seen|picture|frown",
-    "sound": r"voice|tone|toneless|hear|sound|speech|pitch|volume|breath|sighs|pauses|hushed",
-    "words": r"words|subtitle|joke|story|talk|insult|complaint|threat|warning|apology|thanks|plan|memory|question"
-    r"|phrase|failure|news",
-}
-_MENTIONS = {channel: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for channel, words in _TALK.items()}
-
-
-def speaks_of(reasoning: str) -> set[str]:
-    """Channels that a reasoning in the style of the generated scenes speaks of.
-
-    >>> sorted(speaks_of("I see a wide smile. The words do not fit the face. So sad."))
-    ['picture', 'words']
-    """
-    return {channel for channel, found in _MENTIONS.items() if found.search(reasoning)}
 
 
 def without(clip: Clip, channel: str, folder: Path) -> Clip:
     """A clip without one channel: no subtitle, or its video file without one of its tracks, rewritten in `folder`."""
-    if channel == "words":
+    if channel == "subtitle":
         return replace(clip, subtitle="")
     assert clip.video is not None
     path = folder / f"{clip.id}.{channel}.mkv"
     with av.open(str(clip.video)) as source, av.open(str(path), "w") as copy:
-        kept = source.streams.video[0] if channel == "sound" else source.streams.audio[0]
+        kept = source.streams.video[0] if channel == "audio" else source.streams.audio[0]
         track = copy.add_stream_from_template(kept)
         for packet in source.demux(kept):
             if packet.dts is not None:
@@ -75,7 +58,7 @@ def count(model: str, clips: Sequence[Clip], channels: Iterable[str] = NOTES) ->
             slow, fast = zip(*(one.records for one in answers), strict=True)
             said = [NOTES.get(channel) in record.notes for record in slow + fast]
             row: dict[str, Any] = {"clips": len(clips), "records that say it": sum(said), "records": len(said)}
-            talking = [record.reasoning for record in slow if channel in speaks_of(record.reasoning)]
+            talking = [record.reasoning for record in slow if channel in channels_of(record.reasoning)]
             row |= {"reasoning speaks of it": len(talking), "such as": talking[:2]}
             scores = {"slow F1": slow, "fast F1": fast}
             found[channel] = row | {

@@ -31,6 +31,7 @@ REWARDS: tuple[str, ...] = (
     "format_weight",
     "distinct_words",
     "known_words",
+    "absent_channels",
     "strict_answers",
     "strict_labels",
     "one_scale",
