@@ -1,16 +1,30 @@
 """Commands that ask a model and show its answers: predict, evaluate, threshold, report."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say, say_notes, thinking_modes
-from mer_r1.cli.options import BatchSize, Device, FeaturesDir, Limits, MaxNewTokens, Overwrite, Temperature
+from mer_r1.cli.benchmarks.engines import Engine, Patient
+from mer_r1.cli.options import (
+    OPENAI_KEY,
+    BatchSize,
+    Device,
+    FeaturesDir,
+    KeyVariable,
+    Limits,
+    MaxNewTokens,
+    Overwrite,
+    Temperature,
+)
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
+from mer_r1.evaluation.llm.cache import ReplyCache
+from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.weights import NOTICE, POLICY, model_path
 
 Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
@@ -81,7 +95,13 @@ def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
     limits: Limits,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
+    engine: Engine,
+    requests: Patient,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model folder or hub name, or its name at --model-url; without it, only score."),
+    ] = None,
+    key_variable: KeyVariable = OPENAI_KEY,
     think: Mode = "both",
     threshold: Threshold = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
@@ -98,11 +118,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    from mer_r1.evaluation.summary import build_table, write_summary
-
     limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
-    if model is None and (overwrite or exchange):
-        raise UserError(f"{'--overwrite' if overwrite else '--exchange'} needs --model: without it, nothing is asked")
+    needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
+    if model is None and (given := [name for name, value in needing.items() if value]):
+        raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
     if model is not None:
         from mer_r1.evaluation.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -111,17 +130,33 @@ def evaluate(
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
+        how["processes"] = engine.processes
         if think == "auto" and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
-        with progress("evaluate", None, quiet=as_json) as advance:
+        with ExitStack() as stack:
+            advance = stack.enter_context(progress("evaluate", None, quiet=as_json))
+            if not engine.is_torch:
+                if any((think == "auto", exchange, num_answers > 1, features_dir, device)):
+                    given = "--think auto, --exchange, --num-answers, --features-dir and --device"
+                    raise UserError(f"{given} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
+                asking = (Decoding(temperature, seed, max_new_tokens), limits.given, requests)
+                asking += (stack.enter_context(ReplyCache(out / "replies.sqlite")), key_variable, batch_size)
+                how["asked"] = engine.other_model(model, load_wheels(wheels), *asking)
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
-    if think == "auto":
-        from mer_r1.evaluation.adaptive import write_auto_summary
+    _show_summary(out, manifest, split, limit if think == "auto" else None, seed, wheels, as_json)
 
+
+def _show_summary(
+    out: Path, manifest: Path, split: str, limit: float | None, seed: int, wheels: Path | None, as_json: bool
+) -> None:
+    from mer_r1.evaluation.adaptive import write_auto_summary
+    from mer_r1.evaluation.summary import build_table, write_summary
+
+    if limit is not None:
         summary = write_auto_summary(out, manifest, split, limit, seed=seed, wheels=wheels)
     else:
         summary = write_summary(out, manifest, split, seed=seed, wheels=wheels)

@@ -11,11 +11,10 @@ Both hosts choose the frames by themselves, as their own settings say.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -34,9 +33,9 @@ from mer_r1.model.omni import SETTINGS_FILE, loading
 from mer_r1.rl.vllm.engine import weight_name, whole_config
 
 HOSTS = ("swift", "verl")
+Style = Literal["full", "short"]
 PROCESSOR = ("*token*", "vocab*", "merges*", "*template*", "*processor*", "preprocessor_config.json", SETTINGS_FILE)
 """Files of a model folder that say how text and media are read."""
-_PLACEHOLDER = re.compile(r"<(video|audio|image)>")
 
 
 def whole_checkpoint(model: Path, out: Path, base: str | None = None) -> None:
@@ -85,25 +84,16 @@ class _Weights:
 
 
 def _into(base: str, ours: _Weights, out: Path, thinker: Mapping[str, Any]) -> dict[str, Any]:
-    from transformers.utils.hub import cached_file
+    from huggingface_hub import snapshot_download
 
     with loading(base, "a whole omni checkpoint"):
-        theirs = _Weights(weight_files(base))
-        folder = Path(str(cached_file(base, "config.json"))).parent
+        folder = Path(base) if Path(base).is_dir() else Path(snapshot_download(base))
+        theirs = _Weights(weight_files(folder))
     config = read_object(folder / "config.json")
     kind, expected = config.get("model_type"), thinker["model_type"].removesuffix("_thinker")
     if kind != expected:
         raise UserError(f"{base} holds a {kind} model, expected the whole one, {expected}")
-    replaced = [name for name in theirs.places if name.startswith("thinker.")]
-    tied = {"thinker.lm_head.weight": "thinker.model.embed_tokens.weight"}  # saved once where they are one
-    source = {name: name if name in ours.places else tied.get(name, name) for name in replaced}
-    absent = sorted({*source.values()} - ours.places.keys()) + sorted(ours.places.keys() - {*replaced, *tied})
-    if absent or not replaced:
-        raise UserError(f"{base} and the thinker have other weights ({(absent or ['thinker.*'])[0]}): not its base")
-    for name in replaced:
-        if theirs.shape(name) != ours.shape(source[name]):
-            sizes = f"{ours.shape(source[name])} here, {theirs.shape(name)} there"
-            raise UserError(f"{base} has weights of another size ({name}: {sizes}): not the base of this thinker")
+    source = _sources(base, ours, theirs)
     for file in theirs.files:
         names = [name for name, (place, _) in theirs.places.items() if place == file]
         held = {name: ours.read(source[name]) if name in source else theirs.read(name) for name in names}
@@ -115,6 +105,21 @@ def _into(base: str, ours: _Weights, out: Path, thinker: Mapping[str, Any]) -> d
         part.pop("torch_dtype", None)
         part["dtype"] = thinker["dtype"]
     return config
+
+
+def _sources(base: str, ours: _Weights, theirs: _Weights) -> dict[str, str]:
+    # Each weight of the base's thinker, and ours that takes its place.
+    replaced = [name for name in theirs.places if name.startswith("thinker.")]
+    tied = {"thinker.lm_head.weight": "thinker.model.embed_tokens.weight"}  # saved once where they are one
+    source = {name: name if name in ours.places else tied.get(name, name) for name in replaced}
+    absent = sorted({*source.values()} - ours.places.keys()) + sorted(ours.places.keys() - {*replaced, *tied})
+    if absent or not replaced:
+        raise UserError(f"{base} and the thinker have other weights ({(absent or ['thinker.*'])[0]}): not its base")
+    for name in replaced:
+        if theirs.shape(name) != ours.shape(source[name]):
+            sizes = f"{ours.shape(source[name])} here, {theirs.shape(name)} there"
+            raise UserError(f"{base} has weights of another size ({name}: {sizes}): not the base of this thinker")
+    return source
 
 
 def _without_talker(model: Path, ours: _Weights, out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +143,7 @@ def _without_talker(model: Path, ours: _Weights, out: Path, config: Mapping[str,
     return json.loads(whole.to_json_string(use_diff=False))  # type: ignore[no-any-return]
 
 
-def rows(clips: Sequence[Clip], host: str, out: Path, style: str = "full", limits: ClipLimits | None = None) -> int:
+def rows(clips: Sequence[Clip], host: str, out: Path, style: Style = "full", limits: ClipLimits | None = None) -> int:
     """Write clips as a data set of a host; returns the number of rows.
 
     Args:
@@ -157,7 +162,7 @@ def rows(clips: Sequence[Clip], host: str, out: Path, style: str = "full", limit
         if not clip.labels:
             raise UserError(f"clip {clip.id}: no gold labels, which {host} needs for the rewards")
         media = read_media(clip.video, clip.audio, (limits or ClipLimits()).limits())
-        asked = _PLACEHOLDER.sub(" ", question(clip.subtitle, style))  # type: ignore[arg-type]
+        asked = question(clip.subtitle, style)  # a subtitle has no placeholders: its "<" is replaced
         videos = [str(Path(clip.video).resolve())] if clip.video and media.frames is not None else []
         audios = []
         if media.waveform is not None:
