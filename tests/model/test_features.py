@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from media_samples import tone, write_media
@@ -103,6 +104,12 @@ def test_worker_processes_give_the_same(omni, clips, tmp_path):
         assert ours.keys() == theirs.keys()
         for name in ours:
             torch.testing.assert_close(theirs[name], ours[name], atol=1e-5, rtol=0)
+
+
+def test_workers_hand_over_arrays_which_need_no_shared_memory(omni, clips):
+    item = features._Decoded(omni, clips)[0]
+    assert {"pixel_values_videos", "input_features"} <= item.keys()
+    assert all(type(value) is np.ndarray for value in item.values())
 
 
 def test_progress_counts_every_clip_once(omni, clips, tmp_path):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import SFTData, examples, run_sft
+from mer_r1.training.sft_trainer import unlikelihood
 from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy, select_clips
 
 EVERYWHERE = [
@@ -612,6 +614,46 @@ def test_what_is_given_is_read_and_not_learned_packed_or_not(omni, settings):
     with torch.no_grad(), media_embedded(omni.model, batches[1].pop("media")):
         found = omni.model(**packed_inputs(omni.model, batches[1])).loss
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_unlikelihood_is_that_of_the_words_already_said_packed_or_not(omni):
+    """Three words: before the second the first one counts, before the third the first two; by hand, row by row."""
+    clips = [replace(clip, meta={"broad_labels": ["happy", "sad", "angry"]}) for clip in emotional_clips()]
+    rows = examples(clips, omni, "slow", labels="gold", replay=1)
+    expected, found = [], []
+    for shared in (False, True):
+        data = SFTData(omni, clips, rows, Entries(omni), shared)
+        batch = data.collate(data.rows)
+        inputs = packed_inputs(omni.model, batch) if shared else batch
+        with torch.no_grad(), media_embedded(omni.model, batch["media"]):
+            inputs = {name: value for name, value in inputs.items() if name not in ("media", "labels")}
+            output = omni.model(**inputs, output_hidden_states=True)
+        found.append(unlikelihood(omni.model, output.hidden_states[-1], batch["labels"], omni.tokenizer))
+        if not shared:
+            for row, logits, tokens in zip(rows, output.logits, batch["labels"], strict=True):
+                spans = omni.tokenizer(row["target"], return_offsets_mapping=True)["offset_mapping"]
+                ends, start = [end for _, end in spans], int((tokens != IGNORE).long().argmax())
+                words = parse(row["given"] + row["target"]).labels
+                offsets = [row["target"].index(word, row["target"].index("<answer>")) for word in words]
+                places = [start + bisect_right(ends, offset) for offset in offsets]
+                for number, place in enumerate(places[1:], 1):
+                    chances = logits[place - 1].softmax(dim=-1)
+                    expected.append(-(1 - chances[tokens[places[:number]].unique()].sum()).log())
+    assert len(expected) == 3 * (1 + 2)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected).sum().expand(2), rtol=1e-4, atol=0)
+    silent = torch.full((1, 4), IGNORE)
+    assert unlikelihood(omni.model, torch.ones(1, 4, 8), silent, omni.tokenizer) == 0
+
+
+def test_unlikelihood_is_added_to_the_loss(corpus, taught_folder, tmp_path):
+    """Per learned token of the batch, as the rest of the loss."""
+    losses = []
+    for weight in (0.0, 1e3, 3e3):
+        common = [f"model={taught_folder}", f"unlikelihood={weight}", "replay=1", "max_steps=1", "learning_rate=0"]
+        run_sft(recipe(SFTRecipe, corpus, tmp_path / str(weight), *common))
+        losses.append(lines(tmp_path / str(weight))[0]["loss"])
+    assert losses[1] > losses[0]
+    assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-3)
 
 
 def test_a_token_across_the_cut_is_learned(omni):

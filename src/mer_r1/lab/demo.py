@@ -29,8 +29,8 @@ MOST_PROCESSES = 2
 """More processes would change the order of sums, and so the results."""
 POLL_SECONDS = 0.5
 CONDITIONS = {"audio exchanged": "audio", "video exchanged": "video"}
-ANSWERS = 4
-"""Sampled answers per test clip."""
+ANSWERS, TEMPERATURE, TOP_K = 4, 0.9, 50
+"""Sampled answers per test clip, and how they are sampled (as in the authors' fork)."""
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., object]]]
 """(title, total) -> a progress bar, and the callback that advances it."""
 
@@ -170,16 +170,16 @@ def _evaluate_stage(out: Path, manifest: Path, seed: int, stage: str, kind: str)
 
     torch.set_num_threads(1)
     channel = kind if kind in CONDITIONS.values() else None
-    drawn = (1.0, ANSWERS) if kind == "sampled" else (0.0, 1)
+    is_sampled = kind == "sampled"
     evaluate_model(
         str(out / stage / "model"),
         manifest,
         out / "eval" / _folder(stage, kind),
         [ThinkingMode.SLOW] if channel else list(ThinkingMode),
-        Sampling(max_new_tokens=96, temperature=drawn[0], seed=seed),
+        Sampling(96, TEMPERATURE if is_sampled else 0.0, seed=seed, top_k=TOP_K if is_sampled else 0),
         exchange=channel,
         batch_size=64,
-        num_answers=drawn[1],
+        num_answers=ANSWERS if is_sampled else 1,
     )
 
 
@@ -221,7 +221,9 @@ def _conclude(run: _Run, manifest: Path, seed: int) -> Path:
         write_summary(out / "eval" / f"rl-{channel}-exchanged", manifest, seed=seed, condition=name)
         mixed = read_records(out / page["conditions"][name])
         differences[f"{name} - as it is (slow, greedy)"] = compare(mixed, after, "slow", seed=seed)
-    run.console.print(f"Means of {ANSWERS} sampled answers per clip; greedy answers beside them.")
+    run.console.print(
+        f"Means of {ANSWERS} answers per clip (temperature {TEMPERATURE}, top-k {TOP_K}); greedy answers beside them."
+    )
     run.console.print(build_table(summaries, differences))
     report = write_report(out)
     run.console.print(f"report: {report}")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -177,8 +178,12 @@ class FeatureCache:
                 progress(len(batch))
         return len(missing)
 
-    def _store(self, paths: Iterable[Path], batch: list[dict[str, Tensor] | str], broken: list[str] | None) -> None:
-        decoded = {path: item for path, item in zip(paths, batch, strict=True) if not isinstance(item, str)}
+    def _store(self, paths: Iterable[Path], batch: list[dict[str, np.ndarray] | str], broken: list[str] | None) -> None:
+        decoded = {
+            path: {name: torch.from_numpy(value) for name, value in item.items()}
+            for path, item in zip(paths, batch, strict=True)
+            if not isinstance(item, str)
+        }
         for message in (item for item in batch if isinstance(item, str)):
             if broken is None:
                 raise UserError(message)
@@ -223,7 +228,10 @@ def _halved(value: Tensor) -> Tensor:
 
 
 class _Decoded(Dataset):
-    """Decodes clips in worker processes; an unreadable clip gives its error message."""
+    """Decodes clips in worker processes; an unreadable clip gives its error message.
+
+    Arrays go through a pipe. Tensors would go through shared memory: if there is no more, the reader waits for ever.
+    """
 
     def __init__(self, omni: Omni, clips: list[Clip]) -> None:
         self.omni, self.clips = omni, clips
@@ -231,10 +239,11 @@ class _Decoded(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor] | str:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray] | str:
         clip = self.clips[index]
         try:
-            return media_tensors(self.omni, read_media(clip.video, clip.audio, self.omni.settings.limits()))
+            tensors = media_tensors(self.omni, read_media(clip.video, clip.audio, self.omni.settings.limits()))
+            return {name: value.numpy() for name, value in tensors.items()}
         except UserError as error:
             return f"clip {clip.id}: {error}"
 

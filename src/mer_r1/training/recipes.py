@@ -4,6 +4,7 @@ The `Attributes` below are the only description of these fields: `mer-r1 sft|rl|
 Paths have no default. Defaults that differ from TRL's say why.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,6 +123,8 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
             later stages too; if not given, true with replay=1. For targets=slow.
         shared_prefixes: compute what the prompts of a clip's rows have in common once: the same gradients, faster.
             The batch size then counts clips, not rows.
+        unlikelihood: weight, beside a token's loss, of -log(1 - p) at each further word of an answer, where p is the
+            probability of beginning a word that the answer has already named; 0 for none (our option).
         towers_first_steps: steps in which the towers and their projections train alone, with the language model frozen,
             before the stage itself; for freshly initialised towers around a pretrained language model.
         learning_rate: peak learning rate.
@@ -134,6 +137,7 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
     replay: int = 0
     must_reason: bool | None = None
     shared_prefixes: bool = False
+    unlikelihood: float = 0.0
     towers_first_steps: int = 0
     learning_rate: float = 2e-5
     num_train_epochs: float = 2
@@ -144,6 +148,8 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
             raise ValueError(f"labels must be careful or gold, got {self.labels!r}")
         if self.counterfactual_rows < 0 or self.replay not in (0, 1):
             raise ValueError("counterfactual_rows must not be negative, and replay must be 0 or 1")
+        if not 0 <= self.unlikelihood < math.inf:
+            raise ValueError(f"unlikelihood must not be negative, got {self.unlikelihood}")
         chosen = {"counterfactual_rows": self.counterfactual_rows, "replay": self.replay}
         chosen["must_reason"] = self.must_reason is not None
         if self.targets != "slow" and (given := [name for name, value in chosen.items() if value]):

@@ -203,6 +203,8 @@ def supervise(
             "train_towers=true needs whole weights in each process, since not every batch has audio and video: "
             "launch without FSDP, and with --zero_stage 2 at most"
         )
+    if recipe.unlikelihood and weights_are_sharded():
+        raise UserError("unlikelihood reads the head's weights, which this launch divides: use --zero_stage 2 at most")
     if recipe.towers_first_steps:
         if optimizer is not None:  # it holds the weights of a model that this stage replaces
             raise UserError("towers_first_steps and muon_learning_rate do not go together: set one of them to 0")
