@@ -12,11 +12,24 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-from report import HERE, WORK, WORLD, check, start
+from report import HERE, WORK, WORLD, check, documented, start
 
 NAME = "swift"
 OUT = WORK / "swift"
 SMALL = {"VIDEO_MAX_PIXELS": "6272", "VIDEO_MIN_PIXELS": "3136", "FPS_MAX_FRAMES": "2", "FPS_MIN_FRAMES": "2"}
+CHANGED = ["--use_vllm", "false", "--torch_dtype", "float32", "--attn_impl", "eager", "--max_completion_length", "24"]
+CHANGED += [
+    "--gradient_accumulation_steps",
+    "2",
+    "--logging_steps",
+    "1",
+    "--save_strategy",
+    "no",
+    "--report_to",
+    "none",
+]
+CHANGED += ["--dataloader_num_workers", "0", "--dataset_num_proc", "1"]
+"""What is not as docs/integrations.md has it, beside the learning rate and the number of steps."""
 METHOD = {"method": "mer-r1", "calibration": "difference", "alpha": 0.1}
 
 
@@ -90,18 +103,18 @@ def trained(name: str, method: dict, rewards: list[str], more: list[str]) -> lis
 
 
 def swift(method: dict, rewards: list[str], more: list[str], out) -> subprocess.CompletedProcess:
-    """Run `swift rlhf` as docs/integrations.md has it."""
+    """Run `swift rlhf` as docs/integrations.md has it, but for `CHANGED`."""
     plugin = find_spec("mer_r1.integrations.ms_swift").origin
-    words = [
-        "--rlhf_type", "grpo", "--model", str(WORLD / "whole"), "--model_type", "qwen2_5_omni",
-        "--dataset", str(WORLD / "swift.jsonl"), "--external_plugins", plugin, str(HERE / "swift_record.py"),
-        "--reward_funcs", *(f"mer_{name}" for name in rewards), "--num_generations", "4", "--beta", "0.04",
-        "--epsilon", "0.2", "--temperature", "1.0", "--max_completion_length", "24", "--freeze_vit", "true",
-        "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--use_vllm", "false",
-        "--torch_dtype", "float32", "--attn_impl", "eager", "--logging_steps", "1", "--save_strategy", "no",
-        "--report_to", "none", "--dataloader_num_workers", "0", "--dataset_num_proc", "1",
-        "--output_dir", str(out), *more,
-    ]  # fmt: skip
+    options: dict[str, list[str]] = {}
+    for word in [*documented("integrations.md", "swift rlhf"), *CHANGED, "--output_dir", str(out), *more]:
+        if word.startswith("--"):
+            options[word] = values = []
+        else:
+            values.append(word)
+    options |= {"--model": [str(WORLD / "whole")], "--dataset": [str(WORLD / "swift.jsonl")]}
+    options["--external_plugins"] = [plugin, str(HERE / "swift_record.py")]
+    options["--reward_funcs"] = [f"mer_{name}" for name in rewards]
+    words = [word for option, values in options.items() for word in (option, *values)]
     environment = os.environ | SMALL | {
         "MER_R1_METHOD": json.dumps(method), "RECORD": f"{out}.jsonl", "ENABLE_AUDIO_OUTPUT": "0", "USE_HF": "1",
         "CUDA_VISIBLE_DEVICES": "", "MODELSCOPE_CACHE": str(OUT / "cache"),

@@ -17,7 +17,7 @@ import torch
 import verl
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from report import WORK, WORLD, check, start
+from report import WORK, WORLD, check, documented, start
 from verl import DataProto
 from verl.trainer.ppo import core_algos
 
@@ -26,23 +26,9 @@ from mer_r1.rl.method import Method, method_advantages
 
 NAME = "verl"
 OUT = WORK / "verl"
+OURS = ("actor_rollout_ref.model.path=", "data.train_files=", "data.val_files=", "trainer.n_gpus_per_node=")
 SETTINGS = [
-    "trainer.use_v1=False",
-    "algorithm.adv_estimator=gdpo",
-    "reward.custom_reward_function.path=pkg://mer_r1.integrations.verl",
-    "reward.custom_reward_function.name=compute_score",
-    "actor_rollout_ref.rollout.name=vllm",
-    "actor_rollout_ref.rollout.n=4",
-    "actor_rollout_ref.rollout.temperature=1.0",
-    "actor_rollout_ref.actor.optim.lr=2e-6",
-    "actor_rollout_ref.actor.use_kl_loss=True",
-    "actor_rollout_ref.actor.kl_loss_coef=0.04",
-    "actor_rollout_ref.actor.clip_ratio=0.2",
-    "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean",
-    "data.train_batch_size=16",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
-    "data.max_response_length=1024",
-    "trainer.total_epochs=1",
+    word for word in documented("integrations.md", "python -m verl.trainer.main_ppo") if not word.startswith(OURS)
 ]
 """The command of docs/integrations.md, but for model, files and GPUs."""
 GOOD, HALF, WORSE = (f"<think>Hm.</think><answer>{words}</answer>" for words in ("happy", "happy, angry", "angry"))

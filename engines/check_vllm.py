@@ -48,6 +48,8 @@ MANIFEST = WORLD / "clips" / "manifest.jsonl"
 OUT = WORK / "vllm"
 PORT = 8765
 QUIET = ["use_cpu=true", "bf16=false", "report_to=none", "disable_tqdm=true", "workers=0", "logging_steps=1"]
+QUIET += ["clips=null", "gradient_accumulation_steps=1", "warmup_steps=0", "model_init_kwargs={dtype: auto}"]
+RECIPE = HERE.parent / "recipes" / "qwen2.5-omni-rl.yaml"
 STEP = ["max_steps=2", "per_device_train_batch_size=8", "num_generations=4", "max_completion_length=24", "seed=0"]
 STEP += ["learning_rate=1e-3", "save_strategy=no", "rollouts=vllm", "vllm_max_model_length=512"]
 
@@ -150,7 +152,7 @@ def rl(name: str, settings: list[str]) -> tuple[list[dict], list[float]]:
     out = OUT / name
     paths = [f"manifest={MANIFEST}", f"model={THINKER}", f"output_dir={out}", f"features_dir={OUT / 'features'}"]
     try:
-        run_rl(read_recipe(RLRecipe, None, [*QUIET, *STEP, *paths, *settings]))
+        run_rl(read_recipe(RLRecipe, RECIPE, [*QUIET, *STEP, *paths, *settings]))
     finally:
         VllmRollouts._rollout = plain
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

@@ -8,6 +8,8 @@ writes a line with the figures and the seconds when the block ends; after an err
 """
 
 import json
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -51,6 +53,13 @@ def check(engine: str, what: str) -> Iterator[dict[str, Any]]:
         with (RESULTS / f"{engine}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"   {problem or figures(found)} ({line['seconds']} s)", flush=True)
+
+
+def documented(page: str, command: str) -> list[str]:
+    """The words after a command, as a page of docs/ has it."""
+    text = (HERE.parent / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = re.findall(rf"^{re.escape(command)} (.*)$", text, flags=re.MULTILINE)
+    return shlex.split(line)
 
 
 def figures(found: dict[str, Any]) -> str:

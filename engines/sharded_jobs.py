@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from report import HERE
@@ -31,11 +32,15 @@ import transformers
 
 torch.set_num_threads(1)
 if os.environ.get("DS_ACCELERATOR"):
-    from deepspeed.comm import torch as deepspeed_torch
+    import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # compiling it takes minutes; gloo does without
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    deepspeed_torch.build_shm_op = lambda: None  # compiling it takes minutes; gloo does without
+    # All weights of a tiny model are below the size from which ZeRO-3 shards them.
+    DeepSpeedZeroConfig.model_fields["param_persistence_threshold"].default = 0
+    DeepSpeedZeroConfig.model_rebuild(force=True)
 
 import fake_vllm
+from transformers.integrations import deepspeed as transformers_deepspeed
 
 from mer_r1.training.recipe_files import read_recipe
 from mer_r1.training.recipes import RLRecipe, SFTRecipe
@@ -43,6 +48,18 @@ from mer_r1.training.rl_stage import run_rl
 from mer_r1.training.sft_stage import run_sft
 
 STAGES = {"sft": (SFTRecipe, run_sft), "rl": (RLRecipe, run_rl)}
+
+
+class Apart(fake_vllm.OmniModel):
+    """Built as vLLM builds its model: DeepSpeed shards that of transformers only."""
+
+    def __init__(self, *given) -> None:
+        held = transformers_deepspeed._hf_deepspeed_config_weak_ref
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = None
+        try:
+            super().__init__(*given)
+        finally:
+            transformers_deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 class Killed(transformers.TrainerCallback):
@@ -71,10 +88,14 @@ class Kinds(transformers.TrainerCallback):
 
 def main(jobs: list[dict]) -> None:
     """Run the stages one after the other."""
-    sys.modules["vllm"] = fake_vllm.module()
+    fake_vllm.OmniModel = Apart
     for job in jobs:
+        sys.modules["vllm"] = fake_vllm.module()
         kind, stage = STAGES[job["stage"]]
-        recipe = read_recipe(kind, job.get("recipe"), job["settings"])
+        recipe = read_recipe(kind, job["recipe"], job["settings"])
+        if job.get("wordless") == int(os.environ.get("RANK", "0")):
+            end = transformers.AutoTokenizer.from_pretrained(recipe.model).eos_token_id
+            fake_vllm.LLM.script = [[[100, end]] * 4 for _ in range(9)]
         Path(recipe.output_dir).mkdir(parents=True, exist_ok=True)
         callbacks = [Kinds(Path(recipe.output_dir) / "kinds.txt")]
         callbacks += [Killed(*job["killed"])] if "killed" in job else []
