@@ -36,7 +36,7 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     torch.set_num_threads(1)
-    launch([job("sft", "one", "thinker", SFT, 2), job("sft", "one-half", "thinker", [*SFT, HALF], 2)], None)
+    launch([job("sft", "one", "untied", SFT, 2), job("sft", "one-half", "thinker", [*SFT, HALF], 2)], None)
     for kind in KINDS:
         supervised(kind)
     for kind in KINDS:
@@ -51,18 +51,18 @@ HALF = "model_init_kwargs={dtype: bfloat16}"
 
 def supervised(kind: str) -> None:
     """SFT in two processes is that of one; what is saved loads, in one dtype and under a thinker's names."""
-    with check(NAME, f"{KINDS[kind]}, SFT of 3 steps in 2 processes against 1") as found:
-        launch([job("sft", kind, "thinker", SFT, 1), job("sft", f"{kind}-half", "thinker", [*SFT, HALF], 1)], kind)
+    with check(NAME, f"{KINDS[kind]}, SFT of 3 steps in 2 processes against 1, untied head") as found:
+        launch([job("sft", kind, "untied", SFT, 1), job("sft", f"{kind}-half", "thinker", [*SFT, HALF], 1)], kind)
         expected, saved = load(OUT / "one" / "model").model.state_dict(), load(OUT / kind / "model").model.state_dict()
         found["weights held as"] = (OUT / kind / "kinds.txt").read_text()
         found["largest difference of weights"] = max(float((saved[n] - expected[n]).abs().max()) for n in expected)
         losses = [[line["loss"] for line in logged(name)] for name in ("one", kind)]
         found["largest difference of losses"] = max(abs(a - b) for a, b in zip(*losses, strict=True))
         assert found["largest difference of weights"] < 2e-6
-        before = load(WORLD / "thinker").model.state_dict()
+        before = load(WORLD / "untied").model.state_dict()
         moved = max(float((expected[name] - value).abs().max()) for name, value in before.items())
         assert moved > 1e-4, "training has changed the weights"
-    with check(NAME, f"{KINDS[kind]}, the model saved from a bfloat16 checkpoint") as found:
+    with check(NAME, f"{KINDS[kind]}, the model saved from a bfloat16 checkpoint, tied head") as found:
         weights = load_file(OUT / f"{kind}-half" / "model" / "model.safetensors")
         found["dtypes"] = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()}))
         assert found["dtypes"] == "bfloat16"

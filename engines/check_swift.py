@@ -112,6 +112,7 @@ def swift(method: dict, rewards: list[str], more: list[str], out) -> subprocess.
         else:
             values.append(word)
     options |= {"--model": [str(WORLD / "whole")], "--dataset": [str(WORLD / "swift.jsonl")]}
+    del options["--vllm_mode"]  # goes with --use_vllm true
     options["--external_plugins"] = [plugin, str(HERE / "swift_record.py")]
     options["--reward_funcs"] = [f"mer_{name}" for name in rewards]
     words = [word for option, values in options.items() for word in (option, *values)]

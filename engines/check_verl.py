@@ -3,7 +3,6 @@
 Run in the environment of `requirements/verl.txt`.
 """
 
-import asyncio
 import json
 import os
 import shutil
@@ -105,7 +104,7 @@ def rewards() -> None:
                 "data_source": np.array(["mer-r1"], dtype=object), "extra_info": np.array([{}], dtype=object),
             },
         )  # fmt: skip
-        scored = asyncio.run(manager.run_single(batch))
+        scored = manager.loop.run_until_complete(manager.run_single(batch))
         extra = scored["reward_extra_info"]
         found |= {"score": round(scored["reward_score"], 3), "recall": extra["recall"], "precision": extra["precision"]}
         assert abs(scored["reward_score"] - 1.6) < 1e-6
