@@ -11,8 +11,12 @@ STAMP := $(VENV)/.filled
 CLI_DOCS := $(BIN)/python -m typer mer_r1.cli utils docs --name mer-r1 --title "Commands of mer-r1"
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# The engines of `make engines`, each with an environment of its own: engines/requirements/NAME.txt.
+ENGINES := sharded swift verl lmms vllm
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check browser docs secrets sizes installs clean
+.PHONY: help venv demo test check browser docs secrets sizes installs engines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,8 +37,7 @@ demo: $(STAMP) ## scenes, tiny model, SFT, RL, evaluation, report; QUICK=1 for t
 
 # One thread per process: the tests' tensors are small, and two processes share two cores well.
 test: $(STAMP) ## run every test; arguments for pytest in ARGS="..."
-	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 \
-	  $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP) ## what a change must pass: style, types, tests
 	@$(BIN)/ruff check
@@ -59,5 +62,23 @@ sizes: ## show every size beside its budget
 installs: ## install the bare package into an environment of its own and try every command that works or names its extra
 	@PYTHON=$(PYTHON) .ci/installs
 
+engines: $(ENGINES:%=engines-%) ## run vLLM, FSDP2, ZeRO-3, ms-swift, verl and lmms-eval for real; engines-NAME runs one
+	@$(PYTHON) engines/report.py
+
+.PRECIOUS: engines/.envs/%/.filled
+engines/.envs/%/.filled: engines/requirements/%.txt
+	@echo "filling engines/.envs/$*: up to 7 GB, some minutes"
+	@$(PYTHON) -m venv engines/.envs/$*
+	@engines/.envs/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps -r $<
+	@engines/.envs/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps -e .
+	@touch $@
+
+engines/.work/world/done: $(STAMP) engines/world.py
+	@rm -rf engines/.work/world
+	@$(ONE_THREAD) $(BIN)/python engines/world.py
+
+engines-%: engines/.envs/%/.filled engines/.work/world/done
+	@$(ONE_THREAD) engines/.envs/$*/bin/python engines/check_$*.py
+
 clean: ## remove the virtual environments and caches
-	rm -rf .venv .venv-ci .venv-bare site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf engines/.envs engines/.work .venv .venv-ci .venv-bare site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -108,15 +108,31 @@ def test_a_full_checkpoint_gives_its_thinker(omni, copy):
 
 
 def test_gathered_weights_are_saved_in_the_dtype_of_the_checkpoint(saved, tmp_path):
-    """As FSDP and ZeRO-3 hand them over: in float32, tied weights each by itself."""
+    """As FSDP and ZeRO-3 hand them over: in float32, tied weights each by itself; FSDP2 names the class anew."""
     load(saved, dtype=torch.bfloat16).save(tmp_path / "half")
     trained = load(tmp_path / "half")
     trained.model.float()
+    kind = type(trained.model)
+    trained.model.__class__ = type(f"FSDP{kind.__name__}", (type("FSDPModule", (), {}), kind), {})
     trained.save(tmp_path / "out", {name: value.clone() for name, value in trained.model.state_dict().items()})
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "out"))
     assert found.keys() == expected.keys()
     assert {value.dtype for value in found.values()} == {torch.bfloat16}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_model_is_saved_in_the_dtype_of_the_checkpoint_in_whatever_it_is_held(saved, tmp_path, monkeypatch):
+    """ZeRO-3 makes the weights of a bfloat16 checkpoint float32, those of the absent towers come from its files."""
+    load(saved, dtype=torch.bfloat16).save(tmp_path / "half")
+    plain = QWEN25.model.from_pretrained
+
+    def held(*args, **options):
+        model, report = plain(*args, **options)
+        return model.float(), report
+
+    monkeypatch.setattr(QWEN25.model, "from_pretrained", held)
+    load(tmp_path / "half", towers=False).save(tmp_path / "out")
+    assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_a_thinker_is_saved_under_its_own_names_whatever_it_was_loaded_from(omni, copy, tmp_path):

@@ -133,6 +133,34 @@ def test_fsdp_wraps_the_layers_of_the_policys_own_family(family, tmp_path, monke
     assert {type(layer).__name__ for layer in layers} == {os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"]}
 
 
+class FreedHead(torch.autograd.Function):
+    """A product whose weight is gathered for forward and backward alone, as TRL's losses do under ZeRO-3."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, whole):
+        weight.data = whole
+        ctx.save_for_backward(hidden, weight)
+        found = hidden @ weight.T
+        weight.data = torch.empty(0)
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden, _ = ctx.saved_tensors
+        return None, gradient.T @ hidden, None
+
+
+def test_the_gradient_of_a_head_that_is_freed_before_it_comes(monkeypatch, omni, tmp_path):
+    omni.save(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    asked = SimpleNamespace(model=str(tmp_path), model_init_kwargs=None, lora_rank=0, train_towers=True, device="cpu")
+    weight = load_policy(asked).model.get_output_embeddings().weight
+    whole, hidden = weight.data, torch.arange(2.0 * weight.shape[1]).view(2, -1)
+    FreedHead.apply(hidden, weight, whole).sum().backward()
+    assert weight.numel() == 0, "it stays freed"
+    torch.testing.assert_close(weight.grad, hidden.sum(0).expand(whole.shape), rtol=0, atol=0)
+
+
 def test_of_trls_warnings_the_untrue_one_is_left_out(caplog):
     for name in ("grpo_trainer", "sft_trainer"):
         log = logging.getLogger(f"trl.trainer.{name}")

@@ -1,4 +1,4 @@
-"""`mer-r1 diagnose`: can the calibration act on a model? To know before training, and to see what training has left."""
+"""Commands that find out about a model: diagnose (can the calibration act on it?), threshold (when must it reason?)."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,9 @@ import typer
 from rich.table import Table
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say
-from mer_r1.cli.options import RECIPE, BatchSize, Device, FeaturesDir, MaxNewTokens
+from mer_r1.cli.options import RECIPE, BatchSize, Device, FeaturesDir, Labelled, Limits, MaxNewTokens, Overwrite
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis.gate import Diagnosis
@@ -167,3 +168,47 @@ def _three(entry: Any, one: str, other: str) -> tuple[str, str, str]:
 def _correlation(one: Any) -> str:
     error = "" if one.error is None else f" ± {one.error:.2f}"
     return f"{number_text(one.mean, 2, signed=True)}{error}"
+
+
+@app.command()
+def threshold(
+    model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
+    manifest: Labelled,
+    out: Annotated[Path, typer.Option(help="Output folder of the records; rerun to resume.")],
+    limits: Limits,
+    split: Annotated[str, typer.Option(help="Split to choose on; never the test split.")] = "val",
+    wheels: Wheels = None,
+    max_new_tokens: MaxNewTokens = 512,
+    batch_size: BatchSize = 32,
+    features_dir: FeaturesDir = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the confidence below which --think auto reasons, on validation clips."""
+    from mer_r1.evaluation.answerers.adaptive import choose_threshold, curve, pairs, write_gate
+    from mer_r1.evaluation.predict import evaluate_model
+    from mer_r1.evaluation.summary import clips_of, saved_records, source_text
+    from mer_r1.model.generation import Sampling
+
+    if any(clip.split == "test" for clip in clips_of(manifest, split)):
+        raise UserError(f"--split {split} has test clips: a threshold is never chosen on them")
+    sampling = Sampling(max_new_tokens, 0.0, seed=0)
+    how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
+    how |= {"limits": limits.given, "overwrite": overwrite}
+    with progress("answer", None, quiet=as_json) as advance:
+        evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
+    records, told = saved_records(out, manifest, split, load_wheels(wheels))
+    told = {"model": str(model), **told}
+    gate = choose_threshold(records, {"manifest": manifest.name, "split": split, "wheels": told["wheels"]})
+    kept = write_gate(gate, model)
+    if as_json:
+        found = {"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens}
+        print_json(found | told)
+        return
+    say(source_text(told))
+    for point in curve(pairs(records)):
+        mark = "  <- chosen" if point.threshold == gate.threshold else ""
+        reached = f"reasons in {point.share:4.0%}, F1 {point.f1:.3f}, {point.tokens:.1f} tokens"
+        say(f"threshold {point.threshold:.3f}: {reached}{mark}")
+    say(f"saved in {kept}")

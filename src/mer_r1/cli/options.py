@@ -32,6 +32,7 @@ Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest completion, in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Clips per batch.")]
 FeaturesDir = Annotated[Path | None, typer.Option(help="Feature cache; features/ beside the manifest by default.")]
+Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete the results in --out, and ask anew; else others are refused.")
 ]

@@ -1,7 +1,8 @@
-"""Commands that ask a model and show its answers: predict, evaluate, threshold, report."""
+"""Commands that ask a model and show its answers: predict, evaluate, report, app."""
 
 import glob
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,12 +22,14 @@ from mer_r1.cli.app import (
     say_notes,
     thinking_modes,
 )
+from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.options import (
     OPENAI_KEY,
     BatchSize,
     Device,
     FeaturesDir,
     KeyVariable,
+    Labelled,
     Limits,
     MaxNewTokens,
     Overwrite,
@@ -40,6 +43,7 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError, printable
+from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
 from mer_r1.weights import NOTICE, POLICY, model_path
 
@@ -48,7 +52,6 @@ if TYPE_CHECKING:
     from mer_r1.evaluation.answerers.base import ClipModel
     from mer_r1.evaluation.clips.ask import Answered, Asked
 
-Labelled = Annotated[Path, typer.Option("--manifest", help="Manifest with gold labels (JSONL).")]
 Mode = Annotated[
     Literal["slow", "fast", "both", "auto"],
     typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure."),
@@ -288,7 +291,13 @@ def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
     limits: Limits,
-    model: Annotated[str | None, typer.Option(help="Model folder or hub name; without it, only score.")] = None,
+    engine: Engine,
+    requests: Patient,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model folder or hub name, or its name at --model-url; without it, only score."),
+    ] = None,
+    key_variable: KeyVariable = OPENAI_KEY,
     think: Mode = "both",
     threshold: Threshold = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
@@ -305,11 +314,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    from mer_r1.evaluation.summary import build_table, score_card, write_summary
-
     limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
-    if model is None and (overwrite or exchange):
-        raise UserError(f"{'--overwrite' if overwrite else '--exchange'} needs --model: without it, nothing is asked")
+    needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
+    if model is None and (given := [name for name, value in needing.items() if value]):
+        raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
     if model is not None:
         from mer_r1.evaluation.answerers.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -318,20 +326,42 @@ def evaluate(
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
+        how["processes"] = engine.processes
         if think == "auto" and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
-        with progress("evaluate", None, quiet=as_json) as advance:
+        with ExitStack() as stack:
+            advance = stack.enter_context(progress("evaluate", None, quiet=as_json))
+            if not engine.is_torch:
+                if any((think == "auto", exchange, num_answers > 1, features_dir, device)):
+                    own = "--think auto, --exchange, --num-answers, --features-dir and --device"
+                    raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
+                decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
+                asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
+                how["asked"] = engine.other_model(model, load_wheels(wheels), *asking)
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
-    if think == "auto":
-        from mer_r1.evaluation.answerers.adaptive import write_auto_summary
+    auto_limit = limit if think == "auto" else None
+    _show_summary((out, manifest, split), auto_limit, seed, wheels, model, as_json)
 
-        summary = write_auto_summary(out, manifest, split, limit, seed=seed, wheels=wheels)
+
+def _show_summary(
+    of: tuple[Path, Path, str],
+    limit: float | None,
+    seed: int,
+    wheels: Path | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
+    from mer_r1.evaluation.answerers.adaptive import write_auto_summary
+    from mer_r1.evaluation.summary import build_table, score_card, write_summary
+
+    if limit is not None:
+        summary: Any = write_auto_summary(*of, limit, seed=seed, wheels=wheels)
     else:
-        summary = write_summary(out, manifest, split, seed=seed, wheels=wheels)
+        summary = write_summary(*of, seed=seed, wheels=wheels)
         if model is not None:
             score_card(model, summary)
     if as_json:
@@ -339,50 +369,6 @@ def evaluate(
     else:
         console.print(build_table(summary, width=console.width))
         say_notes(summary["notes"])
-
-
-@app.command()
-def threshold(
-    model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
-    manifest: Labelled,
-    out: Annotated[Path, typer.Option(help="Output folder of the records; rerun to resume.")],
-    limits: Limits,
-    split: Annotated[str, typer.Option(help="Split to choose on; never the test split.")] = "val",
-    wheels: Wheels = None,
-    max_new_tokens: MaxNewTokens = 512,
-    batch_size: BatchSize = 32,
-    features_dir: FeaturesDir = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Choose the confidence below which --think auto reasons, on validation clips."""
-    from mer_r1.evaluation.answerers.adaptive import choose_threshold, curve, pairs, write_gate
-    from mer_r1.evaluation.predict import evaluate_model
-    from mer_r1.evaluation.summary import clips_of, saved_records, source_text
-    from mer_r1.model.generation import Sampling
-
-    if any(clip.split == "test" for clip in clips_of(manifest, split)):
-        raise UserError(f"--split {split} has test clips: a threshold is never chosen on them")
-    sampling = Sampling(max_new_tokens, 0.0, seed=0)
-    how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
-    how |= {"limits": limits.given, "overwrite": overwrite}
-    with progress("answer", None, quiet=as_json) as advance:
-        evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
-    records, told = saved_records(out, manifest, split, load_wheels(wheels))
-    told = {"model": str(model), **told}
-    gate = choose_threshold(records, {"manifest": manifest.name, "split": split, "wheels": told["wheels"]})
-    kept = write_gate(gate, model)
-    if as_json:
-        found = {"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens}
-        print_json(found | told)
-        return
-    say(source_text(told))
-    for point in curve(pairs(records)):
-        mark = "  <- chosen" if point.threshold == gate.threshold else ""
-        reached = f"reasons in {point.share:4.0%}, F1 {point.f1:.3f}, {point.tokens:.1f} tokens"
-        say(f"threshold {point.threshold:.3f}: {reached}{mark}")
-    say(f"saved in {kept}")
 
 
 @app.command()

@@ -23,6 +23,7 @@ from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.answer import answer, trimmed
 from mer_r1.evaluation.answerers.base import ask_groups
+from mer_r1.evaluation.answerers.spread import Answers, spread
 from mer_r1.evaluation.records import (
     RECORDS_FILE,
     Record,
@@ -41,6 +42,7 @@ from mer_r1.evaluation.summary import SUMMARY_FILE, clips_of, donors_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mer_r1.evaluation.answerers.base import ClipModel
     from mer_r1.model.generation import Sampling
     from mer_r1.model.omni import Omni
     from mer_r1.model.prompts import Prompt
@@ -218,13 +220,15 @@ def evaluate_model(
     num_answers: int = 1,
     overwrite: bool = False,
     limits: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    asked: "ClipModel | None" = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
     Args:
         model: folder or hub name.
         manifest: JSONL manifest.
-        out: folder of the records; existing records are kept.
+        out: folder of the records, which are kept.
         modes: slow, fast or both.
         sampling: length, temperature, seed.
         split: rows of this split, or "all".
@@ -239,26 +243,43 @@ def evaluate_model(
         num_answers: sampled answers per clip and mode; scores are then means over a clip's answers.
         overwrite: delete the folder's records first.
         limits: as `omni.load`.
+        processes: as `spread.spread`.
+        asked: a model of another engine in place of `model`, with its own decoding, limits and `ask`.
 
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
     clips, taxonomy = clips_of(manifest, split), load_wheels(wheels)
-    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits)
-    clear(out, RESULTS if overwrite else ())
-    claim_records(out, taxonomy, facts, RESULTS)
-    donors = donors_of(clips, exchange, sampling.seed)
-    file, items = out / RECORDS_FILE, item_keys(clips, ask, donors)
-    kept = kept_records(file, items)  # refuses changed clips before the model is loaded
-    how = answering(model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
-    if exchange:
-        how = partial(how, tensors=exchanged(how.keywords["tensors"], clips, donors or {}, exchange))
-    groups = _groups(clips, batch_size, only)
-    total, tell = sum(map(len, groups)) * len(modes) * num_answers, progress or (lambda more, total: None)
-    for draw, mode in product(range(num_answers), modes):
-        answer = partial(how, ask=ask, sampling=replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS))
-        _answer_all(file, groups, mode, draw, states_of(kept, draw), items, answer, lambda more: tell(more, total))
+    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked)
+    file, donors = out / RECORDS_FILE, donors_of(clips, exchange, sampling.seed)
+    items, groups = item_keys(clips, ask, donors), _groups(clips, batch_size, only)
+    kept = _kept(file, items, taxonomy, facts, overwrite)
+    here = (model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
+    make: Any = partial(answering, *here, exchange=(clips, donors or {}, exchange) if exchange else None)
+    tell = partial(_tell, progress, sum(map(len, groups)) * len(modes) * num_answers)
+    with spread(partial(getattr, asked, "answer") if asked else make, processes) as answers:
+        for draw, mode in product(range(num_answers), modes):
+            how = answers if asked else partial(answers, ask=ask, sampling=_drawn(sampling, draw))
+            _answer_all(file, groups, mode, draw, states_of(kept, draw), items, how, tell)
     return file
+
+
+def _kept(
+    file: Path, items: Mapping[str, str], taxonomy: Taxonomy, facts: dict[str, Any], overwrite: bool
+) -> list[Record]:
+    """Claim the folder; the records there are. Refuses changed clips, before the model is loaded."""
+    clear(file.parent, RESULTS if overwrite else ())
+    claim_records(file.parent, taxonomy, facts, RESULTS)
+    return kept_records(file, items)
+
+
+def _tell(progress: Progress | None, total: int, more: int) -> None:
+    if progress:
+        progress(more, total)
+
+
+def _drawn(sampling: "Sampling", draw: int) -> "Sampling":
+    return replace(sampling, seed=(sampling.seed or 0) + draw * DRAW_SEEDS)
 
 
 def _answer_all(
@@ -268,13 +289,13 @@ def _answer_all(
     draw: int,
     known: Mapping[tuple[str, str], str | None],
     items: Mapping[str, str],
-    answer: Callable[..., Iterator[Record]],
+    answers: Answers,
     tell: Callable[[int], Any],
 ) -> None:
     """Append the missing records of one mode and draw; `tell` gets the number of those there are, then each new one."""
     tell(sum(known.get((clip.id, mode.value), "") is None for group in groups for clip in group))
     with file.open("a", encoding="utf-8") as sink:
-        for record in ask_groups(groups, [mode], known, answer, items):
+        for record in ask_groups(groups, [mode], known, answers, items):
             if is_news(record, known):
                 append_record(sink, replace(record, draw=draw))
             tell(1)
@@ -288,17 +309,20 @@ def answering(
     device: str | None,
     limits: Mapping[str, Any] | None,
     four_bit: bool = False,
+    exchange: tuple[Sequence[Clip], Mapping[str, str], str] | None = None,
 ) -> "partial[Iterator[Record]]":
     """Load a checkpoint; returns `predict` with all but its clips, modes and sampling.
 
-    The arguments are those of `evaluate_model`; without `features_dir` no features are kept.
+    The arguments are those of `evaluate_model`; without `features_dir` no features are kept. `exchange` holds the last
+    three arguments of `exchanged`.
     """
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import choose_device, load
     from mer_r1.rl.anchors import category_tokens
 
     omni = load(model, device=choose_device(device), limits=limits, four_bit=four_bit)
-    get = FeatureCache(omni, features_dir).get if features_dir else None
+    get: Any = FeatureCache(omni, features_dir).get if features_dir else None
+    get = exchanged(get, *exchange) if exchange else get
     categories = category_tokens(taxonomy, omni.tokenizer)
     return partial(
         predict, omni, taxonomy=taxonomy, batch_size=batch_size, tensors=get, name=model, categories=categories
@@ -320,8 +344,13 @@ def _settings(
     split: str,
     ask: Ask | None,
     limits: Mapping[str, Any] | None,
+    asked: "ClipModel | None",
 ) -> dict[str, Any]:
     """What the folder is claimed for, checked."""
+    if asked is not None:
+        if exchange is not None or num_answers > 1:
+            raise UserError("exchange and several answers are for a checkpoint in PyTorch: leave the other engine out")
+        return asked.settings | {"exchange": None, "split": split, "question": None if ask else _QUESTIONS}
     if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
     if num_answers > 1 and sampling.temperature == 0:

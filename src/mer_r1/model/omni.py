@@ -114,6 +114,9 @@ class Omni:
             folder: output folder; created if absent.
             state: the language model's weights, if they were gathered from several processes.
         """
+        kind = type(self.model)
+        if kind.__name__.startswith("FSDP"):  # FSDP2 names the class anew; the library finds a model's names by it
+            self.model.__class__ = kind.__bases__[1]
         if self.dtype is not None:
             self.model.to(self.dtype)
             if state is not None:
@@ -189,13 +192,15 @@ def load(
         if absent := sorted(report["missing_keys"]):  # the library would continue with random ones
             raise ValueError(f"{len(absent)} weights are not in it, the first is {absent[0]}")
         if not towers:
-            bind(model, TowerWeights(path, model.dtype))
+            bind(model, TowerWeights(path, model.config.dtype))
     if not isinstance(processor, FAMILIES[architecture].processor):
         name = FAMILIES[architecture].name
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
     set_frame_size(processor)
     source = None if towers else path
-    return Omni(model.to(device) if device and not four_bit else model, processor, settings, model.dtype, source)
+    held = model.to(device) if device and not four_bit else model
+    # `model.dtype` would be the one in which ZeRO-3 holds the weights.
+    return Omni(held, processor, settings, model.config.dtype, source)
 
 
 def model_folder(path: str | Path) -> Path:

@@ -16,7 +16,6 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -24,10 +23,9 @@ from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.model.generation import Sampling, decode, lm_head
 from mer_r1.model.omni import Omni, thinker
 from mer_r1.model.prompts import Prompt, collate
-from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
-from mer_r1.model.shared_prefix.packing import pack
-from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
+from mer_r1.model.shared_prefix.readings import logits_after
+from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
 
@@ -136,58 +134,34 @@ def rescore(
     Returns:
         `slow` and `fast` of `Rollouts`, (A, C) each; fast is None if skipped.
     """
-    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"] if fast else []
-    group = len(completion_ids) // len(prompts)
-    slow, direct = [], []
+    head, group = _fast_head(omni), len(completion_ids) // len(prompts)
+    found = []
     for number, prompt in enumerate(prompts):
-        rows = range(number * group, (number + 1) * group)
-        texts = [(completion_ids[row], answers[row].anchors) for row in rows]
+        part = slice(number * group, (number + 1) * group)
+        own = list(zip(completion_ids[part], answers[part], strict=True))
+        texts = [(ids, answer.anchors) for ids, answer in own]
         if fast:
-            for (ids, anchors), row in zip(list(texts), rows, strict=True):
-                moved = len(head) - answers[row].start
-                texts.append((head + ids[answers[row].start :], [anchor + moved for anchor in anchors]))
-        found = _after(omni, model or omni.model, prompt, texts, tokens).split(
-            [sum(len(answers[row].anchors) for row in rows)] * (1 + fast)
-        )
-        slow.append(found[0])
-        direct.append(found[-1])
-    return torch.cat(slow), torch.cat(direct) if fast else None
+            texts += [
+                (head + ids[answer.start :], [anchor + len(head) - answer.start for anchor in answer.anchors])
+                for ids, answer in own
+            ]
+        read = category_probabilities(logits_after(omni, model or omni.model, prompt, texts), tokens)
+        found.append(read.tensor_split([sum(len(answer.anchors) for _, answer in own)]))
+    slow, direct = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return slow, direct if fast else None
 
 
 @_at_rest
 @torch.no_grad()
 def fast_confidences(omni: Omni, prompts: Sequence[Prompt], tokens: CategoryTokens, model: Any = None) -> Tensor:
     """Category probabilities (B, C) at the first anchor of fast thinking, which no answer precedes: one per prompt."""
-    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
-    found = [_after(omni, model or omni.model, prompt, [(head, [len(head)])], tokens) for prompt in prompts]
-    return torch.cat(found)
+    head, policy = _fast_head(omni), model or omni.model
+    logits = [logits_after(omni, policy, prompt, [(head, [len(head)])]) for prompt in prompts]
+    return category_probabilities(torch.cat(logits), tokens)
 
 
-def _after(
-    omni: Omni, model: Any, prompt: Prompt, texts: Sequence[tuple[list[int], list[int]]], tokens: CategoryTokens
-) -> Tensor:
-    # Category probabilities (A, C) before the tokens at some places of texts that continue a prompt: one call of the
-    # model itself, with or without places. Weights that processes share are gathered by that call alone (FSDP2), and
-    # each process must make it.
-    policy = thinker(model)
-    cut = [(ids[: places[-1] if places else 0], places) for ids, places in texts]
-    batch = pack([[(prompt, ids) for ids, _ in cut]], omni.tokenizer.pad_token_id, placeholder_ids(policy))
-    branches = batch["branches"][0]
-    columns: list[int] = []
-    for branch, (ids, places) in enumerate(cut, start=1):
-        own = (branches == branch).nonzero()[:, 0].tolist()
-        columns += [own[len(own) - len(ids) + place - 1] for place in places]
-    media = batch.pop("media")
-    inputs = packed_inputs(policy, send_to_device(batch, policy.device))
-    del inputs["labels"]
-    head = policy.get_output_embeddings()  # of a large vocabulary: it runs at the places only
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, columns], *args[1:]))
-    try:
-        with media_embedded(policy, media):
-            logits = model(**inputs, use_cache=False).logits[0]
-    finally:
-        handle.remove()
-    return category_probabilities(logits, tokens)
+def _fast_head(omni: Omni) -> list[int]:
+    return list(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
 
 
 def find_answers(
@@ -209,7 +183,7 @@ def anchor_rows(answers: Sequence[AnswerTokens]) -> Tensor:
 
 def fast_prompt(omni: Omni, prompt: Prompt) -> Prompt:
     """The prompt that triggers a direct answer: the same, with an empty think block prefilled."""
-    return prompt.extended(omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"])
+    return prompt.extended(_fast_head(omni))
 
 
 def _prefill(omni: Omni, model: Any, prompts: Sequence[Prompt], group: int, room: int) -> tuple[Tensor, Branches]:
@@ -229,7 +203,7 @@ def _fast_states(
     omni: Omni, completion_ids: list[list[int]], answers: Sequence[AnswerTokens], branches: Branches
 ) -> Tensor:
     # The rollouts' answers after an empty think block, on the prompts' keys and values: the states before each anchor.
-    head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
+    head = _fast_head(omni)
     suffixes = [
         head + (ids[answer.start : answer.anchors[-1]] if answer.anchors else [])
         for ids, answer in zip(completion_ids, answers, strict=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel
+from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 
 from mer_r1.data.claim import differences, digest, weights_digest
@@ -120,9 +121,32 @@ def load_policy(recipe: Any) -> Omni:
     if launched_with("FSDP"):  # of either family, unless the launch file names the layers
         layers = omni.model.model.language_model.layers
         os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", type(layers[0]).__name__)
-    if not recipe.lora_rank and not zero:
+    if zero:
+        _hold_shape_for_gradient(omni.model.get_output_embeddings().weight)
+    elif not recipe.lora_rank:
         omni.model.float()  # steps of 1e-6 vanish in bf16 weights; DeepSpeed keeps float32 copies itself
     return omni
+
+
+def _hold_shape_for_gradient(weight: Any) -> None:
+    """Give a weight that ZeRO-3 has freed its shape, without memory, while its gradient is taken.
+
+    TRL's losses read the head's weight past its module and free it before autograd keeps the gradient, which then does
+    not fit: "The size of tensor a (0) must match ..." (a head tied to the embeddings is not freed).
+    """
+    freed: list[Tensor] = []
+
+    def before(gradient: Tensor) -> None:
+        if weight.shape != gradient.shape:
+            freed.append(weight.data)
+            weight.data = weight.data.new_empty(1).expand(gradient.shape)
+
+    def after(_: Tensor) -> None:
+        if freed:
+            weight.data = freed.pop()
+
+    weight.register_hook(before)
+    weight.register_post_accumulate_grad_hook(after)
 
 
 def build_cache(recipe: Any, omni: Omni, clips: list[Clip], progress: Progress | None) -> FeatureCache:

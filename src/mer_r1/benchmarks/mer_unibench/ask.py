@@ -5,6 +5,7 @@ Batches are cut at fixed places, and each record is on disk as soon as it is mad
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mer_r1.benchmarks.mer_unibench.sets import SETS
@@ -14,6 +15,7 @@ from mer_r1.data.media.read import read_media
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.base import ClipModel, ask_groups
+from mer_r1.evaluation.answerers.spread import Answers, spread
 from mer_r1.evaluation.llm.jobs import Tally, Watch
 from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, is_news, kept_records, states_of
 
@@ -25,11 +27,13 @@ def collect(
     out: Path,
     watch: Watch | None = None,
     partly: bool = False,
+    processes: int = 1,
 ) -> Tally:
     """Ask about every clip that has no answer yet in some mode.
 
     With `partly`, a clip with unreadable files is asked about by the readable ones and its subtitle; its record says
-    so. `watch` is called with the progress, before each set and after each answer.
+    so. `watch` is called with the progress, before each set and after each answer. `processes` is that of
+    `spread.spread`.
 
     Raises:
         UserError: asking is pointless, a file of records is damaged, or clips have changed; answers so far are kept.
@@ -40,19 +44,20 @@ def collect(
     wanted = [(name, (clip.id, mode.value)) for name, clips in sets.items() for clip in clips for mode in modes]
     tally = Tally("", len(wanted), sum(states[name].get(key, "") is None for name, key in wanted))
     watch = watch or (lambda tally: None)
-    for name, clips in sets.items():
-        tally.stage = SETS[name].title
-        watch(tally)
-        files[name].parent.mkdir(parents=True, exist_ok=True)
-        with files[name].open("a", encoding="utf-8") as sink:
-            groups = [clips[start : start + model.batch_size] for start in range(0, len(clips), model.batch_size)]
-            for record in ask_groups(groups, modes, states[name], model.answer, items[name]):
-                record = _asked_partly(model, clips, record) if partly and record.error is not None else record
-                if is_news(record, states[name]):
-                    append_record(sink, record)
-                tally.done += record.error is None
-                tally.failed += record.error is not None
-                watch(tally)
+    with spread(partial(getattr, model, "answer"), processes) as answers:
+        for name, clips in sets.items():
+            tally.stage = SETS[name].title
+            watch(tally)
+            files[name].parent.mkdir(parents=True, exist_ok=True)
+            with files[name].open("a", encoding="utf-8") as sink:
+                groups = [clips[start : start + model.batch_size] for start in range(0, len(clips), model.batch_size)]
+                for record in ask_groups(groups, modes, states[name], answers, items[name]):
+                    record = _asked_partly(answers, clips, record) if partly and record.error is not None else record
+                    if is_news(record, states[name]):
+                        append_record(sink, record)
+                    tally.done += record.error is None
+                    tally.failed += record.error is not None
+                    watch(tally)
     return tally
 
 
@@ -79,9 +84,9 @@ def _is_readable(path: Path, wants_picture: bool = False) -> bool:
         return False
 
 
-def _asked_partly(model: ClipModel, clips: Sequence[Clip], failed: Record) -> Record:
+def _asked_partly(answers: Answers, clips: Sequence[Clip], failed: Record) -> Record:
     reduced = readable_part(next(clip for clip in clips if clip.id == failed.id))
     if reduced is None:
         return failed
-    record = next(iter(model.answer([reduced[0]], [ThinkingMode(failed.mode)])))
+    ((record,),) = answers([([reduced[0]], [ThinkingMode(failed.mode)])])
     return failed if record.error is not None else replace(record, without=reduced[1], item=failed.item)

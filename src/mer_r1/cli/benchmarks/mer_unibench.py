@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mer_r1.cli.app import AsJson, Wheels, eval_app, leave, print_json, progress, thinking_modes
+from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.benchmarks.mer_unibench_view import say_beginning, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
@@ -22,7 +23,6 @@ from mer_r1.cli.options import (
     Resamples,
     SentimentBy,
     ThinkOption,
-    parse_fields,
 )
 from mer_r1.data.claim import clear
 from mer_r1.emotions.thinking import question
@@ -39,36 +39,12 @@ if TYPE_CHECKING:
     from mer_r1.evaluation.answerers.base import ClipModel
 
 
-@dataclass(frozen=True)
-class Patient(Requests):
-    """Options of requests that carry a clip."""
-
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a reply counts as lost.")] = 300.0
-
-
-@dataclass(frozen=True)
-class Evaluated:
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Engine):
     """Options of the evaluated model: a checkpoint run here, or a model behind a server."""
 
     model: Annotated[str, typer.Option(help="Model folder or hub name; with --model-url, its name at the server.")]
-    model_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of the model (.../v1).")] = None
     key_variable: KeyVariable = OPENAI_KEY
-    model_extra_body: Annotated[
-        str | None, typer.Option(help="Further fields of each request to --model-url, as JSON.")
-    ] = None
-    send_video: Annotated[
-        Literal["video_url", "frames", "none"], typer.Option(help="Form of the video for --model-url.")
-    ] = "video_url"
-    send_audio: Annotated[
-        Literal["audio_url", "input_audio", "none"], typer.Option(help="Form of the audio for --model-url.")
-    ] = "audio_url"
-    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Engine that runs a checkpoint.")] = "torch"
-    gpu_memory: Annotated[
-        float | None, typer.Option(min=0.05, max=0.95, help="Share of the GPU's memory for vLLM; 0.9 by default.")
-    ] = None
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Longest prompt with its completion in vLLM; the model's own by default.")
-    ] = None
     device: Device = None
     features_dir: Annotated[Path | None, typer.Option(help="Feature cache, for models with equal towers.")] = None
     batch_size: Annotated[int | None, typer.Option(min=1, help="Clips per batch; 16, or 64 for servers and vLLM.")] = (
@@ -86,36 +62,16 @@ class Evaluated:
         Raises:
             UserError: options that exclude each other.
         """
-        extra = parse_fields("--model-extra-body", self.model_extra_body)
-        if extra is not None and self.model_url is None:
-            raise UserError("--model-extra-body: its fields are for the model's server; expected --model-url, too")
-        decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p, extra_body=extra)
-        if self.model_url is not None:
-            from mer_r1.evaluation.answerers.endpoint import Sending, ServedModel
-
-            if self.engine != "torch":
-                raise UserError(f"--engine {self.engine} and --model-url exclude each other: give one of them")
-            self._refuse_memory("a server has its own")
-            client = requests.client(self.model, self.model_url, decoding, cache, self.key_variable)
-            sending = Sending(video=self.send_video, audio=self.send_audio, **limits)
-            return ServedModel(client, taxonomy, sending, self.batch_size or 64)
-        if self.engine == "vllm":
-            from mer_r1.evaluation.answerers.vllm import EngineModel
-
-            if self.features_dir is not None or self.device is not None:
+        decoding = Decoding(self.temperature, seed, self.max_new_tokens, self.top_p)
+        if not self.is_torch:
+            if self.model_url is None and (self.features_dir is not None or self.device is not None):
                 raise UserError("--features-dir and --device need --engine torch: vLLM chooses for itself")
-            options = {"gpu_memory_utilization": self.gpu_memory, "max_model_len": self.max_length}
-            options = {name: value for name, value in options.items() if value is not None}
-            return EngineModel(self.model, taxonomy, decoding, self.batch_size or 64, limits, options)
-        self._refuse_memory("PyTorch takes what it needs")
+            how = (decoding, limits, requests, cache, self.key_variable)
+            return self.other_model(self.model, taxonomy, *how, self.batch_size)
         from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 
         batch_size = self.batch_size or 16
         return Checkpoint(self.model, taxonomy, decoding, batch_size, self.features_dir, self.device, limits)
-
-    def _refuse_memory(self, reason: str) -> None:
-        if self.gpu_memory is not None or self.max_length is not None:
-            raise UserError(f"--gpu-memory and --max-length need --engine vllm: {reason}")
 
 
 @dataclass(frozen=True)
@@ -165,10 +121,11 @@ def mer_unibench(
         asked = evaluated.clip_model(taxonomy, seed, requests, cache, limits.given)
         helper = reader.model(requests, cache)
         read = run.Reader(taxonomy, helper, sentiment or ("rules" if helper is None else "llm"), reader.checked)
-        rows = _rows(asked, clips, thinking_modes(think), out, read, chosen.ask_partly, as_json)
-    how = Scoring(taxonomy, seed=seed, resamples=resamples)
+        how = (chosen.ask_partly, evaluated.processes)
+        rows = _rows(asked, clips, thinking_modes(think), out, read, as_json, how)
+    scoring = Scoring(taxonomy, seed=seed, resamples=resamples)
     weights = asked.settings.get("weights")
-    report = run.score(golds, rows, out, how, name or evaluated.model, read.sentiment, published, weights)
+    report = run.score(golds, rows, out, scoring, name or evaluated.model, read.sentiment, published, weights)
     if as_json:
         print_json(report)
     else:
@@ -198,8 +155,8 @@ def _rows(
     modes: list[Any],
     out: Path,
     reader: "LabelReader",
-    partly: bool,
     quiet: bool,
+    how: tuple[bool, int],
 ) -> dict[str, Any]:
     """Run the first two stages: answers, then their labels."""
     from mer_r1.benchmarks.mer_unibench import run
@@ -208,7 +165,7 @@ def _rows(
     records = [pattern for pattern in run.RESULTS if pattern.endswith(RECORDS_FILE)]
     claim_records(out, reader.taxonomy, {**asked.settings, "question": question("")}, records)
     with watching(quiet) as watch:
-        collect(asked, clips, modes, out, watch, partly)
+        collect(asked, clips, modes, out, watch, *how)
     with progress("replies about labels", None, quiet) as advance:
         return {
             name: run.read_labels(name, listed, modes, out, reader, lambda index, reply: advance(1))

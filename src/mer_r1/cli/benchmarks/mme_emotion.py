@@ -1,6 +1,7 @@
 """Commands of MME-Emotion: scores of judged files, the whole evaluation, audio clues."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +21,7 @@ from mer_r1.cli.app import (
     score_app,
     thinking_modes,
 )
+from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.benchmarks.mme_emotion_view import match_labels, say_estimate, say_result, show, watching
 from mer_r1.cli.options import (
     OPENAI_KEY,
@@ -117,11 +119,16 @@ class Judge:
         return reader, service.served(self.judge, self.judge_url, *how)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Options of the evaluated answers: a model run here, or files."""
+@dataclass(frozen=True, kw_only=True)
+class Answers(Engine):
+    """Options of the evaluated answers: a model run here or behind a server, or files."""
 
-    model: Annotated[str | None, typer.Option(help="Model folder or hub name to evaluate.")] = None
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or hub name to evaluate; with --model-url, its name there.")
+    ] = None
+    model_key_variable: Annotated[str, typer.Option(help="Environment variable with the API key of --model-url.")] = (
+        OPENAI_KEY
+    )
     predictions: Annotated[
         list[Path] | None, typer.Option(help="Answers instead: TASK.json in the reference's form.")
     ] = None
@@ -200,7 +207,7 @@ def eval_mme(
     if overwrite:
         _clear(out, run.RESULTS, stage, estimate)
     if answers.model is not None and stage in ("all", "predict") and not estimate:
-        _predict(answers, limits.given, manifest, out, think, seed, as_json)
+        _predict(answers, limits.given, manifest, out, think, seed, service, as_json)
     if stage == "predict":
         return
     if stage == "score" and judge != NO_JUDGE:
@@ -251,15 +258,30 @@ def _clear(out: Path, results: Sequence[str], stage: Stage, estimate: bool) -> N
 
 
 def _predict(
-    answers: Answers, limits: dict[str, Any], manifest: Path, out: Path, think: Think, seed: int, quiet: bool
+    answers: Answers,
+    limits: dict[str, Any],
+    manifest: Path,
+    out: Path,
+    think: Think,
+    seed: int,
+    service: Service,
+    quiet: bool,
 ) -> None:
     """Run the first stage: answers of the evaluated model."""
-    from mer_r1.benchmarks.mme_emotion.run import notes_of, predict_answers
+    from mer_r1.benchmarks.mme_emotion.run import REPLIES_FILE, notes_of, predict_answers, question_of
+    from mer_r1.emotions.wheels import load
     from mer_r1.model.generation import Sampling
 
     sampling, modes = Sampling(answers.max_new_tokens, answers.temperature, seed=seed), thinking_modes(think)
     how: dict[str, Any] = {"batch_size": answers.batch_size, "device": answers.device, "limits": limits}
-    with progress("predict", None, quiet=quiet) as advance:
+    how["processes"] = answers.processes
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("predict", None, quiet=quiet))
+        if not answers.is_torch:
+            decoding = Decoding(answers.temperature, seed, answers.max_new_tokens)
+            cache = stack.enter_context(ReplyCache(out / REPLIES_FILE))
+            asking = (decoding, limits, Patient(service.concurrency), cache, answers.model_key_variable)
+            how["asked"] = answers.other_model(str(answers.model), load(), *asking, answers.batch_size, question_of)
         predict_answers(str(answers.model), manifest, out, modes, sampling, progress=advance, **how)
     if not quiet:
         say_notes(notes_of(out))

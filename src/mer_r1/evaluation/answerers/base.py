@@ -5,19 +5,18 @@ places, so that a resumed run sees the same batch composition: padding and sampl
 result differ from that of an uninterrupted run. `settings` holds everything that decides the answers; a folder of
 records keeps it and accepts no others.
 
-`answerers.checkpoint` runs a checkpoint with PyTorch, `answerers.endpoint` asks a server, `answerers.vllm` runs vLLM.
+`answerers.checkpoint` runs a checkpoint with PyTorch, `answerers.endpoint` asks a server, `answerers.vllm` runs vLLM;
+`answerers.spread` runs any of them in several processes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.evaluation.answerers.spread import Answers, Turn
 from mer_r1.evaluation.records import Record
-
-Answer = Callable[[Sequence[Clip], Sequence[ThinkingMode]], Iterator[Record]]
-"""One record per mode and clip of a group; see `ClipModel.answer`."""
 
 
 class ClipModel(Protocol):
@@ -51,7 +50,7 @@ def ask_groups(
     groups: Iterable[Sequence[Clip]],
     modes: Sequence[ThinkingMode],
     known: Mapping[tuple[str, str], str | None],
-    answer: Answer,
+    answers: Answers,
     items: Mapping[str, str],
 ) -> Iterator[Record]:
     """Records of the clips and modes that have no answer yet, group by group.
@@ -63,16 +62,22 @@ def ask_groups(
         groups: clips that are answered together, the same ones in every run.
         modes: slow, fast or both.
         known: clip id and mode -> error, None for an answer; of the records there are.
-        answer: asks the model.
+        answers: asks the model, here or in several processes (`spread.spread`).
         items: key of each clip, for its records (`claim.item_keys`).
     """
+    for found in answers(_turns(groups, modes, known)):
+        for record in found:
+            if known.get((record.id, record.mode), "") is not None:
+                yield replace(record, item=items[record.id])
+
+
+def _turns(
+    groups: Iterable[Sequence[Clip]], modes: Sequence[ThinkingMode], known: Mapping[tuple[str, str], str | None]
+) -> Iterator[Turn]:
     for group in groups:
         broken_off = [mode for mode in modes if any((clip.id, mode.value) not in known for clip in group)]
-        turns = [(group, broken_off)] if broken_off else []
+        turns: list[Turn] = [(group, broken_off)] if broken_off else []
         for mode in modes:
             failed = [clip for clip in group if known.get((clip.id, mode.value)) is not None]
             turns += [(failed, [mode])] if failed and mode not in broken_off else []
-        for asked, wanted in turns:
-            for record in answer(asked, wanted):
-                if known.get((record.id, record.mode), "") is not None:
-                    yield replace(record, item=items[record.id])
+        yield from turns

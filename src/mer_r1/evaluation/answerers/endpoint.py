@@ -12,7 +12,7 @@ would answer slowly under the name of fast, so the first fast questions check th
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -59,15 +59,22 @@ class ServedModel:
         taxonomy: wheels for categories and scores.
         sending: what is sent of a clip, and how.
         batch_size: clips that are prepared, and held in memory, at a time.
+        ask: the question about each clip; None takes the emotion question.
     """
 
     def __init__(
-        self, client: Client, taxonomy: Taxonomy, sending: Sending | None = None, batch_size: int = 64
+        self,
+        client: Client,
+        taxonomy: Taxonomy,
+        sending: Sending | None = None,
+        batch_size: int = 64,
+        ask: Callable[[Clip], str] | None = None,
     ) -> None:
         self.client = client
         self.taxonomy = taxonomy
         self.sending = sending or Sending()
         self.batch_size = batch_size
+        self.ask = ask
         self._continues = False
 
     @property
@@ -103,7 +110,7 @@ class ServedModel:
 
     def _parts_or_error(self, clip: Clip) -> tuple[list[dict[str, Any]], list[str]] | str:
         try:
-            return clip_parts(clip, self.sending)
+            return clip_parts(clip, self.sending, self.ask)
         except UserError as error:
             return str(error)
 
@@ -134,7 +141,9 @@ class ServedModel:
         self._continues = True
 
 
-def clip_parts(clip: Clip, sending: Sending) -> tuple[list[dict[str, Any]], list[str]]:
+def clip_parts(
+    clip: Clip, sending: Sending, ask: Callable[[Clip], str] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Video, audio and question of a clip as parts of a user's turn, and the notes about what was read.
 
     A missing channel has no part.
@@ -144,7 +153,7 @@ def clip_parts(clip: Clip, sending: Sending) -> tuple[list[dict[str, Any]], list
     """
     try:
         media = read_clip(clip, sending.limits())
-        asked = {"type": "text", "text": question(clip.subtitle)}
+        asked = {"type": "text", "text": ask(clip) if ask else question(clip.subtitle)}
         return [*_picture(media, sending), *_sound(media, sending), asked], list(media.notes)
     except UserError as error:
         raise UserError(f"clip {clip.id}: {error}") from error

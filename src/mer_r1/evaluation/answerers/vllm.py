@@ -1,6 +1,6 @@
 """Answer clips with a vLLM engine in this process, through the same interface as checkpoints and endpoints."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ class EngineModel:
         batch_size: clips whose frames are held in memory, and passed to the engine, at a time.
         limits: fields of `ClipLimits` that replace the model's own.
         options: further arguments of `vllm.LLM`, about memory and length.
+        ask: the question about each clip; None takes the model's own emotion question.
     """
 
     name: str
@@ -32,6 +33,7 @@ class EngineModel:
     batch_size: int = 64
     limits: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    ask: Callable[[Clip], str] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -47,7 +49,7 @@ class EngineModel:
         """
         engine, parameters, requests, version = self._started
         source = provenance(self.name, self.decoding.seed, versions("mer-r1") | {"vllm": version})
-        found = [requests.of(clip) for clip in clips]
+        found = [requests.of(clip, self.ask) for clip in clips]
         for mode in modes:
             readable = [request[0] for request in found if not isinstance(request, str)]
             asked = [request | {"prompt": request["prompt"] + prefill(mode)} for request in readable]

@@ -7,6 +7,8 @@ picture, no sound (`Media.notes`), no words, or words that a machine wrote down.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +215,12 @@ def ask_clips(
         _claim(records, {**model.settings, "threshold": threshold, **(facts or {})})
         known = kept_records(records, items)
     found = {(record.id, record.mode): record for record in known}
+    answer = partial(starmap, model.answer)
 
     def ask(clips: Sequence[Clip], modes: Sequence[ThinkingMode]) -> None:
         keys = [(clip.id, mode.value) for clip in clips for mode in modes]
         states = {key: found[key].error for key in keys if key in found}
-        for record in ask_groups([clips], modes, states, model.answer, items):
+        for record in ask_groups([clips], modes, states, answer, items):
             new = replace(record, notes=[*record.notes, *notes[record.id]])
             if records is not None and is_news(new, states):
                 with records.open("a", encoding="utf-8") as file:

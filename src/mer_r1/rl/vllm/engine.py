@@ -14,7 +14,7 @@ signatures.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -155,8 +155,11 @@ class Requests:
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         self.settings = replace(read_settings(Path(folder)), **(limits or {}))
 
-    def of(self, clip: Clip) -> tuple[dict[str, Any], list[str]] | str:
-        """The request about a clip (vLLM's `TextPrompt`) and the notes about it, or why its media cannot be read."""
+    def of(self, clip: Clip, ask: Callable[[Clip], str] | None = None) -> tuple[dict[str, Any], list[str]] | str:
+        """The request about a clip (vLLM's `TextPrompt`) and the notes about it, or why its media cannot be read.
+
+        `ask` gives the question; None takes the model's own emotion question.
+        """
         try:
             media = read_clip(clip, self.settings.limits())
         except UserError as error:
@@ -164,6 +167,8 @@ class Requests:
         turns = conversation(
             clip, self.settings.question, has_picture=media.frames is not None, has_sound=media.waveform is not None
         )
+        if ask is not None:
+            turns[0]["content"][-1]["text"] = ask(clip)
         prompt = chat_text(self.processor, turns)
         return {"prompt": prompt, **media_of(media, self.processor)}, list(media.notes)
 
