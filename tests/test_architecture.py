@@ -52,13 +52,15 @@ HEAVY += ("openai",)
 
 FILE_HARD, FILE_SOFT, FUNCTION_HARD, FUNCTION_P90, FUNCTION_MEDIAN = 450, 300, 60, 45, 15
 """Budgets in lines, docstrings included."""
-METHOD_LINES, SOURCE_LINES = 1_522, 33_250
+METHOD_LINES, SOURCE_LINES = 1_528, 33_891
 """Budgets in lines of the method's six files together, and of all sources.
 
 Raised from 1,400 and 28,974 with five formulations of the calibration in place of one, strict rewards, groups that
 answer fast, the cold start's rows, the diagnosis and the study of the mechanism; the sources from 31,300 with answers
 and replies that are read in every form, and runs and states that are claimed; from 32,300 with claims of records,
-judgements and thresholds, bounds of files, keys and processes, and limits and notes of media.
+judgements and thresholds, bounds of files, keys and processes, and limits and notes of media; from 33,250 with one set
+of engines and several processes for every evaluation, exports of whole checkpoints and of rows, and sharded weights. Of
+the method's six files the rollouts grew by six: confidences are read by calls of the model, as sharded weights need it.
 """
 COMPLEXITY = 15
 """Highest cyclomatic complexity of a function; `ruff check` holds a similar count (C901)."""
