@@ -53,7 +53,7 @@ HEAVY += ("openai", "gradio")
 
 FILE_HARD, FILE_SOFT, FUNCTION_HARD, FUNCTION_P90, FUNCTION_MEDIAN = 450, 300, 60, 45, 15
 """Budgets in lines, docstrings included."""
-METHOD_LINES, SOURCE_LINES = 1_635, 36_850
+METHOD_LINES, SOURCE_LINES = 1_635, 36_860
 """Budgets in lines of the method's six files together, and of all sources.
 
 Raised from 1,400 and 28,974 with five formulations of the calibration in place of one, strict rewards, groups that
@@ -62,7 +62,8 @@ and replies that are read in every form, and runs and states that are claimed; f
 judgements and thresholds, bounds of files, keys and processes, and limits and notes of media; from 33,150 with a
 user's own clips: tables, subtitles, sections of recordings, speech, timelines, 4-bit weights; and from 34,750 with
 the web page, the report's list of all records, models' cards, sharded weights, whole checkpoints, a reward
-that knows what a clip lacks, and evaluation in several processes and by every engine.
+that knows what a clip lacks, and evaluation in several processes and by every engine. Of the method's six files the
+rollouts grew by six: confidences are read by calls of the model, as sharded weights need it.
 """
 COMPLEXITY = 15
 """Highest cyclomatic complexity of a function; `ruff check` holds a similar count (C901)."""

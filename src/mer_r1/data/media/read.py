@@ -208,7 +208,7 @@ class _Reading:
 
     def _choose(self, streams: Sequence[Any], name: str) -> Any:
         """The wanted audio track, else the one marked as default, else the first that has a decoder; no cover image."""
-        tracks = [stream for stream in streams if not stream.disposition & COVER]
+        tracks = [stream for stream in streams if not stream.disposition.value & COVER]
         number = self.limits.audio_track if name == "sound" and tracks else None
         if number is not None:
             if number > len(tracks):
@@ -221,7 +221,7 @@ class _Reading:
         if usable and len(usable) < len(tracks):
             self.notes.append(f"{len(tracks) - len(usable)} of {len(tracks)} {name} tracks {NO_DECODER}")
         self.missing[name] = f"the {name} {NO_DECODER}" if tracks and not usable else f"no {name}"
-        return max(usable, key=lambda stream: bool(stream.disposition & _DEFAULT), default=None)
+        return max(usable, key=lambda stream: bool(stream.disposition.value & _DEFAULT), default=None)
 
     def demux(self) -> None:
         """Feed the tracks until each has what it needs."""

@@ -5,7 +5,7 @@ audio and video, sends weights under the names that vLLM's omni model loads, and
 towers are frozen, the engine has read them itself, and the policy may not even hold them. `Colocated` asks that engine
 for completions, and for the log-probabilities of chosen tokens after any text.
 
-This has not been run with vLLM itself: tests compare it with the published signatures.
+docs/engines.md says what was run with vLLM itself; tests compare the rest with the published signatures.
 Source: docs/vllm.md; TRL 1.16 `generation/vllm_generation.py`; vLLM `sampling_params.py` and, for the names,
 `model_executor/models/qwen2_5_omni_thinker.py`.
 """

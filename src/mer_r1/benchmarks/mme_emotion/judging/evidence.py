@@ -40,7 +40,7 @@ def judge_frames(video: Path, max_side: int | None = None) -> list[bytes]:
     """
     limits = MediaLimits()
     with open_container(video, limits.max_pixels) as container:
-        streams = [s for s in container.streams.video if not s.disposition & COVER]
+        streams = [s for s in container.streams.video if not s.disposition.value & COVER]
         stream = next((s for s in streams if s.codec_context), None)
         if stream is None:
             missing = f"the picture {NO_DECODER}" if streams else "no picture in it"
