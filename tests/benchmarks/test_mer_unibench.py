@@ -540,7 +540,7 @@ def test_wrong_gold_is_named_with_its_line(tmp_path, rows, message):
 def test_gold_that_is_not_there_or_twice(tmp_path):
     with pytest.raises(UserError, match="no gold in it"):
         read_gold([tmp_path])
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_gold([tmp_path / "meld.json"])
     with pytest.raises(UserError, match="expected one of"):
         read_gold([write(tmp_path / "unknown.json", {"a": "sad"})])

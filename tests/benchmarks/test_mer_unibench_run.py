@@ -541,7 +541,7 @@ def test_a_server_and_an_engine_are_not_chosen_together(data, tmp_path, program)
         *command("omni", data, tmp_path, "--model-url", "http://127.0.0.1:9/v1", "--engine", "vllm")
     )
     assert (code, error.count("\n")) == (2, 1)
-    assert "give one of them" in error
+    assert "--engine vllm is for a checkpoint here, and --model-url names a server" in error
 
 
 @pytest.mark.parametrize(

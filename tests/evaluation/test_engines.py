@@ -112,15 +112,16 @@ def test_evaluate_asks_any_engine(run, vllm, corpus, taught_folder, tmp_path, mo
         told = run(*words, *served)
     assert told[0] == 0, told[2]
     assert {text for text, _ in completions(tmp_path / "served").values()} == {ANSWER}
-    assert json.loads(told[1])["modes"]["slow"]["count"] == 2
+    assert json.loads(told[1])["modes"]["slow"]["n"] == 2
 
 
 def test_mme_emotion_asks_any_engine_its_own_question(run, vllm, taught_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
+    (tmp_path / "clips").mkdir()
     found = read_manifest(write_corpus(tmp_path / "clips"))[:2]
     about = {"dataset": "mme-emotion", "task": "SA", "question": "Which mood is it?", "gold": "positive"}
     data = tmp_path / "clips" / "mme.jsonl"
-    write_manifest([replace(clip, meta={**about, "candidates": None}) for clip in found], data)
+    write_manifest(data, [replace(clip, meta={**about, "candidates": None}) for clip in found])
     words = ["eval", "mme-emotion", "--manifest", data, "--judge", "none", "--max-new-tokens", 24, "--think", "slow"]
     model = ["--model", taught_folder]
     for engine in ("torch", "vllm"):

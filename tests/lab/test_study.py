@@ -148,6 +148,8 @@ def test_every_command_is_one_that_its_program_accepts(options: Options, tmp_pat
     recipe = tmp_path / "recipe.yaml"
     where = "  targets: slow\n" if "replay" in lines else "  method: mer-r1\n"
     text = TINY.read_text(encoding="utf-8").replace(where, f"{where}  {lines}\n" if lines else where)
+    if "hinge" in lines:  # in place of the recipe's own
+        text = text.replace("  calibration: reasoning\n", "").replace("  calibration_share: 0.25 #", "  #")
     recipe.write_text(text, encoding="utf-8")
     program = typer.main.get_command(app)
     for job in plan(list(STUDIES), replace(options, seeds=1, recipe=recipe)):
@@ -156,7 +158,7 @@ def test_every_command_is_one_that_its_program_accepts(options: Options, tmp_pat
             kind: Any = {"sft": SFTRecipe, "rl": RLRecipe}[command]
             read = read_recipe(kind, recipe, arguments[2:])
             if "reasoning" in job.facts["variants"]:
-                assert (read.calibration, read.share) == ("reasoning", 0.3 if "hinge" in lines else 0.15)
+                assert (read.calibration, read.share) == ("reasoning", 0.3 if "hinge" in lines else 0.25)
             if "first-reading" in job.facts["variants"]:
                 assert (read.calibration, read.conditional, read.anchors) == ("difference", False, "all")
                 assert (read.alpha, read.calibration_share, read.spread_floor) == (0.1, None, 0)
@@ -180,7 +182,7 @@ def test_the_name_changes_with_whatever_decides_a_run(options: Options, tmp_path
     assert of_f1(replace(options, sft_settings=("num_train_epochs=1",))) != first
     assert of_f1(replace(options, settings=("alpha=0.3",))) == first  # F1-GRPO does not read it
     recipe = tmp_path / "other.yaml"
-    recipe.write_text(TINY.read_text(encoding="utf-8").replace("beta: 0.04", "beta: 0.05"), encoding="utf-8")
+    recipe.write_text(TINY.read_text(encoding="utf-8").replace("  beta: 0.15", "  beta: 0.05"), encoding="utf-8")
     assert of_f1(replace(options, recipe=recipe)) != first
     recipe.write_text(
         TINY.read_text(encoding="utf-8").replace("  method: mer-r1\n", "  method: mer-r1\n  anchors: all\n")

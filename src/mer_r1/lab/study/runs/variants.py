@@ -58,7 +58,9 @@ VARIANTS: dict[str, Variant] = {
     "affectgpt-r1": Variant("AffectGPT-R1", {"method": "affectgpt-r1"}),
     # Two answers take more tokens; this limit leaves as many for the reasoning as the other methods have.
     "videoauto-r1": Variant(
-        "VideoAuto-R1", {"method": "videoauto-r1", "max_completion_length": "88", "fast_share": "0"}, TWICE
+        "VideoAuto-R1",
+        {"method": "videoauto-r1", "max_completion_length": "88", "fast_share": "0", "fast_beta": "null"},
+        TWICE,
     ),
 }
 """Every variant that is compared, and the cold starts."""
