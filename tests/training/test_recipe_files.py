@@ -59,16 +59,16 @@ def write(path, text):
 @pytest.mark.parametrize(
     "words",
     [
-        ["num_generations=2", "method=ad", "learning_rate=2e-4", "push_to_hub=true"],
-        ["--num_generations", "2", "--method", "ad", "--learning_rate", "2e-4", "--push_to_hub"],
-        ["--num-generations=2", "--method=ad", "--learning-rate=2e-4", "--push-to-hub=yes"],
-        ["--push_to_hub", "--num_generations", "2", "method=ad", "--learning_rate=0.0002"],
+        ["num_generations=2", "method=ad", "learning_rate=2e-4", "log_completions=true"],
+        ["--num_generations", "2", "--method", "ad", "--learning_rate", "2e-4", "--log_completions"],
+        ["--num-generations=2", "--method=ad", "--learning-rate=2e-4", "--log-completions=yes"],
+        ["--log_completions", "--num_generations", "2", "method=ad", "--learning_rate=0.0002"],
     ],
     ids=["key=value", "--key value", "--key=value", "mixed"],
 )
 def test_both_ways_of_writing_a_setting(words):
     recipe = read(RLRecipe, *words)
-    assert (recipe.num_generations, recipe.method, recipe.learning_rate, recipe.push_to_hub) == (2, "ad", 2e-4, True)
+    assert (recipe.num_generations, recipe.method, recipe.learning_rate, recipe.log_completions) == (2, "ad", 2e-4, True)
 
 
 def test_the_last_word_counts():
