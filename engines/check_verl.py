@@ -163,7 +163,7 @@ def trained() -> None:
             f"data.val_files={WORLD / 'text.jsonl'}", "trainer.device=cpu", "trainer.n_gpus_per_node=1",
             "trainer.logger=[console]", "trainer.total_training_steps=1", "data.train_batch_size=4",
             "actor_rollout_ref.actor.ppo_mini_batch_size=4", "data.max_response_length=16",
-            "ray_kwargs.ray_init.num_cpus=2",
+            "ray_kwargs.ray_init.num_cpus=2", f"hydra.run.dir={OUT / 'hydra'}",
             "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
             "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4", f"trainer.default_local_dir={OUT}",
             "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
