@@ -2,7 +2,7 @@
 
 A clip may lack a channel, and a model that was rewarded for its answers only learns to speak of it all the same. The
 English words here are those of short reasonings such as the built-in scenes': a sign, not a proof. They are used by
-the option `absent_channels` of the format reward, and to count such talk (`lab.tiny.absence`).
+the option `absent_channels` of the rewards (`rl.rewards`), and to count such talk (`lab.tiny.absence`).
 """
 
 import re

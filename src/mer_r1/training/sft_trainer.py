@@ -8,7 +8,7 @@ Shapes: B rows of L tokens, plain (`prompts.collate`) or packed (`packing.pack`)
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -53,10 +53,11 @@ class MERSFTTrainer(WholeCheckpoints, SFTTrainer):
             labels = {} if "labels" in kwargs else {"labels": None}
             return model(**(kwargs | packed | labels))
 
-        weight = getattr(self.args, "unlikelihood", 0.0)
-        with media_embedded(policy, media), _states(policy) as states:
+        weight = getattr(self.args, "unlikelihood", 0.0) if self.model.training else 0.0
+        kept: AbstractContextManager[list[Tensor]] = _states(policy) if weight else nullcontext([])
+        with media_embedded(policy, media), kept as states:
             loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        if not weight or not self.model.training:
+        if not weight:
             return loss
         items = (inputs["labels"][:, 1:] != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
         shared = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
