@@ -19,6 +19,7 @@ from mer_r1.data.media.speech import Transcriber
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
+from mer_r1.evaluation.clips.timeline import Entry
 from mer_r1.evaluation.records import Record, read_records, rescore
 from mer_r1.model.generation import Sampling, decode, followed
 
@@ -209,12 +210,44 @@ def test_a_timeline_grows_utterance_by_utterance_and_says_what_is_wrong(tmp_path
     able = settings(Known(done()), tmp_path, segment="vad", heard=12.0)
     *grown, last = (list(entries) for entries in page.entries(able, str(SCENE), None))
     assert [len(entries) for entries in grown] == [1, 2]
-    assert [entry.when for entry in last] == ["0:00–0:02", "1:02–1:05", "0:00–0:00"]
-    assert last[1].labels == {"fast": ["happy"], "slow": ["sad", "zzqx"]}
-    assert last[2].problem == "test-000004.mp4: damaged"
-    assert EVIL not in timeline_html(last)
+    assert [(entry.start, entry.end) for entry in last] == [(0.0, 2.5), (62.0, 65.0), (0.0, 0.0)]
+    assert set(last[1].labels) == {"happy", "sad", "zzqx"}
+    assert last[2].error == "test-000004.mp4: damaged"
     (nothing,) = page.entries(able, None, None)
-    assert nothing[0].problem == "add a video or audio first"
+    assert nothing[0].error == "add a video or audio first"
+
+
+def test_the_table_of_a_timeline_shows_moments_categories_and_probabilities():
+    found = [
+        Entry(0.0, 2.5, "sadness", 0.625, ["sad", "low"], EVIL, [], ""),
+        Entry(62.0, 65.0, "joy", None, ["happy"], "Hello.", [], ""),
+        Entry(0.0, 0.0, "", None, [], "", [], "damaged"),
+    ]
+    text = timeline_html(found, builtin())
+    assert EVIL not in text
+    assert re.findall(r'<th scope="row">(.*?)</th>', text) == ["0:00–0:02", "1:02–1:05", "0:00–0:00"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", text)[1:] == [
+        "sadness 0.62",
+        "sad, low",
+        "Hello.",
+        "joy",
+        "happy",
+        "damaged",
+    ]
+    assert "Ekman's wheel" in text
+
+
+def test_a_timeline_can_be_downloaded_as_a_table_json_and_subtitles(tmp_path):
+    pytest.importorskip("gradio", reason="gradio (extra app) is not installed")
+    able = settings(Known(done()), tmp_path, segment="1")
+    *_, (_, files) = page._timeline(able, str(SCENE), None)
+    assert [Path(file).name for file in files["value"]] == [
+        f"mer-r1-timeline.{kind}" for kind in ("csv", "json", "vtt")
+    ]
+    rows = json.loads(Path(files["value"][1]).read_text(encoding="utf-8"))
+    assert [row["start"] for row in rows[:2]] == [0.0, 1.0]
+    *_, (_, files) = page._timeline(able, None, None)
+    assert (files["value"], files["visible"]) == ([], False)
 
 
 def test_a_timeline_of_equal_parts_has_the_words_that_a_machine_wrote_down(tmp_path):
@@ -222,7 +255,7 @@ def test_a_timeline_of_equal_parts_has_the_words_that_a_machine_wrote_down(tmp_p
     *_, last = page.entries(able, str(SCENE), None)
     assert [entry.words for entry in last] == ["oh no"] * len(last)
     assert [(entry.start, entry.end) for entry in last[:2]] == [(0.0, 1.0), (1.0, 2.0)]
-    *_, shown = page._timeline(able, str(SCENE), None)
+    *_, (shown, _), _ = page._timeline(able, str(SCENE), None)
     assert "words by ear 1, not checked" in shown
 
 

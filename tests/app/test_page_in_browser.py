@@ -121,6 +121,7 @@ def test_words_are_written_down_and_a_recording_becomes_a_timeline(opened):
     assert "0:00–0:01" in rows.first.inner_text()
     assert SUBTITLE in rows.first.inner_text()
     opened.get_by_text("words by ear 1, not checked").nth(1).wait_for()
+    opened.get_by_text("mer-r1-timeline").first.wait_for()
     assert opened.locator("#timeline [role=alert]").count() == 0
     assert not scrolls_sideways(opened)
     assert low_contrast(opened) == []

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_r1.app.ask import Answers, Source, refuse_long
-from mer_r1.app.show import Entry, answers_html, timeline_html, wheels_html
+from mer_r1.app.show import answers_html, timeline_html, wheels_html
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
 from mer_r1.data.media.container import MediaLimits
@@ -23,7 +23,8 @@ from mer_r1.data.media.speech import Transcriber
 from mer_r1.emotions.thinking import MAX_SUBTITLE_CHARACTERS
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.clips.ask import BY_MACHINE, Asked, sections_of, with_words
+from mer_r1.evaluation.clips.ask import BY_MACHINE, Answered, Asked, sections_of, with_words
+from mer_r1.evaluation.clips.timeline import Entry, entry_of, write_timeline
 from mer_r1.evaluation.records import RECORDS_FILE, append_record
 
 SCENES = Path(__file__).parent / "scenes"
@@ -96,6 +97,7 @@ def build(settings: Settings) -> Any:
                     "Timeline of the whole recording", visible=settings.segment is not None, elem_id="time"
                 )
                 timeline = gr.HTML("", elem_id="timeline", padding=False)
+                files = gr.Files(visible=False, interactive=False, label="The timeline to download", elem_id="files")
                 record = gr.DownloadButton("Download the record (JSON)", visible=False, elem_id="record")
         wheels = gr.HTML("", elem_id="wheels", padding=False)
         written = gr.State(None)  # what a machine wrote down
@@ -122,7 +124,7 @@ def build(settings: Settings) -> Any:
             listen(lambda: None, None, scene, show_progress="hidden", queue=False, **how)
         asked = [scene, video, audio, words, written]
         ask.click(answer, asked, [answers, wheels, record], show_progress="hidden", **how)
-        over_time.click(partial(_timeline, settings), [video, audio], timeline, **how)
+        over_time.click(partial(_timeline, settings), [video, audio], [timeline, files], **how)
         hear.click(partial(_heard, settings), [video, audio], [words, written], **how)
     return page
 
@@ -161,19 +163,28 @@ def entries(settings: Settings, film: str | None, sound: str | None) -> Iterator
         for part in sections_of(clip, settings.segment, settings.heard):
             [asked] = with_words([part], settings.heard, settings.transcriber)
             *_, state = settings.source.ask(asked.clip)
-            told = _without_folders(state, files)
-            labels = {mode: record.labels for mode, record in told.records.items()}
-            found.append(Entry(*(part.section or (0.0, 0.0)), asked.clip.subtitle, labels, told.problem))
+            problem = _without_folders(state, files).problem or ""
+            found.append(
+                replace(entry_of(Answered(asked, (*state.records.values(),)), settings.taxonomy), error=problem)
+            )
             yield found
     except UserError as error:
-        problem = _without_folders(Answers(problem=str(error)), files).problem
-        yield [*found, Entry(0.0, 0.0, "", {}, problem)]
+        problem = _without_folders(Answers(problem=str(error)), files).problem or ""
+        yield [*found, Entry(0.0, 0.0, "", None, [], "", [], problem)]
 
 
-def _timeline(settings: Settings, film: str | None, sound: str | None) -> Iterator[str]:
+def _timeline(settings: Settings, film: str | None, sound: str | None) -> Iterator[tuple[str, Any]]:
+    import gradio as gr
+
     note = BY_MACHINE.format(settings.transcriber.name) if settings.transcriber else ""
+    found: list[Entry] = []
     for found in entries(settings, film, sound):
-        yield timeline_html(found, note)
+        yield timeline_html(found, settings.taxonomy, note), gr.update(visible=False)
+    folder = Path(tempfile.mkdtemp(dir=settings.temporary))
+    paths = [folder / f"mer-r1-timeline{ending}" for ending in (".csv", ".json", ".vtt")]
+    for path in paths if any(not entry.error for entry in found) else ():
+        write_timeline(path, found, settings.taxonomy)
+    yield gr.skip(), gr.update(value=[str(path) for path in paths if path.is_file()], visible=paths[0].is_file())
 
 
 def _clip(film: str | None, sound: str | None, text: str | None) -> tuple[Clip, list[Path]]:

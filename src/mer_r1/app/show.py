@@ -1,7 +1,6 @@
 """Answers as HTML, all of it escaped: fast and slow side by side, then every wheel with the effect of the reasoning."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from mer_r1.app.ask import Answers
 from mer_r1.app.wheel_picture import wheel_picture
 from mer_r1.emotions.two_answers import ONCE, read_completion
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy
+from mer_r1.evaluation.clips.text import plain_wheel
+from mer_r1.evaluation.clips.timeline import Entry
 from mer_r1.evaluation.intervals import number_text
 
 FOLDER = Path(__file__).parent
@@ -19,25 +20,10 @@ LEAST = 0.01
 """Probability from which a sector has a row of its own."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One utterance of a timeline: from when to when, its words, the labels of each mode, or why there are none."""
-
-    start: float
-    end: float
-    words: str
-    labels: Mapping[str, Sequence[str]]
-    problem: str | None = None
-
-    @property
-    def when(self) -> str:
-        """Start and end as minutes and seconds."""
-        return "–".join(f"{int(moment) // 60}:{int(moment) % 60:02d}" for moment in (self.start, self.end))
-
-
-def timeline_html(entries: Sequence[Entry], note: str = "") -> str:
+def timeline_html(entries: Sequence[Entry], taxonomy: Taxonomy, note: str = "") -> str:
     """A recording's utterances as a table; `note` says whose words they are."""
-    return _render("timeline.html.j2", entries=entries, note=note)
+    wheel = plain_wheel(taxonomy).capitalize()
+    return _render("timeline.html.j2", entries=entries, when=_when, wheel=wheel, note=note)
 
 
 def answers_html(answers: Answers, taxonomy: Taxonomy, gold: Sequence[str] = ()) -> str:
@@ -68,6 +54,10 @@ def wheels_html(answers: Answers, taxonomy: Taxonomy, gold: Sequence[str] = ()) 
     measured = any(record.confidence for record in records.values())
     effect = bool(answers.effect)
     return _render("wheels.html.j2", wheels=wheels, gold=list(gold), measured=measured, effect=effect)
+
+
+def _when(entry: Entry) -> str:
+    return "–".join(f"{int(moment) // 60}:{int(moment) % 60:02d}" for moment in (entry.start, entry.end))
 
 
 def _rows(wheel: EmotionWheel, sectors: Sequence[str], answers: Answers) -> list[dict[str, Any]]:
