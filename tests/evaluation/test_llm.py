@@ -699,6 +699,15 @@ def test_a_cache_of_another_layout_or_content_is_one_line(tmp_path, statements, 
     assert str(path) in str(caught.value)
 
 
+def test_reading_a_cache_leaves_its_file_as_it_is(tmp_path) -> None:
+    path = kept(tmp_path / "c.sqlite")
+    before = path.read_bytes()
+    with ReplyCache(path) as cache:
+        assert cache.get("k") is not None
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["c.sqlite"]
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path) -> None:
     path = kept(tmp_path / "c.sqlite", "alter table replies rename to x", "create view replies as select * from x")
     with ReplyCache(path) as cache, pytest.raises(UserError, match="cannot modify replies"):

@@ -94,8 +94,9 @@ class ReplyCache(AbstractContextManager["ReplyCache"]):
                 raise UserError(f"cache {path}: its layout is number {found}, this version reads {LAYOUT}")
             self._database.execute("pragma journal_mode = wal")
             self._database.execute("pragma synchronous = normal")
-            self._database.execute(_TABLE)
-            self._database.execute(f"pragma user_version = {LAYOUT}")
+            if found != LAYOUT:  # writing it again would change a file that is only read
+                self._database.execute(_TABLE)
+                self._database.execute(f"pragma user_version = {LAYOUT}")
         except _FAILURES as error:
             raise UserError(f"cache {path}: cannot be used as a file of replies: {error}") from error
         if self._rows("select group_concat(name) from pragma_table_info('replies')") != [(_COLUMNS,)]:
