@@ -19,6 +19,7 @@ from media_samples import quarters, tone, with_display_matrix, without_decoder, 
 from recordings import muxed
 
 from mer_r1.data.media import container as containers
+from mer_r1.data.media import picture as pictures
 from mer_r1.data.media import read as media
 from mer_r1.data.media.container import MediaLimits
 from mer_r1.data.media.picture import PictureTrack
@@ -337,6 +338,51 @@ def test_frames_after_a_jump_are_the_right_ones(tmp_path: Path) -> None:
     # 12 s in 5 parts of 2.4 s: middles 1.2, 3.6, 6.0, 8.4, 10.8 s; frame n is shown from n/10 s
     expected = [2 * shades[index] + 10 for index in (12, 36, 60, 84, 108)]
     assert np.abs(clip.frames.mean(axis=(1, 2, 3)) - expected).max() < 1.5
+
+
+@pytest.mark.parametrize(("codec", "b_frames", "max_frames"), [("libx264", 3, 7), ("mpeg4", 2, 7), ("libx264", 3, 120)])
+def test_unwanted_frames_that_none_refers_to_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, b_frames: int, max_frames: int
+) -> None:
+    def slow(index: int) -> np.ndarray:
+        return np.full((48, 64, 3), 20 + index, np.uint8)
+
+    path = write_media(
+        tmp_path / "a.mp4", frames=120, fps=25, gop=40, picture=slow, video_codec=codec, b_frames=b_frames
+    )
+    decoded = []
+    decode = Track._decode
+
+    def counted(track: Track, packet: object) -> list[object]:
+        frames = decode(track, packet)
+        decoded.extend(frames)
+        return frames
+
+    monkeypatch.setattr(Track, "_decode", counted)
+    limits = MediaLimits(max_frames=max_frames)
+    clip = read_media(path, limits=limits)
+    n_decoded, _ = len(decoded), decoded.clear()
+    monkeypatch.setattr(pictures, "_TELL_UNREFERENCED", ())
+    full = read_media(path, limits=limits)
+    assert np.array_equal(clip.frames, full.frames)
+    assert np.array_equal(clip.frame_seconds, full.frame_seconds)
+    assert clip.notes == full.notes
+    # Frame n has level 20 + n and is shown from n/25 s.
+    shown = [20 + int(moment * 25 + 1e-6) for moment in clip.frame_seconds]
+    assert np.abs(clip.frames.mean(axis=(1, 2, 3)) - shown).max() < 2
+    assert n_decoded < 0.75 * len(decoded) if max_frames < 120 else n_decoded == len(decoded) == 120
+
+
+def test_a_damaged_file_is_decoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_media(tmp_path / "a.mkv", frames=90, fps=10, gop=30, picture=noise, video_codec="libx264", b_frames=3)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    path.write_bytes(data)
+    clip = read_media(path, limits=MediaLimits(max_frames=6))
+    monkeypatch.setattr(pictures, "_TELL_UNREFERENCED", ())
+    full = read_media(path, limits=MediaLimits(max_frames=6))
+    assert np.array_equal(clip.frames, full.frames)
+    assert clip.notes == full.notes
 
 
 # --- long, cut off, damaged

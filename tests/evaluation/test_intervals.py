@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import bootstrap
+from mer_r1.evaluation.intervals import bootstrap, bootstraps, draws
 
 
 def test_agrees_with_the_normal_theory_interval():
@@ -37,6 +37,20 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     whole = bootstrap(values, resamples=101)
     monkeypatch.setattr("mer_r1.evaluation.intervals._CHUNK", 50 * 7)
     assert bootstrap(values, resamples=101) == whole
+
+
+def test_several_measures_have_the_intervals_that_each_has_alone(monkeypatch):
+    rng, drawn = np.random.default_rng(2), []
+    columns = {"a": rng.random(40), "b": rng.random(40), "short": rng.random(7), "one": [0.5], "none": []}
+    columns["known"] = [*columns["a"][:20], math.nan, *columns["b"][:20]]
+    alone = {name: bootstrap(values, seed=5, resamples=200) for name, values in columns.items()}
+    alone_by_hand = np.quantile(
+        np.array(columns["a"])[np.random.default_rng(5).integers(0, 40, (200, 40))].mean(1), 0.975
+    )
+    assert alone["a"]["high"] == alone_by_hand
+    monkeypatch.setattr("mer_r1.evaluation.intervals.draws", lambda n, *how: drawn.append(n) or draws(n, *how))
+    assert bootstraps(columns, seed=5, resamples=200) == alone
+    assert sorted(drawn) == [7, 40]  # once for all measures of as many clips
 
 
 def test_small_and_unknown_samples():

@@ -45,6 +45,7 @@ def write_media(
     video_codec: str = "mpeg4",
     pix_fmt: str = "yuv420p",
     gop: int = 12,
+    b_frames: int = 0,
     sound: np.ndarray | None = None,
     rate: int = 16000,
     layout: str = "mono",
@@ -65,6 +66,7 @@ def write_media(
             ticks = 1000 if times else fps
             video.codec_context.time_base = Fraction(1, ticks)
             video.gop_size = gop
+            video.codec_context.max_b_frames = b_frames or video.codec_context.max_b_frames
             video.codec_context.qmax = 4 if video_codec in ("mpeg4", "mjpeg") else video.codec_context.qmax
         if sound is not None:
             audio = out.add_stream(audio_codec, rate=rate, layout=layout)

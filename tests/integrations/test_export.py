@@ -3,6 +3,7 @@
 import json
 import shutil
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def test_rows_hold_question_media_and_gold(clips, host, tmp_path):
 
 
 def test_a_row_needs_gold(clips, tmp_path):
-    bare = clips[0].__class__(**{**vars(clips[0]), "labels": None})
+    bare = replace(clips[0], labels=None)
     with pytest.raises(UserError, match=r"^clip .*: no gold labels, which verl needs for the rewards$"):
         rows([bare], "verl", tmp_path / "rows.jsonl")
     assert not (tmp_path / "rows.jsonl").exists()

@@ -8,6 +8,8 @@ found at once, so that `mer-r1 check` can list them.
 import difflib
 import json
 import os
+import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ KEYS = ("id", "video", "audio", "subtitle", "labels", "reasoning", "split", "met
 MAX_ID_CHARACTERS = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One sample: video, audio and words of a person, and the annotated emotions.
 
@@ -59,32 +61,29 @@ def parse_row(line: bytes, folder: Path, allow_absolute: bool = False) -> tuple[
         The clip (None if there is any problem), its id if it has a valid one, and all problems: each names the field,
         the value found and what was expected.
     """
+    return _parse(line, _Paths(folder, allow_absolute))
+
+
+def _parse(line: bytes, paths: "_Paths") -> tuple[Clip | None, str | None, list[str]]:
     row = _json_object(line)
     if isinstance(row, str):
         return None, None, [row]
-    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in row if key not in KEYS]
-
-    def field_of(name: str, parse: Callable[[Any], Any]) -> Any:
-        try:
-            return None if row.get(name) is None else parse(row[name])
-        except UserError as error:
-            problems.append(f"{name}: {error}")
-            return None
-
-    clip_id = field_of("id", _id)
-    if row.get("id") is None:
-        problems.append(f"id: got {'null' if 'id' in row else 'nothing'}, expected a unique text")
-    video, audio = (field_of(name, lambda path: _path(path, folder, allow_absolute)) for name in ("video", "audio"))
-    subtitle = field_of("subtitle", _text) or ""
-    reasoning = field_of("reasoning", _text)
-    labels = field_of("labels", _labels)
-    split = field_of("split", _split)
-    meta = field_of("meta", _meta) or {}
-    if not problems and not (video or audio or subtitle.strip()):
+    values: dict[str, Any] = {}
+    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in row if key not in _PARSERS]
+    for name, parse in _PARSERS.items():
+        if (value := row.get(name)) is not None:
+            try:
+                value = _with_objects(value) if type(value) in _NESTED else value
+                values[name] = parse(value) if parse else paths.of(value)
+            except UserError as error:
+                problems.append(f"{name}: {error}")
+            except RecursionError:
+                problems.append(f"{name}: nested too deeply")
+        elif name == "id":
+            problems.append(f"id: got {'null' if 'id' in row else 'nothing'}, expected a unique text")
+    if not problems and not ("video" in values or "audio" in values or values.get("subtitle", "").strip()):
         problems.append("video, audio and subtitle are all empty, expected at least one of them")
-    if problems:
-        return None, clip_id, problems
-    return Clip(clip_id or "", video, audio, subtitle, labels, reasoning, split, meta), clip_id, []
+    return None if problems else Clip(**values), values.get("id"), problems
 
 
 def path_problem(text: str, folder: Path, allow_absolute: bool = False) -> str | None:
@@ -125,13 +124,14 @@ def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[in
         UserError: if the file cannot be read.
     """
     lines_of: dict[str, int] = {}
+    paths = _Paths(path.parent, allow_absolute)
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if not line.strip():
                     continue
-                clip, clip_id, problems = parse_row(line, path.parent, allow_absolute)
+                clip, clip_id, problems = _parse(line, paths)
                 if clip_id is not None and lines_of.setdefault(clip_id, number) != number:
                     clip = None
                     first = lines_of[clip_id]
@@ -154,7 +154,10 @@ def nearest(key: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
 
 def _json_object(line: bytes) -> dict[str, Any] | str:
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        row = _DECODER.decode(line.decode("utf-8"))
+        if isinstance(row, tuple):
+            return _object(row)
+        return f'got {_quoted(_with_objects(row))}, expected an object like {{"id": ...}}'
     except UnicodeDecodeError as error:
         return f"not UTF-8 (byte {error.start + 1} of the line)"
     except json.JSONDecodeError as error:
@@ -163,19 +166,31 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
         return "not JSON that can be read (nested too deeply)"
     except ValueError as error:
         return f"not JSON that can be read ({printable(str(error))[:200]})"
-    return row if isinstance(row, dict) else f'got {_quoted(row)}, expected an object like {{"id": ...}}'
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = next(key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        raise UserError(f"the key {twice!r} is there twice")
     return row
+
+
+def _with_objects(value: Any) -> Any:
+    """A value whose objects are still tuples of (key, value), as the decoder makes them fast, with dicts instead."""
+    if isinstance(value, tuple):
+        return {key: _with_objects(inner) for key, inner in _object(value).items()}
+    if isinstance(value, list):
+        return [_with_objects(inner) if type(inner) in _NESTED else inner for inner in value]
+    return value
 
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
+
+
+_NESTED = (tuple, list)
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_no_constant)
 
 
 def _id(value: Any) -> str:
@@ -199,13 +214,13 @@ def _labels(value: Any) -> tuple[str, ...]:
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"got {_quoted(label)} in the list, expected an emotion word")
         _unicode(label)
-    return tuple(value)
+    return tuple(map(sys.intern, value))  # few words, in many rows
 
 
 def _split(value: Any) -> str:
     if value not in SPLITS:
         raise UserError(f"got {_quoted(value)}, expected one of {', '.join(SPLITS)} or null")
-    return str(value)
+    return SPLITS[SPLITS.index(value)]
 
 
 def _meta(value: Any) -> dict[str, Any]:
@@ -214,12 +229,41 @@ def _meta(value: Any) -> dict[str, Any]:
     return value
 
 
-def _path(value: Any, folder: Path, allow_absolute: bool) -> Path:
-    if not isinstance(value, str):
-        raise UserError(f"got {_quoted(value)}, expected a path or null")
-    if problem := path_problem(value, folder, allow_absolute):
-        raise UserError(f"got {_quoted(value)}, {problem}")
-    return folder / value
+class _Paths:
+    """The paths in a manifest. Each folder is resolved once; every file is looked at, since it may be a link."""
+
+    def __init__(self, folder: Path, allow_absolute: bool) -> None:
+        self.folder, self.allow_absolute = folder, allow_absolute
+        self._places: dict[str, tuple[Path, str] | None] = {}
+
+    def of(self, value: Any) -> Path:
+        """The path that a row names; raises UserError if it is refused."""
+        if not isinstance(value, str):
+            raise UserError(f"got {_quoted(value)}, expected a path or null")
+        begin = value.rfind("/") + 1
+        head, name = value[:begin], value[begin:]
+        if head not in self._places:
+            self._places[head] = self._place(head)
+        if (place := self._places[head]) and name.strip().strip(".") and not _may_be_link(place[1] + name):
+            return place[0] / name
+        if problem := path_problem(value, self.folder, self.allow_absolute):
+            raise UserError(f"got {_quoted(value)}, {problem}")
+        return self.folder / value
+
+    def _place(self, head: str) -> tuple[Path, str] | None:
+        if os.altsep or path_problem(head or ".", self.folder, self.allow_absolute):
+            return None
+        place = self.folder / head
+        return place, f"{place}/"
+
+
+def _may_be_link(path: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
 
 
 def _unicode(value: str) -> str:
@@ -234,3 +278,15 @@ def _quoted(value: Any) -> str:
     """A value for a message: JSON on one line, cut to 80 characters."""
     text = printable(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_PARSERS: dict[str, Callable[[Any], Any] | None] = {
+    "id": _id,
+    "video": None,  # a path
+    "audio": None,
+    "subtitle": _text,
+    "labels": _labels,
+    "reasoning": _text,
+    "split": _split,
+    "meta": _meta,
+}

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from mer_r1.data.clip import SPLITS, Clip, manifest_rows, parse_row
+from mer_r1.data.clip import KEYS, SPLITS, Clip, manifest_rows, parse_row
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.errors import UserError, printable
 
@@ -79,8 +79,9 @@ def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = 
 
 
 def _line(clip: Clip, folder: Path, absolute: bool) -> bytes:
-    row = vars(clip) | {name: _written(getattr(clip, name), folder, absolute) for name in ("video", "audio")}
-    if row.pop("section") is not None:
+    row = {name: getattr(clip, name) for name in KEYS}
+    row |= {name: _written(row[name], folder, absolute) for name in ("video", "audio")}
+    if clip.section is not None:
         raise UserError(f"clip {printable(str(clip.id))}: a section of a recording, expected whole files in a manifest")
     try:
         text = json.dumps(row, ensure_ascii=False, allow_nan=False)

@@ -39,15 +39,28 @@ def bootstrap(values: Iterable[float], *, seed: int = 0, resamples: int = 2000) 
     >>> bootstrap([0.5, 0.5, 0.5])
     {'mean': 0.5, 'low': 0.5, 'high': 0.5, 'n': 3}
     """
+    return bootstraps({"": values}, seed=seed, resamples=resamples)[""]
+
+
+def bootstraps(columns: Mapping[str, Iterable[float]], *, seed: int = 0, resamples: int = 2000) -> dict[str, Interval]:
+    """`bootstrap` of several measures; clips are drawn once for all that have the same number of values."""
     if resamples < 1:
         raise UserError(f"resamples: expected at least 1, got {resamples}")
-    array = np.asarray(list(values), dtype=np.float64)
-    array = array[~np.isnan(array)]
-    n = len(array)
-    if n < 2:
-        return {"mean": float(array[0]) if n else None, "low": None, "high": None, "n": n}
-    means = np.concatenate([array[drawn].mean(axis=1) for drawn in draws(n, seed, resamples)])
-    return interval_of(float(array.mean()), means, n)
+    arrays = {name: np.asarray(list(values), dtype=np.float64) for name, values in columns.items()}
+    arrays = {name: array[~np.isnan(array)] for name, array in arrays.items()}
+    means: dict[str, list[Array]] = {name: [] for name in arrays}
+    for n in {len(array) for array in arrays.values()} - {0, 1}:
+        same = [name for name, array in arrays.items() if len(array) == n]
+        for drawn in draws(n, seed, resamples):
+            for name in same:
+                means[name].append(arrays[name][drawn].mean(axis=1))
+    return {name: _mean_interval(array, means[name]) for name, array in arrays.items()}
+
+
+def _mean_interval(array: Array, means: Sequence[Array]) -> Interval:
+    if len(array) < 2:
+        return {"mean": float(array[0]) if len(array) else None, "low": None, "high": None, "n": len(array)}
+    return interval_of(float(array.mean()), np.concatenate(means), len(array))
 
 
 def draws(n: int, seed: int | Sequence[int], resamples: int) -> Iterator[NDArray[np.int64]]:

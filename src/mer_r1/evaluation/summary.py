@@ -30,7 +30,7 @@ from mer_r1.emotions import wheels as wheel_words
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
-from mer_r1.evaluation.intervals import Interval, bootstrap, interval_text, number_text
+from mer_r1.evaluation.intervals import Interval, bootstraps, interval_text, number_text
 from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, check_clips, read_records, rescore
 from mer_r1.weights.card import with_scores
 
@@ -316,29 +316,28 @@ def source_text(summary: Mapping[str, Any]) -> str:
 def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, resamples: int) -> ModeSummary:
     answered = [record for record in records if record.error is None]
 
-    def over(value: Callable[[Record], float | None]) -> Interval:
-        return bootstrap(_by_clip(answered, value).values(), seed=seed, resamples=resamples)
-
     confidences = {id(record): _confidences(record, taxonomy) for record in answered}
-    precision, recall, f1 = (over(_score(name)) for name in SCORE_NAMES)
+    measures: dict[str, Callable[[Record], float | None]] = {
+        **{name: _score(name) for name in SCORE_NAMES},
+        "well_formed": lambda record: record.well_formed,
+        "labels": lambda record: len(record.labels),
+        "categories": lambda record: _mean([len(sectors) for sectors in record.categories.values()]),
+        "tokens": lambda record: record.tokens,
+        "seconds": lambda record: record.seconds,
+        "confidence_correct": lambda record: confidences[id(record)][0],
+        "confidence_incorrect": lambda record: confidences[id(record)][1],
+    }
+    columns = {name: _by_clip(answered, measure).values() for name, measure in measures.items()}
+    intervals: Any = bootstraps(columns, seed=seed, resamples=resamples)
     return {
         "n_records": len(records),
-        "n": f1["n"],
+        "n": intervals["f1"]["n"],
         "n_skipped": sum(record.scores is None for record in answered),
         "n_errors": len(records) - len(answered),
         "n_unparsed": sum(not record.labels for record in answered),
         "n_doubtful": sum(bool(record.labels and record.doubt) for record in answered),
         "n_cut": sum(record.finish_reason != "stop" for record in answered),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-        "well_formed": over(lambda record: record.well_formed),
-        "labels": over(lambda record: len(record.labels)),
-        "categories": over(lambda record: _mean([len(sectors) for sectors in record.categories.values()])),
-        "tokens": over(lambda record: record.tokens),
-        "seconds": over(lambda record: record.seconds),
-        "confidence_correct": over(lambda record: confidences[id(record)][0]),
-        "confidence_incorrect": over(lambda record: confidences[id(record)][1]),
+        **intervals,
     }
 
 
@@ -373,12 +372,9 @@ def _difference(side_a: Iterable[Record], side_b: Iterable[Record], seed: int, r
     scores = {name: [_by_clip(side, _score(name)) for side in sides] for name in SCORE_NAMES}
     a, b = scores["f1"]
     both = [clip_id for clip_id in a if clip_id in b]
-    precision, recall, f1 = (
-        bootstrap([scores[name][0][c] - scores[name][1][c] for c in both], seed=seed, resamples=resamples)
-        for name in SCORE_NAMES
-    )
-    unmatched = len(a) + len(b) - 2 * len(both)
-    return {"n": len(both), "n_unmatched": unmatched, "precision": precision, "recall": recall, "f1": f1}
+    columns = {name: [scores[name][0][c] - scores[name][1][c] for c in both] for name in SCORE_NAMES}
+    intervals: Any = bootstraps(columns, seed=seed, resamples=resamples)
+    return {"n": len(both), "n_unmatched": len(a) + len(b) - 2 * len(both), **intervals}
 
 
 def _mean(values: Sequence[float]) -> float:

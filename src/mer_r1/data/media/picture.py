@@ -1,7 +1,8 @@
 """The video of an open file: frames on display at evenly spaced moments, decoded, upright and scaled.
 
 Packets are kept, compressed, until the end of the track is known. Then the moments are chosen, and only the groups of
-pictures (from one keyframe to the next) that hold one of them are decoded.
+pictures (from one keyframe to the next) that hold one of them are decoded, in them without the frames that no other one
+refers to and that are not wanted.
 """
 
 import math
@@ -13,6 +14,9 @@ from av.video.reformatter import VideoReformatter
 
 from mer_r1.data.media.container import MediaLimits, check_size, decoder_bound
 from mer_r1.data.media.track import MAX_PACKETS, Track
+
+_TELL_UNREFERENCED = ("h264", "mpeg4")
+"""Codecs whose packets say that no frame refers to theirs. (HEVC's do so for their own temporal layer only.)"""
 
 
 class PictureTrack(Track):
@@ -35,6 +39,7 @@ class PictureTrack(Track):
         self._packets: list[Any] = []
         self._times: list[float] = []
         self._bytes = 0
+        self._can_skip = threads == 1 and context.name in _TELL_UNREFERENCED
         rate = stream.average_rate or stream.guessed_rate
         self._frame_seconds = 1 / float(rate) if rate else 0.0
         self._reformatter = VideoReformatter()
@@ -57,6 +62,7 @@ class PictureTrack(Track):
             return
         if self.trims and packet.is_keyframe and displayed_at <= 0:  # decoding of the section can start here
             self._packets, self._times, self._bytes = [], [], 0
+        self._can_skip = self._can_skip and packet.pts is not None
         self._bytes += packet.size
         self._packets.append(packet)
         self._times.append(displayed_at)
@@ -85,15 +91,23 @@ class PictureTrack(Track):
         count = min(wanted, len(times)) if last > first else 1
         step = (last - first) / count
         moments = first + step * (np.arange(count) + 0.5)
-        frames = self._frames_at(moments.tolist())
+        frames = self._frames_at(moments.tolist(), self._can_skip)
+        if self._can_skip and self.damaged:  # what is on display may then be another frame than the times say
+            self.stream.codec_context.flush_buffers()
+            self.damaged, self._made = 0, None
+            frames = self._frames_at(moments.tolist(), False)
         self.span = (first, last if len(frames) == count else first + step * len(frames))
         if not frames:
             return None
         stacked = np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
         return stacked, moments[: len(frames)], 1 / step if step else None
 
-    def _frames_at(self, moments: list[float]) -> list[np.ndarray]:
-        """Images (H, W, 3) on display at the moments; those after the last frame that decodes are left out."""
+    def _frames_at(self, moments: list[float], skip: bool) -> list[np.ndarray]:
+        """Images (H, W, 3) on display at the moments; those after the last frame that decodes are left out.
+
+        With `skip`, unwanted frames that none refers to are not decoded.
+        """
+        wanted = self._on_display(moments)
         keys = [index for index, packet in enumerate(self._packets) if packet.is_keyframe] or [0]
         key_times = [self._times[index] for index in keys]
         images: list[np.ndarray] = []
@@ -105,6 +119,8 @@ class PictureTrack(Track):
                 self.stream.codec_context.flush_buffers()
                 position, before = entry, None
             packet = self._packets[position] if position < len(self._packets) else None
+            unwanted = packet is not None and self._times[position] not in wanted
+            self.stream.codec_context.skip_frame = "NONREF" if skip and unwanted else "DEFAULT"
             position += 1
             for frame in self._decode(packet):
                 shown_at = self.seconds(frame.pts if frame.pts is not None else frame.dts)
@@ -114,6 +130,12 @@ class PictureTrack(Track):
         end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
         self._show(before, end, moments, images)
         return images
+
+    def _on_display(self, moments: list[float]) -> set[float]:
+        """Times of the packets on display at the moments, as far as rounding lets one tell."""
+        times = sorted(self._times)
+        near = (moment + slack for moment in moments for slack in (-1e-5, 1e-5))
+        return {times[max(bisect_right(times, moment) - 1, 0)] for moment in near}
 
     def _show(self, frame: Any, until: float, moments: list[float], images: list[np.ndarray]) -> None:
         """Append the image of a frame for every moment that is still without one and lies before `until`."""

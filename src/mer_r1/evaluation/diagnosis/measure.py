@@ -18,7 +18,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis import statistics
 from mer_r1.evaluation.diagnosis.gate import Diagnosis, judge, verdict
 from mer_r1.evaluation.diagnosis.survey import OBJECTIVES, OTHER, OWN, SIDES, Progress, Survey
-from mer_r1.evaluation.intervals import Array, Interval, bootstrap
+from mer_r1.evaluation.intervals import Array, Interval, bootstrap, bootstraps
 from mer_r1.evaluation.predict import Tensors, encode_clip
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
@@ -160,7 +160,7 @@ def _compared(first: Array, second: Array, one: str, other: str, seed: int) -> d
     parts = {one: _clip_means(first), other: _clip_means(second)}
     parts["difference"] = parts[one] - parts[other]
     both = ~np.isnan(parts["difference"])
-    return {name: bootstrap(values[both], seed=seed) for name, values in parts.items()}
+    return bootstraps({name: values[both] for name, values in parts.items()}, seed=seed)
 
 
 def _correlations(term: Array, measures: dict[str, Array]) -> dict[str, statistics.Correlation]:

@@ -16,7 +16,7 @@ from mer_r1.benchmarks.mer_unibench.sets import Kind
 from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
 from mer_r1.emotions.official_wheels import normalise
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.evaluation.intervals import bootstrap, known_mean
+from mer_r1.evaluation.intervals import bootstraps, known_mean
 
 WORDS_NAMED = 10
 """Length of a list of example words; their total is given, too."""
@@ -74,10 +74,8 @@ def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]
     """
     unified = clips.unified()
     values = [UNDEFINED if scores is None else scores for scores in unified]
-    intervals = {
-        name: bootstrap([scores[place] for scores in values], seed=seed, resamples=resamples)
-        for place, name in enumerate(("precision", "recall", "f1"))
-    }
+    columns = {name: [scores[place] for scores in values] for place, name in enumerate(("precision", "recall", "f1"))}
+    intervals = bootstraps(columns, seed=seed, resamples=resamples)
     counts = mean_scores(unified)
     return {
         "guards": _guards(clips),

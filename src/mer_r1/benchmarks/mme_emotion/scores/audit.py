@@ -22,7 +22,7 @@ from mer_r1.benchmarks.mme_emotion.scores.official import (
     totals,
 )
 from mer_r1.benchmarks.mme_emotion.tasks import TASKS, grouped
-from mer_r1.evaluation.intervals import bootstrap
+from mer_r1.evaluation.intervals import bootstrap, bootstraps
 
 NAMES = ("recognition", "reasoning", "cot")
 SHOWN_IDS = 5
@@ -146,7 +146,7 @@ def item_values(item: Judged, alpha: float = ALPHA) -> dict[str, float]:
 
 def intervals(columns: Mapping[str, Iterable[float]], seed: int) -> dict[str, dict[str, float | None]]:
     """`mean`, `low` and `high` of each column, see `bootstrap`."""
-    found = {name: bootstrap(values, seed=seed) for name, values in columns.items()}
+    found = bootstraps(columns, seed=seed)
     return {name: {"mean": i["mean"], "low": i["low"], "high": i["high"]} for name, i in found.items()}
 
 
