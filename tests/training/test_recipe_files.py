@@ -21,7 +21,7 @@ from mer_r1.model.generation import Sampling
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.method import Method
 from mer_r1.training import recipe_files as config
-from mer_r1.training.recipe_files import RENAMED, SECTIONS, read_recipe
+from mer_r1.training.recipe_files import RENAMED, read_recipe, stage_of
 from mer_r1.training.recipe_info import (
     OURS,
     host_fields,
@@ -356,7 +356,7 @@ def test_sections_are_laid_over_the_common_one(tmp_path):
 
 def stages(path):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [kind for kind in KINDS if SECTIONS[kind] in content] or [RLRecipe if "rl" in path.stem else SFTRecipe]
+    return [kind for kind in KINDS if stage_of(kind) in content] or [RLRecipe if "rl" in path.stem else SFTRecipe]
 
 
 @pytest.mark.parametrize(("path", "kind"), [(path, kind) for path in RECIPES for kind in stages(path)])
@@ -478,14 +478,14 @@ def test_an_old_name_of_another_stage_is_unknown():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_listed_fields_are_those_of_our_dataclasses_with_their_defaults(kind):
     """Read from the sources, they must be what Python makes of them."""
-    listed = {field.name: field for field in recipe_fields(SECTIONS[kind])}
+    listed = {field.name: field for field in recipe_fields(stage_of(kind))}
     hints, defaults = typing.get_type_hints(kind), {item.name: item.default for item in dataclasses.fields(kind)}
     ours = [base for base in kind.__mro__ if base.__module__.startswith("mer_r1.")]
     assert listed.keys() == {name for base in ours for name in base.__annotations__ if name != "ALLOWED"}
     for name, field in listed.items():
         assert config._from_text(name, field.default, hints[name]) == defaults[name], name
         assert re.fullmatch(r"\S.{15,}\.", field.help), f"{name} has no description"
-        assert field.group in OURS[SECTIONS[kind]]
+        assert field.group in OURS[stage_of(kind)]
 
 
 def test_a_default_that_two_classes_give_is_that_of_the_recipe():
@@ -497,8 +497,8 @@ def test_a_default_that_two_classes_give_is_that_of_the_recipe():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_other_fields_are_the_hosts_with_its_descriptions(kind):
-    found = {field.name: field for field in host_fields(kind, SECTIONS[kind])}
-    ours = {field.name for field in recipe_fields(SECTIONS[kind])}
+    found = {field.name: field for field in host_fields(kind, stage_of(kind))}
+    ours = {field.name for field in recipe_fields(stage_of(kind))}
     assert found.keys() | ours == {item.name for item in dataclasses.fields(kind) if item.init}
     assert found.keys().isdisjoint(ours)
     assert found["max_steps"].default == "-1"

@@ -33,12 +33,12 @@ from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.tiny import tiny
 from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.training import stage
-from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipe_files import read_recipe, select_clips
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import SFTData, examples, run_sft
 from mer_r1.training.sft_trainer import unlikelihood
-from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy, select_clips
+from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy
 
 EVERYWHERE = [
     "use_cpu=true",

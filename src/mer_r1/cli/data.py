@@ -188,8 +188,8 @@ def export(
     if manifest is None or base:
         raise UserError("--rows takes --manifest, --split, --clips, --model and --out; not --base")
     from mer_r1.model.omni import Settings, read_settings
+    from mer_r1.training.recipe_files import select_clips
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import select_clips
 
     chosen = select_clips(DataFields(manifest=str(manifest), split=split, clips=clips))
     settings = read_settings(model) if model else Settings()

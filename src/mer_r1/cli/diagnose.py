@@ -61,8 +61,9 @@ def diagnose(
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.generation import Sampling
     from mer_r1.model.omni import choose_device, load
+    from mer_r1.training.recipe_files import select_clips
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import features_folder, select_clips
+    from mer_r1.training.stage import features_folder
 
     method, taxonomy = _method(config, settings or []), load_wheels(wheels)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)

@@ -42,7 +42,9 @@ class RecipeCommand(TyperCommand):
         stage = str(self.name)
         fields = recipe_fields(stage)
         if ctx.meta.get("all fields"):
-            fields += host_fields(_recipe_class(stage), stage)
+            from mer_r1.training.recipe_files import recipe_class
+
+            fields += host_fields(recipe_class(stage), stage)
         for group, grouped in groupby(fields, attrgetter("group")):
             table = Table.grid(padding=(0, 2), expand=True)
             table.add_column(no_wrap=True, style="bold cyan")
@@ -139,14 +141,8 @@ def rl(context: typer.Context, config: Config = None, help_all: HelpAll = False)
     _run_stage("rl", config, context.args)
 
 
-def _recipe_class(stage: str) -> Any:
-    from mer_r1.training.recipe_files import SECTIONS
-
-    return next(kind for kind, name in SECTIONS.items() if name == stage)
-
-
 def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
-    from mer_r1.training.recipe_files import read_recipe
+    from mer_r1.training.recipe_files import read_recipe, recipe_class
 
     run: Any
     if stage == "build":
@@ -155,7 +151,7 @@ def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
         from mer_r1.training.sft_stage import run_sft as run
     else:
         from mer_r1.training.rl_stage import run_rl as run
-    recipe = read_recipe(_recipe_class(stage), config, settings)
+    recipe = read_recipe(recipe_class(stage), config, settings)
     with progress("clips decoded and encoded", None) as advance:
         folder = run(recipe, advance)
     if os.environ.get("RANK", "0") == "0":  # one of several processes prints
@@ -198,8 +194,9 @@ def features(
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
     from mer_r1.training import fill_features as fill
+    from mer_r1.training.recipe_files import select_clips
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import features_folder, select_clips
+    from mer_r1.training.stage import features_folder
 
     chosen = DataFields(
         manifest=str(manifest), split=split, clips=clips, features_dir=str(features_dir) if features_dir else None
