@@ -24,6 +24,7 @@ from mer_r1.training import recipe_files as config
 from mer_r1.training.recipe_files import RENAMED, read_recipe, stage_of
 from mer_r1.training.recipe_info import (
     OURS,
+    declared_fields,
     host_fields,
     recipe_fields,
     recipe_file,
@@ -470,6 +471,55 @@ def test_an_old_name_still_works_with_a_note(old, tmp_path, caplog):
 
 def test_an_old_name_of_another_stage_is_unknown():
     assert "'remarks'" in refused(SFTRecipe, "remarks=3")
+
+
+# --- recipes without their dataclasses, for `plan` --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fields_of_the_sources_are_those_of_the_dataclass(kind):
+    declared = declared_fields(stage_of(kind))
+    fields = {item.name: item.default for item in dataclasses.fields(kind) if item.init}
+    assert declared.keys() == fields.keys()
+    plain = {name: value for name, value in fields.items() if type(value) in (bool, int, float, str)}
+    assert len(plain) > 100
+    assert {name: declared[name][1] for name in plain} == plain
+
+
+@pytest.mark.parametrize(("path", "kind"), [(path, kind) for path in RECIPES for kind in stages(path)])
+def test_a_plain_recipe_has_the_values_of_the_recipe(path, kind):
+    words = ["manifest=m.jsonl", "learning_rate=3e-4", "--max-steps", "7", "use_cpu=on"]
+    plain, whole = config.plain_recipe(stage_of(kind), path, words), read(kind, *words, file=path)
+    named = {*yaml.safe_load(path.read_text(encoding="utf-8")).get(stage_of(kind), {}), "learning_rate", "max_steps"}
+    ours = {field.name for field in recipe_fields(stage_of(kind))}
+    for name in (named | ours) - {"tiny", "report_to"}:
+        assert getattr(plain, name) == getattr(whole, name), name
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "complaint"),
+    [
+        ("rl", "num_generation=4", "did you mean 'num_generations'"),
+        ("rl", "num_generations=many", "num_generations must be int"),
+        ("rl", "space=reward", "it needs a fixed weight, alpha"),
+        ("sft", "targets=once", "targets must be slow or twice or base"),
+        ("sft", "num_frames=2.5", "num_frames must be int"),
+        ("sft", "hub_token=secret", "takes no key"),
+    ],
+)
+def test_what_a_plain_recipe_cannot_be_is_named(stage, word, complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        config.plain_recipe(stage, None, [word])
+
+
+# --- what is read of each clip ----------------------------------------------------------------------------------------
+
+
+def test_limits_of_clips_are_checked_with_the_recipe():
+    assert read(SFTRecipe, "num_frames=4", "max_seconds=2", "max_pixels=1000").max_seconds == 2.0
+    assert "expected a number above 0" in refused(RLRecipe, "max_seconds=-1")
+    assert "at most" in refused(RLRecipe, "num_frames=1000000")
+    assert "max_pixels: `build` takes the sizes of its inputs under tiny" in refused(BuildRecipe, "max_pixels=1000")
 
 
 # --- what help says about the fields ----------------------------------------------------------------------------------

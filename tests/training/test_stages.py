@@ -429,6 +429,18 @@ def test_a_folder_without_parts_to_resume_takes_any_run(stages, corpus, tmp_path
         claim_run(second, clips)
 
 
+def test_limits_of_clips_are_the_models_those_of_the_run_and_of_what_it_saves(stages, corpus, tmp_path, caplog):
+    limited = ["num_frames=2", "max_seconds=1", "max_pixels=900", f"model={stages.base}", "max_steps=1"]
+    settings = recipe(SFTRecipe, corpus, tmp_path / "run", *limited)
+    with caplog.at_level("INFO"):
+        folder = run_sft(settings)
+    assert (load(folder).settings.num_frames, load(folder).settings.max_pixels) == (2, 900)
+    assert "of each clip 2 frames of at most 900 pixels and 1 s: " in caplog.text
+    clips = select_clips(settings)
+    with pytest.raises(UserError, match=r"max_pixels: 900, now 901"):
+        claim_run(recipe(SFTRecipe, corpus, tmp_path / "run", *limited, "max_pixels=901"), clips)
+
+
 def test_what_a_run_is_and_what_may_differ(stages, corpus, tmp_path):
     """Media, labels and the model count by content, whatever their paths; logging and saving do not count."""
     copy = Path(shutil.copytree(corpus.parent, tmp_path / "moved")) / corpus.name

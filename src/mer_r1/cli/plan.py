@@ -136,7 +136,7 @@ def plan(
 
 def _clip_line(model: Shape, lengths: Lengths, job: Job) -> str:
     limits = model.limits
-    pixels = min(limits.max_pixels or model.most_pixels, model.most_pixels)
+    pixels = min(limits.max_pixels or model.most_pixels, model.most_pixels, limits.limits().max_side ** 2)
     sized = replace(lengths, frame="1280x720").frame_tokens(model)
     return (
         f"of each clip {limits.num_frames} frames of at most {pixels} pixels and {limits.max_seconds:g} s: frames of "

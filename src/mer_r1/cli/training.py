@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from mer_r1.cli.app import AsJson, app, console, print_json, progress, say
-from mer_r1.cli.options import PASS_ON, RECIPE
+from mer_r1.cli.options import PASS_ON, RECIPE, Limits
 from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
 from mer_r1.training.recipe_info import host_fields, recipe_fields, recipe_stages, shipped_recipes
@@ -178,6 +178,7 @@ def _next(stage: str, folder: Path, recipe: Any, config: str | None) -> list[str
 def features(
     manifest: Annotated[Path, typer.Option(help="JSONL manifest.")],
     model: Annotated[str, typer.Option(help="Model whose towers are used: a folder or a hub name.")],
+    limits: Limits,
     features_dir: Annotated[
         Path | None, typer.Option(help="Folder of the features; features/ beside the manifest if not given.")
     ] = None,
@@ -188,7 +189,10 @@ def features(
     estimate_only: Annotated[bool, typer.Option("--estimate", help="Only estimate the size.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compute and cache the tower outputs of all clips, ahead of training. Resumable: only missing entries are made."""
+    """Compute and cache the tower outputs of all clips, ahead of training. Resumable: only missing entries are made.
+
+    The options of how much of each clip is read must be those of the recipe: entries of others are not found.
+    """
     from torch import cuda
 
     from mer_r1.model.features import FeatureCache
@@ -201,15 +205,15 @@ def features(
     chosen = DataFields(
         manifest=str(manifest), split=split, clips=clips, features_dir=str(features_dir) if features_dir else None
     )
-    rows, folder = select_clips(chosen), features_folder(chosen)
+    rows, folder, given = select_clips(chosen), features_folder(chosen), limits.given
     if (share := fill.torchrun_rank()) is not None:
         if processes is not None:
             raise UserError("--processes does not go with torchrun, which has started the processes already")
         rank, world = share
-        made, broken = fill.fill_share(model, folder, rows, rank, world, workers)
+        made, broken = fill.fill_share(model, folder, rows, rank, world, workers, limits=given)
         say(f"process {rank} of {world}: {made} entries made, {len(broken)} clips cannot be read")
         _list_broken(broken, as_json=False)
-    expected = fill.estimate(FeatureCache(load(model, towers=False), folder), rows)
+    expected = fill.estimate(FeatureCache(load(model, towers=False, limits=given), folder), rows)
     _announce(expected, as_json)
     fill.require_room(expected)
     if estimate_only:
@@ -217,7 +221,7 @@ def features(
     broken = list(expected.broken)
     if expected.missing:
         with progress("clips", expected.clips, quiet=as_json) as advance:
-            broken = fill.fill(model, folder, rows, processes or max(1, cuda.device_count()), workers, advance)
+            broken = fill.fill(model, folder, rows, processes or max(1, cuda.device_count()), workers, advance, given)
     if as_json:
         print_json({"clips": expected.clips, "missing": expected.missing, "bytes": expected.size, "broken": broken})
     else:

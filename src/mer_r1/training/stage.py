@@ -149,10 +149,10 @@ def prompt_lengths(omni: Omni, cache: FeatureCache, clips: Sequence[Clip]) -> st
     """How much of each clip the model is given, and the tokens that this makes in `SAMPLE` clips of equal distance."""
     counts = [num_tokens(omni, cache.get(clip)) for clip in clips[:: max(1, len(clips) // SAMPLE)][:SAMPLE]]
     settings, sums = omni.settings, [sum(count.values()) for count in counts]
-    pixels = omni.processor.video_processor.size["longest_edge"]
+    bounds = omni.processor.video_processor.size["longest_edge"], settings.limits().max_side ** 2, settings.max_pixels
     means = (f"{sum(count[channel] for count in counts) / len(counts):.0f} {channel}" for channel in ("video", "audio"))
     return (
-        f"of each clip {settings.num_frames} frames of at most {min(settings.max_pixels or pixels, pixels)} pixels and "
+        f"of each clip {settings.num_frames} frames of at most {min(bound for bound in bounds if bound)} pixels and "
         f"{settings.max_seconds:g} s: {' and '.join(means)} tokens on average, at most {max(sums)} together "
         f"({len(counts)} clips; num_frames, max_pixels and max_seconds bound them)"
     )
