@@ -33,7 +33,7 @@ KNOWN = Job("rl", rows=1000, shared=False, calibration=False)
 """Setting of the known figures: 1,500 prompt tokens, 4 rollouts of 300, full training, checkpointing, a reference."""
 LORA = Job("rl", rows=1000, lora_rank=64, accumulation=16)
 """One GPU, 16 prompts a step; the longest prompt has 2,125 tokens, the longest completion 1,024."""
-WEIGHTS, TOWERS, ADAPTERS, KV = 7_615_616_512, 1_315_934_464, 161_480_704, 57_344
+WEIGHTS, TOWERS, ADAPTERS, KV = 7_615_616_512, 1_316_197_376, 161_480_704, 57_344
 """Of the 7B by hand: weights of language model, towers and a LoRA of rank 64, bytes of a token's keys and values."""
 
 
@@ -137,13 +137,17 @@ def test_the_known_step_of_the_7b():
 
 
 def test_the_known_cost_of_the_fast_confidences():
-    """20 % of a step that shares nothing, as the paper says; on the prompt's keys, once per rollout, 0.5 to 0.9 %."""
+    """A fifth to a quarter of a step that shares nothing; on the prompt's keys, once per rollout, 0.5 to 0.9 %."""
     shares = list(work.calibration_ways(SEVEN, KNOWN).values())
     assert shares == pytest.approx([0.199, 0.050, 0.039, 4 * 0.0006], rel=0.06)
-    for changes, known in (({}, 0.0053), ({"lora_rank": 64}, 0.0064), ({"lora_rank": 64, "group": 8}, 0.0087)):
+    for changes, alone, ours in (
+        ({}, 0.205, 0.0053),
+        ({"lora_rank": 64}, 0.251, 0.0064),
+        ({"lora_rank": 64, "group": 8}, 0.257, 0.0087),
+    ):
         ways = work.calibration_ways(SEVEN, replace(KNOWN, shared=True, **changes))
-        assert ways["a forward per rollout, towers too"] == pytest.approx(0.2, abs=0.05)
-        assert ways["on the prompt's KV cache"] == pytest.approx(known, rel=0.02)
+        assert ways["a forward per rollout, towers too"] == pytest.approx(alone, rel=0.01)
+        assert ways["on the prompt's KV cache"] == pytest.approx(ours, rel=0.01)
 
 
 def test_passes_are_those_of_the_engine_that_samples():
@@ -281,8 +285,9 @@ def test_vllm_starts_only_where_its_share_holds_the_model():
         assert plan.engine_starts(SEVEN, job, GPUS[gpu]) is starts
         assert bytes_of.memory(SEVEN, job, GPUS[gpu])["vLLM"] == pytest.approx(share * GB)
     assert not plan.fits(SEVEN, job, GPUS["l40s"]), "although 37.3 GB are below 48"
-    assert plan.remedies(SEVEN, job, GPUS["l40s"])[0] == "vllm_gpu_memory_utilization=0.45"
     assert ceil(20 * needed / 48e9) / 20 == 0.45
+    told = "vllm_gpu_memory_utilization=0.45, and vllm_enable_sleep_mode=true"
+    assert plan.remedies(SEVEN, job, GPUS["l40s"])[0] == told, "21.6 GB beside 23.3 GB of training are too much"
     assert plan.engine_starts(SEVEN, replace(job, engine_share=0.0), GPUS["l40s"]), "on a server it has its own GPU"
 
 
@@ -358,7 +363,7 @@ def test_a_folder_says_what_its_model_takes_of_a_clip(omni, tmp_path):
     assert (shape.least_pixels, shape.most_pixels) == (size["shortest_edge"], size["longest_edge"])
     assert (shape.limits.num_frames, shape.limits.max_seconds) == (omni.settings.num_frames, omni.settings.max_seconds)
     found = media(4.0, 0)
-    tokens = shape.vision.frame_tokens(*found.frames.shape[1:3], shape.least_pixels, shape.most_pixels)
+    tokens = shape.vision.frame_tokens(*found.frames.shape[2:], shape.least_pixels, shape.most_pixels)
     grid = media_tensors(omni, found)["video_grid_thw"]
     assert int(grid[0, 1] * grid[0, 2]) // shape.vision.merge**2 == tokens
 

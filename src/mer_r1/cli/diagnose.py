@@ -16,6 +16,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis.gate import Diagnosis
 from mer_r1.evaluation.intervals import interval_text, number_text
 from mer_r1.evaluation.records import without_nan
+from mer_r1.training.recipe_files import read_recipe, select_clips
 
 ANSWERS = {
     "precision": "precision",
@@ -61,7 +62,6 @@ def diagnose(
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.generation import Sampling
     from mer_r1.model.omni import choose_device, load
-    from mer_r1.training.recipe_files import select_clips
     from mer_r1.training.recipes import DataFields
     from mer_r1.training.stage import features_folder
 
@@ -98,7 +98,6 @@ def _method(config: str | None, settings: list[str]) -> Any:
     from dataclasses import fields
 
     from mer_r1.rl.method import Method
-    from mer_r1.training.recipe_files import read_recipe
     from mer_r1.training.recipes import RLRecipe
 
     known = [item.name for item in fields(Method)]

@@ -18,6 +18,7 @@ from mer_r1.cli.app import AsJson, app, console, print_json, progress, say
 from mer_r1.cli.options import PASS_ON, RECIPE, Limits
 from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
+from mer_r1.training.recipe_files import read_recipe, recipe_class, select_clips
 from mer_r1.training.recipe_info import host_fields, recipe_fields, recipe_stages, shipped_recipes
 
 SHOWN = 20
@@ -42,8 +43,6 @@ class RecipeCommand(TyperCommand):
         stage = str(self.name)
         fields = recipe_fields(stage)
         if ctx.meta.get("all fields"):
-            from mer_r1.training.recipe_files import recipe_class
-
             fields += host_fields(recipe_class(stage), stage)
         for group, grouped in groupby(fields, attrgetter("group")):
             table = Table.grid(padding=(0, 2), expand=True)
@@ -142,8 +141,6 @@ def rl(context: typer.Context, config: Config = None, help_all: HelpAll = False)
 
 
 def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
-    from mer_r1.training.recipe_files import read_recipe, recipe_class
-
     run: Any
     if stage == "build":
         from mer_r1.lab.tiny.build import run_build as run
@@ -198,7 +195,6 @@ def features(
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
     from mer_r1.training import fill_features as fill
-    from mer_r1.training.recipe_files import select_clips
     from mer_r1.training.recipes import DataFields
     from mer_r1.training.stage import features_folder
 
