@@ -20,8 +20,8 @@ from mer_r1.model.prompts import encode_prompt
 from mer_r1.rl.anchors import answer_tokens, category_tokens, terms_of
 from mer_r1.rl.method import Method
 from mer_r1.rl.rollout import Rollouts, anchor_rows, rescore, rollout
+from mer_r1.training.recipe_files import select_clips
 from mer_r1.training.recipes import DataFields
-from mer_r1.training.stage import select_clips
 
 
 def main() -> None:

@@ -152,14 +152,14 @@ def test_another_preprocessing_is_another_entry(editable, clips, tmp_path):
     seen = {path(), path(towers=False)}
     editable.settings = replace(editable.settings, question="full")
     assert path() in seen, "the wording of the question does not matter"
-    for changes in ({"num_frames": 2}, {"max_seconds": 1.0}):
+    for changes in ({"num_frames": 2}, {"max_seconds": 1.0}, {"max_pixels": 1000}):
         editable.settings = replace(editable.settings, **changes)
         seen |= {path(), path(towers=False)}
     editable.processor.video_processor.size["longest_edge"] *= 4
     seen |= {path(), path(towers=False)}
     editable.processor.feature_extractor.hop_length = 160
     seen |= {path(), path(towers=False)}
-    assert len(seen) == 2 * 5
+    assert len(seen) == 2 * 6
 
 
 def test_another_content_under_the_same_name_is_another_entry(omni, tmp_path):

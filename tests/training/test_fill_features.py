@@ -58,6 +58,14 @@ def test_processes_make_what_one_makes(taught_folder, clips, tmp_path):
     assert two.tower_passes == 0
 
 
+def test_features_of_other_limits_are_not_taken(taught_folder, clips, tmp_path):
+    fill_share(str(taught_folder), tmp_path, clips, 0, 1, workers=0, limits={"num_frames": 2, "max_pixels": 900})
+    same = FeatureCache(load(taught_folder, towers=False, limits={"num_frames": 2, "max_pixels": 900}), tmp_path)
+    assert same.missing(clips) == {}
+    for limits in ({}, {"num_frames": 2}, {"num_frames": 2, "max_pixels": 901}):
+        assert len(FeatureCache(load(taught_folder, towers=False, limits=limits), tmp_path).missing(clips)) == 8
+
+
 def test_the_size_is_estimated(bare, taught_folder, clips, tmp_path):
     cache = FeatureCache(bare, tmp_path)
     expected = estimate(cache, clips)

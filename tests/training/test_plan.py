@@ -1,7 +1,11 @@
 """The plan's arithmetic: against counted weights, against counted operations, and against figures known beforehand."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
@@ -10,20 +14,27 @@ from hypothesis import strategies as st
 from tiny_world import media, some_prompts
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor, smart_resize
 from typer.testing import CliRunner
 
 from mer_r1.cli import app
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
 from mer_r1.model.prompts import media_tensors
 from mer_r1.rl.rollout import rollout
-from mer_r1.training import plan
-from mer_r1.training.plan import GPUS, Job
-from mer_r1.training.shapes import SHAPES, from_config, shape_of
+from mer_r1.training.costs import memory as bytes_of
+from mer_r1.training.costs import plan, work
+from mer_r1.training.costs.shapes import SHAPES, from_config, shape_of
+from mer_r1.training.costs.work import GB, GPUS, Job
 
 SEVEN, THREE = SHAPES["Qwen/Qwen2.5-Omni-7B"], SHAPES["Qwen/Qwen2.5-Omni-3B"]
 KNOWN = Job("rl", rows=1000, shared=False, calibration=False)
 """Setting of the known figures: 1,500 prompt tokens, 4 rollouts of 300, full training, checkpointing, a reference."""
+LORA = Job("rl", rows=1000, lora_rank=64, accumulation=16)
+"""One GPU, 16 prompts a step; the longest prompt has 2,125 tokens, the longest completion 1,024."""
+WEIGHTS, TOWERS, ADAPTERS, KV = 7_615_616_512, 1_316_197_376, 161_480_704, 57_344
+"""Of the 7B by hand: weights of language model, towers and a LoRA of rank 64, bytes of a token's keys and values."""
 
 
 def count(module):
@@ -116,7 +127,7 @@ def test_the_towers_cost_what_is_counted(omni, tmp_path):
 
 def test_the_known_step_of_the_7b():
     """Prefill 20, sampling 16.5, step 521 TFLOP. Ours scores logits in every pass too: 6 x 1.3 TFLOP, 1.2 % in all."""
-    flops = plan.step_flops(SEVEN, replace(KNOWN, gpus=1, micro=4))
+    flops = work.step_flops(SEVEN, replace(KNOWN, gpus=1, micro=4))
     head = 2 * 1200 * SEVEN.text.hidden * SEVEN.text.vocabulary
     assert SEVEN.text.layers * SEVEN.text.layer_parameters == pytest.approx(6.53e9, rel=1e-3)
     assert flops["prefill"] == pytest.approx(20e12, rel=0.01)
@@ -125,16 +136,50 @@ def test_the_known_step_of_the_7b():
     assert flops["total"] - 6 * head == pytest.approx(521e12, rel=0.005)
 
 
-def test_the_known_cost_of_the_fast_confidence():
-    shares = list(plan.calibration_ways(SEVEN, KNOWN).values())
-    assert shares == pytest.approx([0.199, 0.050, 0.039, 0.0006], rel=0.06)
+def test_the_known_cost_of_the_fast_confidences():
+    """A fifth to a quarter of a step that shares nothing; on the prompt's keys, once per rollout, 0.5 to 0.9 %."""
+    shares = list(work.calibration_ways(SEVEN, KNOWN).values())
+    assert shares == pytest.approx([0.199, 0.050, 0.039, 4 * 0.0006], rel=0.06)
+    for changes, alone, ours in (
+        ({}, 0.205, 0.0053),
+        ({"lora_rank": 64}, 0.251, 0.0064),
+        ({"lora_rank": 64, "group": 8}, 0.257, 0.0087),
+    ):
+        ways = work.calibration_ways(SEVEN, replace(KNOWN, shared=True, **changes))
+        assert ways["a forward per rollout, towers too"] == pytest.approx(alone, rel=0.01)
+        assert ways["on the prompt's KV cache"] == pytest.approx(ours, rel=0.01)
+
+
+def test_passes_are_those_of_the_engine_that_samples():
+    """PyTorch: reference and training. vLLM: the rollouts are read again, and old log-probabilities are computed."""
+    vllm = replace(LORA, engine="vllm")
+    assert work.scoring_passes(LORA) == ["reference"]
+    assert work.scoring_passes(vllm) == ["slow confidences", "old log-probabilities", "reference"]
+    assert work.scoring_passes(replace(vllm, calibration=False, corrected=False, reference=False)) == []
+    assert work.scoring_passes(replace(LORA, steps_per_generation=32)) == ["old log-probabilities", "reference"]
+    assert work.scoring_passes(replace(LORA, iterations=2)) == ["old log-probabilities", "reference"]
+    assert work.scoring_passes(replace(vllm, stage="sft")) == []
+    ours, theirs = (work.step_flops(SEVEN, job) for job in (LORA, vllm))
+    once = work.scored_once(SEVEN, LORA)
+    assert once == pytest.approx(37.8e12, rel=0.002)
+    towers = 16 * work.clip_flops(SEVEN, LORA)
+    assert theirs["total"] - ours["total"] == pytest.approx(2 * 16 * once + towers), "vLLM runs its own towers"
+
+
+def test_rollouts_that_serve_two_steps_are_sampled_and_scored_half_as_often():
+    once, twice = (work.step_flops(SEVEN, replace(LORA, iterations=n)) for n in (1, 2))
+    assert twice["training"] == once["training"]
+    for part in ("prefill", "sampling", "reference"):
+        assert twice[part] == once[part] / 2
+    assert replace(LORA, iterations=2).optimizer_steps == 2 * LORA.optimizer_steps == 2 * 1000 / 16
+    assert replace(LORA, max_steps=7).optimizer_steps == 7
 
 
 def test_the_known_step_with_shared_prefixes():
     """188 TFLOP is sampling and training; the reference pass, which the 521 include, comes on top."""
-    flops = plan.step_flops(SEVEN, replace(KNOWN, shared=True))
+    flops = work.step_flops(SEVEN, replace(KNOWN, shared=True))
     assert flops["total"] - flops["reference"] == pytest.approx(188e12, rel=0.01)
-    plain = plan.step_flops(SEVEN, KNOWN)
+    plain = work.step_flops(SEVEN, KNOWN)
     assert plain["training"] / flops["training"] == pytest.approx(2.6, rel=0.01)
     assert plain["total"] / flops["total"] == pytest.approx(2.33, rel=0.01)
 
@@ -160,13 +205,13 @@ JOBS = st.builds(
 
 @given(JOBS)
 def test_parts_sum_up_and_savings_save(job):
-    for parts in (plan.step_flops(SEVEN, job), plan.memory(SEVEN, job, GPUS["h100"])):
+    for parts in (work.step_flops(SEVEN, job), bytes_of.memory(SEVEN, job, GPUS["h100"])):
         assert min(parts.values()) >= 0
         assert sum(value for name, value in parts.items() if name != "total") == pytest.approx(parts["total"])
 
     def cost(**changes):
         changed = replace(job, **changes)
-        return plan.step_flops(THREE, changed)["total"], plan.memory(THREE, changed, GPUS["h100"])["total"]
+        return work.step_flops(THREE, changed)["total"], bytes_of.memory(THREE, changed, GPUS["h100"])["total"]
 
     assert cost(shared=True)[0] <= cost(shared=False)[0] * (1 + 1e-9)
     assert cost(features=True)[0] < cost(features=False)[0]
@@ -175,24 +220,155 @@ def test_parts_sum_up_and_savings_save(job):
     assert cost(checkpointing=True)[1] <= cost(checkpointing=False)[1]
     if job.gpus > 1 and not job.lora_rank:
         assert cost(sharding="zero3")[1] < cost(sharding="none")[1]
-    assert plan.step_flops(THREE, job)["total"] < plan.step_flops(SEVEN, job)["total"]
+    assert work.step_flops(THREE, job)["total"] < work.step_flops(SEVEN, job)["total"]
 
 
 @given(JOBS, st.sampled_from(sorted(GPUS)))
 def test_a_remedy_makes_it_fit(job, gpu):
-    for (_, changed), text in zip(plan._changes(job), [text for text, _ in plan._changes(job)], strict=True):
-        assert (text in plan.remedies(SEVEN, job, GPUS[gpu])) == plan.fits(SEVEN, changed, GPUS[gpu])
+    changes = list(plan._changes(SEVEN, job, GPUS[gpu]))
     assert plan.remedies(SEVEN, job, GPUS[gpu])
+    for text, changed in changes:
+        assert (text in plan.remedies(SEVEN, job, GPUS[gpu])) == plan.fits(SEVEN, changed, GPUS[gpu])
+
+
+# --- memory, by hand --------------------------------------------------------------------------------------------------
 
 
 def test_memory_of_the_full_7b_by_hand():
     """One GPU, in full: 7.6156 B weights x (4 + 2 + 4 + 8) bytes are 137 GB, and 15 GB of a reference."""
-    parts = plan.memory(SEVEN, Job("rl", rows=1), GPUS["h100"])
+    parts = bytes_of.memory(SEVEN, Job("rl", rows=1), GPUS["h100"])
     trained = sum(parts[name] for name in ("weights", "bf16 copies", "gradients", "optimizer"))
-    assert trained == 18 * 7615616512
-    assert parts["reference"] == 2 * 7615616512
+    assert trained == 18 * WEIGHTS
+    assert parts["reference"] == 2 * WEIGHTS
+    assert parts["head's gradient"] == 4 * 152064 * 3584 == pytest.approx(2.18e9, rel=1e-3), (
+        "float32, before it is added"
+    )
     assert not plan.fits(SEVEN, Job("rl", rows=1), GPUS["h200"])
     assert plan.fits(SEVEN, Job("rl", rows=1, lora_rank=64), GPUS["h100"])
+
+
+def test_memory_of_sampling_is_that_of_the_longest():
+    """16 prompts at once: 34,000 tokens in one layer are more than the keys of 64 rollouts of 1,024 tokens."""
+    parts = bytes_of.memory(SEVEN, LORA, GPUS["h100"])
+    assert parts["weights"] == 2 * WEIGHTS + 4 * ADAPTERS == 15_877_155_840
+    assert (parts["gradients"], parts["optimizer"]) == (645_922_816, 1_291_845_632)
+    assert parts["KV cache"] == KV * 16 * 2125 == 1_949_696_000
+    assert parts["prefill"] == 2 * 16 * 2125 * (2 * 3584 + 4 * 18944) == 5_640_192_000
+    assert "activations" not in parts, "training takes less"
+    assert parts["total"] == 15_877_155_840 + 645_922_816 + 1_291_845_632 + 1_949_696_000 + 5_640_192_000 + 2.5 * GB
+    assert bytes_of.kv_cache(SEVEN, LORA) == KV * (16 * 2125 + 64 * 1024) == 5_707_792_384
+    assert bytes_of.kv_cache(SEVEN, replace(LORA, copies=True)) == KV * 64 * (2125 + 1024) == 11_556_880_384
+    copied = bytes_of.memory(SEVEN, replace(LORA, copies=True), GPUS["h100"])
+    assert copied["KV cache"] == 11_556_880_384, "flash attention: each rollout has its prompt's keys"
+
+
+def test_memory_of_training_is_that_of_the_longest():
+    """One prompt of 2,125 tokens and four completions of 1,024 at a time."""
+    job = replace(LORA, accumulation=1, engine="vllm", engine_share=0.0)
+    parts = bytes_of.memory(SEVEN, job, GPUS["h100"])
+    tokens = 2125 + 4 * 1024
+    inside = 2 * tokens * (10 * 3584 + 2 * 512 + 4 * 18944)
+    assert parts["activations"] == 2 * tokens * 3584 * 28 + inside == 2_650_046_464
+    assert parts["logits"] == 2 * 4096 * 32768 + 4 * 4096 * 3584 == 327_155_712
+    assert "head's gradient" not in parts, "the head does not learn"
+    kept = bytes_of.memory(SEVEN, replace(job, checkpointing=False), GPUS["h100"])
+    assert kept["activations"] == 2 * tokens * 3584 * 28 + 28 * inside
+
+
+def test_vllm_starts_only_where_its_share_holds_the_model():
+    """7B: 17.9 GB of weights, 1.4 GB for a step of 8,192 tokens, 0.2 GB for one sequence, 1 GB for CUDA graphs."""
+    job = replace(LORA, engine="vllm", engine_share=0.3)
+    needed = 2 * (WEIGHTS + TOWERS) + 2 * 8192 * (2 * 3584 + 4 * 18944) + KV * (2125 + 1024) + 1e9
+    assert bytes_of.engine_bytes(SEVEN, job) == needed == pytest.approx(20.40e9, rel=1e-3)
+    for gpu, share, starts in (("h100", 24.0, True), ("l40s", 14.4, False), ("a100-40", 12.0, False)):
+        assert 0.3 * GPUS[gpu].memory == pytest.approx(share * GB)
+        assert plan.engine_starts(SEVEN, job, GPUS[gpu]) is starts
+        assert bytes_of.memory(SEVEN, job, GPUS[gpu])["vLLM"] == pytest.approx(share * GB)
+    assert not plan.fits(SEVEN, job, GPUS["l40s"]), "although 37.3 GB are below 48"
+    assert ceil(20 * needed / 48e9) / 20 == 0.45
+    told = "vllm_gpu_memory_utilization=0.45, and vllm_enable_sleep_mode=true"
+    assert plan.remedies(SEVEN, job, GPUS["l40s"])[0] == told, "21.6 GB beside 23.3 GB of training are too much"
+    assert plan.engine_starts(SEVEN, replace(job, engine_share=0.0), GPUS["l40s"]), "on a server it has its own GPU"
+
+
+def test_an_engine_that_sleeps_gives_its_memory_to_training():
+    job = replace(LORA, engine="vllm", engine_share=0.5)
+    awake, asleep = (bytes_of.memory(SEVEN, replace(job, engine_sleeps=s), GPUS["h100"]) for s in (False, True))
+    trained = awake["activations"] + awake["logits"]
+    assert awake["total"] - asleep["total"] == pytest.approx(min(trained, 40e9))
+    assert (asleep["vLLM"], "activations" in asleep) == (40e9, False)
+
+
+def test_what_faster_settings_bring_is_their_own_plan():
+    levers = {lever["setting"]: lever for lever in plan.levers(SEVEN, LORA, GPUS["h100"])}
+    assert list(levers) == ["gradient_checkpointing=false", "beta=0", "steps_per_generation=64"]
+    without = replace(LORA, checkpointing=False)
+    assert levers["gradient_checkpointing=false"]["bytes"] == bytes_of.memory(SEVEN, without, GPUS["h100"])["total"]
+    # 16 forwards of 37.8 TFLOP less, at 40 % of 989 TFLOP/s: 1.53 s of a step.
+    before = work.step_seconds(SEVEN, LORA, GPUS["h100"])["total"]
+    for setting in ("gradient_checkpointing=false", "beta=0"):
+        assert before - before / levers[setting]["times"] == pytest.approx(16 * 37.8 / (0.4 * 989), rel=0.002)
+        assert levers[setting]["fits"]
+    assert {lever["setting"] for lever in plan.levers(SEVEN, replace(without, stage="sft"), GPUS["h100"])} == set()
+
+
+def test_sampling_lasts_until_the_longest_completion():
+    """28 layers of 1 ms a token in PyTorch, a quarter of that in vLLM; reading 7B weights takes less on an H100."""
+    seconds = {
+        (engine, longest): work.step_seconds(
+            SEVEN, replace(LORA, engine=engine, longest_completion=longest), GPUS["h100"]
+        )["sampling"]
+        for engine in ("hf", "vllm")
+        for longest in (300, 600)
+    }
+    assert seconds["hf", 600] == 2 * seconds["hf", 300] == pytest.approx(600 * 0.028)
+    read = (2 * WEIGHTS + KV * (16 * 1500 + 64 * 300)) / (0.6 * 3.35e12)
+    assert seconds["vllm", 600] == 2 * seconds["vllm", 300] == pytest.approx(600 * max(read, 0.007))
+    four = replace(LORA, steps_per_generation=64)
+    assert work.step_seconds(SEVEN, four, GPUS["h100"])["sampling"] == pytest.approx(600 * 0.028 / 4)
+
+
+# --- tokens of a clip -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([(3136, 12845056), (100352, 602112)]))
+def test_tokens_of_a_frame_are_those_of_the_processor(height, width, bounds):
+    if max(height, width) > 200 * min(height, width):
+        return
+    rows, columns = smart_resize(height, width, 28, *bounds)
+    assert SEVEN.vision.frame_tokens(height, width, *bounds) == rows * columns / 28**2
+
+
+def test_tokens_of_known_frames():
+    """8 frames are 4 time steps; 640x360: 13 rows of 23 tokens, 1280x720: 26 of 46."""
+    assert SEVEN.video_tokens(360, 640) == 4 * 13 * 23 == 1196
+    assert SEVEN.video_tokens(720, 1280) == SEVEN.video_tokens(1080, 1920) == 4 * 26 * 46 == 4784
+    bounded = replace(SEVEN, limits=ClipLimits(num_frames=8, max_pixels=640 * 360))
+    assert bounded.video_tokens(720, 1280) == 1196, "max_pixels scales before the processor does"
+    assert replace(SEVEN, limits=ClipLimits(num_frames=4)).video_tokens(360, 640) == 2 * 299
+    assert (SEVEN.mel_frames(5.0), replace(SEVEN, limits=ClipLimits(max_seconds=2.0)).mel_frames(5.0)) == (500, 200)
+
+
+def test_the_bounds_of_the_full_models_are_those_of_their_processor(tmp_path):
+    """The hub's preprocessor_config.json, by copies of it; it has no video_preprocessor_config.json."""
+    said = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf-8")
+    size = Qwen2VLVideoProcessor.from_pretrained(tmp_path).size
+    assert (SEVEN.least_pixels, SEVEN.most_pixels) == (size["shortest_edge"], size["longest_edge"]) == (3136, 12845056)
+
+
+def test_a_folder_says_what_its_model_takes_of_a_clip(omni, tmp_path):
+    omni.save(tmp_path)
+    shape, size = shape_of(str(tmp_path)), omni.processor.video_processor.size
+    assert (shape.least_pixels, shape.most_pixels) == (size["shortest_edge"], size["longest_edge"])
+    assert (shape.limits.num_frames, shape.limits.max_seconds) == (omni.settings.num_frames, omni.settings.max_seconds)
+    found = media(4.0, 0)
+    tokens = shape.vision.frame_tokens(*found.frames.shape[2:], shape.least_pixels, shape.most_pixels)
+    grid = media_tensors(omni, found)["video_grid_thw"]
+    assert int(grid[0, 1] * grid[0, 2]) // shape.vision.merge**2 == tokens
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_run_is_as_long_as_its_steps():
@@ -235,9 +411,44 @@ def test_the_command_says_what_will_not_fit(recipe_file):
     assert "computed, not measured" in done.stdout
 
 
+def test_the_command_says_how_long_prompts_are(recipe_file):
+    seven = ("--config", recipe_file, "--shape", "Qwen/Qwen2.5-Omni-7B", "--frame", "1280x720", "num_generations=4")
+    said = json.loads(ask(*seven, "--json").stdout)["job"]
+    assert (said["prompt"], said["longest_prompt"], said["patches"]) == (4784 + 125 + 175, 4784 + 750 + 175, 4 * 4784)
+    assert (said["longest_completion"], said["max_completion"]) == (600, 1024)
+    bounded = json.loads(ask(*seven, "--json", "max_pixels=230400", "max_seconds=4", "num_frames=4").stdout)["job"]
+    assert (bounded["prompt"], bounded["longest_prompt"], bounded["steps"]) == (598 + 100 + 175, 873, 2)
+    assert "frames of 1280x720 make 4784 tokens" in ask(*seven).stdout
+
+
+def test_the_command_says_that_vllm_cannot_start(recipe_file):
+    done = ask("--config", recipe_file, "--shape", "Qwen/Qwen2.5-Omni-7B", "--gpu", "l40s", "lora_rank=64",
+               "rollouts=vllm", "gradient_checkpointing=true", "per_device_train_batch_size=4")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "vLLM cannot start: its share is 14.4 GB" in done.stdout
+    assert "vllm_gpu_memory_utilization=0.45" in done.stdout
+    assert "slow confidences" in done.stdout
+    assert "old log-probabilities" in done.stdout
+
+
+def test_the_command_needs_neither_torch_nor_trl(recipe_file):
+    """In a process of its own."""
+    code = "import sys\nfrom mer_r1.cli import main\n"
+    code += "try: main()\nfinally: print(sorted({'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys()))"
+    command = [sys.executable, "-c", code, "plan", "--config", str(recipe_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("[]\n")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
+        (["--frame", "wide"], "--frame must be WIDTHxHEIGHT"),
+        (["method=mer-r2"], "method must be one of f1, rd, ad, mer-r1"),
+        (["rollouts=vvlm"], "rollouts must be hf or vllm"),
+        (["max_pixels=-3"], "expected a number above 0"),
+        (["per_device_train_batch_size=3"], "expected a multiple of num_generations=2"),
         (["--gpu", "abacus"], "gpu must be one of h100"),
         (["--stage", "base"], "stage must be sft or rl"),
         (["--sharding", "zero9"], "sharding must be"),
@@ -261,16 +472,16 @@ def test_a_configuration_that_lacks_a_size_is_named(tmp_path):
 
 
 def test_memory_of_answers_by_hand_for_the_7b():
-    job = Job("predict", 1, prompt=1500, completion=300, patches=4800)
-    parts = plan.answer_memory(SEVEN, "bf16", 1, job)
+    job = Job("predict", 1, longest_prompt=1500, max_completion=300, patches=4800)
+    parts = bytes_of.answer_memory(SEVEN, "bf16", 1, job)
     assert parts["language model"] == 2 * SEVEN.text.parameters
     assert parts["KV cache"] == 2 * 2 * 28 * 4 * 128 * 1800, "keys and values of 28 layers, 4 heads of 128, in bf16"
     assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
-    four = plan.answer_memory(SEVEN, "4bit", 1, job)
+    four = bytes_of.answer_memory(SEVEN, "4bit", 1, job)
     matrices = 28 * SEVEN.text.layer_matrices
     assert parts["language model"] - four["language model"] == pytest.approx(matrices * (2 - 0.51587), rel=1e-5)
-    assert four["total"] < parts["total"] < plan.answer_memory(SEVEN, "fp32", 1, job)["total"]
-    assert plan.answer_memory(SEVEN, "bf16", 8, job)["KV cache"] == 8 * parts["KV cache"]
+    assert four["total"] < parts["total"] < bytes_of.answer_memory(SEVEN, "fp32", 1, job)["total"]
+    assert bytes_of.answer_memory(SEVEN, "bf16", 8, job)["KV cache"] == 8 * parts["KV cache"]
 
 
 def test_memory_of_answers_is_what_the_tiny_model_takes(taught, taught_folder):
@@ -280,8 +491,8 @@ def test_memory_of_answers_is_what_the_tiny_model_takes(taught, taught_folder):
     shape = shape_of(str(taught_folder))
     prompts = some_prompts(taught)[:2]
     length = max(len(prompt.input_ids) for prompt in prompts)
-    job = Job("predict", 1, prompt=length, completion=24, patches=0)
-    parts = plan.answer_memory(shape, "fp32", 2, job)
+    job = Job("predict", 1, longest_prompt=length, max_completion=24, patches=0)
+    parts = bytes_of.answer_memory(shape, "fp32", 2, job)
     assert parts["language model"] + parts["towers"] == 4 * count(taught.model)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         rollout(taught, prompts, 1, Sampling(24, 0.0))

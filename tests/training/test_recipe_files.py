@@ -21,9 +21,10 @@ from mer_r1.model.generation import Sampling
 from mer_r1.model.tiny import TinyConfig
 from mer_r1.rl.method import Method
 from mer_r1.training import recipe_files as config
-from mer_r1.training.recipe_files import RENAMED, SECTIONS, read_recipe
+from mer_r1.training.recipe_files import RENAMED, read_recipe, stage_of
 from mer_r1.training.recipe_info import (
     OURS,
+    declared_fields,
     host_fields,
     recipe_fields,
     recipe_file,
@@ -356,7 +357,7 @@ def test_sections_are_laid_over_the_common_one(tmp_path):
 
 def stages(path):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [kind for kind in KINDS if SECTIONS[kind] in content] or [RLRecipe if "rl" in path.stem else SFTRecipe]
+    return [kind for kind in KINDS if stage_of(kind) in content] or [RLRecipe if "rl" in path.stem else SFTRecipe]
 
 
 @pytest.mark.parametrize(("path", "kind"), [(path, kind) for path in RECIPES for kind in stages(path)])
@@ -472,20 +473,69 @@ def test_an_old_name_of_another_stage_is_unknown():
     assert "'remarks'" in refused(SFTRecipe, "remarks=3")
 
 
+# --- recipes without their dataclasses, for `plan` --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fields_of_the_sources_are_those_of_the_dataclass(kind):
+    declared = declared_fields(stage_of(kind))
+    fields = {item.name: item.default for item in dataclasses.fields(kind) if item.init}
+    assert declared.keys() == fields.keys()
+    plain = {name: value for name, value in fields.items() if type(value) in (bool, int, float, str)}
+    assert len(plain) > 100
+    assert {name: declared[name][1] for name in plain} == plain
+
+
+@pytest.mark.parametrize(("path", "kind"), [(path, kind) for path in RECIPES for kind in stages(path)])
+def test_a_plain_recipe_has_the_values_of_the_recipe(path, kind):
+    words = ["manifest=m.jsonl", "learning_rate=3e-4", "--max-steps", "7", "use_cpu=on"]
+    plain, whole = config.plain_recipe(stage_of(kind), path, words), read(kind, *words, file=path)
+    named = {*yaml.safe_load(path.read_text(encoding="utf-8")).get(stage_of(kind), {}), "learning_rate", "max_steps"}
+    ours = {field.name for field in recipe_fields(stage_of(kind))}
+    for name in (named | ours) - {"tiny", "report_to"}:
+        assert getattr(plain, name) == getattr(whole, name), name
+
+
+@pytest.mark.parametrize(
+    ("stage", "word", "complaint"),
+    [
+        ("rl", "num_generation=4", "did you mean 'num_generations'"),
+        ("rl", "num_generations=many", "num_generations must be int"),
+        ("rl", "space=reward", "it needs a fixed weight, alpha"),
+        ("sft", "targets=once", "targets must be slow or twice or base"),
+        ("sft", "num_frames=2.5", "num_frames must be int"),
+        ("sft", "hub_token=secret", "takes no key"),
+    ],
+)
+def test_what_a_plain_recipe_cannot_be_is_named(stage, word, complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        config.plain_recipe(stage, None, [word])
+
+
+# --- what is read of each clip ----------------------------------------------------------------------------------------
+
+
+def test_limits_of_clips_are_checked_with_the_recipe():
+    assert read(SFTRecipe, "num_frames=4", "max_seconds=2", "max_pixels=1000").max_seconds == 2.0
+    assert "expected a number above 0" in refused(RLRecipe, "max_seconds=-1")
+    assert "at most" in refused(RLRecipe, "num_frames=1000000")
+    assert "max_pixels: `build` takes the sizes of its inputs under tiny" in refused(BuildRecipe, "max_pixels=1000")
+
+
 # --- what help says about the fields ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_listed_fields_are_those_of_our_dataclasses_with_their_defaults(kind):
     """Read from the sources, they must be what Python makes of them."""
-    listed = {field.name: field for field in recipe_fields(SECTIONS[kind])}
+    listed = {field.name: field for field in recipe_fields(stage_of(kind))}
     hints, defaults = typing.get_type_hints(kind), {item.name: item.default for item in dataclasses.fields(kind)}
     ours = [base for base in kind.__mro__ if base.__module__.startswith("mer_r1.")]
     assert listed.keys() == {name for base in ours for name in base.__annotations__ if name != "ALLOWED"}
     for name, field in listed.items():
         assert config._from_text(name, field.default, hints[name]) == defaults[name], name
         assert re.fullmatch(r"\S.{15,}\.", field.help), f"{name} has no description"
-        assert field.group in OURS[SECTIONS[kind]]
+        assert field.group in OURS[stage_of(kind)]
 
 
 def test_a_default_that_two_classes_give_is_that_of_the_recipe():
@@ -497,8 +547,8 @@ def test_a_default_that_two_classes_give_is_that_of_the_recipe():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_other_fields_are_the_hosts_with_its_descriptions(kind):
-    found = {field.name: field for field in host_fields(kind, SECTIONS[kind])}
-    ours = {field.name for field in recipe_fields(SECTIONS[kind])}
+    found = {field.name: field for field in host_fields(kind, stage_of(kind))}
+    ours = {field.name for field in recipe_fields(stage_of(kind))}
     assert found.keys() | ours == {item.name for item in dataclasses.fields(kind) if item.init}
     assert found.keys().isdisjoint(ours)
     assert found["max_steps"].default == "-1"

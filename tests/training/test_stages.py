@@ -33,12 +33,12 @@ from mer_r1.model.shared_prefix.attention import packed_inputs
 from mer_r1.model.tiny import tiny
 from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.training import stage
-from mer_r1.training.recipe_files import read_recipe
+from mer_r1.training.recipe_files import read_recipe, select_clips
 from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe
 from mer_r1.training.rl_stage import check_gold, run_rl
 from mer_r1.training.sft_stage import SFTData, examples, run_sft
 from mer_r1.training.sft_trainer import unlikelihood
-from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy, select_clips
+from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy
 
 EVERYWHERE = [
     "use_cpu=true",
@@ -427,6 +427,18 @@ def test_a_folder_without_parts_to_resume_takes_any_run(stages, corpus, tmp_path
     (tmp_path / "training.json").unlink()
     with pytest.raises(UserError, match="holds towers of a run without a record"):
         claim_run(second, clips)
+
+
+def test_limits_of_clips_are_the_models_those_of_the_run_and_of_what_it_saves(stages, corpus, tmp_path, caplog):
+    limited = ["num_frames=2", "max_seconds=1", "max_pixels=900", f"model={stages.base}", "max_steps=1"]
+    settings = recipe(SFTRecipe, corpus, tmp_path / "run", *limited)
+    with caplog.at_level("INFO"):
+        folder = run_sft(settings)
+    assert (load(folder).settings.num_frames, load(folder).settings.max_pixels) == (2, 900)
+    assert "of each clip 2 frames of at most 900 pixels and 1 s: " in caplog.text
+    clips = select_clips(settings)
+    with pytest.raises(UserError, match=r"max_pixels: 900, now 901"):
+        claim_run(recipe(SFTRecipe, corpus, tmp_path / "run", *limited, "max_pixels=901"), clips)
 
 
 def test_what_a_run_is_and_what_may_differ(stages, corpus, tmp_path):

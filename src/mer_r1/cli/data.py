@@ -10,6 +10,7 @@ from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, s
 from mer_r1.cli.options import AllowPickle, Limits, Workers
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
+from mer_r1.training.recipe_files import select_clips
 
 MOST_FREQUENT = 8
 """Gold words named in a summary."""
@@ -189,7 +190,6 @@ def export(
         raise UserError("--rows takes --manifest, --split, --clips, --model and --out; not --base")
     from mer_r1.model.omni import Settings, read_settings
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import select_clips
 
     chosen = select_clips(DataFields(manifest=str(manifest), split=split, clips=clips))
     settings = read_settings(model) if model else Settings()

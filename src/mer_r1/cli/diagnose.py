@@ -16,6 +16,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis.gate import Diagnosis
 from mer_r1.evaluation.intervals import interval_text, number_text
 from mer_r1.evaluation.records import without_nan
+from mer_r1.training.recipe_files import read_recipe, select_clips
 
 ANSWERS = {
     "precision": "precision",
@@ -62,7 +63,7 @@ def diagnose(
     from mer_r1.model.generation import Sampling
     from mer_r1.model.omni import choose_device, load
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import features_folder, select_clips
+    from mer_r1.training.stage import features_folder
 
     method, taxonomy = _method(config, settings or []), load_wheels(wheels)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
@@ -97,7 +98,6 @@ def _method(config: str | None, settings: list[str]) -> Any:
     from dataclasses import fields
 
     from mer_r1.rl.method import Method
-    from mer_r1.training.recipe_files import read_recipe
     from mer_r1.training.recipes import RLRecipe
 
     known = [item.name for item in fields(Method)]

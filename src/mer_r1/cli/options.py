@@ -88,9 +88,7 @@ class Limits:
         """
         from mer_r1.data.media.container import ClipLimits
 
-        found = {name: value for name, value in vars(self).items() if value is not None}
-        ClipLimits(**found)
-        return found
+        return ClipLimits.given(self)
 
 
 @dataclass(frozen=True)

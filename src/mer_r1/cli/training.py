@@ -15,9 +15,10 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from mer_r1.cli.app import AsJson, app, console, print_json, progress, say
-from mer_r1.cli.options import PASS_ON, RECIPE
+from mer_r1.cli.options import PASS_ON, RECIPE, Limits
 from mer_r1.data.manifest import read_manifest
 from mer_r1.errors import UserError
+from mer_r1.training.recipe_files import read_recipe, recipe_class, select_clips
 from mer_r1.training.recipe_info import host_fields, recipe_fields, recipe_stages, shipped_recipes
 
 SHOWN = 20
@@ -42,7 +43,7 @@ class RecipeCommand(TyperCommand):
         stage = str(self.name)
         fields = recipe_fields(stage)
         if ctx.meta.get("all fields"):
-            fields += host_fields(_recipe_class(stage), stage)
+            fields += host_fields(recipe_class(stage), stage)
         for group, grouped in groupby(fields, attrgetter("group")):
             table = Table.grid(padding=(0, 2), expand=True)
             table.add_column(no_wrap=True, style="bold cyan")
@@ -139,15 +140,7 @@ def rl(context: typer.Context, config: Config = None, help_all: HelpAll = False)
     _run_stage("rl", config, context.args)
 
 
-def _recipe_class(stage: str) -> Any:
-    from mer_r1.training.recipe_files import SECTIONS
-
-    return next(kind for kind, name in SECTIONS.items() if name == stage)
-
-
 def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
-    from mer_r1.training.recipe_files import read_recipe
-
     run: Any
     if stage == "build":
         from mer_r1.lab.tiny.build import run_build as run
@@ -155,7 +148,7 @@ def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
         from mer_r1.training.sft_stage import run_sft as run
     else:
         from mer_r1.training.rl_stage import run_rl as run
-    recipe = read_recipe(_recipe_class(stage), config, settings)
+    recipe = read_recipe(recipe_class(stage), config, settings)
     with progress("clips decoded and encoded", None) as advance:
         folder = run(recipe, advance)
     if os.environ.get("RANK", "0") == "0":  # one of several processes prints
@@ -182,6 +175,7 @@ def _next(stage: str, folder: Path, recipe: Any, config: str | None) -> list[str
 def features(
     manifest: Annotated[Path, typer.Option(help="JSONL manifest.")],
     model: Annotated[str, typer.Option(help="Model whose towers are used: a folder or a hub name.")],
+    limits: Limits,
     features_dir: Annotated[
         Path | None, typer.Option(help="Folder of the features; features/ beside the manifest if not given.")
     ] = None,
@@ -192,27 +186,30 @@ def features(
     estimate_only: Annotated[bool, typer.Option("--estimate", help="Only estimate the size.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compute and cache the tower outputs of all clips, ahead of training. Resumable: only missing entries are made."""
+    """Compute and cache the tower outputs of all clips, ahead of training. Resumable: only missing entries are made.
+
+    The options of how much of each clip is read must be those of the recipe: entries of others are not found.
+    """
     from torch import cuda
 
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
     from mer_r1.training import fill_features as fill
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import features_folder, select_clips
+    from mer_r1.training.stage import features_folder
 
     chosen = DataFields(
         manifest=str(manifest), split=split, clips=clips, features_dir=str(features_dir) if features_dir else None
     )
-    rows, folder = select_clips(chosen), features_folder(chosen)
+    rows, folder, given = select_clips(chosen), features_folder(chosen), limits.given
     if (share := fill.torchrun_rank()) is not None:
         if processes is not None:
             raise UserError("--processes does not go with torchrun, which has started the processes already")
         rank, world = share
-        made, broken = fill.fill_share(model, folder, rows, rank, world, workers)
+        made, broken = fill.fill_share(model, folder, rows, rank, world, workers, limits=given)
         say(f"process {rank} of {world}: {made} entries made, {len(broken)} clips cannot be read")
         _list_broken(broken, as_json=False)
-    expected = fill.estimate(FeatureCache(load(model, towers=False), folder), rows)
+    expected = fill.estimate(FeatureCache(load(model, towers=False, limits=given), folder), rows)
     _announce(expected, as_json)
     fill.require_room(expected)
     if estimate_only:
@@ -220,7 +217,7 @@ def features(
     broken = list(expected.broken)
     if expected.missing:
         with progress("clips", expected.clips, quiet=as_json) as advance:
-            broken = fill.fill(model, folder, rows, processes or max(1, cuda.device_count()), workers, advance)
+            broken = fill.fill(model, folder, rows, processes or max(1, cuda.device_count()), workers, advance, given)
     if as_json:
         print_json({"clips": expected.clips, "missing": expected.missing, "bytes": expected.size, "broken": broken})
     else:

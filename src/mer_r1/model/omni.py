@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 
@@ -306,4 +305,4 @@ def set_frame_size(processor: Any) -> None:
 
 def thinker(model: Any) -> Any:
     """The thinker itself, with or without an adapter around it."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

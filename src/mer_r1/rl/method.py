@@ -18,12 +18,10 @@ whether it is stated, taken from the authors' fork, or our reading. Shapes: R ro
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
-
-from mer_r1.rl.advantages import MIN_SPREAD, group_minimum, group_normalise, normalise_then_sum, sum_then_normalise
+if TYPE_CHECKING:  # the choices are read without torch
+    from torch import Tensor
 
 OBJECTIVES: dict[str, dict[str, float | None]] = {
     "f1": {"format": None, "f1": 1.0},
@@ -187,17 +185,17 @@ class Advantages(NamedTuple):
         share: a^2 var(T) / (a^2 var(T) + var(A)): the terms' share of the variance, beside A without them.
     """
 
-    tokens: Tensor
-    reasoning: Tensor | None
+    tokens: "Tensor"
+    reasoning: "Tensor | None"
     share: float
 
 
 def method_advantages(
     method: Method,
-    rewards_per_func: Tensor,
+    rewards_per_func: "Tensor",
     num_generations: int,
-    delta_correct: Tensor | None = None,
-    delta_incorrect: Tensor | None = None,
+    delta_correct: "Tensor | None" = None,
+    delta_incorrect: "Tensor | None" = None,
     scale_rewards: str | bool = "group",
 ) -> Advantages:
     """The advantage A of every rollout by the formula of the chosen method (see the top of this file).
@@ -218,6 +216,10 @@ def method_advantages(
     Raises:
         ValueError: if the method calibrates and a term is missing, or for another scale.
     """
+    import torch
+
+    from mer_r1.rl.advantages import MIN_SPREAD, normalise_then_sum, sum_then_normalise
+
     scale = {"True": "group", "False": "none"}.get(str(scale_rewards), str(scale_rewards))
     weights = torch.tensor(method.weights, dtype=rewards_per_func.dtype, device=rewards_per_func.device)
     together = normalise_then_sum if method.method in ("ad", "mer-r1") else sum_then_normalise
@@ -239,18 +241,20 @@ def method_advantages(
 
 
 def _with_terms(
-    method: Method, rewards_per_func: Tensor, num_generations: int, plus: Tensor | None, minus: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    method: Method, rewards_per_func: "Tensor", num_generations: int, plus: "Tensor | None", minus: "Tensor | None"
+) -> tuple["Tensor", "Tensor"]:
     # The rewards (R, K) with the terms of reward space, and the sum (R,) of the normalised terms of advantage space.
+    from mer_r1.rl.advantages import group_minimum, group_normalise
+
     if plus is None or (minus is None and method.calibration != "reasoning"):
         raise ValueError("mer-r1 needs the calibration terms: delta_correct and delta_incorrect are missing")
     floor = SPREAD_FLOORS.get(method.calibration, 0.05) if method.spread_floor is None else method.spread_floor
-    rewards, added = rewards_per_func.clone(), torch.zeros_like(rewards_per_func[:, 0])
+    rewards, added = rewards_per_func.clone(), rewards_per_func.new_zeros(len(rewards_per_func))
     padding = rewards_per_func.isnan().all(dim=1)
     for side, term in (("recall", plus), ("precision", minus)):
         if term is None or method.sides not in ("both", side):
             continue
-        filled = group_minimum(term, num_generations).masked_fill(padding, torch.nan)
+        filled = group_minimum(term, num_generations).masked_fill(padding, float("nan"))
         if method.space == "reward" or (method.space == "mixed" and side == "recall"):
             rewards[:, method.objectives.index(side)] += (method.alpha or 0.0) * filled.nan_to_num(0.0)
         else:

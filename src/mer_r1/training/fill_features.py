@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,13 +114,14 @@ def fill_share(
     world: int,
     workers: int = 2,
     progress: Progress | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> tuple[int, list[str]]:
-    """Fill one process's share: every `world`-th clip, starting at `rank`.
+    """Fill one process's share: every `world`-th clip, starting at `rank`; `limits` as of `model.omni.load`.
 
     Returns:
         The number of entries computed, and a message for each clip that cannot be read.
     """
-    cache = FeatureCache(load(model, device=device_of(rank), towers=False), folder)
+    cache = FeatureCache(load(model, device=device_of(rank), towers=False, limits=limits), folder)
     for path in (*cache.folder.glob("*.partial"), *cache.folder.glob(".tmp*")):  # ours, and of safetensors
         with suppress(FileNotFoundError):  # another process removed it
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -137,6 +138,7 @@ def fill(
     processes: int = 1,
     workers: int = 2,
     progress: Progress | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Compute every missing entry, in several processes started here.
 
@@ -147,6 +149,7 @@ def fill(
         processes: number of processes, each with a copy of the towers, on the GPUs in turn.
         workers: decoding processes of each.
         progress: callback called with the number of clips just done.
+        limits: fields of `ClipLimits` that replace the model's own.
 
     Returns:
         A message for each clip that cannot be read, share by share.
@@ -155,12 +158,12 @@ def fill(
         UserError: if a process failed; its finished entries stay.
     """
     if processes == 1:
-        return fill_share(model, folder, clips, 0, 1, workers, progress)[1]
+        return fill_share(model, folder, clips, 0, 1, workers, progress, limits)[1]
     # A forked process cannot use CUDA; on the CPU, forking saves loading every library again.
     context: Any = multiprocessing.get_context("spawn" if "cuda" in device_of(0) else "fork")
     queue: Any = context.Queue()
     started = [
-        context.Process(target=_work, args=(queue, model, folder, list(clips), rank, processes, workers))
+        context.Process(target=_work, args=(queue, model, folder, list(clips), rank, processes, workers, limits))
         for rank in range(processes)
     ]
     for process in started:
@@ -173,10 +176,12 @@ def fill(
             process.join()
 
 
-def _work(queue: Any, model: str, folder: Path, clips: list[Clip], rank: int, world: int, workers: int) -> None:
+def _work(
+    queue: Any, model: str, folder: Path, clips: list[Clip], rank: int, world: int, workers: int, limits: Any
+) -> None:
     end_with_parent()
     try:
-        queue.put((rank, None, fill_share(model, folder, clips, rank, world, workers, queue.put)[1]))
+        queue.put((rank, None, fill_share(model, folder, clips, rank, world, workers, queue.put, limits)[1]))
     except UserError as error:
         queue.put((rank, str(error), []))
 

@@ -10,17 +10,22 @@ import logging
 import re
 import types
 import typing
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from transformers.integrations import get_available_reporting_integrations
 
+from mer_r1.data.clip import Clip
+from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.errors import UserError, brief
-from mer_r1.model.tiny import TinyConfig
-from mer_r1.training.recipe_info import MOST_CHARACTERS, parse_yaml, recipe_file
-from mer_r1.training.recipes import BuildRecipe, RLRecipe, SFTRecipe, refuse_secrets
+from mer_r1.rl.method import Method
+from mer_r1.training.recipe_info import MOST_CHARACTERS, declared_fields, parse_yaml, recipe_file, refuse_secrets
+
+if TYPE_CHECKING:
+    from mer_r1.training.recipes import BuildRecipe, DataFields, RLRecipe, SFTRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +46,18 @@ for _tag, _pattern, _first in (
     _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
-Recipe = TypeVar("Recipe", SFTRecipe, BuildRecipe, RLRecipe)
+Recipe = TypeVar("Recipe", "SFTRecipe", "BuildRecipe", "RLRecipe")
 
 
-TARGETS = ("slow", "twice", "base")
 CHOICES = {
+    "targets": ("slow", "twice", "base"),
     "text": ("tiny", "smollm2"),
     "rollouts": ("hf", "vllm"),
     "vllm_mode": ("colocate", "server"),
     "vllm_confidences": ("auto", "engine", "policy"),
 }
 SWITCHES = {"yes": True, "on": True, "no": False, "off": False}
-SECTIONS = {SFTRecipe: "sft", BuildRecipe: "build", RLRecipe: "rl"}
+STAGES = ("sft", "build", "rl")
 RENAMED = {
     "decode_workers": "workers",
     "eyes_stills": "vision_images",
@@ -78,18 +83,9 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
     Raises:
         UserError: for an unknown key (naming the nearest), a missing file or a value of the wrong type.
     """
-    hints = {item.name: typing.get_type_hints(kind)[item.name] for item in dataclasses.fields(kind) if item.init}
-    values = _read_file(kind, recipe_file(file)) if file is not None else {}
-    values = {_current_name(key, hints): value for key, value in values.items()}
-    for key, text in _parse_overrides(overrides):
-        key = _current_name(key, hints)
-        values[key] = _from_text(key, text, hints.get(key))
-    refuse_secrets(values)
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            raise UserError(f"unknown key {key!r} in the recipe{f': did you mean {near[0]!r}?' if near else ''}")
-        values[key] = _coerce(key, value, hints[key])
+    known = typing.get_type_hints(kind)
+    hints = {item.name: known[item.name] for item in dataclasses.fields(kind) if item.init}
+    values = _read_values(stage_of(kind), hints, file, overrides)
     if not values.get("output_dir"):
         raise UserError("the recipe has no output_dir: give the folder of the checkpoints (output_dir=DIR)")
     try:
@@ -100,7 +96,121 @@ def read_recipe(kind: type[Recipe], file: Path | str | None, overrides: list[str
     return recipe
 
 
-def _check(recipe: SFTRecipe | RLRecipe) -> None:
+def plain_recipe(stage: str, file: Path | str | None, overrides: list[str]) -> SimpleNamespace:
+    """The fields of a recipe without its dataclass, so without torch and TRL; it cannot start a run.
+
+    Names, types and choices are checked as by `read_recipe`; what else does not go together is found when a run starts.
+
+    Args:
+        stage: of `STAGES`.
+        file: as of `read_recipe`.
+        overrides: as of `read_recipe`.
+
+    Raises:
+        UserError: as `read_recipe`.
+        ModuleNotFoundError: TRL is not installed.
+    """
+    declared = declared_fields(stage)
+    hints = {name: _hint(annotation) for name, (annotation, _) in declared.items()}
+    defaults = {name: default for name, (_, default) in declared.items()}
+    recipe = SimpleNamespace(**defaults | _read_values(stage, hints, file, overrides))
+    check_choices(recipe)
+    if stage == "rl":
+        try:
+            Method(**{item.name: getattr(recipe, item.name) for item in dataclasses.fields(Method)})
+        except ValueError as error:
+            raise UserError(f"the recipe does not fit together: {error}") from error
+    return recipe
+
+
+def _hint(annotation: str) -> Any:
+    # The type of a field by its source (an installed package's, never a recipe); Any where it names the host's class.
+    try:
+        return eval(annotation, {"Any": Any})
+    except NameError:
+        return Any
+
+
+def stage_of(kind: type) -> str:
+    """The stage, of `STAGES`, of a recipe's class."""
+    return kind.__name__.removesuffix("Recipe").lower()
+
+
+def recipe_class(stage: str) -> Any:
+    """The recipe's class of a stage."""
+    from mer_r1.training import recipes
+
+    return {"sft": recipes.SFTRecipe, "build": recipes.BuildRecipe, "rl": recipes.RLRecipe}[stage]
+
+
+def select_clips(recipe: "DataFields | SimpleNamespace") -> list[Clip]:
+    """The clips of a recipe: its manifest, split and slice.
+
+    Raises:
+        UserError: if no clip is left, or the slice is invalid.
+    """
+    clips = read_manifest(required(recipe.manifest, "manifest"))
+    if recipe.split != "all":
+        clips = [clip for clip in clips if clip.split == recipe.split]
+    if recipe.clips:
+        match = re.fullmatch(r"(\d*):(\d*)", recipe.clips)
+        if not match:
+            raise UserError(f"clips must be a slice such as 0:400, got {recipe.clips!r}")
+        start, end = (int(part) if part else None for part in match.groups())
+        clips = clips[start:end]
+    if not clips:
+        raise UserError(f"no clips: {recipe.manifest} has none with split={recipe.split}, clips={recipe.clips}")
+    return clips
+
+
+def required(value: str | None, name: str) -> str:
+    """The value of a field that has no default.
+
+    Raises:
+        UserError: it is not given.
+    """
+    if not value:
+        raise UserError(f"the recipe has no {name}: give {name}=...")
+    return value
+
+
+def check_choices(recipe: Any) -> None:
+    """Refuse values that are not among a field's choices, and limits of clips that are none.
+
+    Raises:
+        UserError: naming the field and its choices.
+    """
+    for name, allowed in CHOICES.items():
+        if (given := getattr(recipe, name, allowed[0])) not in allowed:
+            raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")
+    if not isinstance(recipe.model_init_kwargs, dict | None):
+        raise UserError(f"model_init_kwargs must be a mapping, got {brief(recipe.model_init_kwargs)}")
+    if ClipLimits.given(recipe) and hasattr(recipe, "tiny"):
+        raise UserError(f"{next(iter(ClipLimits.given(recipe)))}: `build` takes the sizes of its inputs under tiny")
+
+
+def _read_values(stage: str, hints: Mapping[str, Any], file: Path | str | None, overrides: list[str]) -> dict[str, Any]:
+    # What file and command line give, by the fields' names and in their types.
+    values = _read_file(stage, recipe_file(file)) if file is not None else {}
+    values = {_current_name(key, hints): value for key, value in values.items()}
+    for key, text in _parse_overrides(overrides):
+        key = _current_name(key, hints)
+        values[key] = _from_text(key, text, hints.get(key))
+    refuse_secrets(values)
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            raise UserError(f"unknown key {key!r} in the recipe{f': did you mean {near[0]!r}?' if near else ''}")
+        values[key] = _coerce(key, value, hints[key])
+    return values
+
+
+def _check(recipe: "SFTRecipe | RLRecipe") -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    from mer_r1.model.tiny import TinyConfig
+
+    check_choices(recipe)
     # Before the clips are decoded.
     if recipe.push_to_hub:
         raise UserError("push_to_hub: it uploads checkpoints only; after training, hf upload NAME OUTPUT_DIR/model")
@@ -109,14 +219,7 @@ def _check(recipe: SFTRecipe | RLRecipe) -> None:
         raise UserError(f"report_to={absent[0]}: unknown, or its package is not installed; report_to=none needs none")
     if recipe.router_aux_loss_coef:
         raise UserError("router_aux_loss_coef: only 0 is possible, packed rows keep no router statistics")
-    if not isinstance(recipe.model_init_kwargs, dict | None):
-        raise UserError(f"model_init_kwargs must be a mapping, got {brief(recipe.model_init_kwargs)}")
-    for name, allowed in CHOICES.items():
-        if (given := getattr(recipe, name, allowed[0])) not in allowed:
-            raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")
-    if not isinstance(recipe, RLRecipe) and recipe.targets not in TARGETS:
-        raise UserError(f"targets must be {', '.join(TARGETS)}; got {recipe.targets!r}")
-    if isinstance(recipe, BuildRecipe) and recipe.tiny:
+    if getattr(recipe, "tiny", None):
         sizes = typing.get_type_hints(TinyConfig)
         if unknown := set(map(str, recipe.tiny)) - set(sizes):
             raise UserError(f"unknown key {sorted(unknown)[0]!r} under tiny: the sizes are those of model.TinyConfig")
@@ -135,7 +238,7 @@ def _current_name(key: str, known: Container[str]) -> str:
     return name
 
 
-def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
+def _read_file(stage: str, path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
@@ -145,15 +248,15 @@ def _read_file(kind: type[Recipe], path: Path) -> dict[str, Any]:
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected key: value lines, got {type(content).__name__}")
-    sections = {"common", *SECTIONS.values()} & content.keys()
+    sections = {"common", *STAGES} & content.keys()
     if not sections:
         return content
     if outside := [str(key) for key in content if key not in sections]:
         raise UserError(f"{path}: {outside[0]!r} is outside the sections; put it under common")
-    if SECTIONS[kind] not in content:
-        raise UserError(f"{path} has no section {SECTIONS[kind]}: it holds {', '.join(content)}")
+    if stage not in content:
+        raise UserError(f"{path} has no section {stage}: it holds {', '.join(content)}")
     values: dict[str, Any] = {}
-    for name in ("common", SECTIONS[kind]):
+    for name in ("common", stage):
         section = content.get(name) or {}
         if not isinstance(section, dict):
             raise UserError(f"{path}: expected key: value lines under {name}, got {type(section).__name__}")

@@ -1,14 +1,16 @@
 """Which recipes there are, and the fields of recipes with type, default and description, for help and documentation.
 
-The fields are read from the sources (`recipes.py`, `method.py`) without importing them: help needs neither torch nor
-TRL.
+The fields are read from the sources (`recipes.py`, `method.py`, TRL's and transformers' arguments) without importing
+them: help and `mer-r1 plan` need neither torch nor TRL.
 """
 
 import ast
 import dataclasses
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ MOST_CHARACTERS, MOST_VALUES = 30_000, 3_000
 """Largest YAML text, and values in it; a recipe has some fifty lines."""
 PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = "training/recipes.py"
+_HOST = {"sft": "SFTConfig", "build": "SFTConfig", "rl": "GRPOConfig"}
+_SECRET = re.compile(r"(hub_token|auth_token|api_?key|password|passwd|secret)s?$|^(token|key)$", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
 OURS = {
     "sft": {"Data": ["DataFields"], "Training": ["SFTRecipe", "HostFields"]},
     "rl": {
@@ -108,6 +113,22 @@ def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
     return sizes[id(node)]
 
 
+def refuse_secrets(value: Any, name: str = "") -> None:
+    """Refuse keys and addresses with credentials: recipes are saved with every checkpoint.
+
+    Raises:
+        UserError: naming the field, never its value.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            refuse_secrets(inner, str(key))
+    elif isinstance(value, list | tuple | set):
+        for inner in value:
+            refuse_secrets(inner, name)
+    elif value and (_SECRET.search(name) or (isinstance(value, str) and _CREDENTIALS.search(value))):
+        raise UserError(f"{name}: a recipe is saved with every checkpoint and takes no key; set HF_TOKEN or log in")
+
+
 def recipe_fields(stage: str) -> list[RecipeField]:
     """Fields that this project adds to the recipe of a stage (of `OURS`) or gives another default, group by group.
 
@@ -117,7 +138,7 @@ def recipe_fields(stage: str) -> list[RecipeField]:
     found: dict[str, RecipeField] = {}
     for group, names in OURS[stage].items():
         for name in names:
-            for field in _declared("rl/method.py" if name == "Method" else RECIPES, name, group):
+            for field in _declared(_file_of(name), name, group):
                 before = found.get(field.name, field)
                 found[field.name] = dataclasses.replace(before, default=field.default)
     return list(found.values())
@@ -139,6 +160,38 @@ def host_fields(kind: Any, stage: str) -> list[RecipeField]:
     ]
 
 
+def declared_fields(stage: str) -> dict[str, tuple[str, Any]]:
+    """Annotation and default of every field of a stage's recipe, TRL's and transformers' own included.
+
+    A default that only running code can tell is None.
+
+    Raises:
+        ModuleNotFoundError: TRL is not installed.
+    """
+    name = _HOST[stage]
+    module = re.sub("Config", "_config", name).lower()
+    bases = [(_installed("transformers", "training_args.py"), "TrainingArguments")]
+    bases += [(_installed("trl", "trainer/base_config.py"), "_BaseConfig")]
+    bases += [(_installed("trl", f"trainer/{module}.py"), name)]
+    bases += [(_file_of(one), one) for names in OURS[stage].values() for one in names]
+    return {
+        item: (annotation, default)
+        for file, name in bases
+        for item, annotation, default in _assigned(_classes(file)[name])
+    }
+
+
+def _installed(package: str, file: str) -> str:
+    spec = find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return str(Path(str(spec.origin)).parent / file)
+
+
+def _file_of(name: str) -> str:
+    return "rl/method.py" if name == "Method" else RECIPES
+
+
 @lru_cache
 def _classes(file: str) -> dict[str, ast.ClassDef]:
     body = ast.parse((PACKAGE / file).read_text(encoding="utf-8")).body
@@ -150,19 +203,27 @@ def _declared(file: str, name: str, group: str) -> list[RecipeField]:
     text = (ast.get_docstring(node) or "").partition("Attributes:\n")[2]
     helps = {key: _sentence(said) for key, said in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE)}
     return [
-        RecipeField(
-            item.target.id,
-            _plain(ast.unparse(item.annotation)),
-            _as_yaml(ast.literal_eval(item.value)),
-            helps.get(item.target.id, ""),  # empty where a subclass only changes the default
-            group,
-        )
-        for item in node.body
-        if isinstance(item, ast.AnnAssign)
-        and isinstance(item.target, ast.Name)
-        and item.value
-        and item.target.id.islower()
+        # A subclass that only changes the default has no description.
+        RecipeField(item, _plain(annotation), _as_yaml(default), helps.get(item, ""), group)
+        for item, annotation, default in _assigned(node)
     ]
+
+
+def _assigned(node: ast.ClassDef) -> Iterator[tuple[str, str, Any]]:
+    """Name, annotation and default of the fields that a dataclass declares and takes as arguments."""
+    for item in node.body:
+        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value):
+            continue
+        value, given = item.value, {}
+        if isinstance(value, ast.Call):  # dataclasses.field
+            given = {str(keyword.arg): keyword.value for keyword in value.keywords}
+            value = given.get("default", ast.Constant(None))
+        if item.target.id.islower() and "init" not in given:
+            try:
+                default = ast.literal_eval(value)
+            except ValueError:  # a name
+                default = None
+            yield item.target.id, ast.unparse(item.annotation), default
 
 
 def _plain(annotation: str) -> str:

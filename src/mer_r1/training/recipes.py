@@ -5,8 +5,6 @@ Paths have no default. Defaults that differ from TRL's say why.
 """
 
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from trl import GRPOConfig, SFTConfig
 from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
 from mer_r1.rl.method import Method
+from mer_r1.training.recipe_info import refuse_secrets
 
 UNUSED: dict[str, tuple[Any, str]] = {
     "reward_weights": (None, "the weights follow from `method`; format_weight is the one to set"),
@@ -40,26 +39,6 @@ POLICY_OPTIONS = ("dtype", "attn_implementation")
 """Keys of TRL's `model_init_kwargs` that loading the policy reads."""
 
 
-_SECRET = re.compile(r"(hub_token|auth_token|api_?key|password|passwd|secret)s?$|^(token|key)$", re.IGNORECASE)
-_CREDENTIALS = re.compile(r"//[^/\s]*@")
-
-
-def refuse_secrets(value: Any, name: str = "") -> None:
-    """Refuse keys and addresses with credentials: recipes are saved with every checkpoint.
-
-    Raises:
-        UserError: naming the field, never its value.
-    """
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            refuse_secrets(inner, str(key))
-    elif isinstance(value, list | tuple | set):
-        for inner in value:
-            refuse_secrets(inner, name)
-    elif value and (_SECRET.search(name) or (isinstance(value, str) and _CREDENTIALS.search(value))):
-        raise UserError(f"{name}: a recipe is saved with every checkpoint and takes no key; set HF_TOKEN or log in")
-
-
 @dataclass
 class DataFields:
     """Model and data of every stage.
@@ -73,6 +52,11 @@ class DataFields:
         train_towers: train the vision and audio towers too; otherwise they are frozen and their outputs cached.
         workers: processes that decode clips.
         lora_rank: rank of LoRA on the language model; 0 trains the language model in full.
+        num_frames: frames of a clip, evenly over its length; the model's own number if not given.
+        max_seconds: seconds after which a clip is cut; the model's own if not given.
+        max_pixels: pixels of a frame above which it is scaled down; the model's own if not given. Frames are most of a
+            prompt: a model of 28 pixels per token sees width * height / 784 tokens for every two frames.
+        audio_track: number of the audio track among a file's, from 1; the model's own if not given.
     """
 
     model: str | None = None
@@ -83,6 +67,10 @@ class DataFields:
     train_towers: bool = False
     workers: int = 2
     lora_rank: int = 0
+    num_frames: int | None = None
+    max_seconds: float | None = None
+    max_pixels: int | None = None
+    audio_track: int | None = None
 
 
 @dataclass

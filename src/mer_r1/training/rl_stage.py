@@ -16,6 +16,7 @@ from mer_r1.model.omni import Omni
 from mer_r1.rl.rewards import gold_earns_full_reward
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.rl.vllm.engine import required
+from mer_r1.training.recipe_files import select_clips
 from mer_r1.training.recipes import RLRecipe
 from mer_r1.training.stage import (
     Callbacks,
@@ -25,7 +26,6 @@ from mer_r1.training.stage import (
     load_policy,
     lora_config,
     prompts,
-    select_clips,
     train_and_save,
     weights_are_sharded,
 )

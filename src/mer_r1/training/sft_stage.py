@@ -22,6 +22,7 @@ from mer_r1.model.omni import SETTINGS_FILE, Omni
 from mer_r1.model.prompts import Prompt, collate, encode_prompt
 from mer_r1.model.shared_prefix.packing import Row, group_rows, pack
 from mer_r1.model.tower_outputs import placeholder_ids
+from mer_r1.training.recipe_files import select_clips
 from mer_r1.training.recipes import SFTRecipe
 from mer_r1.training.sft_trainer import MERSFTTrainer
 from mer_r1.training.stage import (
@@ -31,7 +32,6 @@ from mer_r1.training.stage import (
     claim_run,
     load_policy,
     lora_config,
-    select_clips,
     train_and_save,
     weights_are_sharded,
 )

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 from mer_r1.data.claim import differences, digest, weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
-from mer_r1.data.manifest import read_manifest
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
@@ -30,7 +30,8 @@ from mer_r1.model.absent_towers import drop_towers
 from mer_r1.model.checkpoints import CARD_FILE, UNFINISHED, checkpoints, damage, read_record, write_record
 from mer_r1.model.features import FeatureCache, Progress, content_of
 from mer_r1.model.omni import Omni, load
-from mer_r1.model.prompts import Prompt, encode_prompt
+from mer_r1.model.prompts import Prompt, encode_prompt, num_tokens
+from mer_r1.training.recipe_files import required, stage_of
 from mer_r1.training.recipe_info import recipe_fields
 from mer_r1.training.recipes import DataFields
 from mer_r1.weights import model_path
@@ -60,6 +61,8 @@ CARD_FIELDS |= {"gradient_accumulation_steps", "temperature", "beta", "num_gener
 """TRL's fields that a model's card names, beside those of this project."""
 NOT_IN_CARD = {"model", "manifest", "features_dir", "wheels", "workers", "split", "clips", "report_to", "output_dir"}
 NOT_IN_CARD |= {"logging_steps", "remove_unused_columns", "disable_tqdm", "resume_from_checkpoint", "save_strategy"}
+SAMPLE = 16
+"""Clips whose tokens are counted when a stage starts."""
 RESUMED = ("checkpoint-*", "towers*", "untrained", "visual.*", "audio_tower.*", "language_model.*")
 """What a run takes up again in its output folder."""
 
@@ -74,29 +77,9 @@ def weights_are_sharded() -> bool:
     return launched_with("FSDP") or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
 
 
-def select_clips(recipe: DataFields) -> list[Clip]:
-    """The clips of a recipe: its manifest, split and slice.
-
-    Raises:
-        UserError: if no clip is left, or the slice is invalid.
-    """
-    clips = read_manifest(_required(recipe.manifest, "manifest"))
-    if recipe.split != "all":
-        clips = [clip for clip in clips if clip.split == recipe.split]
-    if recipe.clips:
-        match = re.fullmatch(r"(\d*):(\d*)", recipe.clips)
-        if not match:
-            raise UserError(f"clips must be a slice such as 0:400, got {recipe.clips!r}")
-        start, end = (int(part) if part else None for part in match.groups())
-        clips = clips[start:end]
-    if not clips:
-        raise UserError(f"no clips: {recipe.manifest} has none with split={recipe.split}, clips={recipe.clips}")
-    return clips
-
-
 def features_folder(recipe: DataFields) -> Path:
     """Folder of the feature cache: the recipe's, or features/ beside the manifest."""
-    return Path(recipe.features_dir or Path(_required(recipe.manifest, "manifest")).parent / "features")
+    return Path(recipe.features_dir or Path(required(recipe.manifest, "manifest")).parent / "features")
 
 
 def load_policy(recipe: Any) -> Omni:
@@ -112,11 +95,12 @@ def load_policy(recipe: Any) -> Omni:
     if recipe.lora_rank and (zero or launched_with("FSDP")):
         raise UserError("lora_rank works without ZeRO and FSDP: launch with recipes/accelerate/one.yaml --multi_gpu")
     omni = load(
-        _required(recipe.model, "model"),
+        required(recipe.model, "model"),
         dtype=chosen.get("dtype", "auto"),
         device=str(recipe.device),
         towers=recipe.train_towers,
         attention=chosen.get("attn_implementation"),
+        limits=ClipLimits.given(recipe),
     )
     if launched_with("FSDP"):  # of either family, unless the launch file names the layers
         layers = omni.model.model.language_model.layers
@@ -154,9 +138,24 @@ def build_cache(recipe: Any, omni: Omni, clips: list[Clip], progress: Progress |
     cache = FeatureCache(omni, features_folder(recipe), towers=not recipe.train_towers)
     with recipe.main_process_first():  # the other processes then find every entry
         cache.build(clips, workers=recipe.workers, progress=progress)
+    if recipe.should_log:
+        logger.info("%s", prompt_lengths(omni, cache, clips))
     if omni.source and not recipe.train_towers:
         drop_towers(omni.model, omni.source)
     return cache
+
+
+def prompt_lengths(omni: Omni, cache: FeatureCache, clips: Sequence[Clip]) -> str:
+    """How much of each clip the model is given, and the tokens that this makes in `SAMPLE` clips of equal distance."""
+    counts = [num_tokens(omni, cache.get(clip)) for clip in clips[:: max(1, len(clips) // SAMPLE)][:SAMPLE]]
+    settings, sums = omni.settings, [sum(count.values()) for count in counts]
+    bounds = omni.processor.video_processor.size["longest_edge"], settings.limits().max_side ** 2, settings.max_pixels
+    means = (f"{sum(count[channel] for count in counts) / len(counts):.0f} {channel}" for channel in ("video", "audio"))
+    return (
+        f"of each clip {settings.num_frames} frames of at most {min(bound for bound in bounds if bound)} pixels and "
+        f"{settings.max_seconds:g} s: {' and '.join(means)} tokens on average, at most {max(sums)} together "
+        f"({len(counts)} clips; num_frames, max_pixels and max_seconds bound them)"
+    )
 
 
 def prompts(omni: Omni, cache: FeatureCache, clips: list[Clip]) -> Callable[[int], Prompt]:
@@ -216,7 +215,7 @@ def train_and_save(trainer: Any, recipe: Any, omni: Omni) -> Path:
 
 def card_of(recipe: Any) -> str:
     """The card of the model that a recipe trains; paths of this machine are not part of it."""
-    stage = type(recipe).__name__.removesuffix("Recipe").lower()
+    stage = stage_of(type(recipe))
     start = str(recipe.model or "a freshly initialised one")
     before = Path(model_path(start)) / CARD_FILE
     if before.is_file():
@@ -256,7 +255,7 @@ def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -
     for row in rows:
         row.pop("section")  # manifests have none
     run = {
-        "stage": type(recipe).__name__.removesuffix("Recipe").lower(),
+        "stage": stage_of(type(recipe)),
         "starting model": weights_digest(recipe.model) if recipe.model else None,
         "clips": digest(json.dumps(rows)),
         "wheels": taxonomy and digest(repr(taxonomy)),
@@ -293,9 +292,3 @@ def checkpoint_to_resume(recipe: Any) -> str | None:
             raise UserError(f"no complete checkpoint at {asked}: {problem}")
         logger.warning("%s is skipped: %s", folder, problem)
     return None
-
-
-def _required(value: str | None, name: str) -> str:
-    if not value:
-        raise UserError(f"the recipe has no {name}: give {name}=...")
-    return value

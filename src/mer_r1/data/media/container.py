@@ -8,6 +8,7 @@ streams are unknown when the file is opened; FFmpeg's own bounds hold there).
 """
 
 import io
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -58,6 +59,14 @@ class MediaLimits:
         if self.size is not None and min(self.size) < 1:
             raise UserError(f"MediaLimits.size is {self.size!r}, expected (height, width) of at least 1 pixel")
 
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) at which a frame of this size is read."""
+        scale = min(1.0, self.max_side / max(height, width))
+        scaled = [max(1, round(side * scale)) for side in (height, width)]
+        if (bound := self.frame_pixels) and math.prod(scaled) > bound:
+            scaled = [max(1, int(side * math.sqrt(bound / math.prod(scaled)))) for side in scaled]
+        return self.size or (scaled[0], scaled[1])
+
 
 @dataclass(frozen=True)
 class ClipLimits:
@@ -82,6 +91,18 @@ class ClipLimits:
             told = ", ".join(f"{name.name} {brief(getattr(self, name.name))}" for name in fields(ClipLimits))
             raise UserError(f"got {told}, expected positive numbers and at most {MOST_FRAMES} frames")
         self.limits()
+
+    @staticmethod
+    def given(source: object) -> dict[str, Any]:
+        """The limits that an object's attributes of these names give; None gives none.
+
+        Raises:
+            UserError: a value is no limit.
+        """
+        values = {item.name: getattr(source, item.name) for item in fields(ClipLimits)}
+        found = {name: value for name, value in values.items() if value is not None}
+        ClipLimits(**found)
+        return found
 
     def limits(self) -> MediaLimits:
         """The limits for `media.read.read_media`."""

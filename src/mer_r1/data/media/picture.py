@@ -165,11 +165,7 @@ class PictureTrack(Track):
         width = max(1, round(frame.width * aspect)) if 0.25 <= aspect <= 4 else frame.width
         size = (width, frame.height) if swap else (frame.height, width)
         self.source_size = size
-        scale = min(1.0, self.limits.max_side / max(size))
-        scaled = [max(1, round(side * scale)) for side in size]
-        if (bound := self.limits.frame_pixels) and math.prod(scaled) > bound:
-            scaled = [max(1, int(side * math.sqrt(bound / math.prod(scaled)))) for side in scaled]
-        self._size = self.limits.size or (scaled[0], scaled[1])
+        self._size = self.limits.frame_size(*size)
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:

@@ -25,9 +25,10 @@ from mer_r1.lab.tiny.smollm2 import TOWERS, smollm2
 from mer_r1.model.features import Progress
 from mer_r1.model.omni import SETTINGS_FILE, Omni, load
 from mer_r1.model.tiny import TinyConfig, tiny
+from mer_r1.training.recipe_files import select_clips
 from mer_r1.training.recipes import BuildRecipe
 from mer_r1.training.sft_stage import NO_CLIP, examples, supervise
-from mer_r1.training.stage import Callbacks, claim_run, select_clips
+from mer_r1.training.stage import Callbacks, claim_run
 
 logger = logging.getLogger(__name__)
 

@@ -30,8 +30,9 @@ from mer_r1.rl.advantages import normalise_each, normalise_then_sum, sum_then_no
 from mer_r1.rl.interference import alignment, cosine, norm, objective_statistics
 from mer_r1.rl.rewards import reward_function
 from mer_r1.rl.rollout import rollout
+from mer_r1.training.recipe_files import select_clips
 from mer_r1.training.recipes import DataFields
-from mer_r1.training.stage import features_folder, select_clips
+from mer_r1.training.stage import features_folder
 
 BATCHES, PROMPTS, GENERATIONS, NEW_TOKENS, CHUNK = 4, 8, 8, 72, 16
 """Batches per model; as in training, prompts per batch, rollouts per prompt, token limit; rows per backward pass."""

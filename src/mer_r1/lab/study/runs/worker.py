@@ -36,8 +36,9 @@ def build_features(model: str, manifest: str, parts: list[tuple[str, str]]) -> N
     """Cache the tower outputs of the clips (split, slice) that a study uses, beside their manifest."""
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.omni import load
+    from mer_r1.training.recipe_files import select_clips
     from mer_r1.training.recipes import DataFields
-    from mer_r1.training.stage import features_folder, select_clips
+    from mer_r1.training.stage import features_folder
 
     omni = load(model)
     for split, clips in parts:

@@ -1,6 +1,6 @@
-"""Sizes of omni thinkers, and the parameters and multiply-adds that follow from them.
+"""Sizes of omni thinkers, and the parameters, multiply-adds and tokens that follow from them.
 
-Loads no weights: the shapes of Qwen2.5-Omni are listed here, those of a local checkpoint are read from its config.json.
+Loads no weights: the shapes of Qwen2.5-Omni are listed here, those of a local checkpoint are read from its files.
 Every count is a sum over the matrices of the published architecture (transformers' Qwen2.5-Omni).
 
 A multiply-add counts as 2 FLOPs. Norms, activations, biases and rotations are left out of the FLOPs (below 1 % at full
@@ -8,10 +8,13 @@ size) but not out of the parameters, which are exact.
 """
 
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from mer_r1.data.jsonl import read_object
+from mer_r1.data.media.container import ClipLimits
 from mer_r1.errors import UserError
 from mer_r1.weights import model_path
 
@@ -99,6 +102,25 @@ class Vision:
         merger = size + self._merged**2 + self._merged + self._merged * self.out + self.out
         return self._patch_weights + self.layers * block + merger
 
+    def frame_tokens(self, height: int, width: int, least: int, most: int) -> int:
+        """Tokens of one time step of frames, which the processor scales to whole tokens.
+
+        Args:
+            height: height of a frame in pixels, as it comes from the media layer.
+            width: its width.
+            least: pixels below which the processor enlarges a frame.
+            most: pixels above which it shrinks one.
+        """
+        side = self.patch * self.merge
+        rows, columns = round(height / side), round(width / side)
+        if rows * columns * side**2 > most:
+            scale = math.sqrt(height * width / most)
+            rows, columns = (max(1, math.floor(size / scale / side)) for size in (height, width))
+        elif rows * columns * side**2 < least:
+            scale = math.sqrt(least / (height * width))
+            rows, columns = (math.ceil(size * scale / side) for size in (height, width))
+        return rows * columns
+
     def forward(self, patches: float, steps: int) -> float:
         """FLOPs for a video of that many patches in that many time steps (`temporal` frames each)."""
         block = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
@@ -140,13 +162,37 @@ class Audio:
 
 @dataclass(frozen=True)
 class Shape:
-    """A thinker: language model and both towers; `mels_per_second` of its audio input."""
+    """A thinker: language model and both towers, and what they are given of a clip.
+
+    Attributes:
+        name: display name.
+        text: its language model.
+        vision: its vision tower.
+        audio: its audio tower.
+        mels_per_second: mel frames of a second of audio.
+        least_pixels: pixels below which its processor enlarges a frame.
+        most_pixels: pixels above which its processor shrinks one.
+        limits: what it takes of each clip.
+    """
 
     name: str
     text: Text
     vision: Vision
     audio: Audio
     mels_per_second: float = 100.0
+    least_pixels: int = 56 * 56
+    most_pixels: int = 16384 * 28 * 28
+    limits: ClipLimits = field(default_factory=ClipLimits)
+
+    def video_tokens(self, height: int, width: int) -> int:
+        """Tokens of a clip whose frames have this size in its file."""
+        size = self.limits.limits().frame_size(height, width)
+        steps = -(-self.limits.num_frames // self.vision.temporal)
+        return steps * self.vision.frame_tokens(*size, self.least_pixels, self.most_pixels)
+
+    def mel_frames(self, seconds: float) -> float:
+        """Mel frames of a clip of that length; four make a token."""
+        return min(seconds, self.limits.max_seconds) * self.mels_per_second
 
     @property
     def tower_parameters(self) -> int:
@@ -166,7 +212,9 @@ def _qwen(name: str, text: Text) -> Shape:
 
 # The 7B's text and audio sizes are the defaults of transformers' Qwen2.5-Omni configuration (tested against it), the
 # 3B's text sizes those that Qwen2.5-3B publishes; the vision tower is Qwen2.5-VL's, of 675 M parameters in the
-# technical report (arXiv 2503.20215). Neither checkpoint ties its head. From documents, not from the checkpoints.
+# technical report (arXiv 2503.20215). Neither checkpoint ties its head. From documents, not from the checkpoints. The
+# bounds of a frame are those of the hub's preprocessor_config.json, which lists no other for video; copies of that file
+# in public repositories agree on them.
 SHAPES = {
     "Qwen/Qwen2.5-Omni-7B": _qwen("Qwen2.5-Omni-7B", Text(3584, 18944, 28, 28, 4, 152064, tied=False)),
     "Qwen/Qwen2.5-Omni-3B": _qwen("Qwen2.5-Omni-3B", Text(2048, 11008, 36, 16, 2, 151936, tied=False)),
@@ -184,7 +232,7 @@ def shape_of(model: str) -> Shape:
     if file.is_file():
         try:
             shape = from_config(json.loads(file.read_text(encoding="utf-8")), model)
-            return replace(shape, mels_per_second=_mels_per_second(file.parent))
+            return replace(shape, **_inputs(file.parent))
         except Exception as error:  # whatever stands in it
             raise UserError(f"{file}: cannot read a thinker's sizes ({error!r})") from error
     if model in SHAPES:
@@ -194,14 +242,20 @@ def shape_of(model: str) -> Shape:
     )
 
 
-def _mels_per_second(folder: Path) -> float:
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            said = json.loads((folder / name).read_text(encoding="utf-8"))
-            said = said.get("feature_extractor", said)
-            if "hop_length" in said:
-                return float(said.get("sampling_rate", 16000)) / float(said["hop_length"])
-    return 100.0
+def _inputs(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's files say of its inputs, as fields of `Shape`; a later file overrides an earlier one."""
+    found: dict[str, Any] = {"least_pixels": 128 * 28**2, "most_pixels": 768 * 28**2}  # the library's, if no file does
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
+        said = read_object(folder / name) if (folder / name).is_file() else {}
+        audio, video = said.get("feature_extractor", said), said.get("video_processor", said)
+        if "hop_length" in audio:
+            found["mels_per_second"] = float(audio.get("sampling_rate", 16000)) / float(audio["hop_length"])
+        size = video.get("size") or {}
+        found["least_pixels"] = video.get("min_pixels") or size.get("shortest_edge") or found["least_pixels"]
+        found["most_pixels"] = video.get("max_pixels") or size.get("longest_edge") or found["most_pixels"]
+    own = read_object(folder / "mer_r1.json") if (folder / "mer_r1.json").is_file() else {}
+    limits = ClipLimits(**{item.name: own[item.name] for item in fields(ClipLimits) if item.name in own})
+    return {**found, "limits": limits}
 
 
 def from_config(config: dict[str, Any], name: str) -> Shape:
