@@ -15,6 +15,7 @@ from mer_r1.emotions.wheels import builtin
 from mer_r1.model import generation
 from mer_r1.model.generation import Openings, Sampling
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
+from mer_r1.model.shared_prefix.continuation import Branches
 from mer_r1.model.tower_outputs import embed
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens, category_tokens
 from mer_r1.rl.calibration import CategoryTokens, category_probabilities
@@ -103,6 +104,43 @@ def test_a_likely_special_token_is_not_taken_either(taught, prompts, monkeypatch
     for temperature in (0.0, 1.0):
         drawn = rollout(taught, prompts[:2], 2, Sampling(4, temperature, seed=0)).completion_ids
         assert not any(media_token in ids for ids in drawn)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(24, 1.3), Sampling(24, 1.3, seed=4), Sampling(24, 0.0)])
+def test_finished_rollouts_that_leave_change_nothing(taught, prompts, tokens, monkeypatch, sampling):
+    def sample():
+        torch.manual_seed(11)
+        found = rollout(taught, prompts, GROUP, sampling, tokens=tokens, fast=True)
+        return found, torch.get_rng_state()
+
+    sizes = []
+    run = Branches.run
+    monkeypatch.setattr(Branches, "run", lambda self, ids, real: sizes.append(len(ids)) or run(self, ids, real))
+    found, state = sample()
+    if sampling.temperature:
+        assert min(sizes) < max(sizes) == sizes[-1] == len(prompts) * GROUP, "some left; all are scored"
+    monkeypatch.setattr(Branches, "leave", lambda self, done: None)
+    expected, same_state = sample()
+    assert found.completion_ids == expected.completion_ids
+    assert torch.equal(state, same_state)
+    for ours, theirs in zip(found.logps, expected.logps, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **EXACT)
+    torch.testing.assert_close((found.slow, found.fast), (expected.slow, expected.fast), **EXACT)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(24, 1.3, seed=4), Sampling(24, 0.0)])
+def test_slow_and_fast_on_one_prompt_give_what_each_gives_alone(taught, prompts, tokens, sampling):
+    both = rollout(taught, prompts, 2, sampling, tokens=tokens, openings=["", FAST_PREFILL])
+    extended = [fast_prompt(taught, prompt) for prompt in prompts]
+    for place, (asked, opening) in enumerate([(prompts, ""), (extended, FAST_PREFILL)]):
+        alone, ours = rollout(taught, asked, 1, sampling, tokens=tokens, prefilled=opening), both.every(2, place)
+        assert ours.completion_ids == alone.completion_ids
+        assert ours.anchor_rollout.tolist() == alone.anchor_rollout.tolist()
+        assert ours.answers == alone.answers
+        assert len(ours.slow), "an answer with words"
+        torch.testing.assert_close(ours.slow, alone.slow, **EXACT)
+        for own, theirs in zip(ours.logps, alone.logps, strict=True):
+            torch.testing.assert_close(torch.tensor(own), torch.tensor(theirs), **EXACT)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -487,7 +525,10 @@ def test_a_group_shares_one_prefill_and_the_fast_confidence_is_one_short_pass(ta
     longest = max(len(ids) for ids in drawn.completion_ids)
     width = max(len(prompt.input_ids) for prompt in prompts)
     assert passes[0] == (len(prompts), width), "each prompt once, not once a rollout"
-    assert passes[1:-1] == [(len(prompts), GROUP)] * (longest - 1), "a token of every rollout, a row a prompt"
+    sizes = passes[1:-1]
+    assert len(sizes) == longest - 1
+    assert sizes[0] == (len(prompts), GROUP), "a token of every rollout, a row a prompt"
+    assert sizes == sorted(sizes, reverse=True), "until finished ones leave"
     head = len(taught.tokenizer(FAST_PREFILL)["input_ids"])
     answers = [answer_tokens(ids, taught.tokenizer) for ids in drawn.completion_ids]
     suffix = max(head + answer.anchors[-1] - answer.start for answer in answers if answer.anchors)

@@ -133,7 +133,8 @@ class InProcess:
             tell(state)
 
         with followed(drawn):
-            for record in self._predict([clip], MODES, sampling=self.sampling, tensors=lambda _: media(clip.id)):
+            for mode in MODES:  # one at a time, so that the fast answer is shown first
+                (record,) = self._predict([clip], [mode], sampling=self.sampling, tensors=lambda _: media(clip.id))
                 state = with_record(state, record)
                 tell(state)
         slow = state.records[ThinkingMode.SLOW.value]

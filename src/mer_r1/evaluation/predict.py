@@ -5,8 +5,11 @@ clip that cannot be read becomes a record with its error and does not stop the o
 """
 
 import math
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -21,16 +24,17 @@ from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.answer import answer, trimmed
+from mer_r1.evaluation.answerers.answer import answer_in_modes, trimmed
 from mer_r1.evaluation.answerers.base import ask_groups
 from mer_r1.evaluation.answerers.spread import Answers, spread
 from mer_r1.evaluation.records import (
     RECORDS_FILE,
     Record,
+    State,
     append_record,
     claim_records,
     is_news,
-    kept_records,
+    kept_states,
     provenance,
     record_of_answer,
     record_of_error,
@@ -51,6 +55,9 @@ if TYPE_CHECKING:
 
 Tensors = Callable[[Clip], "dict[str, Tensor]"]
 """Gives a clip's tower outputs, from a cache or computed on the spot."""
+
+Found = Callable[[], "dict[str, Tensor]"]
+"""Gives the tower outputs of one clip, or raises why there are none."""
 
 Ask = Callable[[Clip], str]
 """Gives the user's question about a clip, for benchmarks that ask other things than `thinking.question`."""
@@ -79,8 +86,11 @@ def predict(
     name: str = "",
     ask: Ask | None = None,
     categories: Categories | None = None,
+    prepare: Callable[[Sequence[Clip]], object] | None = None,
 ) -> Iterator[Record]:
     """Predict the clips, batch by batch and in order: all of a batch in the first mode, then in the next.
+
+    The modes are sampled together, on one pass over the prompts; a record's seconds are its share of the tokens.
 
     Args:
         omni: the model.
@@ -89,34 +99,54 @@ def predict(
         taxonomy: wheels for categories, confidences and scores; None takes the built-in ones.
         sampling: length, temperature (0: greedy), seed; None decodes greedily.
         batch_size: clips sampled together.
-        tensors: source of the tower outputs; None computes them on the spot.
+        tensors: source of the tower outputs; None computes them, while threads decode the next batch.
         name: the model's name in the records.
         ask: the question about each clip; None takes the model's own emotion question.
         categories: result of `anchors.category_tokens`, for repeated calls; None computes it here.
+        prepare: called with the clips of each batch before `tensors` is; for example fills the feature cache.
     """
     from mer_r1.model.generation import Sampling
     from mer_r1.rl.anchors import category_tokens
 
     taxonomy, sampling = taxonomy or load_wheels(), sampling or Sampling(max_new_tokens=512, temperature=0)
     categories = categories or category_tokens(taxonomy, omni.tokenizer)
-    get = tensors or (lambda clip: encode_clip(omni, clip))
     source = provenance(name, sampling.seed, versions())
-    for start in range(0, len(clips), batch_size):
-        batch = clips[start : start + batch_size]
-        found = [(clip, _prompt_or_error(omni, clip, get, ask)) for clip in batch]
+    batches = [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+    given = ([partial(tensors, clip) for clip in batch] for batch in batches) if tensors else None
+    read = given or _decoded_ahead(omni, batches)
+    for batch, media in zip(batches, read, strict=True):
+        if prepare:
+            prepare(batch)
+        found = [(clip, _prompt_or_error(omni, clip, get, ask)) for clip, get in zip(batch, media, strict=True)]
         readable = [(clip, prompt) for clip, prompt in found if not isinstance(prompt, str)]
-        for mode in modes:
-            answered = _predict_batch(omni, readable, mode, taxonomy, sampling, categories, source)
-            for clip, prompt in found:
-                yield record_of_error(clip, mode, prompt, source) if isinstance(prompt, str) else next(answered)
+        answered = _predict_batch(omni, readable, modes, taxonomy, sampling, categories, source)
+        for mode, (clip, prompt) in product(modes, found):
+            yield record_of_error(clip, mode, prompt, source) if isinstance(prompt, str) else next(answered)
 
 
-def _prompt_or_error(omni: "Omni", clip: Clip, get: Tensors, ask: Ask | None) -> "Prompt | str":
+def _decoded_ahead(omni: "Omni", batches: Sequence[Sequence[Clip]]) -> "Iterator[list[Found]]":
+    # What gives the tower outputs of each clip, batch by batch; threads decode the next batch meanwhile.
+    from mer_r1.model.tower_outputs import encode_media
+
+    pool, waiting = ThreadPoolExecutor(min(8, os.cpu_count() or 1)), deque[list[Future[Any]]]()
+    try:
+        for batch in [*batches, []]:
+            waiting.append([pool.submit(decode_clip, omni, clip) for clip in batch])
+            if len(waiting) > 1:
+                decoded = waiting.popleft()
+                whole = [one for one in decoded if one.exception() is None]
+                encoded = iter(encode_media(omni.model, [one.result() for one in whole])) if whole else iter(())
+                yield [one.result if one.exception() else partial(dict, next(encoded)) for one in decoded]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prompt_or_error(omni: "Omni", clip: Clip, get: Found, ask: Ask | None) -> "Prompt | str":
     from mer_r1.model.prompts import encode_prompt
 
     try:
         text = ask(clip) if ask else question(clip.subtitle, omni.settings.question)
-        return encode_prompt(omni, text, get(clip))
+        return encode_prompt(omni, text, get())
     except UserError as error:
         return str(error)
 
@@ -127,11 +157,20 @@ def encode_clip(omni: "Omni", clip: Clip) -> "dict[str, Tensor]":
     Raises:
         UserError: if its media cannot be read.
     """
-    from mer_r1.model.prompts import media_tensors
     from mer_r1.model.tower_outputs import encode_media
 
-    raw = media_tensors(omni, read_clip(clip, omni.settings.limits()))
-    return encode_media(omni.model, [raw])[0]
+    return encode_media(omni.model, [decode_clip(omni, clip)])[0]
+
+
+def decode_clip(omni: "Omni", clip: Clip) -> "dict[str, Tensor]":
+    """Decode a clip into the towers' inputs.
+
+    Raises:
+        UserError: if its media cannot be read.
+    """
+    from mer_r1.model.prompts import media_tensors
+
+    return media_tensors(omni, read_clip(clip, omni.settings.limits()))
 
 
 def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], channel: str) -> Tensors:
@@ -156,7 +195,7 @@ def exchanged(get: Tensors, clips: Sequence[Clip], donors: Mapping[str, str], ch
 def _predict_batch(
     omni: "Omni",
     asked: "Sequence[tuple[Clip, Prompt]]",
-    mode: ThinkingMode,
+    modes: Sequence[ThinkingMode],
     taxonomy: Taxonomy,
     sampling: "Sampling",
     categories: Categories,
@@ -165,28 +204,29 @@ def _predict_batch(
     from mer_r1.model.prompts import notes_of
 
     began = time.perf_counter()
-    sampled, opening = answer(omni, [prompt for _, prompt in asked], mode, sampling, categories[0])
-    seconds = round((time.perf_counter() - began) / len(asked), 4)
-    confidences = _confidences(sampled, categories[1], len(asked))
+    found = answer_in_modes(omni, [prompt for _, prompt in asked], modes, sampling, categories[0])
+    each = (time.perf_counter() - began) / sum(len(ids) for sampled, _ in found for ids in sampled.completion_ids)
     form = omni.settings.form
     ends = omni.eos_ids
-    drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
-    for (clip, prompt), ids, logps, confidence in drawn:
-        completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
-        yield record_of_answer(
-            clip,
-            mode,
-            completion,
-            taxonomy,
-            source,
-            form,
-            confidence=confidence,
-            seconds=seconds,
-            tokens=len(ids),
-            finish_reason="length" if len(ids) >= sampling.max_new_tokens and ids[-1] not in ends else "stop",
-            sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
-            notes=notes_of(prompt.media),
-        )
+    for mode, (sampled, opening) in zip(modes, found, strict=True):
+        confidences = _confidences(sampled, categories[1], len(asked))
+        drawn = zip(asked, sampled.completion_ids, sampled.logps, confidences, strict=True)
+        for (clip, prompt), ids, logps, confidence in drawn:
+            completion = trimmed(opening + omni.tokenizer.decode(ids, skip_special_tokens=True), mode, form)
+            yield record_of_answer(
+                clip,
+                mode,
+                completion,
+                taxonomy,
+                source,
+                form,
+                confidence=confidence,
+                seconds=round(each * len(ids), 4),
+                tokens=len(ids),
+                finish_reason="length" if len(ids) >= sampling.max_new_tokens and ids[-1] not in ends else "stop",
+                sureness=round(math.exp(sum(logps) / len(logps)), 4) if logps else None,
+                notes=notes_of(prompt.media),
+            )
 
 
 def _confidences(sampled: "Rollouts", names: list[tuple[str, str]], rows: int) -> list[dict[str, dict[str, float]]]:
@@ -258,19 +298,19 @@ def evaluate_model(
     make: Any = partial(answering, *here, exchange=(clips, donors or {}, exchange) if exchange else None)
     tell = partial(_tell, progress, sum(map(len, groups)) * len(modes) * num_answers)
     with spread(partial(getattr, asked, "answer") if asked else make, processes) as answers:
-        for draw, mode in product(range(num_answers), modes):
+        for draw in range(num_answers):
             how = answers if asked else partial(answers, ask=ask, sampling=_drawn(sampling, draw))
-            _answer_all(file, groups, mode, draw, states_of(kept, draw), items, how, tell)
+            _answer_all(file, groups, modes, draw, states_of(kept, draw), items, how, tell)
     return file
 
 
 def _kept(
     file: Path, items: Mapping[str, str], taxonomy: Taxonomy, facts: dict[str, Any], overwrite: bool
-) -> list[Record]:
-    """Claim the folder; the records there are. Refuses changed clips, before the model is loaded."""
+) -> list[State]:
+    """Claim the folder; the states of the records there are. Refuses changed clips, before the model is loaded."""
     clear(file.parent, RESULTS if overwrite else ())
     claim_records(file.parent, taxonomy, facts, RESULTS)
-    return kept_records(file, items)
+    return kept_states(file, items)
 
 
 def _tell(progress: Progress | None, total: int, more: int) -> None:
@@ -285,17 +325,17 @@ def _drawn(sampling: "Sampling", draw: int) -> "Sampling":
 def _answer_all(
     file: Path,
     groups: Sequence[Sequence[Clip]],
-    mode: ThinkingMode,
+    modes: Sequence[ThinkingMode],
     draw: int,
     known: Mapping[tuple[str, str], str | None],
     items: Mapping[str, str],
     answers: Answers,
     tell: Callable[[int], Any],
 ) -> None:
-    """Append the missing records of one mode and draw; `tell` gets the number of those there are, then each new one."""
-    tell(sum(known.get((clip.id, mode.value), "") is None for group in groups for clip in group))
+    """Append the missing records of one draw; `tell` gets the number of those there are, then each new one."""
+    tell(sum(known.get((clip.id, mode.value), "") is None for group in groups for clip in group for mode in modes))
     with file.open("a", encoding="utf-8") as sink:
-        for record in ask_groups(groups, [mode], known, answers, items):
+        for record in ask_groups(groups, modes, known, answers, items):
             if is_news(record, known):
                 append_record(sink, replace(record, draw=draw))
             tell(1)
@@ -321,12 +361,14 @@ def answering(
     from mer_r1.rl.anchors import category_tokens
 
     omni = load(model, device=choose_device(device), limits=limits, four_bit=four_bit)
-    get: Any = FeatureCache(omni, features_dir).get if features_dir else None
+    cache = FeatureCache(omni, features_dir) if features_dir else None
+    get: Any = cache.get if cache else None
     get = exchanged(get, *exchange) if exchange else get
+    workers = min(8, (os.cpu_count() or 1) - 1)  # with fewer than two, handing tensors over costs more than it spares
+    fill = partial(cache.build, workers=workers * (workers > 1), broken=[]) if cache else None
     categories = category_tokens(taxonomy, omni.tokenizer)
-    return partial(
-        predict, omni, taxonomy=taxonomy, batch_size=batch_size, tensors=get, name=model, categories=categories
-    )
+    how: dict[str, Any] = {"taxonomy": taxonomy, "categories": categories, "tensors": get, "prepare": fill}
+    return partial(predict, omni, batch_size=batch_size, name=model, **how)
 
 
 def _groups(clips: Sequence[Clip], size: int, only: Collection[str] | None) -> list[list[Clip]]:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from mer_r1.data.claim import check_items, claim
 from mer_r1.data.clip import Clip
@@ -176,6 +176,19 @@ def without_nan(value: Any) -> Any:
     return value
 
 
+class State(NamedTuple):
+    """What resuming needs to know of a record; the whole record takes far more memory."""
+
+    id: str
+    mode: str
+    draw: int
+    error: str | None
+    item: str
+
+
+Part = TypeVar("Part", Record, State)
+
+
 def read_records(path: Path | str) -> list[Record]:
     """Records of a file, one per clip, mode and draw, in the order in which they first appear.
 
@@ -186,10 +199,14 @@ def read_records(path: Path | str) -> list[Record]:
     Raises:
         UserError: the file is missing, or a line other than the last is not a record.
     """
-    latest: dict[tuple[str, str, int], Record] = {}
+    return _latest(Path(path), lambda record: record)
+
+
+def _latest(path: Path, part: Callable[[Record], Part]) -> list[Part]:
+    latest: dict[tuple[str, str, int], Part] = {}
     count = 0
-    for record in read_lines(Path(path), _parse_line):
-        latest[record.id, record.mode, record.draw] = record
+    for record in read_lines(path, _parse_line):
+        latest[record.id, record.mode, record.draw] = part(record)
         count += 1
     if count > len(latest):
         logger.warning("%s: %d records were predicted again; the last of each counts", path, count - len(latest))
@@ -201,6 +218,11 @@ def append_record(file: TextIO, record: Record) -> None:
     append_line(file, json.dumps(record.to_dict(), allow_nan=False))
 
 
+def kept_states(path: Path, items: Mapping[str, str]) -> list[State]:
+    """As `kept_records`, the states only."""
+    return _kept(path, items, lambda one: State(one.id, one.mode, one.draw, one.error, one.item))
+
+
 def kept_records(path: Path, items: Mapping[str, str]) -> list[Record]:
     """The records of a file that is to be continued or does not exist.
 
@@ -210,20 +232,24 @@ def kept_records(path: Path, items: Mapping[str, str]) -> list[Record]:
         UserError: a line other than the last is no record, or a record is of a clip that has changed since; see
             `claim.item_keys` for `items`.
     """
+    return _kept(path, items, lambda record: record)
+
+
+def _kept(path: Path, items: Mapping[str, str], part: Callable[[Record], Part]) -> list[Part]:
     if not path.exists():
         return []
-    records = read_records(path)
+    records = _latest(path, part)
     repair_end(path, _parse_line)
     check_clips(path, records, items)
     return records
 
 
-def check_clips(path: Path, records: Iterable[Record], items: Mapping[str, str]) -> None:
+def check_clips(path: Path, records: Iterable[Record | State], items: Mapping[str, str]) -> None:
     """Refuse answers about clips that have changed since; see `claim.check_items`."""
     check_items(path, ((record.id, record.item) for record in records if record.error is None), items)
 
 
-def states_of(records: Iterable[Record], draw: int = 0) -> dict[tuple[str, str], str | None]:
+def states_of(records: Iterable[Record | State], draw: int = 0) -> dict[tuple[str, str], str | None]:
     """Clip id and mode -> error, None for an answer."""
     return {(record.id, record.mode): record.error for record in records if record.draw == draw}
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -70,9 +71,11 @@ def followed(tell: Callable[[list[int]], object]) -> Iterator[None]:
 
 
 def decode(
-    omni: Omni, model: Any, hidden: Tensor, branches: Branches, sampling: Sampling
+    omni: Omni, model: Any, hidden: Tensor, branches: Branches, sampling: Sampling, streams: int = 1
 ) -> tuple[list[list[int]], list[list[float]], Tensor]:
-    """Sample token by token; finished rows continue with padding until all rows have finished.
+    """Sample token by token until all rows have finished; finished rows leave the batch (`Branches.leave`).
+
+    Each step draws a random number for every row, also for those that have left: no row's numbers depend on the others.
 
     Args:
         omni: tokenizer, end tokens and forbidden tokens.
@@ -80,35 +83,42 @@ def decode(
         hidden: (R, D) state of each prompt's last token.
         branches: continues the prompts.
         sampling: length, temperature, truncation, seed.
+        streams: number of generators, each with the seed; row r takes its numbers from generator r % streams.
 
     Returns:
         R lists of tokens, the end token included; R lists of their log-probabilities; and the states (R, T, D), of
         which [r, t] predicts token t.
     """
-    generator = None
-    if sampling.seed is not None:
-        generator = torch.Generator(model.device).manual_seed(sampling.seed)
     eos = torch.tensor(omni.eos_ids, device=model.device)
     forbidden = torch.tensor(omni.forbidden_ids, device=model.device)
     openings = Openings(omni.tokenizer, len(hidden)) if omni.settings.must_reason else None
-    done = torch.zeros(len(hidden), dtype=torch.bool, device=model.device)
+    heights = _heights(len(hidden), sampling, streams, model.device)
+    total, pad = len(hidden), omni.tokenizer.pad_token_id
+    rows = torch.arange(total, device=model.device)
+    done = torch.zeros(total, dtype=torch.bool, device=model.device)
     states, drawn, scored = [], [], []
     tell = _FOLLOWER.get()
     for step in range(sampling.max_new_tokens):
-        states.append(hidden)
         logits = lm_head(model, hidden)
         empty = openings.closing(logits) if openings else None
-        token, logp = draw(logits, forbidden, sampling, generator, empty)
-        drawn.append(token.masked_fill(done, omni.tokenizer.pad_token_id))
+        height = None if heights is None else next(heights)[rows]
+        token, logp = draw(logits, forbidden, sampling, None, empty, height)
+        token = token.masked_fill(done, pad)
+        for kept, part, fill in ((states, hidden, 0), (drawn, token, pad), (scored, logp, 0)):
+            kept.append(part.new_full((total, *part.shape[1:]), fill).index_copy(0, rows, part))
         if openings:
-            openings.add(drawn[-1])
+            openings.add(token)
         if tell:
             tell(drawn[-1].tolist())
-        scored.append(logp)
         done = done | torch.isin(token, eos)
-        if bool(done.all()) or step + 1 == sampling.max_new_tokens:
+        finished = done.cpu()
+        if bool(finished.all()) or step + 1 == sampling.max_new_tokens:
             break
-        hidden = branches.run(drawn[-1].unsqueeze(1), ~done.unsqueeze(1))[:, 0]
+        if bool(finished.any()) and (stay := branches.leave(finished)) is not None:
+            rows, token, done = rows[stay], token[stay], done[stay]
+            if openings:
+                openings.keep(stay.tolist())
+        hidden = branches.run(token.unsqueeze(1), ~done.unsqueeze(1))[:, 0]
     ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
     ends = set(omni.eos_ids)
     lengths = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in ids]
@@ -119,14 +129,32 @@ def decode(
     )
 
 
+def _heights(rows: int, sampling: Sampling, streams: int, device: torch.device) -> Iterator[Tensor] | None:
+    # Random numbers (R, 1) of each step, one per row; None for greedy decoding, which draws none.
+    if sampling.temperature == 0:
+        return None
+    generators: list[torch.Generator | None] = [None]
+    if sampling.seed is not None:
+        generators = [torch.Generator(device).manual_seed(sampling.seed) for _ in range(streams)]
+    each = rows // len(generators)
+    return (torch.cat([_uniform(each, one, device) for one in generators], dim=1).view(-1, 1) for _ in count())
+
+
+def _uniform(rows: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return torch.rand(rows, 1, generator=generator, device=device, dtype=torch.double)
+
+
 def draw(
     logits: Tensor,
     forbidden: Tensor,
     sampling: Sampling,
     generator: torch.Generator | None,
     empty: Tensor | None = None,
+    height: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token per row, (R,), and its log-probability, (R,), from logits (R, V).
+
+    The random numbers are `height`, (R, 1) within [0, 1), or else the generator's.
 
     Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens, those that a row
     must not take next (`empty`, (R, V) bool), top_k, top_p and min_p only shape the draw.
@@ -139,7 +167,9 @@ def draw(
     if sampling.temperature == 0:
         token = allowed.argmax(dim=-1)
     else:
-        token = pick(truncated(allowed.softmax(dim=-1), sampling), generator)
+        if height is None:
+            height = _uniform(len(logits), generator, logits.device)
+        token = pick(truncated(allowed.softmax(dim=-1), sampling), height)
     return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
 
 
@@ -186,6 +216,11 @@ class Openings:
             mask[rows[:, None], torch.tensor(tokens, dtype=torch.long)] = True
         return mask.to(logits.device)
 
+    def keep(self, rows: list[int]) -> None:
+        """Keep these rows, in this order."""
+        self._texts = {new: self._texts[old] for new, old in enumerate(rows) if old in self._texts}
+        self._ids = [self._ids[row] for row in rows]
+
     def add(self, tokens: Tensor) -> None:
         """Append the sampled tokens, (R,)."""
         drawn = tokens.tolist() if self._texts else []
@@ -202,14 +237,13 @@ def _pieces_with_bracket(tokenizer: Any) -> list[tuple[int, str]]:
     return [(token, piece) for token, piece in enumerate(pieces) if "<" in piece]
 
 
-def pick(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token per row, (R,), by inverting the cumulated probabilities (R, V); one random number per row.
+def pick(probabilities: Tensor, height: Tensor) -> Tensor:
+    """One token per row, (R,), by inverting the cumulated probabilities (R, V) at a random number per row, (R, 1).
 
     torch.multinomial draws one number for every token of the vocabulary, which took a third of the tiny policy's
     sampling. A token of probability 0 is never picked.
     """
     cumulated = probabilities.double().cumsum(dim=-1)
-    height = torch.rand(len(cumulated), 1, generator=generator, device=cumulated.device, dtype=torch.double)
     token = torch.searchsorted(cumulated, height * cumulated[:, -1:], right=True).squeeze(1)
     return token.clamp(max=cumulated.shape[1] - 1)
 

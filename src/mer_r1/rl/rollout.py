@@ -52,6 +52,13 @@ class Rollouts:
     answers: list[AnswerTokens] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def every(self, step: int, first: int) -> "Rollouts":
+        """The rollouts first, first + step, ...; with their confidences and the seconds of all."""
+        part, mine = slice(first, None, step), self.anchor_rollout % step == first
+        slow, fast = (None if read is None else read[mine.to(read.device)] for read in (self.slow, self.fast))
+        rows, texts = self.anchor_rollout[mine] // step, (self.completion_ids[part], self.logps[part])
+        return Rollouts(*texts, rows, slow, fast, self.answers[part], self.seconds)
+
 
 Confidences = TypeVar("Confidences")
 
@@ -82,6 +89,7 @@ def rollout(
     fast: bool = False,
     prefilled: str | Sequence[str] = "",
     model: Any = None,
+    openings: Sequence[str] = (),
 ) -> Rollouts:
     """Sample G completions for each prompt and read the category confidences at their anchors.
 
@@ -94,17 +102,24 @@ def rollout(
         fast: also score each answer without its reasoning; answers of prefilled prompts then have no anchors.
         prefilled: text at the end of the prompts, or of each, that the completions continue (`thinking.prefill`).
         model: policy, if not ``omni.model`` (for example an adapter around it).
+        openings: G texts, each the beginning of one of a prompt's completions, which continue it; prompts then have no
+            `prefilled` text. With a seed, each opening's completions are those that it would have alone.
     """
     model = model or omni.model
     clock = Clock()
-    first_hidden, branches = _prefill(omni, model, prompts, num_generations, sampling.max_new_tokens)
+    heads = [list(omni.tokenizer(text)["input_ids"]) for text in openings]
+    room = sampling.max_new_tokens + max(map(len, heads), default=0)
+    first_hidden, branches = _prefill(omni, model, prompts, num_generations, room)
+    if any(heads):
+        first_hidden = _after_heads(omni, first_hidden, heads * len(prompts), branches)
     clock.lap("prefill")
-    completion_ids, logps, hidden = decode(omni, model, first_hidden, branches, sampling)
+    completion_ids, logps, hidden = decode(omni, model, first_hidden, branches, sampling, max(len(heads), 1))
     result = Rollouts(completion_ids, logps, torch.empty(0, dtype=torch.long), seconds=clock.seconds)
     clock.lap("decode")
     if tokens is None:
         return result
-    result.answers = answers = find_answers(omni, completion_ids, prefilled, len(prompts), fast)
+    begun, each = (list(openings) * len(prompts), len(hidden)) if openings else (prefilled, len(prompts))
+    result.answers = answers = find_answers(omni, completion_ids, begun, each, fast)
     result.anchor_rollout = anchor_rows(answers)
     result.slow = category_probabilities(lm_head(model, _at_anchors(hidden, answers)), tokens)
     clock.lap("slow")
@@ -197,6 +212,13 @@ def _prefill(omni: Omni, model: Any, prompts: Sequence[Prompt], group: int, room
     next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=model.device)
     branches = Branches(model, output.past_key_values, mask, next_positions, group, room)
     return output.last_hidden_state[:, -1].repeat_interleave(group, dim=0), branches
+
+
+def _after_heads(omni: Omni, hidden: Tensor, heads: list[list[int]], branches: Branches) -> Tensor:
+    # The states (R, D) behind each row's first tokens; where there are none, the one of the prompt.
+    begun = torch.tensor([row for row, head in enumerate(heads) if head])
+    last = torch.tensor([len(head) - 1 for head in heads if head])
+    return hidden.index_copy(0, begun.to(hidden.device), _continue(omni, heads, branches)[begun, last])
 
 
 def _fast_states(

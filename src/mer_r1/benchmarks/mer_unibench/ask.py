@@ -17,7 +17,7 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.base import ClipModel, ask_groups
 from mer_r1.evaluation.answerers.spread import Answers, spread
 from mer_r1.evaluation.llm.jobs import Tally, Watch
-from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, is_news, kept_records, states_of
+from mer_r1.evaluation.records import RECORDS_FILE, Record, append_record, is_news, kept_states, states_of
 
 
 def collect(
@@ -40,7 +40,7 @@ def collect(
     """
     files = {name: out / name / RECORDS_FILE for name in sets}
     items = {name: item_keys(clips) for name, clips in sets.items()}
-    states = {name: states_of(kept_records(file, items[name])) for name, file in files.items()}
+    states = {name: states_of(kept_states(file, items[name])) for name, file in files.items()}
     wanted = [(name, (clip.id, mode.value)) for name, clips in sets.items() for clip in clips for mode in modes]
     tally = Tally("", len(wanted), sum(states[name].get(key, "") is None for name, key in wanted))
     watch = watch or (lambda tally: None)

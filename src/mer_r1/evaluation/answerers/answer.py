@@ -47,19 +47,50 @@ def answer(
     if not fast:
         return rollout(omni, prompts, 1, sampling, tokens=tokens), ""
     short = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, FIRST_ANSWER_TOKENS))
-    sampled = rollout(omni, prompts, 1, short)
-    lengths = [_first_answer_tokens(omni, ids) for ids in sampled.completion_ids]
-    sampled.completion_ids = [ids[:n] for ids, n in zip(sampled.completion_ids, lengths, strict=True)]
-    sampled.logps = [logps[:n] for logps, n in zip(sampled.logps, lengths, strict=True)]
-    return sampled, ""
+    return _first_answers(omni, rollout(omni, prompts, 1, short)), ""
 
 
-def _first_answer_tokens(omni: "Omni", ids: Sequence[int]) -> int:
+def answer_in_modes(
+    omni: "Omni",
+    prompts: "Sequence[Prompt]",
+    modes: Sequence[ThinkingMode],
+    sampling: "Sampling",
+    tokens: "CategoryTokens | None",
+) -> "list[tuple[Rollouts, str]]":
+    """What `answer` gives in each of several modes, from one pass over the prompts and one batch.
+
+    Both answers of a prompt continue its keys and values. A policy that answers twice is asked slowly only: its fast
+    answers are the beginnings of the slow ones. Without a seed, sampled answers differ from those of a mode alone.
+    """
+    from mer_r1.rl.rollout import rollout
+
+    if len(modes) == 1:
+        return [answer(omni, prompts, mode, sampling, tokens) for mode in modes]
+    if omni.settings.form != ONCE:
+        slow, _ = answer(omni, prompts, ThinkingMode.SLOW, sampling, tokens)
+        return [(_first_answers(omni, slow) if mode is ThinkingMode.FAST else slow, "") for mode in modes]
+    openings = [prefill(mode) for mode in modes]
+    both = rollout(omni, prompts, len(modes), sampling, tokens=tokens, openings=openings)
+    return [(both.every(len(modes), place), opening) for place, opening in enumerate(openings)]
+
+
+def _first_answers(omni: "Omni", sampled: "Rollouts") -> "Rollouts":
     # Up to the token that completes the first answer's closing tag; that token may also hold the next tag's bracket.
-    for count in range(1, len(ids) + 1):
-        if first_answer_end(omni.tokenizer.decode(ids[:count])) is not None:
-            return count
-    return len(ids)
+    lengths = []
+    for ids in sampled.completion_ids:
+        ends = range(1, min(len(ids), FIRST_ANSWER_TOKENS) + 1)
+        closed = (end for end in ends if first_answer_end(omni.tokenizer.decode(ids[:end])) is not None)
+        lengths.append(next(closed, len(ends)))
+    texts, logps = sampled.completion_ids, sampled.logps
+    return replace(
+        sampled,
+        completion_ids=[ids[:n] for ids, n in zip(texts, lengths, strict=True)],
+        logps=[own[:n] for own, n in zip(logps, lengths, strict=True)],
+        anchor_rollout=sampled.anchor_rollout[:0],
+        slow=None,
+        fast=None,
+        answers=[],
+    )
 
 
 def trimmed(completion: str, mode: ThinkingMode, form: str) -> str:

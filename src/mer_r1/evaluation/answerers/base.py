@@ -55,8 +55,8 @@ def ask_groups(
 ) -> Iterator[Record]:
     """Records of the clips and modes that have no answer yet, group by group.
 
-    A group that was interrupted is asked again as a whole, so that padding and sampling see the same clips, and only
-    its missing records are kept. Clips that failed are asked again.
+    A group that was interrupted is asked again as a whole, in all modes, so that padding and sampling see the same
+    rows, and only its missing records are kept. Clips that failed are asked again.
 
     Args:
         groups: clips that are answered together, the same ones in every run.
@@ -75,7 +75,10 @@ def _turns(
     groups: Iterable[Sequence[Clip]], modes: Sequence[ThinkingMode], known: Mapping[tuple[str, str], str | None]
 ) -> Iterator[Turn]:
     for group in groups:
-        broken_off = [mode for mode in modes if any((clip.id, mode.value) not in known for clip in group)]
+        missing = [[clip for clip in group if (clip.id, mode.value) not in known] for mode in modes]
+        broken_off = [mode for mode, clips in zip(modes, missing, strict=True) if clips]
+        if any(0 < len(clips) < len(group) for clips in missing):
+            broken_off = list(modes)
         turns: list[Turn] = [(group, broken_off)] if broken_off else []
         for mode in modes:
             failed = [clip for clip in group if known.get((clip.id, mode.value)) is not None]
