@@ -192,9 +192,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         self.vllm_importance_sampling_correction = corrects and not self._on_policy
         output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
         self.vllm_importance_sampling_correction = corrects
-        place = output["advantages"].device
+        place = output.pop("advantages").device  # TRL's are never used
         output["clip_index"], output["row"] = torch.tensor(step.clips).to(place), torch.arange(len(inputs)).to(place)
-        output["advantages"] = torch.full_like(output["advantages"], torch.nan)  # TRL's are never used
         self._set_advantages(output)
         sampling = sum(step.rollouts.seconds.values())
         step.seconds = {"sampling": sampling, "scoring": time.perf_counter() - began - sampling}
@@ -266,7 +265,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             rollouts.slow, rollouts.fast = (*map(torch.cat, kinds), None)[:2]
         if step.advantages is None:
             step.advantages = self._of_tokens(self._advantages(step), step, batch["completion_ids"].shape[1])
-        batch["advantages"] = step.advantages.to(batch["advantages"])[batch["row"]]
+        batch["advantages"] = step.advantages.to(batch["row"].device)[batch["row"]]
 
     def _after_forward(self, batch: dict[str, Any], logps: Tensor) -> None:
         # What the loss needs beside the log-probabilities of its own forward, before it reads them.
@@ -274,7 +273,8 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             found = importance_ratios(self.args, logps.detach(), batch)
             batch["importance_sampling_ratio"] = found.ratios
             self._log(found.statistics(self.accelerator.gather))
-        self._set_advantages(batch)
+        if "advantages" not in batch:
+            self._set_advantages(batch)
 
     def _advantages(self, step: Step) -> Advantages:
         # Of the rows of all processes: groups may extend over processes, and the share of the terms is the batch's.
