@@ -421,7 +421,11 @@ def test_a_run_gives_the_same_rewards_confidences_and_advantages(
     vllm, watched, corpus, taught_folder, tmp_path, way, changes
 ):
     """Two steps, the same tokens: the second step's confidences say that the first one's update has arrived."""
-    alike = ["calibration=difference", *changes, *(["max_steps=4"] if changes == OFF_POLICY else [])]
+    alike = [
+        "calibration=difference",
+        *changes,
+        *(["max_steps=4", "learning_rate=1e-4"] if changes == OFF_POLICY else []),
+    ]
     run_rl(rl(corpus, taught_folder, tmp_path / "hf", *alike))
     ordinary = list(watched)
     watched.clear()

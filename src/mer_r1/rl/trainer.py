@@ -188,7 +188,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         group = self.num_generations if self.model.training else self.num_generations_eval
         step = self.step = Step([row["clip_index"] for row in inputs], [row["labels"] for row in inputs], group)
         inputs = [row | {"absent": self._absent(row)} for row in inputs] if self.method.absent_channels else inputs
-        corrects = self.vllm_importance_sampling_correction  # on policy after the loss's own forward
+        corrects: bool = self.args.vllm_importance_sampling_correction  # on policy after the loss's own forward
         self.vllm_importance_sampling_correction = corrects and not self._on_policy
         output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
         self.vllm_importance_sampling_correction = corrects

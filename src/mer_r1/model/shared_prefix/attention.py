@@ -169,11 +169,12 @@ def attend_to_segments(
         (B, H, L, D), 0 at padding.
     """
 
-    def causal(queries: Tensor, *keys: Tensor) -> Tensor:
+    def causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         # The last query sees all keys.
-        bias = causal_lower_right(queries.shape[2], keys[0].shape[2])
-        wide = {"scale": scaling, "enable_gqa": queries.shape[1] != keys[0].shape[1]}
-        found: Tensor = scaled_dot_product_attention(queries, *keys, attn_mask=bias, dropout_p=dropout, **wide)
+        bias, grouped = causal_lower_right(queries.shape[2], keys.shape[2]), queries.shape[1] != keys.shape[1]
+        found: Tensor = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+        )
         return found
 
     def of_row(runs: Sequence[tuple[int, int]], *states: Tensor) -> Tensor:
@@ -181,13 +182,14 @@ def attend_to_segments(
         found = [torch.zeros_like(part[0]) for part in parts]
         prefix = [number for number, (branch, _) in enumerate(runs) if branch == PREFIX]
         for number in prefix:
-            found[number] = causal(*(part.unsqueeze(0) for part in parts[number]))[0]
+            query, key, value = (part.unsqueeze(0) for part in parts[number])
+            found[number] = causal(query, key, value)[0]
         if own := [number for number, (branch, _) in enumerate(runs) if branch > PREFIX]:
-            queries, *keys = (_stacked([parts[number][kind] for number in own]) for kind in range(3))
+            query, *keys = (_stacked([parts[number][kind] for number in own]) for kind in range(3))
             for number in prefix:
                 before = (part.expand(len(own), *part.shape) for part in parts[number][1:])
                 keys = [torch.cat(pair, dim=2) for pair in zip(before, keys, strict=True)]
-            for number, padded in zip(own, causal(queries, *keys).unbind(), strict=True):
+            for number, padded in zip(own, causal(query, *keys).unbind(), strict=True):
                 found[number] = padded[:, : runs[number][1]]
         return torch.cat(found, dim=1)
 

@@ -7,7 +7,7 @@ the prompt is computed once. The language-model head runs at the places only.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,21 +90,22 @@ def score_rollouts(
         del inputs["branches"]
     sizes = [[len(places) for places in each] for each in packed.places]
     wanted = [place for each in packed.places for places in each for place in places]
-    with media_embedded(policy, media), _logits_read(policy, branches, wanted) if texts else nullcontext([]) as found:
+    with media_embedded(policy, media), _logits_read(policy, branches, wanted if texts else None) as found:
         output = model(**inputs, fused_lm_head=True)
     parts = iter(found[0].split([size for each in sizes for size in each]) if texts else ())
-    logps, entropies = (
-        values if values is None else packed.unpacked(values, inputs["labels"])  # a reference has no entropy
-        for values in (output.log_probs, output.entropy)
-    )
+    logps = packed.unpacked(output.log_probs, inputs["labels"])
+    entropies = None if output.entropy is None else packed.unpacked(output.entropy, inputs["labels"])  # a reference's
     return logps, entropies, [[next(parts) for _ in each] for each in sizes]
 
 
 @contextmanager
-def _logits_read(policy: Any, branches: Tensor, places: Sequence[int]) -> Iterator[list[Tensor]]:
+def _logits_read(policy: Any, branches: Tensor, places: Sequence[int] | None) -> Iterator[list[Tensor]]:
     # A call of the policy on a packed batch adds to the list the logits (A, V) of the tokens after the given ones of
-    # its N real tokens. The head is called inside the model's own call.
+    # its N real tokens (None: it adds nothing). The head is called inside the model's own call.
     found: list[Tensor] = []
+    if places is None:
+        yield found
+        return
     columns = (branches.flatten() != PADDING).nonzero()[:, 0]
 
     def read(_: Any, args: tuple[Any, ...], output: Any) -> None:
