@@ -137,17 +137,17 @@ def adapters() -> None:
 
 
 def rl(name: str, settings: list[str]) -> tuple[list[dict], list[float]]:
-    """Lines of the log of two steps, and how far the sampler's confidences are from those of `rescore`."""
+    """Lines of the log of two steps, and how far the confidences that were used are from those of `rescore`."""
     from mer_r1.rl.vllm.rollouts import VllmRollouts
 
-    differences: list[float] = []
+    pairs = []
     plain = VllmRollouts._rollout
 
     def checked(self, clips, omni, prompts, group, sampling, tokens=None, fast=False, prefilled="", model=None):
         made = plain(self, clips, omni, prompts, group, sampling, tokens, fast, prefilled, model)
         if tokens is not None and made.answers:
             slow, _ = rescore(omni, prompts, made.answers, made.completion_ids, tokens, fast, model)
-            differences.append(float((slow - made.slow).abs().max()) if len(slow) else 0.0)
+            pairs.append((slow, made))  # the policy reads later, in the forward of the loss
         return made
 
     VllmRollouts._rollout = checked
@@ -158,6 +158,7 @@ def rl(name: str, settings: list[str]) -> tuple[list[dict], list[float]]:
     finally:
         VllmRollouts._rollout = plain
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    differences = [float((slow - made.slow).abs().max()) if len(slow) else 0.0 for slow, made in pairs]
     return [line for line in lines if "loss" in line], differences
 
 

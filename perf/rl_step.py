@@ -8,6 +8,7 @@ One trainer on one model runs the same step (sampling, scoring, reference, train
   ours            prompts shared in sampling and training, features cached, fast confidence on the prompts' KV cache
   no packing      the training and reference passes compute every rollout's prompt
   no features     the towers run in every pass
+  masks           packed rows attend under a mask over all pairs of tokens, in the training and reference passes
   no calibration  without confidences (their cost is ours / no calibration)
   straightforward no sharing and no caching: towers and prompt for every rollout in every pass, and the fast confidence
                   as one more forward pass per rollout over prompt and answer
@@ -41,6 +42,8 @@ from mer_r1.model import generation
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
+from mer_r1.model.shared_prefix import readings
+from mer_r1.model.shared_prefix.attention import as_mask, packed_inputs, visible
 from mer_r1.model.shared_prefix.continuation import backbone
 from mer_r1.model.tiny import TinyConfig, tiny
 from mer_r1.model.tower_outputs import embed, encode_media
@@ -57,6 +60,7 @@ WAYS = {
     "ours": Way(),
     "no packing": Way(packing=False),
     "no features": Way(features=False),
+    "masks": Way(masked=True),
     "no calibration": Way(calibration=False),
     "straightforward": Way(packing=False, features=False, straight=True),
 }
@@ -207,6 +211,7 @@ class Bench:
         trainer.straight, trainer._shared = way.straight, way.packing
         trainer.method = COMPARED if way.calibration else Method("ad")
         trainer.prompt_of = self.prompts[way.features].__getitem__
+        readings.packed_inputs = masked_inputs if way.masked else packed_inputs
         trainer.model.train()
         times = [self.now()]
         with Script(self.script):
@@ -263,6 +268,12 @@ def build(large: bool, folder: str, device: str, attention: str):
     omni.model.set_attn_implementation({"text_config": attention})
     omni.freeze_towers()
     return omni
+
+
+def masked_inputs(model, batch: dict) -> dict:
+    """A packed batch for sdpa with a mask (B, 1, L, L) instead of segments."""
+    kept = {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
+    return kept | {"attention_mask": as_mask(visible(batch["branches"]), "sdpa", model.dtype)}
 
 
 def kilobytes(status: Path, name: str) -> int:

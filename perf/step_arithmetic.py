@@ -18,12 +18,14 @@ class Way:
         calibration: whether the fast confidence is computed.
         straight: whether sampling prefills every rollout separately, with one more forward pass per rollout for the
             fast confidence.
+        masked: whether packed rows attend under a mask over all pairs of tokens; it is not counted.
     """
 
     packing: bool = True
     features: bool = True
     calibration: bool = True
     straight: bool = False
+    masked: bool = False
 
 
 @dataclass(frozen=True)

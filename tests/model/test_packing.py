@@ -8,11 +8,12 @@ import torch
 from datasets import Dataset
 from tiny_corpus import write_corpus
 from tiny_world import entry, media, tiny_omni
+from torch.nn.functional import scaled_dot_product_attention
 
 from mer_r1.errors import UserError
 from mer_r1.model.prompts import IGNORE, Prompt, collate, encode_prompt, media_tensors
-from mer_r1.model.shared_prefix.attention import packed_inputs, visible
-from mer_r1.model.shared_prefix.packing import PADDING, PREFIX, group_rows, pack, shared_length
+from mer_r1.model.shared_prefix.attention import attend_to_segments, packed_inputs, segments, visible
+from mer_r1.model.shared_prefix.packing import PADDING, PREFIX, group_rows, pack, pack_rollouts, shared_length
 from mer_r1.model.tower_outputs import embed, media_embedded, placeholder_ids
 from mer_r1.training.recipes import SFTRecipe
 from mer_r1.training.sft_stage import run_sft
@@ -88,6 +89,46 @@ def test_a_token_sees_the_prefix_and_its_own_branch_up_to_itself() -> None:
         [0, 1, 1, 0, 0, 1, 0],
         [1, 1, 1, 0, 0, 0, 1],
     ]
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_by_segments_is_that_under_the_mask(heads) -> None:
+    """Two branches of unequal lengths and padding; a row that shares nothing; a row of one prefix and one branch."""
+    rows = [[0, 0, 0, 1, 1, 2, 2, 2, PADDING], [1, 1, 1, 1, 1, *[PADDING] * 4], [0, 0, 1, 1, 1, 1, 1, 1, 1]]
+    branches, random = torch.tensor(rows), torch.Generator().manual_seed(0)
+    shapes = [(3, 4, 9, 8), (3, heads, 9, 8), (3, heads, 9, 8), (3, 4, 9, 8)]
+    *states, weights = (torch.randn(*shape, generator=random) for shape in shapes)
+    weights = weights * (branches != PADDING)[:, None, :, None]
+    found = []
+    for masked in (True, False):
+        query, key, value = (each.clone().requires_grad_() for each in states)
+        if masked:
+            wide = [each.repeat_interleave(4 // heads, dim=1) for each in (key, value)]
+            out = scaled_dot_product_attention(query, *wide, attn_mask=visible(branches).unsqueeze(1), scale=0.3)
+        else:
+            out = attend_to_segments(query, key, value, segments(branches), scaling=0.3)
+            assert (out.transpose(1, 2)[branches == PADDING] == 0).all()
+        (out * weights).sum().backward()
+        found.append([(out * weights).detach(), query.grad, key.grad, value.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_texts_are_read_in_the_branch_that_they_begin_or_in_one_of_their_own() -> None:
+    """Two rollouts of one clip: [7, 8] and, masked away, [9]; read are [7], [9, 5] twice (once cut), and nothing."""
+    prompts, ids, mask = [text(1, 2, 3)] * 2, torch.tensor([[7, 8], [9, 0]]), torch.tensor([[1, 1], [0, 0]])
+    texts = [[([7], [0, 1]), ([9, 5], [1, 2])], [([9], [1]), ([], [])]]
+    shared = pack_rollouts(prompts, [4, 4], ids, mask, 0, [A, V], texts)
+    assert shared.batch["input_ids"].tolist() == [[1, 2, *[3, 7, 8], *[3], *[3, 9, 5]]]
+    assert shared.batch["branches"].tolist() == [[0, 0, 1, 1, 1, 2, 3, 3, 3]]
+    assert shared.batch["labels"].tolist() == [[*[IGNORE] * 3, 7, 8, *[IGNORE] * 4]]
+    assert shared.places == [[[2, 3], [7, 8]], [[7], []]]
+    alone = pack_rollouts(prompts, [4, 4], ids, mask, 0, [A, V], texts, shared=False)
+    assert alone.batch["input_ids"].tolist() == [
+        [1, 2, 3, 7, 8], [1, 2, 3, 0, 0], [1, 2, 3, 9, 5], [1, 2, 3, 9, 0]
+    ]  # fmt: skip
+    assert (alone.batch["labels"] != IGNORE).sum() == 2
+    assert alone.places == [[[2, 3], [11, 12]], [[16], []]]  # rows of 5, 3, 5 and 4 real tokens
 
 
 def test_an_attention_that_takes_no_mask_is_refused() -> None:

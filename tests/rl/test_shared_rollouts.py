@@ -18,6 +18,7 @@ from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
 from mer_r1.model.shared_prefix.attention import flash_sequences
 from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
+from mer_r1.model.shared_prefix.readings import logits_after, score_rollouts
 from mer_r1.model.tower_outputs import embed
 from mer_r1.rl.method import Method
 from mer_r1.rl.trainer import ForClips, MERR1Trainer
@@ -254,6 +255,32 @@ def test_training_batches_hold_whole_groups_and_prompts_run_once(checkpoint, tmp
     assert [shape[0] for shape in tokens] == [1, 1, 1]  # one packed row a group
 
 
+def read_beside(trainer, clips, ids, mask, length):
+    """(18, V) logits that are read in the call that scores: in each rollout before its fourth token, and after a text
+    of three tokens that no rollout begins with."""
+    own = ids[:, -length:].tolist()
+    texts = [[(row[:3], [3]), (row[1:4], [3])] for row in own]
+    prompts, pad = [trainer.prompt_of(clip) for clip in clips], trainer.omni.tokenizer.pad_token_id
+    scored = prompts, clips, ids[:, -length:], mask[:, -length:], pad
+    *_, logits = score_rollouts(trainer.model, trainer.omni.model, *scored, texts, trainer._shared)
+    return torch.cat([each for row in logits for each in row])
+
+
+def test_what_is_read_beside_the_rollouts_is_what_a_pass_of_its_own_gives(checkpoint, tmp_path) -> None:
+    trainer = make_trainer(checkpoint, tmp_path)
+    clips, *rows = scored_rows(trainer, clips=(2, 0, 1, 0, 2, 1, 0), empty=3)
+    own = [row[-rows[2] :].tolist() for row in rows[0]]
+    expected = torch.cat([
+        logits_after(trainer.omni, trainer.model, trainer.prompt_of(clip), [(row[:3], [3]), (row[1:4], [3])])
+        for clip, row in zip(clips, own, strict=True)
+    ])  # fmt: skip
+    for implementation, shared in (("sdpa", True), ("sdpa", False), ("eager", True)):
+        trainer._shared = shared
+        trainer.model.set_attn_implementation(implementation)
+        torch.testing.assert_close(read_beside(trainer, clips, *rows), expected, rtol=1e-5, atol=1e-5)
+    assert (expected[::2] - expected[1::2]).abs().max() > 1e-3
+
+
 def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path) -> None:
     """Under FSDP2 weights are whole only while the forward of the module that holds them runs."""
     trainer = make_trainer(checkpoint, tmp_path)
@@ -262,6 +289,7 @@ def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path) -> N
     with torch.no_grad():
         trainer._shared = False
         plain, _, _ = trainer._get_per_token_logps_and_entropies(model, *rows)
+        read = read_beside(trainer, clips, *rows)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = dist.init_device_mesh("cpu", (1,))
@@ -276,6 +304,7 @@ def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path) -> N
             found, _, _ = trainer._get_per_token_logps_and_entropies(model, *rows)
             torch.testing.assert_close(found.detach(), plain, rtol=1e-5, atol=1e-6)
             found.sum().backward()
+            torch.testing.assert_close(read_beside(trainer, clips, *rows), read, rtol=1e-5, atol=1e-5)
     finally:
         dist.destroy_process_group()
         os.environ.pop("MASTER_ADDR", None)

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from test_rollout import plain_logits
+from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerModel
 
 from mer_r1.data.manifest import read_manifest
 from mer_r1.emotions.thinking import FAST_PREFILL, question
@@ -38,6 +39,7 @@ from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.rl.vllm import colocated as vllm_generation
 from mer_r1.rl.vllm import rollouts as rollout_vllm
 from mer_r1.rl.vllm.colocated import BANNED, Asked, Colocated, Completion, OmniGeneration
+from mer_r1.rl.vllm.correction import importance_ratios
 from mer_r1.rl.vllm.engine import bad_words, start, unexpanded, weight_name
 from mer_r1.rl.vllm.rollouts import VllmRollouts, request_of
 from mer_r1.rl.vllm.server import Served
@@ -106,29 +108,18 @@ def test_confidences_equal_those_of_the_ordinary_path(sampler, taught, prompts, 
     ordinary, ours = both(sampler, taught, prompts, Sampling(24, 1.0, seed=3), tokens=tokens, fast=True)
     assert ours.completion_ids == ordinary.completion_ids
     assert ours.anchor_rollout.tolist() == ordinary.anchor_rollout.tolist() != []
-    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
-    torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
-    assert (ours.slow - ours.fast).abs().max() > 1e-3, "the reasoning makes a difference, or this test shows nothing"
+    if way == "engine":
+        torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
+        torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
+        assert (ours.slow - ours.fast).abs().max() > 1e-3, "the reasoning makes a difference, or this shows nothing"
+    else:
+        assert ours.slow is ours.fast is None, "the trainer's"
     scored = [call for call in sampler.generation.llm.parameters if isinstance(call, list)]
     assert len(scored) == (2 if way == "engine" else 0), "one call for the slow contexts, one for the fast"
     anchors, distinct = len(ordinary.anchor_rollout), len(tokens.token_ids.unique())
     assert [len(call) for call in scored] == [anchors * -(-distinct // at_most)] * len(scored)
     asked = {token for call in scored for one in call for token in one.logprob_token_ids}
     assert asked == (set(tokens.token_ids.tolist()) if way == "engine" else set())
-
-
-def test_the_policy_scores_in_the_precision_of_the_loss_and_the_engine_in_its_own(sampler, taught, prompts, tokens):
-    entered = []
-
-    @contextmanager
-    def precision():
-        entered.append(len(sampler.generation.llm.requests))
-        yield
-
-    sampler.precision = precision
-    for sampler.confidences in ("engine", "policy"):
-        sampler.for_clips([0])(taught, prompts[:1], GROUP, Sampling(24, 1.0, seed=3), tokens=tokens, fast=True)
-    assert entered == [len(sampler.generation.llm.requests)], "once, after the last request"
 
 
 def test_log_probabilities_are_those_of_the_draw(sampler, taught, prompts):
@@ -222,7 +213,7 @@ def test_answers_without_words_are_not_asked_about(sampler, taught, prompts, tok
     assert len(sampler.generation.llm.requests) == 1
 
 
-def test_where_only_a_server_samples_the_policy_gives_the_confidences(sampler, taught, prompts, tokens, clips):
+def test_where_only_a_server_samples_the_confidences_are_left_to_the_policy(sampler, taught, prompts, tokens, clips):
     class Elsewhere:
         def sample(self, asked, num_generations, sampling, omni):
             assert [one.clip for one in asked] == clips
@@ -235,8 +226,8 @@ def test_where_only_a_server_samples_the_policy_gives_the_confidences(sampler, t
     served = VllmRollouts(taught, clips, sampler.generation, Elsewhere(), "engine")
     ours = served.for_clips(range(len(prompts)))(taught, prompts, GROUP, Sampling(24), **asked)
     assert ours.completion_ids == ordinary.completion_ids
-    torch.testing.assert_close(ours.slow, ordinary.slow, **CLOSE)
-    torch.testing.assert_close(ours.fast, ordinary.fast, **CLOSE)
+    assert ours.anchor_rollout.tolist() == ordinary.anchor_rollout.tolist() != []
+    assert ours.slow is ours.fast is None
     assert sampler.generation.llm.requests == []
 
 
@@ -373,45 +364,128 @@ def rl(corpus, folder, out, *changes):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What every step of a run sampled, rewarded, and made of it."""
+    """The `Step` of every generation of a run: what was sampled and rewarded, and what was made of it."""
     steps = []
     original = MERR1Trainer._generate_and_score_completions
 
     def watch(self, inputs):
         output = original(self, inputs)
-        done = self.step
-        steps.append((done.rollouts, done.rewards.clone(), output["advantages"].clone(), list(done.clips)))
+        steps.append(self.step)
         return output
 
     monkeypatch.setattr(MERR1Trainer, "_generate_and_score_completions", watch)
     return steps
 
 
+@pytest.fixture
+def passes(vllm, monkeypatch):
+    """Every call of the language model outside of the engine: with or without gradient, of which model, its tokens."""
+    calls = []
+    original = Qwen2_5OmniThinkerModel.forward
+
+    def watch(self, *args, **kwargs):
+        if self not in [llm.model.thinker.model for llm in vllm.LLM.started]:
+            calls.append((torch.is_grad_enabled(), id(self), kwargs["position_ids"].shape[1:].numel()))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Qwen2_5OmniThinkerModel, "forward", watch)
+    return calls
+
+
+def named(calls):
+    """The passes in order: "training", "reference" (another model) and "reading" (the policy without gradient)."""
+    trained = next(model for grad, model, _ in calls if grad)
+    kinds = {(True, True): "training", (False, True): "reading", (False, False): "reference"}
+    return [kinds[grad, model == trained] for grad, model, _ in calls]
+
+
 def logged(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_gives_the_same_rewards_confidences_and_advantages(vllm, watched, corpus, taught_folder, tmp_path):
+ACCUMULATED = ("per_device_train_batch_size=4", "gradient_accumulation_steps=2")
+OFF_POLICY = ("per_device_train_batch_size=4", "gradient_accumulation_steps=1", "steps_per_generation=2")
+
+
+@pytest.mark.parametrize(
+    ("way", "changes"),
+    [
+        ("engine", ()),
+        ("policy", ()),
+        ("policy", ACCUMULATED),
+        ("policy", OFF_POLICY),
+        ("policy", (*ACCUMULATED, "shared_prefixes=false")),
+    ],
+)
+def test_a_run_gives_the_same_rewards_confidences_and_advantages(
+    vllm, watched, corpus, taught_folder, tmp_path, way, changes
+):
     """Two steps, the same tokens: the second step's confidences say that the first one's update has arrived."""
-    fast_too = "calibration=difference"
-    run_rl(rl(corpus, taught_folder, tmp_path / "hf", fast_too))
+    alike = [
+        "calibration=difference",
+        *changes,
+        *(["max_steps=4", "learning_rate=1e-4"] if changes == OFF_POLICY else []),
+    ]
+    run_rl(rl(corpus, taught_folder, tmp_path / "hf", *alike))
     ordinary = list(watched)
     watched.clear()
-    vllm.LLM.script = [step[0].completion_ids for step in ordinary]
-    alike = ["rollouts=vllm", "vllm_importance_sampling_correction=false"]
-    run_rl(rl(corpus, taught_folder, tmp_path / "vllm", fast_too, *alike))
+    vllm.LLM.script = [step.rollouts.completion_ids for step in ordinary]
+    engine = ["rollouts=vllm", f"vllm_confidences={way}", "vllm_importance_sampling_correction=false"]
+    run_rl(rl(corpus, taught_folder, tmp_path / "vllm", *alike, *engine))
     assert len(ordinary) == len(watched) == 2
     # Rounding of the first step's confidences goes through an update of Adam before the second step's.
-    for (a, rewards, advantages, clips), (b, *found), close in zip(ordinary, watched, (2e-6, 5e-4), strict=True):
-        assert found[2] == clips
-        assert a.completion_ids == b.completion_ids
-        torch.testing.assert_close(found[0], rewards, atol=0, rtol=0, equal_nan=True)
-        torch.testing.assert_close(b.slow, a.slow, atol=close, rtol=0)
-        torch.testing.assert_close(b.fast, a.fast, atol=close, rtol=0)
-        torch.testing.assert_close(found[1], advantages, atol=5e-3, rtol=0)
-    assert (ordinary[0][2] != 0).any(), "something to learn, or this test shows nothing"
-    before, after = (step[0] for step in watched)
-    assert before.seconds.keys() == after.seconds.keys() == {"media", "decode", "slow", "fast"}
+    for a, b, close in zip(ordinary, watched, (2e-6, 5e-4), strict=True):
+        assert a.clips == b.clips
+        assert a.rollouts.completion_ids == b.rollouts.completion_ids
+        torch.testing.assert_close(b.rewards, a.rewards, atol=0, rtol=0, equal_nan=True)
+        torch.testing.assert_close(b.rollouts.slow, a.rollouts.slow, atol=close, rtol=0)
+        torch.testing.assert_close(b.rollouts.fast, a.rollouts.fast, atol=close, rtol=0)
+        torch.testing.assert_close(b.advantages, a.advantages, atol=5e-3, rtol=0)
+    assert (ordinary[0].advantages != 0).any(), "something to learn, or this test shows nothing"
+    assert (ordinary[0].rollouts.slow - ordinary[0].rollouts.fast).abs().max() > 1e-3
+    read = {"slow", "fast"} if way == "engine" else set()
+    assert [step.rollouts.seconds.keys() for step in watched] == [{"media", "decode"} | read] * 2
+    lines = [[line for line in logged(tmp_path / name) if "loss" in line] for name in ("hf", "vllm")]
+    for ordinary_line, line in zip(*lines, strict=True):
+        assert line["loss"] == pytest.approx(ordinary_line["loss"], abs=5e-3)
+        assert line["grad_norm"] == pytest.approx(ordinary_line["grad_norm"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "expected"),
+    [
+        ("calibration=answer", (), ["reference", "training"]),
+        ("calibration=difference", (), ["reference", "training"]),
+        ("method=ad", (), ["reference", "training"]),
+        ("method=ad", ACCUMULATED, ["reference"] * 2 + ["training"] * 2),
+        ("calibration=answer", ACCUMULATED, ["reference"] * 2 + ["reading"] + ["training"] * 2),
+        ("calibration=answer", OFF_POLICY, ["reading"] * 2 + ["reference"] * 2 + ["training"]),
+    ],
+)
+def test_confidences_and_ratios_cost_no_pass_of_their_own(
+    passes, corpus, taught_folder, tmp_path, method, changes, expected
+):
+    """With accumulated gradients one of two training batches is read beforehand; off policy TRL's own pass reads."""
+    engine = ("rollouts=vllm", "vllm_confidences=policy", "max_steps=1")
+    run_rl(rl(corpus, taught_folder, tmp_path / "out", method, *engine, *changes))
+    assert named(passes) == expected
+
+
+def test_the_default_calibration_costs_no_token_and_the_difference_only_its_answers(
+    vllm, passes, watched, corpus, taught_folder, tmp_path
+):
+    counts = {}
+    for method in ("method=ad", "calibration=answer", "calibration=difference"):
+        passes.clear()
+        if watched:
+            vllm.LLM.script = [watched[0].rollouts.completion_ids]
+        engine = ("rollouts=vllm", "vllm_confidences=policy", "max_steps=1", "seed=4")
+        run_rl(rl(corpus, taught_folder, tmp_path / method, method, *engine))
+        counts[method] = [tokens for _, _, tokens in passes]
+    assert counts["calibration=answer"] == counts["method=ad"]
+    reference, training = counts["calibration=difference"]
+    assert reference == counts["method=ad"][0]
+    assert training > counts["method=ad"][1]
 
 
 def test_the_gap_is_logged_and_each_token_is_weighed_by_the_truncated_ratio(
@@ -443,6 +517,31 @@ def test_weights_that_do_not_arrive_show_in_the_gap(vllm, watched, corpus, taugh
     run_rl(rl(corpus, taught_folder, out, "rollouts=vllm", "max_steps=1"))
     (line,) = (line for line in logged(out) if "loss" in line)
     assert line["sampling/sampling_logp_difference/mean"] > 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # The policy's probabilities are 2, 1/4, - and 1 times the engine's; the third was not given.
+        ("token_truncate", [[1.5, 0.5, 1.0, 1.0]]),
+        ("token_mask", [[0.0, 0.0, 1.0, 1.0]]),
+        ("sequence_truncate", [[0.5]]),
+        ("sequence_mask", [[0.5]]),
+    ],
+)
+def test_importance_ratios_by_hand(mode, expected):
+    bounds = {"vllm_importance_sampling_clip_min": 0.5, "vllm_importance_sampling_clip_max": 1.5}
+    args = SimpleNamespace(vllm_importance_sampling_mode=mode, **bounds)
+    logps = torch.tensor([[0.5, 0.25, 0.25, 0.125]]).log()
+    sampled = torch.tensor([[0.25, 1.0, torch.nan, 0.9]]).log()
+    batch = {"sampling_per_token_logps": sampled, "completion_mask": torch.tensor([[1, 1, 1, 0]])}
+    found = importance_ratios(args, logps, batch)
+    torch.testing.assert_close(found.ratios, torch.tensor(expected))
+    logged = found.statistics(lambda value: value)
+    assert logged["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(4))
+    assert logged["sampling/sampling_logp_difference/mean"] == pytest.approx(math.log(8) / 2)
+    counted = expected[0][:3] if mode.startswith("token") else expected[0]
+    assert logged["sampling/importance_sampling_ratio/mean"] == pytest.approx(sum(counted) / len(counted))
 
 
 # --- said in one line -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from mer_r1.model.generation import Sampling, decode, lm_head
 from mer_r1.model.omni import Omni, thinker
 from mer_r1.model.prompts import Prompt, collate
 from mer_r1.model.shared_prefix.continuation import Branches, backbone
+from mer_r1.model.shared_prefix.packing import Text
 from mer_r1.model.shared_prefix.readings import logits_after
 from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.rl.anchors import AnswerTokens, answer_tokens
@@ -149,21 +150,37 @@ def rescore(
     Returns:
         `slow` and `fast` of `Rollouts`, (A, C) each; fast is None if skipped.
     """
-    head, group = _fast_head(omni), len(completion_ids) // len(prompts)
+    group = len(completion_ids) // len(prompts)
+    texts = texts_to_read(omni, list(zip(completion_ids, answers, strict=True)), fast)
     found = []
     for number, prompt in enumerate(prompts):
-        part = slice(number * group, (number + 1) * group)
-        own = list(zip(completion_ids[part], answers[part], strict=True))
-        texts = [(ids, answer.anchors) for ids, answer in own]
-        if fast:
-            texts += [
-                (head + ids[answer.start :], [anchor + len(head) - answer.start for anchor in answer.anchors])
-                for ids, answer in own
-            ]
-        read = category_probabilities(logits_after(omni, model or omni.model, prompt, texts), tokens)
-        found.append(read.tensor_split([sum(len(answer.anchors) for _, answer in own)]))
+        own = [text for kind in zip(*texts[number * group : (number + 1) * group], strict=True) for text in kind]
+        read = category_probabilities(logits_after(omni, model or omni.model, prompt, own), tokens)
+        found.append(read.tensor_split([sum(len(places) for _, places in own[:group])]))
     slow, direct = (torch.cat(parts) for parts in zip(*found, strict=True))
     return slow, direct if fast else None
+
+
+def texts_to_read(omni: Omni, completions: Sequence[tuple[list[int], AnswerTokens]], fast: bool) -> list[list[Text]]:
+    """The texts in which the confidences of completions are read, up to their last anchor, and the anchors in them.
+
+    Args:
+        omni: tokenizer.
+        completions: tokens, and where the answer lies in them.
+        fast: also read the answer after an empty think block.
+
+    Returns:
+        For each completion the completion itself, and if `fast` that answer.
+    """
+    head = _fast_head(omni)
+    found: list[list[Text]] = []
+    for ids, answer in completions:
+        end, shift = max(answer.anchors, default=0), len(head) - answer.start
+        found.append([(ids[:end], answer.anchors)])
+        if fast:
+            direct = head + ids[answer.start : end] if answer.anchors else []
+            found[-1].append((direct, [anchor + shift for anchor in answer.anchors]))
+    return found
 
 
 @_at_rest

@@ -9,8 +9,12 @@ One step, in the order of this file:
 
 TRL calls these methods itself, so what one of them leaves for the next stands in a single attribute, `step`. TRL knows
 images only: with audio or video in the prompt it would sample with the media and compute the loss without. Here every
-forward pass goes through `_plain_scores` or `_packed_scores`, which put the clip's cached tower features at the
-placeholders and pass the true positions; the second computes a prompt once for all its rollouts.
+forward pass goes through `_scores`, which puts the clip's cached tower features at the placeholders, passes the true
+positions, and computes a prompt once for all its rollouts.
+
+Confidences that sampling left out are read where the rollouts are scored anyway: with the old log-probabilities, or,
+while no update lies between, in the loss's own forward. The advantages then follow before the loss uses them; training
+batches after the first are read beforehand, since the weight of the calibration terms is that of the whole generation.
 
 The overridden methods are private to TRL, whose version is pinned; ``tests/rl/test_trainer.py`` holds their contract.
 Shapes: B prompts, G rollouts each, R = B*G rows, P prompt and T completion tokens, K objectives, C categories.
@@ -25,10 +29,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
 from mer_r1.emotions.thinking import FAST_PREFILL
@@ -37,15 +41,16 @@ from mer_r1.errors import UserError
 from mer_r1.model.checkpoints import WholeCheckpoints
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni, thinker
-from mer_r1.model.prompts import IGNORE, Prompt, absent_channels
-from mer_r1.model.shared_prefix.attention import packed_inputs
-from mer_r1.model.shared_prefix.packing import pack_rollouts, shuffle_groups
-from mer_r1.model.tower_outputs import media_embedded, placeholder_ids
+from mer_r1.model.prompts import Prompt, absent_channels
+from mer_r1.model.shared_prefix.packing import shuffle_groups
+from mer_r1.model.shared_prefix.readings import score_rollouts
 from mer_r1.rl import statistics
 from mer_r1.rl.anchors import category_tokens, scores_of, terms_of
+from mer_r1.rl.calibration import category_probabilities
 from mer_r1.rl.method import Advantages, Method, method_advantages
 from mer_r1.rl.rewards import reward_function
-from mer_r1.rl.rollout import Rollouts, fast_confidences, fast_prompt, rollout
+from mer_r1.rl.rollout import Rollouts, fast_confidences, fast_prompt, rollout, texts_to_read
+from mer_r1.rl.vllm.correction import importance_ratios
 
 
 @dataclass
@@ -58,6 +63,8 @@ class Step:
         num_generations: G, in training or in evaluation.
         rollouts: the sampled completions and their confidences (`MERR1Trainer._sample`).
         rewards: (rows of all processes, K) rewards, NaN where unscorable (`MERR1Trainer._calculate_rewards`).
+        readings: slow and fast confidences of each row that the policy has read so far, (anchors of the row, C) each.
+        advantages: (R,) or (R, T), of this process's rows; None until the confidences are known.
         seconds: seconds spent on "sampling" and "scoring".
     """
 
@@ -66,11 +73,13 @@ class Step:
     num_generations: int
     rollouts: Rollouts = field(init=False)
     rewards: Tensor = field(init=False)
+    readings: dict[int, list[Tensor]] = field(default_factory=dict)
+    advantages: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 class ForClips(NamedTuple):
-    """A model and the clip index of each row that it is to score.
+    """A model, the clip index of each row that it is to score, and the training batch of the rows.
 
     TRL's loss passes its model on to the forward pass untouched; so the clips of a training batch, which TRL has
     shuffled and split since the generation, travel with the model.
@@ -78,6 +87,7 @@ class ForClips(NamedTuple):
 
     model: Any
     clips: Sequence[int]
+    batch: dict[str, Any] | None = None
 
 
 def annealed(first: float, final: float, step: int, steps: int) -> float:
@@ -178,10 +188,13 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         group = self.num_generations if self.model.training else self.num_generations_eval
         step = self.step = Step([row["clip_index"] for row in inputs], [row["labels"] for row in inputs], group)
         inputs = [row | {"absent": self._absent(row)} for row in inputs] if self.method.absent_channels else inputs
+        corrects: bool = self.args.vllm_importance_sampling_correction  # on policy after the loss's own forward
+        self.vllm_importance_sampling_correction = corrects and not self._on_policy
         output = super()._generate_and_score_completions(inputs)  # calls `_sample` and `_calculate_rewards`
-        found = self._advantages(step)
-        output["advantages"] = self._of_tokens(found, step, output["completion_ids"].shape[1]).to(output["advantages"])
-        output["clip_index"] = torch.tensor(step.clips, device=output["advantages"].device)
+        self.vllm_importance_sampling_correction = corrects
+        place = output.pop("advantages").device  # TRL's are never used
+        output["clip_index"], output["row"] = torch.tensor(step.clips).to(place), torch.arange(len(inputs)).to(place)
+        self._set_advantages(output)
         sampling = sum(step.rollouts.seconds.values())
         step.seconds = {"sampling": sampling, "scoring": time.perf_counter() - began - sampling}
         self._log({f"seconds/{name}": value for name, value in step.seconds.items()})
@@ -230,6 +243,38 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             rewards = rewards.masked_fill(self._is_fast()[:, None] & ~kept, torch.nan)
         self.step.rewards = rewards
         return rewards
+
+    @property
+    def _on_policy(self) -> bool:
+        # Whether no update comes between a generation and the losses of its training batches, by TRL's rule.
+        return self.args.gradient_accumulation_steps % (self.args.steps_per_generation * self.num_iterations) == 0
+
+    @property
+    def _reads(self) -> bool:
+        # Whether the policy still has to read confidences of the latest generation.
+        unread = len(self.step.readings) < len(self.step.clips)
+        return self.method.calibrates and self.step.rollouts.slow is None and unread
+
+    def _set_advantages(self, batch: dict[str, Any]) -> None:
+        # The advantages of the batch's rows, as soon as the confidences of all rows of the generation are known.
+        step, rollouts = self.step, self.step.rollouts
+        if self._reads:
+            return
+        if step.readings and rollouts.slow is None:
+            kinds = zip(*(step.readings[row] for row in range(len(step.clips))), strict=True)
+            rollouts.slow, rollouts.fast = (*map(torch.cat, kinds), None)[:2]
+        if step.advantages is None:
+            step.advantages = self._of_tokens(self._advantages(step), step, batch["completion_ids"].shape[1])
+        batch["advantages"] = step.advantages.to(batch["row"].device)[batch["row"]]
+
+    def _after_forward(self, batch: dict[str, Any], logps: Tensor) -> None:
+        # What the loss needs beside the log-probabilities of its own forward, before it reads them.
+        if self.use_vllm and self.vllm_importance_sampling_correction and self._on_policy:
+            found = importance_ratios(self.args, logps.detach(), batch)
+            batch["importance_sampling_ratio"] = found.ratios
+            self._log(found.statistics(self.accelerator.gather))
+        if "advantages" not in batch:
+            self._set_advantages(batch)
 
     def _advantages(self, step: Step) -> Advantages:
         # Of the rows of all processes: groups may extend over processes, and the share of the terms is the batch's.
@@ -296,7 +341,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         if (final := getattr(self.args, "beta_final", None)) is not None:
             self.beta = annealed(self.args.beta, final, self.state.global_step, self.state.max_steps)
             self._log({"beta": self.beta})
-        loss = super()._compute_loss(ForClips(model, inputs["clip_index"].tolist()), inputs)
+        loss = super()._compute_loss(ForClips(model, inputs["clip_index"].tolist(), inputs), inputs)
         fast_beta = getattr(self.args, "fast_beta", None)
         return loss if fast_beta is None else loss + (fast_beta - self.beta) * self._fast_divergence(inputs)
 
@@ -323,15 +368,27 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         return sampler
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        # TRL's, except that with shared prompts whole groups are shuffled before the batch is split.
-        if not (self._shared and self.model.training):
+        # TRL's, except that with shared prompts whole groups are shuffled before the batch is split, and that batches
+        # after the first are read where the first one's advantages need it.
+        if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
         self._buffered_inputs: Any
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
-            scored = shuffle_groups(self._generate_and_score_completions(generation_batch), self.num_generations)
+            size = self.num_generations if self._shared else 1
+            scored = shuffle_groups(self._generate_and_score_completions(generation_batch), size)
             self._buffered_inputs = split_tensor_dict(scored, steps)
+            if self._reads:
+                for later in range(1, steps):
+                    self._read(self._buffered_inputs[(self._step + later) % steps])
         return self._buffered_inputs[self._step % steps]
+
+    def _read(self, batch: dict[str, Any]) -> None:
+        ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+        inputs = ids, mask, batch["completion_ids"].shape[1], batch["clip_index"].tolist(), batch["row"].tolist()
+        plain = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad(), plain, self.accelerator.autocast():
+            self._scores(self.model, *inputs)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -344,62 +401,40 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # TRL's method with the clips' media and positions; its image arguments are always None here. In the loss the
-        # model brings the clips of its rows; the old and the reference policy score the rows of the generation itself.
-        model, clips = model if isinstance(model, ForClips) else (model, self.step.clips)
+        # model brings the clips of its rows; the old and the reference policy score the rows of the generation itself,
+        # the old one first.
+        model, clips, batch = model if isinstance(model, ForClips) else (model, self.step.clips, None)
         logps: list[Any] = []
         entropies: list[Any] = []
         step = batch_size or len(input_ids)
-        scored = self._packed_scores if self._shared else self._plain_scores
+        rows = range(len(input_ids)) if batch is None else batch["row"].tolist()
+        read = rows if (batch is not None or not self._on_policy) and self._reads else ()
         for start in range(0, len(input_ids), step):
             part = slice(start, start + step)
+            inputs = input_ids[part], attention_mask[part], logits_to_keep, clips[part], read[part]
             with self.accelerator.autocast():
-                logp, entropy = scored(model, input_ids[part], attention_mask[part], logits_to_keep, clips[part])
+                logp, entropy = self._scores(model, *inputs)
             logps.append(logp)
             if compute_entropy:
                 entropies.append(entropy)
         self._scored = torch.cat(logps)
+        if batch is not None:
+            self._after_forward(batch, self._scored)
         return self._scored, torch.cat(entropies) if compute_entropy else None, None
 
-    def _plain_scores(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]
-    ) -> tuple[Tensor | None, ...]:
-        labels = input_ids.masked_fill(attention_mask == 0, IGNORE)
-        labels[:, :-completion_tokens] = IGNORE
-        prompts = [self.prompt_of(index) for index in clips]
-        width = input_ids.shape[1] - completion_tokens
-        positions = input_ids.new_zeros(3, *input_ids.shape, dtype=prompts[0].position_ids.dtype)
-        after = torch.arange(completion_tokens, device=input_ids.device)
-        for row, prompt in enumerate(prompts):
-            positions[:, row, width - len(prompt.input_ids) : width] = prompt.position_ids.to(input_ids.device)
-            positions[:, row, width:] = prompt.next_position + after
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions, "labels": labels}
-        with media_embedded(thinker(self.accelerator.unwrap_model(model)), [prompt.media for prompt in prompts]):
-            output = model(**inputs, fused_lm_head=True)
-        return tuple(
-            values if values is None else values[:, -completion_tokens:]
-            for values in (output.log_probs, output.entropy)  # the reference has no entropy
-        )
-
-    def _packed_scores(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, completion_tokens: int, clips: Sequence[int]
-    ) -> tuple[Tensor | None, ...]:
-        policy = thinker(self.accelerator.unwrap_model(model))
-        packed = pack_rollouts(
-            [self.prompt_of(index) for index in clips],
-            clips,
-            input_ids[:, -completion_tokens:],
-            attention_mask[:, -completion_tokens:],
-            self.omni.tokenizer.pad_token_id,
-            placeholder_ids(policy),
-        )
-        media = packed.batch.pop("media")
-        inputs = packed_inputs(policy, send_to_device(packed.batch, input_ids.device))
-        with media_embedded(policy, media):
-            output = model(**inputs, fused_lm_head=True)
-        return tuple(
-            values if values is None else packed.unpacked(values, inputs["labels"])
-            for values in (output.log_probs, output.entropy)
-        )
+    def _scores(
+        self, model: Any, ids: Tensor, mask: Tensor, completion_tokens: int, clips: Sequence[int], rows: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        # Log-probabilities and entropies (R, T) of the completions; the confidences of the given rows go to the step.
+        step, policy = self.step, thinker(self.accelerator.unwrap_model(model))
+        completions = [(step.rollouts.completion_ids[row], step.rollouts.answers[row]) for row in rows]
+        texts = texts_to_read(self.omni, completions, self.method.needs_fast)
+        prompts, tokens = [self.prompt_of(index) for index in clips], slice(-completion_tokens, None)
+        scored = prompts, clips, ids[:, tokens], mask[:, tokens], self.omni.tokenizer.pad_token_id
+        logps, entropies, logits = score_rollouts(model, policy, *scored, texts, self._shared)
+        for row, found in zip(rows, logits, strict=True):
+            step.readings[row] = [category_probabilities(each, self.categories[0]) for each in found]
+        return logps, entropies
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         """TRL's step; time that is neither sampling nor scoring is logged as training."""

@@ -1,23 +1,28 @@
 """Attention over packed rows: what each attention implementation needs so that a branch sees its prefix and itself.
 
-sdpa takes a boolean mask, eager attention an additive one. Flash attention takes none: there the rows are concatenated
-without padding, every prefix and every branch becomes a sequence of its own, and the keys and values of a branch are
-the prefix's followed by its own. Causal attention of a short query over longer keys is aligned to their ends, which is
-exactly what a branch sees. It is one call, and autograd sums the branches' gradients on their prefix.
+A mask over all pairs of tokens costs L x L scores, most of which no token sees. So sdpa gets no mask: a row is split
+into its prefix, which attends to itself, and its branches, which become a batch whose keys are the prefix's followed by
+their own. Causal attention of a short query over longer keys, aligned to their ends, is exactly what a branch sees.
+
+Flash attention does the same in one call: the rows are concatenated without padding, and every prefix and every branch
+is a sequence of its own. Eager attention gets an additive mask. Autograd sums the branches' gradients on their prefix.
 
 Only the model's own forward runs, so this works under gradient checkpointing, and where weights are gathered by the
 forward (ZeRO-3, FSDP2). The flash path was tested on a CPU with a stand-in for the kernel, not on a GPU.
 
 Source: transformers' attention interface and its `cu_seq_lens_q` arguments; the causal alignment is flash-attn's since
-2.1.
-Shapes: B packed rows of L tokens, N real tokens, S sequences.
+2.1, and PyTorch's `causal_lower_right`.
+Shapes: B packed rows of L tokens, N real tokens, S sequences, H query heads, D head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 from transformers.modeling_flash_attention_utils import flash_attn_supports_top_left_mask
 
@@ -34,18 +39,21 @@ def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         input_ids, labels (B, L) and position_ids (3, B, L), for flash attention as one row (1, N) without padding; and
-        the mask or the sequence lengths. Real tokens are in the same order in both forms.
+        the segments of each row, the sequence lengths, or the mask. Real tokens are in the same order in all forms.
 
     Raises:
         UserError: the attention implementation supports neither.
     """
     implementation = str(model.config.get_text_config()._attn_implementation)
     names = ("input_ids", "labels", "position_ids")
+    if implementation == "sdpa":
+        _let_rows_be_divided(implementation)
+        return {name: batch[name] for name in names} | {"attention_mask": None, "segments": segments(batch["branches"])}
     if takes_masks(implementation):
         mask = as_mask(visible(batch["branches"]), implementation, model.dtype)
         return {name: batch[name] for name in names} | {"attention_mask": mask}
     if "flash" in implementation and not flash_attn_supports_top_left_mask():
-        _let_keys_be_gathered(implementation)
+        _let_rows_be_divided(implementation)
         real = batch["branches"] != PADDING
         flat = {name: batch[name][..., real].unsqueeze(-2) for name in names}
         return flat | {"attention_mask": None} | flash_sequences(batch["branches"])
@@ -104,9 +112,9 @@ def flash_sequences(branches: Tensor) -> dict[str, Any]:
     """
     keys, queries_of, keys_of = [], [], []
     end = 0
-    for row in branches.cpu():
+    for row in segments(branches):
         prefix = torch.empty(0, dtype=torch.long)
-        for branch, length in zip(*(part.tolist() for part in row.unique_consecutive(return_counts=True)), strict=True):
+        for branch, length in row:
             if branch == PADDING:
                 continue
             own = torch.arange(end, end + length)
@@ -129,18 +137,92 @@ def flash_sequences(branches: Tensor) -> dict[str, Any]:
     }
 
 
-def _let_keys_be_gathered(implementation: str) -> None:
-    # The library's function of this name with one more argument; calls without it are unchanged.
+def segments(branches: Tensor) -> list[list[tuple[int, int]]]:
+    """The branch number and the length of each run of equal numbers, for each row of branches (B, L).
+
+    >>> segments(torch.tensor([[0, 0, 1, 2, 2, -1]]))
+    [[(0, 2), (1, 1), (2, 2), (-1, 1)]]
+    """
+    runs = (row.unique_consecutive(return_counts=True) for row in branches.cpu())
+    return [list(zip(*(part.tolist() for part in run), strict=True)) for run in runs]
+
+
+def attend_to_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Sequence[Sequence[tuple[int, int]]],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of packed rows without a mask over all pairs of tokens.
+
+    Args:
+        query: (B, H, L, D).
+        key: (B, heads, L, D), with as many heads or a divisor of H.
+        value: likewise.
+        rows: segments of each row, from `segments`.
+        scaling: factor of the scores; None for 1 / sqrt(D).
+        dropout: share of the weights that are dropped.
+
+    Returns:
+        (B, H, L, D), 0 at padding.
+    """
+
+    def causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        # The last query sees all keys.
+        bias, grouped = causal_lower_right(queries.shape[2], keys.shape[2]), queries.shape[1] != keys.shape[1]
+        found: Tensor = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+        )
+        return found
+
+    def of_row(runs: Sequence[tuple[int, int]], *states: Tensor) -> Tensor:
+        parts = list(zip(*(each.split([length for _, length in runs], dim=1) for each in states), strict=True))
+        found = [torch.zeros_like(part[0]) for part in parts]
+        prefix = [number for number, (branch, _) in enumerate(runs) if branch == PREFIX]
+        for number in prefix:
+            query, key, value = (part.unsqueeze(0) for part in parts[number])
+            found[number] = causal(query, key, value)[0]
+        if own := [number for number, (branch, _) in enumerate(runs) if branch > PREFIX]:
+            query, *keys = (_stacked([parts[number][kind] for number in own]) for kind in range(3))
+            for number in prefix:
+                before = (part.expand(len(own), *part.shape) for part in parts[number][1:])
+                keys = [torch.cat(pair, dim=2) for pair in zip(before, keys, strict=True)]
+            for number, padded in zip(own, causal(query, *keys).unbind(), strict=True):
+                found[number] = padded[:, : runs[number][1]]
+        return torch.cat(found, dim=1)
+
+    return torch.stack([of_row(*each) for each in zip(rows, query, key, value, strict=True)])
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    # (K, heads, T, D) of K parts (heads, tokens, D), padded at their ends, where no real token of a branch looks.
+    return pad_sequence([part.transpose(0, 1) for part in parts], batch_first=True).transpose(1, 2)
+
+
+def _let_rows_be_divided(implementation: str) -> None:
+    # The library's function of this name with two more arguments; calls without them are unchanged.
     plain: Callable[..., Any] = AttentionInterface()[implementation]
-    if getattr(plain, "gathers_keys", False):
+    if getattr(plain, "divides_rows", False):
         return
 
     def attend(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, key_index: Any = None, **kwargs: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        key_index: Any = None,
+        segments: Any = None,
+        **kwargs: Any,
     ) -> Any:
+        if segments is not None:
+            options = {name: kwargs[name] for name in ("scaling", "dropout") if name in kwargs}
+            return attend_to_segments(query, key, value, segments, **options).transpose(1, 2).contiguous(), None
         if key_index is not None:
             key, value = key[:, :, key_index], value[:, :, key_index]
         return plain(module, query, key, value, *args, **kwargs)
 
-    attend.gathers_keys = True  # type: ignore[attr-defined]
+    attend.divides_rows = True  # type: ignore[attr-defined]
     AttentionInterface.register(implementation, attend)

@@ -26,9 +26,14 @@ PREFIX, PADDING = 0, -1
 """Branch numbers of tokens that every branch sees, and of padding."""
 
 Row = tuple[Prompt, Sequence[int]]
+Text = tuple[Sequence[int], Sequence[int]]
+"""Tokens that follow a prompt, and the places in them, ascending, before which something is read; their number is the
+place after the end."""
 
 
-def pack(groups: Sequence[Sequence[Row]], pad_id: int, media_ids: Sequence[int]) -> dict[str, Any]:
+def pack(
+    groups: Sequence[Sequence[Row]], pad_id: int, media_ids: Sequence[int], learned: Sequence[int] = ()
+) -> dict[str, Any]:
     """One packed row per group, padded on the right; the counterpart of `prompts.collate`.
 
     Args:
@@ -36,12 +41,14 @@ def pack(groups: Sequence[Sequence[Row]], pad_id: int, media_ids: Sequence[int])
             groups of one row, and prompts with nothing in common, are allowed.
         pad_id: the padding token.
         media_ids: the placeholder tokens (`tower_outputs.placeholder_ids`).
+        learned: how many completions of each group have labels, the first ones; empty for all.
 
     Returns:
         input_ids, attention_mask, labels (B, L) with `IGNORE` outside the completions, branches (B, L) with `PREFIX`,
         1 to K, or `PADDING`, position_ids (3, B, L), and media in the order of their placeholders.
     """
-    rows = [_packed_row(group, torch.tensor(media_ids)) for group in groups]
+    limits = learned or [len(group) for group in groups]
+    rows = [_packed_row(group, torch.tensor(media_ids), limit) for group, limit in zip(groups, limits, strict=True)]
     branches = pad_sequence([row["branches"] for row in rows], batch_first=True, padding_value=PADDING)
     return {
         "input_ids": pad_sequence([row["input_ids"] for row in rows], batch_first=True, padding_value=pad_id),
@@ -53,18 +60,19 @@ def pack(groups: Sequence[Sequence[Row]], pad_id: int, media_ids: Sequence[int])
     }
 
 
-def _packed_row(group: Sequence[Row], media_ids: Tensor) -> dict[str, Any]:
+def _packed_row(group: Sequence[Row], media_ids: Tensor, learned: int) -> dict[str, Any]:
     prompts = [prompt for prompt, _ in group]
     first = prompts[0]
     shared = shared_length(prompts, media_ids)
     ids, positions = [first.input_ids[:shared]], [first.position_ids[:, :shared]]
     labels = [torch.full((shared,), IGNORE)]
-    for prompt, completion in group:
+    for number, (prompt, completion) in enumerate(group):
         whole = prompt.extended(completion)
         ids.append(whole.input_ids[shared:])
         positions.append(whole.position_ids[:, shared:])
         labels.append(torch.full((len(prompt.input_ids) - shared,), IGNORE))
-        labels.append(whole.input_ids[len(prompt.input_ids) :])
+        own = whole.input_ids[len(prompt.input_ids) :]
+        labels.append(own if number < learned else torch.full_like(own, IGNORE))
     lengths = torch.tensor([len(part) for part in ids])
     held = bool(torch.isin(first.input_ids[:shared], media_ids).any())
     return {
@@ -111,11 +119,14 @@ class PackedRollouts:
         batch: batch from `pack`.
         order: (R,) the rollout of each branch, in the order of the packed batch.
         kept: (R, T) which completion tokens are real, in the same order.
+        places: for each rollout, in its own order, and each of its texts: index among the N real tokens of the batch of
+            the token before each place.
     """
 
     batch: dict[str, Any]
     order: Tensor
     kept: Tensor
+    places: list[list[list[int]]]
 
     def unpacked(self, values: Tensor, labels: Tensor) -> Tensor:
         """Values of the completion tokens, back in the order of the rollouts.
@@ -139,6 +150,8 @@ def pack_rollouts(
     completion_mask: Tensor,
     pad_id: int,
     media_ids: Sequence[int],
+    texts: Sequence[Sequence[Text]] = (),
+    shared: bool = True,
 ) -> PackedRollouts:
     """Pack the rollouts of each clip into one row, in any order of the batch.
 
@@ -150,15 +163,54 @@ def pack_rollouts(
             place.
         pad_id: the padding token.
         media_ids: the placeholder tokens.
+        texts: further texts of each rollout, after the same prompt, to be read and not learned. A text that begins
+            another branch of its row needs no tokens of its own.
+        shared: whether rollouts of a clip share their prompt; otherwise each rollout and each text has its own row.
     """
     groups: dict[int, list[int]] = {}
     for number, clip in enumerate(clips):
-        groups.setdefault(clip, []).append(number)
+        groups.setdefault(clip if shared else number, []).append(number)
     order = torch.tensor([number for group in groups.values() for number in group])
     kept = completion_mask.bool().cpu()
-    texts = [ids[real].tolist() for ids, real in zip(completion_ids.cpu(), kept, strict=True)]
-    rows = [[(prompts[number], texts[number]) for number in group] for group in groups.values()]
-    return PackedRollouts(pack(rows, pad_id, media_ids), order, kept[order])
+    own = [ids[real].tolist() for ids, real in zip(completion_ids.cpu(), kept, strict=True)]
+    rows: list[list[Row]] = [[(prompts[number], own[number]) for number in group] for group in groups.values()]
+    learned = [len(row) for row in rows]
+    read = _with_texts(rows, list(groups.values()), prompts, texts, shared) if texts else []
+    learned += [0] * (len(rows) - len(learned))
+    batch = pack(rows, pad_id, media_ids, learned)
+    real = batch["attention_mask"].sum(dim=1)
+    starts = (real.cumsum(0) - real).tolist()
+
+    def places_of(row: int, branch: int, places: Sequence[int]) -> list[int]:
+        numbers = batch["branches"][row]
+        end = int(((numbers != PADDING) & (numbers <= branch + 1)).sum()) + starts[row]
+        return [end - len(rows[row][branch][1]) + place - 1 for place in places]
+
+    return PackedRollouts(batch, order, kept[order], [[places_of(*one) for one in each] for each in read])
+
+
+def _with_texts(
+    rows: list[list[Row]],
+    groups: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[Text]],
+    shared: bool,
+) -> list[list[tuple[int, int, Sequence[int]]]]:
+    # Adds to the rows the texts that no branch of their row begins with. Returns, for each rollout and text, its row,
+    # its branch there, counted from 0, and its places.
+    found: list[list[tuple[int, int, Sequence[int]]]] = [[] for _ in prompts]
+    for home, group in enumerate(groups):
+        for number in group:
+            for ids, places in texts[number]:
+                begun = (branch for branch, (_, other) in enumerate(rows[home]) if other[: len(ids)] == ids)
+                row, branch = home, next(begun, len(rows[home]))
+                if branch == len(rows[home]):
+                    if not shared:
+                        rows.append([])
+                        row, branch = len(rows) - 1, 0
+                    rows[row].append((prompts[number], ids))
+                found[number].append((row, branch, places))
+    return found
 
 
 def shuffle_groups(batch: dict[str, Any], size: int) -> dict[str, Any]:

@@ -6,8 +6,8 @@ sampled. After each update the language model's weights go to the engine; the fr
 
 Confidences are read at the anchors. If the categories' tokens fit into a few requests of 128, the engine returns their
 log-probabilities after each anchor's context, with and without the reasoning, on the keys and values that sampling left
-in its cache: the numbers that the policy's own forward pass would give. Otherwise the policy scores the finished
-rollouts itself (`rollout.rescore`), one forward pass over prompts and completions.
+in its cache: the numbers that the policy's own forward pass would give. Otherwise they are left out here, and the
+trainer reads them in a forward pass that it makes anyway.
 
 Engine and policy differ slightly (kernels, precision): TRL weighs each token by the truncated ratio of the two
 (`vllm_importance_sampling_*`) and logs the gap as `sampling/sampling_logp_difference`.
@@ -19,7 +19,6 @@ Source: docs/vllm.md; docs/paper_map.md, "Slow-fast confidence calibration".
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,7 @@ from mer_r1.model.omni import Omni
 from mer_r1.model.prompts import Prompt
 from mer_r1.rl.anchors import AnswerTokens
 from mer_r1.rl.calibration import CategoryTokens
-from mer_r1.rl.rollout import Clock, Rollouts, anchor_rows, find_answers, rescore
+from mer_r1.rl.rollout import Clock, Rollouts, anchor_rows, find_answers
 from mer_r1.rl.vllm.colocated import MOST_TOKEN_IDS, Asked, Colocated, Engine, OmniGeneration
 from mer_r1.rl.vllm.engine import id_difference, media_of, unexpanded
 from mer_r1.rl.vllm.server import Served
@@ -43,7 +42,7 @@ from mer_r1.rl.vllm.server import Served
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 4
-"""Requests per anchor up to which the engine computes the confidences; above, the policy's own pass is cheaper."""
+"""Requests per anchor up to which the engine computes the confidences; above, the policy reads them."""
 
 SETTINGS: tuple[str, ...] = ("mode", "server_base_url", "server_host", "server_port", "server_timeout", "group_port")
 SETTINGS += ("tensor_parallel_size", "gpu_memory_utilization", "max_model_length", "enable_sleep_mode")
@@ -59,7 +58,6 @@ class VllmRollouts:
         generation: TRL's side of the engine.
         engine: engine that samples.
         confidences: "engine", "policy" or "auto" (the engine if `MOST_REQUESTS` suffice).
-        precision: makes the context in which the policy scores finished rollouts (the trainer's autocast).
     """
 
     def __init__(
@@ -69,10 +67,9 @@ class VllmRollouts:
         generation: OmniGeneration,
         engine: Engine,
         confidences: str = "auto",
-        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.omni, self.clips, self.generation, self.engine = omni, clips, generation, engine
-        self.confidences, self.precision = confidences, precision
+        self.confidences = confidences
         self._logged = False
 
     def for_clips(self, indices: Sequence[int]) -> Callable[..., Rollouts]:
@@ -109,7 +106,7 @@ class VllmRollouts:
                 return result
             result.answers = answers = find_answers(omni, ids, prefilled, len(prompts), fast)
             result.anchor_rollout = anchor_rows(answers)
-            if by_engine := self._by_engine(tokens):
+            if self._by_engine(tokens):
                 requests = [one.request for one in asked for _ in range(num_generations)]
                 result.slow = self._score(requests, contexts(ids, answers), tokens)
                 clock.lap("slow")
@@ -117,10 +114,6 @@ class VllmRollouts:
                     head = omni.tokenizer(prefill(ThinkingMode.FAST))["input_ids"]
                     result.fast = self._score(requests, contexts(ids, answers, head), tokens)
                     clock.lap("fast")
-        if not by_engine:
-            with self.precision():
-                result.slow, result.fast = rescore(omni, prompts, answers, ids, tokens, fast, model)
-            clock.lap("slow")
         return result
 
     def _by_engine(self, tokens: CategoryTokens) -> bool:
@@ -131,7 +124,7 @@ class VllmRollouts:
             self._logged = True
             logger.info(
                 "confidences: %s (%d requests of %d tokens per anchor; vllm_confidences=%s)",
-                "computed by vLLM" if chosen else "computed by the policy from the finished rollouts",
+                "computed by vLLM" if chosen else "computed by the policy in a pass that scores the rollouts",
                 needed,
                 MOST_TOKEN_IDS,
                 self.confidences,
@@ -178,7 +171,7 @@ def use_vllm(trainer: Any, clips: Sequence[Clip], confidences: str = "auto") -> 
         else Served(args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}")
     )
     trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, generation, -1
-    trainer.sampler = VllmRollouts(trainer.omni, clips, generation, engine, confidences, trainer.accelerator.autocast)
+    trainer.sampler = VllmRollouts(trainer.omni, clips, generation, engine, confidences)
 
 
 def request_of(omni: Omni, prompt: Prompt, clip: Clip) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 A server decodes the media that it receives. So a clip is sent as the frames of training, each a PNG (vLLM reads a
 series of images as a video, without loss), with their true rate, and as the waveform in 32-bit floats. The prompt is
 the server's chat template with our question; the server returns its tokens, which `vllm.rollouts` compares with ours.
-TRL sends the weights; the confidences are the policy's (`rollout.rescore`), because a server cannot score text that
-continues the sampled tokens unchanged.
+TRL sends the weights; the confidences are the policy's, because a server cannot score text that continues the sampled
+tokens unchanged.
 
 Start it on a whole checkpoint of the same model, with the options that TRL needs:
 `VLLM_SERVER_DEV_MODE=1 vllm serve Qwen/Qwen2.5-Omni-7B --weight-transfer-config '{"backend": "nccl"}'
