@@ -1,6 +1,7 @@
 """Commands that ask a model and show its answers: predict, evaluate, report, app."""
 
 import glob
+import math
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,15 +51,20 @@ from mer_r1.weights import NOTICE, POLICY, model_path
 if TYPE_CHECKING:
     from mer_r1.data.media.speech import Transcriber
     from mer_r1.evaluation.answerers.base import ClipModel
+    from mer_r1.evaluation.answerers.thinking_gate import Gate
     from mer_r1.evaluation.clips.ask import Answered, Asked
 
 Mode = Annotated[
     Literal["slow", "fast", "both", "auto"],
-    typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure."),
+    typer.Option(help="Mode of thinking; auto reasons only where the gate of `mer-r1 threshold` says so."),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(min=0, help="Confidence below which --think auto reasons; the model's own by default."),
+    typer.Option(min=0, help="Confidence below which --think auto reasons; the gate in the model's folder by default."),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option(help="Mean tokens per clip for --think auto: the threshold that spends them on validation clips."),
 ]
 
 
@@ -174,6 +180,7 @@ def predict(
     audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
     think: Mode = "both",
     threshold: Threshold = None,
+    budget: Budget = None,
     batch_size: BatchSize = 8,
     wheels: Wheels = None,
 ) -> None:
@@ -189,11 +196,11 @@ def predict(
         raise UserError(f"{next(iter(problems.values()))}{more}")
     seconds = answering.heard_seconds(limits.given)
     modes = list(ThinkingMode) if think == "auto" else thinking_modes(think)
-    gate = _gate_threshold(answering.model, threshold) if think == "auto" else None
+    gate = _gate(think, answering.model, threshold, budget, wheels=taxonomy.title, temperature=answering.temperature)
     asked = _asked(found, words, seconds, problems, shown, answering.device)
     model = answering.clip_model(taxonomy, limits.given, batch_size)
     records = tables.records_file(shown.out) if shown.out else None
-    how: dict[str, Any] = {"threshold": gate, "records": records, "facts": {"wheels": taxonomy.title}}
+    how: dict[str, Any] = {"gate": gate, "records": records, "facts": {"wheels": taxonomy.title}}
     answered: list[Answered] = []
     quiet = shown.as_json or (shown.out is None and console.is_terminal)  # else the answers themselves are the progress
     try:
@@ -300,6 +307,7 @@ def evaluate(
     key_variable: KeyVariable = OPENAI_KEY,
     think: Mode = "both",
     threshold: Threshold = None,
+    budget: Budget = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
     wheels: Wheels = None,
     exchange: Annotated[str | None, typer.Option(help="audio or video, to take it from another clip.")] = None,
@@ -314,7 +322,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
+    gate = _gate(think, model, threshold, budget, wheels=load_wheels(wheels).title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
     if model is None and (given := [name for name, value in needing.items() if value]):
         raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
@@ -327,29 +335,28 @@ def evaluate(
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
         how["processes"] = engine.processes
-        if think == "auto" and num_answers > 1:
+        if gate and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
         with ExitStack() as stack:
             advance = stack.enter_context(progress("evaluate", None, quiet=as_json))
             if not engine.is_torch:
-                if any((think == "auto", exchange, num_answers > 1, features_dir, device)):
+                if any((gate, exchange, num_answers > 1, features_dir, device)):
                     own = "--think auto, --exchange, --num-answers, --features-dir and --device"
                     raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
                 how["asked"] = engine.other_model(model, load_wheels(wheels), *asking)
-            if think == "auto":
-                evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
+            if gate:
+                evaluate_auto(model, manifest, out, sampling, gate, progress=advance, **how)
             else:
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
-    auto_limit = limit if think == "auto" else None
-    _show_summary((out, manifest, split), auto_limit, seed, wheels, model, as_json)
+    _show_summary((out, manifest, split), gate, seed, wheels, model, as_json)
 
 
 def _show_summary(
     of: tuple[Path, Path, str],
-    limit: float | None,
+    gate: "Gate | None",
     seed: int,
     wheels: Path | None,
     model: str | None,
@@ -358,8 +365,8 @@ def _show_summary(
     from mer_r1.evaluation.answerers.adaptive import write_auto_summary
     from mer_r1.evaluation.summary import build_table, score_card, write_summary
 
-    if limit is not None:
-        summary: Any = write_auto_summary(*of, limit, seed=seed, wheels=wheels)
+    if gate is not None:
+        summary: Any = write_auto_summary(*of, gate, seed=seed, wheels=wheels)
     else:
         summary = write_summary(*of, seed=seed, wheels=wheels)
         if model is not None:
@@ -425,11 +432,20 @@ def serve_page(
             until_interrupted()
 
 
-def _gate_threshold(model: str | None, threshold: float | None) -> float:
-    if threshold is not None:
-        return threshold
-    if model is None:
-        raise UserError("--think auto on saved records needs --threshold")
-    from mer_r1.evaluation.answerers.adaptive import read_gate
+def _gate(think: str, model: str | None, threshold: float | None, budget: float | None, **asked: Any) -> "Gate | None":
+    """The gate of --think auto, None for another mode; `asked` are the facts it must have been chosen on."""
+    given = {"--threshold": threshold, "--budget": budget}
+    if think != "auto":
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"{wrong[0]} needs --think auto, got --think {think}")
+        return None
+    from mer_r1.evaluation.answerers.thinking_gate import Gate, read_gate
 
-    return read_gate(model).threshold
+    if threshold is not None:
+        if budget is not None or not math.isfinite(threshold):
+            raise UserError(f"--threshold: got {threshold:g}, expected a number, and no --budget beside it")
+        return Gate.by_confidence(threshold)
+    if model is None:
+        raise UserError("--think auto on saved records needs --threshold" + (", not --budget" if budget else ""))
+    gate = read_gate(model, **asked)
+    return gate if budget is None else gate.within(budget)
