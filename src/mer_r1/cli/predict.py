@@ -1,7 +1,6 @@
 """Commands that ask a model and show its answers: predict, evaluate, report, app."""
 
 import glob
-import math
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -442,8 +441,8 @@ def _gate(think: str, model: str | None, threshold: float | None, budget: float 
     from mer_r1.evaluation.answerers.thinking_gate import Gate, read_gate
 
     if threshold is not None:
-        if budget is not None or not math.isfinite(threshold):
-            raise UserError(f"--threshold: got {threshold:g}, expected a number, and no --budget beside it")
+        if budget is not None:
+            raise UserError("--threshold and --budget exclude each other: a budget sets the threshold")
         return Gate.by_confidence(threshold)
     if model is None:
         raise UserError("--think auto on saved records needs --threshold" + (", not --budget" if budget else ""))

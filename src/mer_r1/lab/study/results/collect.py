@@ -162,7 +162,7 @@ def _adaptive(validation: Sequence[Record], test: Sequence[Record]) -> dict[str,
     both = pairs(test)
     points = {"auto": at_gate(both, gate), "oracle": oracle(both)}
     points |= {"fast": alone(both, 0), "slow": alone(both, 1)}
-    found = {name: asdict(point) for name, point in points.items()}
+    found = {name: {n: x for n, x in asdict(p).items() if n not in ("low", "high")} for name, p in points.items()}
     points_of = curve(both, [gate.score_of(fast) for fast, _ in both])
     return {**found, "curve": [[p.share, p.tokens, p.f1] for p in points_of], "threshold": gate.threshold}
 
