@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,6 @@ from mer_r1.cli.app import (
     require,
     say,
     say_notes,
-    thinking_modes,
 )
 from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.options import (
@@ -34,12 +33,12 @@ from mer_r1.cli.options import (
     MaxNewTokens,
     Overwrite,
     Temperature,
+    Thinking,
 )
 from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.data.inputs import find_clips, unreadable
 from mer_r1.data.media.container import ClipLimits
-from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError, printable
@@ -52,19 +51,6 @@ if TYPE_CHECKING:
     from mer_r1.evaluation.answerers.base import ClipModel
     from mer_r1.evaluation.answerers.thinking_gate import Gate
     from mer_r1.evaluation.clips.ask import Answered, Asked
-
-Mode = Annotated[
-    Literal["slow", "fast", "both", "auto"],
-    typer.Option(help="Mode of thinking; auto reasons only where the gate of `mer-r1 threshold` says so."),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(min=0, help="Confidence below which --think auto reasons; the gate in the model's folder by default."),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option(help="Mean tokens per clip for --think auto: the threshold that spends them on validation clips."),
-]
 
 
 @dataclass(frozen=True)
@@ -175,11 +161,9 @@ def predict(
     words: Words,
     limits: Limits,
     shown: Shown,
+    thinking: Thinking,
     subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips without their own.")] = "",
     audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
-    think: Mode = "both",
-    threshold: Threshold = None,
-    budget: Budget = None,
     batch_size: BatchSize = 8,
     wheels: Wheels = None,
 ) -> None:
@@ -194,8 +178,7 @@ def predict(
         more = f" (and {len(found) - 1} other files)" if len(found) > 1 else ""
         raise UserError(f"{next(iter(problems.values()))}{more}")
     seconds = answering.heard_seconds(limits.given)
-    modes = list(ThinkingMode) if think == "auto" else thinking_modes(think)
-    gate = _gate(think, answering.model, threshold, budget, wheels=taxonomy.title, temperature=answering.temperature)
+    gate = thinking.gate(answering.model, wheels=taxonomy.title, temperature=answering.temperature)
     asked = _asked(found, words, seconds, problems, shown, answering.device)
     model = answering.clip_model(taxonomy, limits.given, batch_size)
     records = tables.records_file(shown.out) if shown.out else None
@@ -204,7 +187,7 @@ def predict(
     quiet = shown.as_json or (shown.out is None and console.is_terminal)  # else the answers themselves are the progress
     try:
         with progress("answer", len(asked), quiet=quiet) as advance:
-            for one in ask.ask_clips(model, asked, modes, progress=advance, **how):
+            for one in ask.ask_clips(model, asked, thinking.modes, progress=advance, **how):
                 answered.append(one)
                 _show(one, shown, taxonomy, divided=words.segment is not None)
     finally:
@@ -297,6 +280,7 @@ def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
     limits: Limits,
+    thinking: Thinking,
     engine: Engine,
     requests: Patient,
     model: Annotated[
@@ -304,9 +288,6 @@ def evaluate(
         typer.Option(help="Model folder or hub name, or its name at --model-url; without it, only score."),
     ] = None,
     key_variable: KeyVariable = OPENAI_KEY,
-    think: Mode = "both",
-    threshold: Threshold = None,
-    budget: Budget = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
     wheels: Wheels = None,
     exchange: Annotated[str | None, typer.Option(help="audio or video, to take it from another clip.")] = None,
@@ -321,7 +302,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    gate = _gate(think, model, threshold, budget, wheels=load_wheels(wheels).title, temperature=temperature)
+    gate = thinking.gate(model, wheels=load_wheels(wheels).title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
     if model is None and (given := [name for name, value in needing.items() if value]):
         raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
@@ -349,7 +330,7 @@ def evaluate(
                 evaluate_auto(model, manifest, out, sampling, gate, progress=advance, **how)
             else:
                 how |= {"num_answers": num_answers}
-                evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
+                evaluate_model(model, manifest, out, thinking.modes, sampling, progress=advance, **how)
     _show_summary((out, manifest, split), gate, seed, wheels, model, as_json)
 
 
@@ -429,22 +410,3 @@ def serve_page(
                 say(f"whoever reaches {host} can use this page: it has no password", style="yellow")
             say(f"open {address} (Ctrl-C ends it)")
             until_interrupted()
-
-
-def _gate(think: str, model: str | None, threshold: float | None, budget: float | None, **asked: Any) -> "Gate | None":
-    """The gate of --think auto, None for another mode; `asked` are the facts it must have been chosen on."""
-    given = {"--threshold": threshold, "--budget": budget}
-    if think != "auto":
-        if wrong := [name for name, value in given.items() if value is not None]:
-            raise UserError(f"{wrong[0]} needs --think auto, got --think {think}")
-        return None
-    from mer_r1.evaluation.answerers.thinking_gate import Gate, read_gate
-
-    if threshold is not None:
-        if budget is not None:
-            raise UserError("--threshold and --budget exclude each other: a budget sets the threshold")
-        return Gate.by_confidence(threshold)
-    if model is None:
-        raise UserError("--think auto on saved records needs --threshold" + (", not --budget" if budget else ""))
-    gate = read_gate(model, **asked)
-    return gate if budget is None else gate.within(budget)
