@@ -104,11 +104,11 @@ class Gate:
         Raises:
             UserError: the validation curve does not reach that number.
         """
-        if not (self.curve and self.curve[0].tokens <= tokens <= self.curve[-1].tokens):
-            reach = " to ".join(f"{point.tokens:.1f}" for point in (self.curve[:1] + self.curve[-1:]))
+        if not self.curve[0].tokens <= tokens <= self.curve[-1].tokens:
+            least, most = (math.ceil(10 * self.curve[0].tokens), math.floor(10 * self.curve[-1].tokens))
             raise UserError(
-                f"--budget: got {tokens:g} tokens per clip, expected {reach}, which this model takes from never to "
-                f"always reasoning ({self.chosen_on.get('answers', 0)} validation answers)"
+                f"--budget: got {tokens:g} tokens per clip, expected {least / 10} to {most / 10}, which this model takes "
+                "from never to always reasoning on its validation clips"
             )
         return replace(self, threshold=[p for p in self.curve if p.tokens <= tokens][-1].threshold)
 
@@ -274,6 +274,8 @@ def _check_numbers(gate: Gate) -> None:
     for expected, number in numbers:
         if not (type(number) in (int, float) and math.isfinite(number)):
             raise ValueError(f"expected {expected}, got {brief(number)}")
+    if not gate.curve:
+        raise ValueError("expected a curve, got none")
     if unknown := [name for name in gate.weights if name not in FEATURES]:
         raise ValueError(f"expected weights of {', '.join(FEATURES)}, got {brief(unknown[0])}")
 
