@@ -14,8 +14,9 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import format_twice, parse_twice
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.adaptive import evaluate_auto, predict_auto, read_gate
+from mer_r1.evaluation.answerers.adaptive import evaluate_auto, predict_auto
 from mer_r1.evaluation.answerers.answer import FIRST_ANSWER_TOKENS, answer, trimmed
+from mer_r1.evaluation.answerers.thinking_gate import Gate, read_gate
 from mer_r1.evaluation.predict import predict
 from mer_r1.evaluation.records import Record, read_records, rescore
 from mer_r1.model.generation import Sampling
@@ -95,7 +96,7 @@ def test_never_and_always_unsure(taught, corpus, tmp_path: Path, threshold: floa
     fast = [record for record in predict(taught, clips, [FAST], builtin(), GREEDY) if record.labels]
     known = [clip for clip in clips if clip.id in {record.id for record in fast}]
     assert known
-    found = list(predict_auto(taught, known, builtin(), GREEDY, threshold))
+    found = list(predict_auto(taught, known, builtin(), GREEDY, Gate.by_confidence(threshold)))
     assert [record.mode for record in found] == [mode] * len(known)
     if mode == "slow":
         assert all(record.tokens > first.tokens for record, first in zip(found, fast, strict=True))
@@ -105,12 +106,12 @@ def test_evaluating_asks_slowly_only_where_fast_is_unsure(taught, corpus, tmp_pa
     taught.save(tmp_path / "model")
     out = tmp_path / "out"
     how: dict[str, Any] = {"split": "train", "features_dir": tmp_path / "features"}
-    first = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, 0.0, **how))
+    first = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, Gate.by_confidence(0.0), **how))
     sure = sorted(record.sureness for record in first if record.mode == "fast" and record.labels)
     middle = sure[len(sure) // 2]
     steps: list[tuple[int, int]] = []
     how["progress"] = lambda more, total: steps.append((more, total))
-    found = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, middle, **how))
+    found = read_records(evaluate_auto(str(tmp_path / "model"), corpus, out, GREEDY, Gate.by_confidence(middle), **how))
     unsure = {
         record.id for record in found if record.mode == "fast" and (not record.labels or record.sureness < middle)
     }
@@ -131,10 +132,22 @@ def test_evaluating_asks_slowly_only_where_fast_is_unsure(taught, corpus, tmp_pa
     told += ["--features-dir", str(tmp_path / "features"), "--max-new-tokens", "24"]
     chosen = CliRunner().invoke(app, ["threshold", *told])  # asks the rest slowly, then chooses
     assert chosen.exit_code == 0, chosen.output
-    assert json.loads(chosen.stdout)["threshold"] == read_gate(tmp_path / "model").threshold
+    gate = read_gate(tmp_path / "model")
+    assert json.loads(chosen.stdout)["threshold"] == gate.threshold
     asked = CliRunner().invoke(app, ["evaluate", *told, "--think", "auto"])
     assert asked.exit_code == 0, asked.output
     assert set(json.loads(asked.stdout)["modes"]) == {"fast", "auto"}
+    # A budget of the validation curve is met on the clips it was chosen on, but for the lead, whose curve is left out.
+    budget = (gate.curve[0].tokens + gate.curve[-1].tokens) / 2
+    asked = CliRunner().invoke(app, ["evaluate", *told, "--think", "auto", "--budget", str(budget)])
+    assert asked.exit_code == 0, asked.output
+    spent = json.loads(asked.stdout)["modes"]["auto"]["tokens"]["mean"]
+    assert spent <= budget or gate.score == "lead"
+    for value, named in (("0.5", "expected"), ("nan", "expected"), ("1e6", "expected")):
+        refused = CliRunner().invoke(app, ["evaluate", *told, "--think", "auto", "--budget", value])
+        assert f"--budget: got {float(value):g} tokens per clip, {named} " in str(refused.exception)
+    warmer = CliRunner().invoke(app, ["evaluate", *told, "--think", "auto", "--temperature", "0.9"])
+    assert "temperature: 0.0, now 0.9" in str(warmer.exception)
 
 
 # --- training in the other form ---------------------------------------------------------------------------------------

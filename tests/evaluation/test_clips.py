@@ -15,6 +15,7 @@ from mer_r1.data.media.speech import Transcriber
 from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
+from mer_r1.evaluation.answerers.thinking_gate import Gate
 from mer_r1.evaluation.clips.ask import Answered, Asked, ask_clips, sections_of, with_words
 from mer_r1.evaluation.clips.tables import records_file, row_of, write_rows
 from mer_r1.evaluation.clips.text import how_sure, lines_of
@@ -166,15 +167,18 @@ def test_records_of_another_model_or_other_words_are_refused(tmp_path):
     assert other.asked == []
 
 
+HALF = Gate.by_confidence(0.5)
+
+
 def test_adaptive_thinking_reasons_where_it_is_unsure(tmp_path):
     sure, unsure = Played(0.9), Played(0.3)
-    found = list(ask_clips(sure, clips("a", "b"), BOTH, threshold=0.5))
+    found = list(ask_clips(sure, clips("a", "b"), BOTH, gate=HALF))
     assert [[r.mode for r in one.records] for one in found] == [["fast"], ["fast"]]
     assert {mode for _, mode in sure.asked} == {"fast"}
-    found = list(ask_clips(unsure, clips("a", "b"), BOTH, threshold=0.5, records=tmp_path / "r.jsonl"))
+    found = list(ask_clips(unsure, clips("a", "b"), BOTH, gate=HALF, records=tmp_path / "r.jsonl"))
     assert [[(r.mode, r.tokens) for r in one.records] for one in found] == [[("slow", 2)], [("slow", 2)]]
     again = Played(0.3)
-    list(ask_clips(again, clips("a", "b"), BOTH, threshold=0.5, records=tmp_path / "r.jsonl"))
+    list(ask_clips(again, clips("a", "b"), BOTH, gate=HALF, records=tmp_path / "r.jsonl"))
     assert again.asked == []
 
 

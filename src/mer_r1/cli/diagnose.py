@@ -1,14 +1,26 @@
 """Commands that find out about a model: diagnose (can the calibration act on it?), threshold (when must it reason?)."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say
-from mer_r1.cli.options import RECIPE, BatchSize, Device, FeaturesDir, Labelled, Limits, MaxNewTokens, Overwrite
+from mer_r1.cli.options import (
+    RECIPE,
+    BatchSize,
+    Device,
+    FeaturesDir,
+    Labelled,
+    Limits,
+    MaxNewTokens,
+    Overwrite,
+    Temperature,
+)
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import load as load_wheels
@@ -17,6 +29,9 @@ from mer_r1.evaluation.diagnosis.gate import Diagnosis
 from mer_r1.evaluation.intervals import interval_text, number_text
 from mer_r1.evaluation.records import without_nan
 from mer_r1.training.recipe_files import read_recipe, select_clips
+
+if TYPE_CHECKING:
+    from mer_r1.evaluation.answerers.thinking_gate import Both, Candidate
 
 ANSWERS = {
     "precision": "precision",
@@ -172,11 +187,13 @@ def _correlation(one: Any) -> str:
 
 @app.command()
 def threshold(
-    model: Annotated[Path, typer.Option(help="Model folder; the threshold is saved in it.")],
+    model: Annotated[Path, typer.Option(help="Model folder; the gate is saved in it.")],
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder of the records; rerun to resume.")],
     limits: Limits,
     split: Annotated[str, typer.Option(help="Split to choose on; never the test split.")] = "val",
+    token_price: Annotated[float, typer.Option(min=0, help="F1 that a token must gain to be worth it.")] = 0.0,
+    temperature: Temperature = 0.0,
     wheels: Wheels = None,
     max_new_tokens: MaxNewTokens = 512,
     batch_size: BatchSize = 32,
@@ -185,30 +202,55 @@ def threshold(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the confidence below which --think auto reasons, on validation clips."""
-    from mer_r1.evaluation.answerers.adaptive import choose_threshold, curve, pairs, write_gate
+    """Choose the gate of --think auto on validation clips: a score of the fast answer, and its threshold."""
+    from mer_r1.evaluation.answerers.thinking_gate import candidates, pairs, write_gate
     from mer_r1.evaluation.predict import evaluate_model
     from mer_r1.evaluation.summary import clips_of, saved_records, source_text
     from mer_r1.model.generation import Sampling
 
     if any(clip.split == "test" for clip in clips_of(manifest, split)):
         raise UserError(f"--split {split} has test clips: a threshold is never chosen on them")
-    sampling = Sampling(max_new_tokens, 0.0, seed=0)
+    sampling = Sampling(max_new_tokens, temperature, seed=0)
     how: dict[str, Any] = {"batch_size": batch_size, "features_dir": features_dir, "device": device}
     how |= {"limits": limits.given, "overwrite": overwrite}
     with progress("answer", None, quiet=as_json) as advance:
         evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
     records, told = saved_records(out, manifest, split, load_wheels(wheels))
     told = {"model": str(model), **told}
-    gate = choose_threshold(records, {"manifest": manifest.name, "split": split, "wheels": told["wheels"]})
-    kept = write_gate(gate, model)
+    chosen_on = {"manifest": manifest.name, "split": split, "wheels": told["wheels"], "temperature": temperature}
+    found = candidates(records, chosen_on, token_price)
+    kept = write_gate(found[0].gate, model)
     if as_json:
-        found = {"threshold": gate.threshold, "share": gate.share, "f1": gate.f1, "tokens": gate.tokens}
-        print_json(found | told)
+        best = asdict(found[0].gate)
+        scores = {one.gate.score: {"correlation": one.correlation, "auc": one.auc, "lift": one.lift} for one in found}
+        print_json(
+            {**asdict(found[0].gate.point), "score": best["score"], "scores": scores, "curve": best["curve"]} | told
+        )
         return
     say(source_text(told))
-    for point in curve(pairs(records)):
-        mark = "  <- chosen" if point.threshold == gate.threshold else ""
-        reached = f"reasons in {point.share:4.0%}, F1 {point.f1:.3f}, {point.tokens:.1f} tokens"
-        say(f"threshold {point.threshold:.3f}: {reached}{mark}")
+    _show_gates(found, pairs(records))
     say(f"saved in {kept}")
+
+
+def _show_gates(found: "Sequence[Candidate]", both: "Sequence[Both]") -> None:
+    """Tables of the scores, and of the best one's curve: every tenth threshold, and the chosen one."""
+    from mer_r1.evaluation.answerers.thinking_gate import alone, oracle
+
+    table = Table("score of the fast answer", title="Does the score know where reasoning helps?", box=None)
+    for name in ("correlation with the gain", "AUC", "F1 above a random choice"):
+        table.add_column(name, justify="right")
+    for one in found:
+        numbers = number_text(one.correlation, 2, signed=True), number_text(one.auc, 2)
+        table.add_row(one.gate.score, *numbers, interval_text(one.lift, signed=True))
+    console.print(table)
+    gate = found[0].gate
+    table = Table("", title=f"F1 and tokens by the threshold of the score: {gate.score}", box=None)
+    for name in ("threshold", "reasons", "F1", "tokens"):
+        table.add_column(name, justify="right")
+    rows = [("fast", alone(both, 0)), ("slow", alone(both, 1)), ("oracle", oracle(both))]
+    shown = [point for place, point in enumerate(gate.curve) if place % 10 == 0 or point == gate.point]
+    for name, point in [*rows, *(("chosen" if point == gate.point else "", point) for point in shown)]:
+        f1 = interval_text({"mean": point.f1, "low": point.low, "high": point.high})
+        where = number_text(point.threshold), f"{point.share:.0%}" if name not in ("fast", "slow") else ""
+        table.add_row(name, *where, f1, f"{point.tokens:.1f}")
+    console.print(table)

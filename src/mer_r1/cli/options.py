@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding, Prices, TextModel
 
 if TYPE_CHECKING:
+    from mer_r1.evaluation.answerers.thinking_gate import Gate
     from mer_r1.evaluation.llm.client import Client
 
 OPENAI_KEY = "OPENAI_API_KEY"
@@ -89,6 +91,51 @@ class Limits:
         from mer_r1.data.media.container import ClipLimits
 
         return ClipLimits.given(self)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """Options of the mode of thinking."""
+
+    think: Annotated[
+        Literal["slow", "fast", "both", "auto"],
+        typer.Option(help="Mode of thinking; auto reasons only where the gate of mer-r1 threshold says so."),
+    ] = "both"
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, help="Confidence below which --think auto reasons, in place of the model's own gate."),
+    ] = None
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Mean tokens per clip for --think auto: the gate's threshold that spends at most these."),
+    ] = None
+
+    @property
+    def modes(self) -> list[ThinkingMode]:
+        """The modes that may be asked in."""
+        return [mode for mode in ThinkingMode if self.think in (mode.value, "both", "auto")]
+
+    def gate(self, model: str | None, **asked: Any) -> "Gate | None":
+        """The gate of auto, None for another mode; `asked` are the facts it must have been chosen on.
+
+        Raises:
+            UserError: options that exclude each other, or no gate of this model.
+        """
+        from mer_r1.evaluation.answerers.thinking_gate import Gate, read_gate
+
+        given = [name for name in ("threshold", "budget") if getattr(self, name) is not None]
+        if given and self.think != "auto":
+            raise UserError(f"--{given[0]} needs --think auto, got --think {self.think}")
+        if len(given) > 1:
+            raise UserError("--threshold and --budget exclude each other: a budget sets the threshold")
+        if self.think != "auto":
+            return None
+        if self.threshold is not None:
+            return Gate.by_confidence(self.threshold)
+        if model is None:
+            raise UserError(f"--think auto on saved records needs --threshold{', not --budget' if given else ''}")
+        gate = read_gate(model, **asked)
+        return gate if self.budget is None else gate.within(self.budget)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,6 @@ from mer_r1.cli.app import (
     require,
     say,
     say_notes,
-    thinking_modes,
 )
 from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.options import (
@@ -34,12 +33,12 @@ from mer_r1.cli.options import (
     MaxNewTokens,
     Overwrite,
     Temperature,
+    Thinking,
 )
 from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.data.inputs import find_clips, unreadable
 from mer_r1.data.media.container import ClipLimits
-from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError, printable
@@ -50,16 +49,8 @@ from mer_r1.weights import NOTICE, POLICY, model_path
 if TYPE_CHECKING:
     from mer_r1.data.media.speech import Transcriber
     from mer_r1.evaluation.answerers.base import ClipModel
+    from mer_r1.evaluation.answerers.thinking_gate import Gate
     from mer_r1.evaluation.clips.ask import Answered, Asked
-
-Mode = Annotated[
-    Literal["slow", "fast", "both", "auto"],
-    typer.Option(help="Mode of thinking; auto reasons only where the fast answer is unsure."),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(min=0, help="Confidence below which --think auto reasons; the model's own by default."),
-]
 
 
 @dataclass(frozen=True)
@@ -170,10 +161,9 @@ def predict(
     words: Words,
     limits: Limits,
     shown: Shown,
+    thinking: Thinking,
     subtitle: Annotated[str, typer.Option(help="Words spoken in the clip, or in all clips without their own.")] = "",
     audio: Annotated[Path | None, typer.Option(help="Audio file that replaces the audio of one clip.")] = None,
-    think: Mode = "both",
-    threshold: Threshold = None,
     batch_size: BatchSize = 8,
     wheels: Wheels = None,
 ) -> None:
@@ -188,17 +178,16 @@ def predict(
         more = f" (and {len(found) - 1} other files)" if len(found) > 1 else ""
         raise UserError(f"{next(iter(problems.values()))}{more}")
     seconds = answering.heard_seconds(limits.given)
-    modes = list(ThinkingMode) if think == "auto" else thinking_modes(think)
-    gate = _gate_threshold(answering.model, threshold) if think == "auto" else None
+    gate = thinking.gate(answering.model, wheels=taxonomy.title, temperature=answering.temperature)
     asked = _asked(found, words, seconds, problems, shown, answering.device)
     model = answering.clip_model(taxonomy, limits.given, batch_size)
     records = tables.records_file(shown.out) if shown.out else None
-    how: dict[str, Any] = {"threshold": gate, "records": records, "facts": {"wheels": taxonomy.title}}
+    how: dict[str, Any] = {"gate": gate, "records": records, "facts": {"wheels": taxonomy.title}}
     answered: list[Answered] = []
     quiet = shown.as_json or (shown.out is None and console.is_terminal)  # else the answers themselves are the progress
     try:
         with progress("answer", len(asked), quiet=quiet) as advance:
-            for one in ask.ask_clips(model, asked, modes, progress=advance, **how):
+            for one in ask.ask_clips(model, asked, thinking.modes, progress=advance, **how):
                 answered.append(one)
                 _show(one, shown, taxonomy, divided=words.segment is not None)
     finally:
@@ -291,6 +280,7 @@ def evaluate(
     manifest: Labelled,
     out: Annotated[Path, typer.Option(help="Output folder: records.jsonl and summary.json; rerun to resume.")],
     limits: Limits,
+    thinking: Thinking,
     engine: Engine,
     requests: Patient,
     model: Annotated[
@@ -298,8 +288,6 @@ def evaluate(
         typer.Option(help="Model folder or hub name, or its name at --model-url; without it, only score."),
     ] = None,
     key_variable: KeyVariable = OPENAI_KEY,
-    think: Mode = "both",
-    threshold: Threshold = None,
     split: Annotated[str, typer.Option(help='Split of the manifest; "all" for every row.')] = "test",
     wheels: Wheels = None,
     exchange: Annotated[str | None, typer.Option(help="audio or video, to take it from another clip.")] = None,
@@ -314,7 +302,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
+    gate = thinking.gate(model, wheels=load_wheels(wheels).title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
     if model is None and (given := [name for name, value in needing.items() if value]):
         raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
@@ -327,29 +315,28 @@ def evaluate(
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
         how["processes"] = engine.processes
-        if think == "auto" and num_answers > 1:
+        if gate and num_answers > 1:
             raise UserError("--num-answers: --think auto asks for one answer per clip")
         with ExitStack() as stack:
             advance = stack.enter_context(progress("evaluate", None, quiet=as_json))
             if not engine.is_torch:
-                if any((think == "auto", exchange, num_answers > 1, features_dir, device)):
+                if any((gate, exchange, num_answers > 1, features_dir, device)):
                     own = "--think auto, --exchange, --num-answers, --features-dir and --device"
                     raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
                 how["asked"] = engine.other_model(model, load_wheels(wheels), *asking)
-            if think == "auto":
-                evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
+            if gate:
+                evaluate_auto(model, manifest, out, sampling, gate, progress=advance, **how)
             else:
                 how |= {"num_answers": num_answers}
-                evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
-    auto_limit = limit if think == "auto" else None
-    _show_summary((out, manifest, split), auto_limit, seed, wheels, model, as_json)
+                evaluate_model(model, manifest, out, thinking.modes, sampling, progress=advance, **how)
+    _show_summary((out, manifest, split), gate, seed, wheels, model, as_json)
 
 
 def _show_summary(
     of: tuple[Path, Path, str],
-    limit: float | None,
+    gate: "Gate | None",
     seed: int,
     wheels: Path | None,
     model: str | None,
@@ -358,8 +345,8 @@ def _show_summary(
     from mer_r1.evaluation.answerers.adaptive import write_auto_summary
     from mer_r1.evaluation.summary import build_table, score_card, write_summary
 
-    if limit is not None:
-        summary: Any = write_auto_summary(*of, limit, seed=seed, wheels=wheels)
+    if gate is not None:
+        summary: Any = write_auto_summary(*of, gate, seed=seed, wheels=wheels)
     else:
         summary = write_summary(*of, seed=seed, wheels=wheels)
         if model is not None:
@@ -423,13 +410,3 @@ def serve_page(
                 say(f"whoever reaches {host} can use this page: it has no password", style="yellow")
             say(f"open {address} (Ctrl-C ends it)")
             until_interrupted()
-
-
-def _gate_threshold(model: str | None, threshold: float | None) -> float:
-    if threshold is not None:
-        return threshold
-    if model is None:
-        raise UserError("--think auto on saved records needs --threshold")
-    from mer_r1.evaluation.answerers.adaptive import read_gate
-
-    return read_gate(model).threshold

@@ -23,6 +23,7 @@ from mer_r1.data.subtitles import Cue, words_within
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.answerers.base import ClipModel, ask_groups
+from mer_r1.evaluation.answerers.thinking_gate import Gate
 from mer_r1.evaluation.records import FORMAT, Record, append_record, is_news, kept_records
 
 NO_WORDS = "no words"
@@ -188,7 +189,7 @@ def ask_clips(
     asked: Sequence[Asked],
     modes: Sequence[ThinkingMode],
     *,
-    threshold: float | None = None,
+    gate: Gate | None = None,
     records: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Callable[[int], object] | None = None,
@@ -198,8 +199,8 @@ def ask_clips(
     Args:
         model: a checkpoint, a served model, or vLLM (`answerers`).
         asked: clips and where their words are from, from `with_words`.
-        modes: slow, fast or both; not looked at with a threshold.
-        threshold: fast answers that are less sure are followed by reasoning, and one of the two is kept (`adaptive`).
+        modes: slow, fast or both; not looked at with a gate.
+        gate: which fast answers are followed by reasoning; one of the two is kept (`adaptive`). None asks in `modes`.
         records: file of records; what it holds of the same model, settings and clips is not asked again.
         facts: what decides the answers besides the model's settings, such as the wheels' title.
         progress: called with the number of clips that are done.
@@ -212,7 +213,8 @@ def ask_clips(
     items = {one.clip.id: "" for one in asked}
     if records is not None:
         items = item_keys([one.clip for one in asked])
-        _claim(records, {**model.settings, "threshold": threshold, **(facts or {})})
+        how = None if gate is None else {"threshold": gate.threshold, "weights": gate.weights, "offset": gate.offset}
+        _claim(records, {**model.settings, "thinking": how, **(facts or {})})
         known = kept_records(records, items)
     found = {(record.id, record.mode): record for record in known}
     answer = partial(starmap, model.answer)
@@ -230,11 +232,11 @@ def ask_clips(
     for start in range(0, len(asked), model.batch_size):
         group = asked[start : start + model.batch_size]
         clips = [one.clip for one in group]
-        if threshold is None:
+        if gate is None:
             ask(clips, modes)
             answers = [[found[clip.id, mode.value] for mode in modes] for clip in clips]
         else:
-            answers = _adaptive(clips, threshold, found, ask)
+            answers = _adaptive(clips, gate, found, ask)
         yield from (Answered(one, tuple(given)) for one, given in zip(group, answers, strict=True))
         if progress:
             progress(len(group))
@@ -242,20 +244,20 @@ def ask_clips(
 
 def _adaptive(
     clips: Sequence[Clip],
-    threshold: float,
+    gate: Gate,
     found: Mapping[tuple[str, str], Record],
     ask: Callable[[Sequence[Clip], Sequence[ThinkingMode]], None],
 ) -> list[list[Record]]:
-    from mer_r1.evaluation.answerers.adaptive import choose_by_confidence, is_unsure
+    from mer_r1.evaluation.answerers.adaptive import choose_by_gate
 
     ask(clips, [ThinkingMode.FAST])
     fast = [found[clip.id, ThinkingMode.FAST.value] for clip in clips]
     ask(
-        [c for c, r in zip(clips, fast, strict=True) if r.error is None and is_unsure(r, threshold)],
+        [c for c, r in zip(clips, fast, strict=True) if r.error is None and gate.reasons(r)],
         [ThinkingMode.SLOW],
     )
     slow = [found[key] for clip in clips if (key := (clip.id, ThinkingMode.SLOW.value)) in found]
-    return [[record] for record in choose_by_confidence([*fast, *slow], threshold)]
+    return [[record] for record in choose_by_gate([*fast, *slow], gate)]
 
 
 def _claim(records: Path, settings: Mapping[str, Any]) -> None:

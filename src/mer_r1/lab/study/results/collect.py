@@ -15,7 +15,7 @@ from typing import Any
 
 from mer_r1.data.jsonl import object_of, read_lines, read_object, write_atomically
 from mer_r1.errors import UserError
-from mer_r1.evaluation.answerers.adaptive import at_threshold, choose_threshold, curve, oracle, pairs
+from mer_r1.evaluation.answerers.thinking_gate import SINGLE, alone, at_gate, choose_gate, curve, oracle, pairs
 from mer_r1.evaluation.records import RECORDS_FILE, Record, read_records
 from mer_r1.evaluation.summary import summarise
 from mer_r1.lab.study.runs.jobs import StudyJob
@@ -30,7 +30,7 @@ NUMBERS = (
 KEPT = {"bed": ("diagnosis",), "costs": ("cost",), "theory": ("theory", "gradients"), "auto": ("auto",)}
 """`Study.shows` -> what its tables and figures show of a run besides scores."""
 SCORES_FILE = "scores.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the cached scores; raise it when the same records give other numbers."""
 LOGGED: tuple[str, ...] = ("sigma_recall", "sigma_precision", "rho")
 LOGGED += ("predicted_recall", "predicted_precision", "measured_recall", "measured_precision")
@@ -154,14 +154,17 @@ def score(records: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
 
 
 def _adaptive(validation: Sequence[Record], test: Sequence[Record]) -> dict[str, Any]:
-    """Adaptive thinking on test clips with the best threshold on validation clips, beside fast, slow and oracle."""
-    gate = choose_threshold(validation, {"split": "val"})
+    """Adaptive thinking on test clips with the best threshold on validation clips, beside fast, slow and oracle.
+
+    The gate's score is the answer confidence.
+    """
+    gate = choose_gate(validation, {"split": "val"}, scores=SINGLE[:1])
     both = pairs(test)
-    points = {"auto": at_threshold(both, gate.threshold), "oracle": oracle(both)}
-    points["fast"] = at_threshold([(fast, fast) for fast, _ in both], 0.0)
-    points["slow"] = at_threshold([(slow, slow) for _, slow in both], 0.0)  # without the tokens of a fast answer
-    found = {name: asdict(point) for name, point in points.items()}
-    return {**found, "curve": [[p.share, p.tokens, p.f1] for p in curve(both)], "threshold": gate.threshold}
+    points = {"auto": at_gate(both, gate), "oracle": oracle(both)}
+    points |= {"fast": alone(both, 0), "slow": alone(both, 1)}
+    found = {name: {n: x for n, x in asdict(p).items() if n not in ("low", "high")} for name, p in points.items()}
+    points_of = curve(both, [gate.score_of(fast) for fast, _ in both])
+    return {**found, "curve": [[p.share, p.tokens, p.f1] for p in points_of], "threshold": gate.threshold}
 
 
 def cost(log: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
