@@ -30,6 +30,7 @@ from mer_r1.cli.options import (
     FeaturesDir,
     KeyVariable,
     Labelled,
+    Compared,
     Limits,
     MaxNewTokens,
     Overwrite,
@@ -293,6 +294,7 @@ def evaluate(
     limits: Limits,
     engine: Engine,
     requests: Patient,
+    compared: Compared,
     model: Annotated[
         str | None,
         typer.Option(help="Model folder or hub name, or its name at --model-url; without it, only score."),
@@ -314,6 +316,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
+    taxonomy = compared.taxonomy(wheels)
     limit = _gate_threshold(model, threshold) if think == "auto" else 0.0
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
     if model is None and (given := [name for name, value in needing.items() if value]):
@@ -344,14 +347,14 @@ def evaluate(
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking_modes(think), sampling, progress=advance, **how)
     auto_limit = limit if think == "auto" else None
-    _show_summary((out, manifest, split), auto_limit, seed, wheels, model, as_json)
+    _show_summary((out, manifest, split), auto_limit, seed, taxonomy, model, as_json)
 
 
 def _show_summary(
     of: tuple[Path, Path, str],
     limit: float | None,
     seed: int,
-    wheels: Path | None,
+    wheels: Taxonomy,
     model: str | None,
     as_json: bool,
 ) -> None:

@@ -167,7 +167,12 @@ def choose_by_confidence(records: Sequence[Record], threshold: float) -> list[Re
 
 
 def write_auto_summary(
-    out_dir: Path | str, manifest: Path, split: str, threshold: float, seed: int = 0, wheels: Path | str | None = None
+    out_dir: Path | str,
+    manifest: Path,
+    split: str,
+    threshold: float,
+    seed: int = 0,
+    wheels: Path | str | Taxonomy | None = None,
 ) -> Summary:
     """As `summary.write_summary`, for adaptive thinking."""
     records, told = saved_records(out_dir, manifest, split, taxonomy := load_wheels(wheels))
