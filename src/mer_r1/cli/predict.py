@@ -26,11 +26,11 @@ from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.options import (
     OPENAI_KEY,
     BatchSize,
+    Compared,
     Device,
     FeaturesDir,
     KeyVariable,
     Labelled,
-    Compared,
     Limits,
     MaxNewTokens,
     Overwrite,

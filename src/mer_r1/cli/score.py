@@ -152,9 +152,13 @@ def _show_matching(report: dict[str, Any]) -> None:
         row = report[name]
         bare, mended = (row[kind] for kind in ("cosine", "similarity"))
         cells = [" / ".join(f"{share:.3f}" for share in kind["above"]) for kind in (bare, mended)]
-        table.add_row(f"{name} / {rest}", " / ".join(map(str, row["n"])), _number(bare["auc"]), _number(mended["auc"]), *cells)
+        table.add_row(
+            f"{name} / {rest}", " / ".join(map(str, row["n"])), _number(bare["auc"]), _number(mended["auc"]), *cells
+        )
     row = report["antonyms"]
-    table.add_row("opposites", str(row["n"]), "", "", *(f"{row[kind]['above']:.3f}" for kind in ("cosine", "similarity")))
+    table.add_row(
+        "opposites", str(row["n"]), "", "", *(f"{row[kind]['above']:.3f}" for kind in ("cosine", "similarity"))
+    )
     console.print(table)
     say(f"opposites above the floor: {', '.join(report['not apart']) or 'none'}")
     for word, near in report["neighbours"].items():
@@ -162,9 +166,9 @@ def _show_matching(report: dict[str, Any]) -> None:
     if "systems" in report:
         row = report["systems"]
         say(
-            f"{row['n_systems']} systems on {row['n_clips']} clips: rank correlation of systems {row['systems']['mean']:.3f} "
-            f"(lowest {row['systems']['lowest']:.3f}), of answers {row['clips']:.3f}; mean F1 {row['f1']['wheels']:.3f} by "
-            f"wheels, {row['f1']['meaning']:.3f} by meaning"
+            f"{row['n_systems']} systems on {row['n_clips']} clips: rank correlation of systems "
+            f"{row['systems']['mean']:.3f} (lowest {row['systems']['lowest']:.3f}), of answers {row['clips']:.3f}; "
+            f"mean F1 {row['f1']['wheels']:.3f} by wheels, {row['f1']['meaning']:.3f} by meaning"
         )
 
 

@@ -20,17 +20,17 @@ from mer_r1.emotions.sentiment import valence
 from mer_r1.emotions.wheels import MATCHINGS, EmotionWheel, Taxonomy, builtin
 from mer_r1.errors import UserError
 
-FLOOR = 0.6
+FLOOR = 0.5
 """Default similarity floor; docs/meaning.md says how it was chosen."""
 PACKAGED = "all-MiniLM-L6-v2"
 """Name of the packaged model, which is taken where no folder is given."""
 SENTENCE = "feeling {}"
 """What is embedded: bare words are too short for models that were trained on sentences."""
 OPPOSITES = """
-calm/excited calm/shocked calm/surprised certain/doubtful certain/hesitant curious/indifferent decisive/hesitant
-dominant/submissive expectant/surprised interested/indifferent involved/detached serious/amused serious/playful
+awake/sleepy calm/excited curious/bored curious/indifferent humble/smug interested/bored interested/indifferent
+involved/detached serious/amused serious/playful
 """
-"""Opposites whose sectors do not tell, as base words or forms of them."""
+"""Opposites that do not differ in pleasantness, or that are on no wheel, as base words or forms of them."""
 NEGATIONS = ("not ", "no ", "never ", "without ", "not very ", "not feeling ", "no longer ", "lack of ")
 PREFIXES = ("un", "dis", "non", "non-")
 
@@ -115,7 +115,9 @@ class Meaning:
         return valence(word, self.words) or 0
 
 
-def matched(taxonomy: Taxonomy, matching: str = "wheels", model: str | Path | None = None, floor: float = FLOOR) -> Taxonomy:
+def matched(
+    taxonomy: Taxonomy, matching: str = "wheels", model: str | Path | None = None, floor: float = FLOOR
+) -> Taxonomy:
     """A taxonomy whose words are compared in another way.
 
     Args:

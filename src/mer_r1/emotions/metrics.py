@@ -153,14 +153,14 @@ def label_scores(
         Scores in [0, 1]; None where nothing can be scored.
     """
     gold_labels, predicted_labels = list(gold_labels), list(predicted_labels)
-    found: list[SetScores | None] = []
+    by_wheels = None
     if taxonomy.matching != "meaning":
-        found.append(wheel_scores(gold_labels, predicted_labels, taxonomy, level, junk))
-    if taxonomy.matching != "wheels":
-        keys = [list(map(taxonomy.meaning.key, words)) for words in (gold_labels, predicted_labels)]
-        taxonomy.meaning.read(set().union(*keys))
-        found.append(soft_scores(*keys, taxonomy.meaning.similarity, repeated))
-    scores = mean_scores(found)
+        by_wheels = wheel_scores(gold_labels, predicted_labels, taxonomy, level, junk)
+    if taxonomy.matching == "wheels":
+        return by_wheels
+    keys = [list(map(taxonomy.meaning.key, words)) for words in (gold_labels, predicted_labels)]
+    taxonomy.meaning.read(keys[0] + keys[1])
+    scores = mean_scores([by_wheels, soft_scores(*keys, taxonomy.meaning.similarity, repeated)])
     return SetScores(scores.precision, scores.recall, scores.f1) if scores.n_scored else None
 
 

@@ -86,7 +86,7 @@ class Summary(TypedDict):
     """Results of one set of records, ready for JSON.
 
     `condition` names a change made to the clips, if any; `notes` counts the clips that were not read whole, or look odd
-    (`media.notes`). `matching` is how words were compared, and the embedding model if one did. Of a folder it also names
+    (`media.notes`); `matching` says how words were compared (`wheels.Taxonomy.compared_by`). Of a folder it also names
     the digest of the model's weights, the manifest, its split, the number of its clips and of those without a record,
     and the wheels.
     """
@@ -235,8 +235,8 @@ def write_summary(
 ) -> Summary:
     """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
 
-    `wheels` is a taxonomy, or the folder of the official wheels; None takes the built-in ones. `condition` is by default the exchange
-    that the records were made with. The others are those of `saved_records` and `summarise`.
+    `wheels` is a taxonomy, or the folder of the official wheels; None takes the built-in ones. `condition` is by
+    default the exchange that the records were made with. The others are those of `saved_records` and `summarise`.
     """
     taxonomy = wheel_words.load(wheels)
     records, told = saved_records(out_dir, manifest, split, taxonomy)

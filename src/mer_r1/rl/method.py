@@ -129,6 +129,9 @@ class Method:
             raise ValueError(f"calibration_share must be at least 0 and below 1; got {self.calibration_share}")
         self._check_weight()
 
+        if self.matching != "wheels" and "accuracy" in self.objectives:
+            raise ValueError(f"matching={self.matching} has no accuracy, which method={self.method} rewards")
+
     def _check_weight(self) -> None:
         if self.alpha is not None and self.calibration_share is not None:
             raise ValueError("alpha and calibration_share both weigh the calibration terms: give one of them")

@@ -230,8 +230,10 @@ def reward_function(
     Raises:
         UserError: another objective, or a taxonomy that compares words in another way than the method.
     """
-    if matching != taxonomy.matching or (matching != "wheels" and objective == "accuracy"):
-        raise UserError(f"matching={matching}: the {objective} reward compares words by {taxonomy.matching} here")
+    if matching != taxonomy.matching:
+        raise UserError(
+            f"matching={matching}: words are compared by {taxonomy.matching} here; use mer-r1 rl for others"
+        )
     if objective in ("format", "twice_format"):
         form = FormatReward if objective == "format" else TwiceFormatReward
         return form(distinct_words, strict_labels, taxonomy if known_words else None, absent_channels)

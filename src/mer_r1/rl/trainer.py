@@ -31,8 +31,8 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
-from mer_r1.emotions.thinking import FAST_PREFILL
 from mer_r1.emotions.meaning import clustered
+from mer_r1.emotions.thinking import FAST_PREFILL
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.model.checkpoints import WholeCheckpoints
@@ -119,7 +119,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             row that answers fast (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
         prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
         method: choice of the advantages.
-        taxonomy: wheels of the rewards and of the confidences; compared by meaning, those of the confidences are clusters.
+        taxonomy: wheels of the rewards, and of the confidences unless `meaning.clustered` makes others.
         args: TRL's configuration.
         kwargs: passed to GRPOTrainer (callbacks, peft_config).
 

@@ -1,8 +1,8 @@
 """Agreement of the two ways of comparing words: does a comparison by meaning say what people and wheels say?
 
-Four questions, each to the bare embedding model and to the comparison with its mends (`emotions.meaning`): does it place
-synonyms above other pairs, words of one sector above words of different ones, and opposites below the floor; and does it
-rank systems as the wheels do?
+Asked of the bare embedding model and of the comparison with its mends (`emotions.meaning`): does it place synonyms
+above other pairs, words of one sector above those of different ones, and opposites below the floor? Of the comparison:
+does it rank systems as the wheels do?
 """
 
 import random
@@ -18,8 +18,8 @@ from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import known_mean
 
 ANTONYMS = """
-accepted/rejected admiration/contempt affectionate/cold amused/unamused angry/content at_ease/nervous attracted/disgusted
-awake/sleepy brave/afraid calm/agitated calm/excited caring/indifferent cheerful/gloomy comfortable/uncomfortable
+accepted/rejected admiration/contempt affectionate/cold amused/unamused angry/content at_ease/nervous
+attracted/disgusted awake/sleepy brave/afraid calm/agitated calm/excited caring/indifferent cheerful/gloomy comfortable/uncomfortable
 confident/insecure curious/bored delighted/miserable determined/hesitant eager/reluctant elated/depressed
 energetic/tired friendly/hostile grateful/resentful happy/not_happy happy/sad happy/unhappy hopeful/hopeless humble/smug
 interested/uninterested joyful/sorrowful lively/lethargic love/hate optimistic/pessimistic patient/impatient
@@ -44,10 +44,10 @@ def word_agreement(meaning: Meaning, taxonomy: Taxonomy, seed: int = 0) -> dict[
         seed: random seed of the pairs.
 
     Returns:
-        `synonyms`, `sectors` and `valence`: two kinds of pairs, with the number of each, the probability `auc` that the
-        first kind's is the larger of two cosines (0.5 for chance), and the shares of both kinds above the floor; `antonyms`;
-        each with the `cosine` of the bare model and with the `similarity`. `neighbours`: word -> its nearest base
-        words, with similarities.
+        `synonyms`, `sectors` and `valence`: two kinds of pairs each, with their numbers `n`, the probability `auc` that
+        of two pairs the one of the first kind is more alike (0.5 for chance), and the shares `above` the floor;
+        `antonyms`; all by `cosine`, the bare model, and by `similarity`. `not apart`: opposites above the floor.
+        `neighbours`: word -> its nearest base words, with similarities.
     """
     draw = random.Random(seed)
     words = sorted(set(filter(None, map(taxonomy.base, taxonomy.forms))))
@@ -63,17 +63,24 @@ def word_agreement(meaning: Meaning, taxonomy: Taxonomy, seed: int = 0) -> dict[
             [pair for pair in pairs if signs[pair[0]] * signs[pair[1]] < 0],
         ),
     }
-    meaning.read({meaning.key(word) for both in kinds.values() for some in both for pair in some[:PAIRS] for word in pair})
+    meaning.read(
+        {meaning.key(word) for both in kinds.values() for some in both for pair in some[:PAIRS] for word in pair}
+    )
     found: dict[str, Any] = {name: _contrast(meaning, *both) for name, both in kinds.items()}
     antonyms = [tuple(pair.replace("_", " ").split("/")) for pair in ANTONYMS.split()]
-    found["antonyms"] = {"n": len(antonyms), **{n: _above(v, meaning.floor) for n, v in _both(meaning, antonyms).items()}}
+    found["antonyms"] = {
+        "n": len(antonyms),
+        **{n: _above(v, meaning.floor) for n, v in _both(meaning, antonyms).items()},
+    }
     found["not apart"] = ["/".join(pair) for pair in antonyms if meaning.similarity(*pair) > 0]
     meaning.read(map(meaning.key, (*words, *SHOWN)))
     found["neighbours"] = {word: _nearest(meaning, word, words) for word in SHOWN}
     return {"meaning": repr(meaning), "wheels": taxonomy.title, **found}
 
 
-def system_agreement(labels: Mapping[str, Sequence[object]], by_wheels: Taxonomy, by_meaning: Taxonomy) -> dict[str, Any]:
+def system_agreement(
+    labels: Mapping[str, Sequence[object]], by_wheels: Taxonomy, by_meaning: Taxonomy
+) -> dict[str, Any]:
     """How alike two ways of comparing words rank systems, each system in turn taken for the gold of the others.
 
     Args:
