@@ -7,7 +7,7 @@ does it rank systems as the wheels do?
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import permutations
+from itertools import compress, permutations
 from typing import Any
 
 from mer_r1.emotions.meaning import Meaning
@@ -19,8 +19,9 @@ from mer_r1.evaluation.intervals import known_mean
 
 ANTONYMS = """
 accepted/rejected admiration/contempt affectionate/cold amused/unamused angry/content at_ease/nervous
-attracted/disgusted awake/sleepy brave/afraid calm/agitated calm/excited caring/indifferent cheerful/gloomy comfortable/uncomfortable
-confident/insecure curious/bored delighted/miserable determined/hesitant eager/reluctant elated/depressed
+attracted/disgusted awake/sleepy brave/afraid calm/agitated calm/excited caring/indifferent cheerful/gloomy
+comfortable/uncomfortable confident/insecure curious/bored delighted/miserable determined/hesitant eager/reluctant
+elated/depressed
 energetic/tired friendly/hostile grateful/resentful happy/not_happy happy/sad happy/unhappy hopeful/hopeless humble/smug
 interested/uninterested joyful/sorrowful lively/lethargic love/hate optimistic/pessimistic patient/impatient
 pleased/annoyed proud/ashamed relaxed/tense relieved/worried respectful/contemptuous safe/threatened sad/not_sad
@@ -49,33 +50,16 @@ def word_agreement(meaning: Meaning, taxonomy: Taxonomy, seed: int = 0) -> dict[
         `antonyms`; all by `cosine`, the bare model, and by `similarity`. `not apart`: opposites above the floor.
         `neighbours`: word -> its nearest base words, with similarities.
     """
-    draw = random.Random(seed)
     words = sorted(set(filter(None, map(taxonomy.base, taxonomy.forms))))
-    pairs = [tuple(draw.sample(words, 2)) for _ in range(4 * PAIRS)]
-    shared = {pair: _shared(taxonomy, *pair) for pair in pairs}
-    signs = {word: valence(word, taxonomy) or 0 for word in words}
-    synonyms = [(base, label) for base, labels in taxonomy.synonyms.items() for label in labels if base != label]
-    kinds = {
-        "synonyms": (draw.sample(synonyms, min(PAIRS, len(synonyms))), [pair for pair in pairs if not shared[pair]]),
-        "sectors": ([pair for pair in pairs if shared[pair] > 0.5], [pair for pair in pairs if not shared[pair]]),
-        "valence": (
-            [pair for pair in pairs if signs[pair[0]] * signs[pair[1]] > 0],
-            [pair for pair in pairs if signs[pair[0]] * signs[pair[1]] < 0],
-        ),
-    }
-    meaning.read(
-        {meaning.key(word) for both in kinds.values() for some in both for pair in some[:PAIRS] for word in pair}
-    )
-    found: dict[str, Any] = {name: _contrast(meaning, *both) for name, both in kinds.items()}
-    antonyms = [tuple(pair.replace("_", " ").split("/")) for pair in ANTONYMS.split()]
-    found["antonyms"] = {
-        "n": len(antonyms),
-        **{n: _above(v, meaning.floor) for n, v in _both(meaning, antonyms).items()},
-    }
-    found["not apart"] = ["/".join(pair) for pair in antonyms if meaning.similarity(*pair) > 0]
     meaning.read(map(meaning.key, (*words, *SHOWN)))
+    found: dict[str, Any] = {"meaning": repr(meaning), "wheels": taxonomy.title}
+    found |= {name: _contrast(meaning, *both) for name, both in _kinds(words, taxonomy, seed).items()}
+    antonyms = [pair.replace("_", " ").split("/") for pair in ANTONYMS.split()]
+    shares = {name: _above(values, meaning.floor) for name, values in _both(meaning, antonyms).items()}
+    found["antonyms"] = {"n": len(antonyms), **shares}
+    found["not apart"] = ["/".join(pair) for pair in antonyms if meaning.similarity(*pair) > 0]
     found["neighbours"] = {word: _nearest(meaning, word, words) for word in SHOWN}
-    return {"meaning": repr(meaning), "wheels": taxonomy.title, **found}
+    return found
 
 
 def system_agreement(
@@ -119,6 +103,22 @@ def system_agreement(
 
 
 Pairs = Sequence[Sequence[str]]
+
+
+def _kinds(words: Sequence[str], taxonomy: Taxonomy, seed: int) -> dict[str, tuple[Pairs, Pairs]]:
+    """Pairs of words that a taxonomy calls alike, and pairs that it calls different, in three ways."""
+    draw = random.Random(seed)
+    pairs = [draw.sample(words, 2) for _ in range(4 * PAIRS)]
+    shared = [_shared(taxonomy, *pair) for pair in pairs]
+    signs = [(valence(left, taxonomy) or 0) * (valence(right, taxonomy) or 0) for left, right in pairs]
+    synonyms = [(base, label) for base, labels in taxonomy.synonyms.items() for label in labels if base != label]
+    draw.shuffle(synonyms)
+    apart = list(compress(pairs, [share == 0 for share in shared]))
+    return {
+        "synonyms": (synonyms, apart),
+        "sectors": (list(compress(pairs, [share > 0.5 for share in shared])), apart),
+        "valence": tuple(list(compress(pairs, [sign == wanted for sign in signs])) for wanted in (1, -1)),  # type: ignore[dict-item]
+    }
 
 
 def _contrast(meaning: Meaning, alike: Pairs, different: Pairs) -> dict[str, Any]:
