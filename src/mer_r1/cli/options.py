@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from mer_r1.emotions.meaning import FLOOR, matched
+from mer_r1.emotions.meaning import matched
 from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
@@ -76,8 +76,9 @@ class Compared:
         Path | None, typer.Option(help="Folder of the embedding model; the packaged one by default.")
     ] = None
     meaning_floor: Annotated[
-        float, typer.Option(min=0, max=1, help="Similarity below which two words have nothing in common.")
-    ] = FLOOR
+        float | None,
+        typer.Option(min=0, max=1, help="Similarity below which two words have nothing in common; 0.5 by default."),
+    ] = None
 
     def taxonomy(self, wheels: Path | None) -> Taxonomy:
         """The wheels of a folder, or the built-in ones, with words compared in this way."""

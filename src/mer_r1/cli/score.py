@@ -14,7 +14,7 @@ from rich.text import Text
 from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
 from mer_r1.data.jsonl import read_json, read_object
-from mer_r1.emotions.meaning import FLOOR, matched
+from mer_r1.emotions.meaning import matched
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
@@ -124,7 +124,7 @@ def matching_table(
     ] = None,
     wheels: Wheels = None,
     meaning_model: Annotated[Path | None, typer.Option(help="Embedding model; the packaged one by default.")] = None,
-    meaning_floor: Annotated[float, typer.Option(min=0, max=1, help="Similarity floor.")] = FLOOR,
+    meaning_floor: Annotated[float | None, typer.Option(min=0, max=1, help="Similarity floor; 0.5 by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a comparison of words by meaning against synonyms, wheels, valence, opposites, and rankings of systems."""

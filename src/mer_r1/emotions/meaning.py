@@ -116,7 +116,7 @@ class Meaning:
 
 
 def matched(
-    taxonomy: Taxonomy, matching: str = "wheels", model: str | Path | None = None, floor: float = FLOOR
+    taxonomy: Taxonomy, matching: str = "wheels", model: str | Path | None = None, floor: float | None = None
 ) -> Taxonomy:
     """A taxonomy whose words are compared in another way.
 
@@ -124,7 +124,7 @@ def matched(
         taxonomy: wheels and words.
         matching: one of `wheels.MATCHINGS`.
         model: folder of an embedding model; None takes the packaged one.
-        floor: similarity floor.
+        floor: similarity floor; None takes `FLOOR`.
 
     Raises:
         UserError: another matching, a model or a floor that nothing uses, or a folder without a model.
@@ -133,10 +133,11 @@ def matched(
     if matching not in MATCHINGS:
         raise UserError(f"matching: expected one of {', '.join(MATCHINGS)}, got {matching!r}")
     if matching == "wheels":
-        if model is not None or floor != FLOOR:
+        if model is not None or floor is not None:
             raise UserError("meaning_model and meaning_floor are for matching=meaning or both, got matching=wheels")
         return taxonomy
-    return replace(taxonomy, matching=matching, meaning=Meaning(*load_model(model), floor, taxonomy))
+    meaning = Meaning(*load_model(model), FLOOR if floor is None else floor, taxonomy)
+    return replace(taxonomy, matching=matching, meaning=meaning)
 
 
 def load_model(folder: str | Path | None = None) -> tuple[Embed, str]:
