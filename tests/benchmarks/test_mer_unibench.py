@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from mer_r1.benchmarks.mer_unibench.gold import Gold, read_gold
 from mer_r1.benchmarks.mer_unibench.predictions import Answers, Reading, read_predictions
 from mer_r1.benchmarks.mer_unibench.report import SLOW_MINUS_FAST, Scoring, score_benchmark
+from mer_r1.benchmarks.mer_unibench.scores.agreement import system_agreement, word_agreement
 from mer_r1.benchmarks.mer_unibench.scores.audit import Side, audit_replies
 from mer_r1.benchmarks.mer_unibench.scores.audit_words import PlacedClips, audit_words, stray_labels
 from mer_r1.benchmarks.mer_unibench.scores.official import benchmark_mean, best_checkpoint, official_score
 from mer_r1.benchmarks.mer_unibench.scores.tally import resampled, sentiment_tally, word_tally
 from mer_r1.benchmarks.mer_unibench.sets import NINE, SETS, named, nine_way_mean
 from mer_r1.benchmarks.mer_unibench.tables import OVMERD_COLUMNS, render, score_tables
-from mer_r1.benchmarks.mer_unibench.terminal import scores_table
+from mer_r1.benchmarks.mer_unibench.terminal import remarks, scores_table
 from mer_r1.emotions import metrics
+from mer_r1.emotions.meaning import Meaning
 from mer_r1.emotions.wheels import EmotionWheel, Taxonomy, builtin, official
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import interval_of
@@ -854,3 +856,65 @@ def test_a_file_of_several_is_named_when_it_cannot_be_scored(run, tmp_path):
     status, _, err = run("score", "openset", "--gold", gold, "--predictions", good, "--predictions", bad)
     assert status == 2
     assert "q.json: predictions: 1 of 1 gold names have none" in err
+
+
+# --- words compared by meaning
+
+
+def alike(texts):
+    """An embedding of every text in one direction: only opposites are apart."""
+    return np.ones((len(texts), 1))
+
+
+def test_meaning_changes_the_audited_precision_recall_and_f1_alone():
+    gold, predicted = {"a": ["joy"], "b": ["qualm"], "c": ["happy"]}, {"a": ["fury"], "b": ["joy"], "c": ["not happy"]}
+    by_meaning = replace(builtin(), matching="meaning", meaning=Meaning(alike, "alike", 0.5))
+    reports = [scored_by(taxonomy, gold, predicted) for taxonomy in (builtin(), by_meaning)]
+    audited = [report["sets"]["mer2023"]["modes"]["slow"]["audited"] for report in reports]
+    # The wheels score clips a and c, and place neither "fury" nor "not happy" with joy. By meaning b is scored, too.
+    assert [part.pop("unified")["f1"]["mean"] for part in audited] == [0.0, pytest.approx(1 / 3)]
+    everything = [part.pop("everything") for part in audited]
+    assert everything[0]["score"] == everything[1]["score"]
+    assert audited[0] == audited[1]
+    official = [report["sets"]["mer2023"]["modes"]["slow"]["official"] for report in reports]
+    assert official[0] == official[1]
+    assert [report["matching"] for report in reports] == ["wheels", "meaning (alike, floor 0.5)"]
+    told = [line for line in remarks(reports[1]) if "compare words by" in line]
+    assert told == [
+        "audited precision, recall and F1 compare words by meaning (alike, floor 0.5); all other scores by the wheels"
+    ]
+
+
+def scored_by(taxonomy, gold, predicted):
+    entry = SETS["mer2023"]
+    golds = {"mer2023": Gold(entry, gold)}
+    return score_benchmark(
+        golds, {"mer2023": {"one": {"slow": answers_of(predicted)}}}, Scoring(taxonomy, resamples=20)
+    )
+
+
+def test_two_equal_ways_rank_systems_alike_and_opposite_ones_do_not():
+    labels = {
+        name: [[word] for word in words] for name, words in zip("abcd", ("xyz", "xyw", "xvw", "zyx"), strict=True)
+    }
+    letters = {letter: letter for letter in "vwxyz"}
+    wheels = Taxonomy((EmotionWheel("letters", "", letters, letters),), *({a: (a,) for a in letters} for _ in range(2)))
+    apart = Meaning(lambda texts: np.eye(5)[["vwxyz".index(text[-1]) for text in texts]], "", 0.5, wheels)
+    found = system_agreement(labels, wheels, replace(wheels, matching="meaning", meaning=apart))
+    assert (found["n_systems"], found["n_clips"], found["clips"]) == (4, 3, pytest.approx(1.0))
+    assert found["systems"] == {"mean": pytest.approx(1.0), "lowest": pytest.approx(1.0)}
+    assert found["f1"]["wheels"] == found["f1"]["meaning"]
+    for wrong in ({"a": [["x"]]}, {**labels, "e": [["x"]]}):
+        with pytest.raises(UserError, match="at least three"):
+            system_agreement(wrong, wheels, wheels)
+
+
+def test_agreement_about_words_by_identity():
+    # A model that is certain of everything above the floor cannot tell pairs apart; the mends still part opposites.
+    found = word_agreement(Meaning(alike, "alike", 0.5), builtin())
+    assert {name: found[name]["cosine"]["auc"] for name in ("synonyms", "sectors", "valence")} == {
+        **dict.fromkeys(("synonyms", "sectors", "valence"), 0.5)
+    }
+    assert found["valence"]["similarity"] == {"auc": 1.0, "above": [1.0, 0.0]}
+    assert found["antonyms"]["cosine"]["above"] == 1.0
+    assert found["antonyms"]["similarity"]["above"] == len(found["not apart"]) / found["antonyms"]["n"] < 0.2

@@ -259,6 +259,10 @@ WRONG = {
         ["evaluate", "--manifest", "CORPUS", "--out", "HERE/e", "--model", "m", "--split", "dev"],
         "split=dev",
     ),
+    "evaluate: a floor": (
+        ["evaluate", "--manifest", "CORPUS", "--out", "HERE/e", "--meaning-floor", "0.4"],
+        "meaning_model and meaning_floor are for matching=meaning or both",
+    ),
     "demo: a file": (["demo", "--out", "HERE/text"], "HERE/text: File exists"),
     "demo: another size": (["demo", "--out", "HERE/demo", "--quick"], "choose another --out"),
 }

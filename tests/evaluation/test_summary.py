@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import write_manifest
+from mer_r1.emotions.meaning import Meaning
 from mer_r1.emotions.metrics import mean_scores, wheel_scores
 from mer_r1.emotions.thinking import format_completion
 from mer_r1.emotions.wheels import builtin
@@ -151,6 +153,21 @@ def test_the_summary_is_written_from_completions_alone(tmp_path):
     assert summary["modes"]["slow"]["f1"] == {"mean": 1.0, "low": None, "high": None, "n": 1}
     assert summary["modes"]["fast"]["f1"]["mean"] == 0.0
     assert (summary["seed"], summary["condition"]) == (4, "audio exchanged")
+
+
+def test_the_same_records_are_scored_by_meaning_and_the_summary_says_so(tmp_path):
+    write(tmp_path, [answered("a", ["joyful"], None), answered("b", ["sad"], None)])
+    wheels = write_summary(tmp_path, tmp_path / "m.jsonl", "test", resamples=10)
+    # Any two words point into one direction: only opposites are apart.
+    meaning = Meaning(lambda texts: np.ones((len(texts), 1)), "one direction", 0.5)
+    taxonomy = replace(builtin(), matching="meaning", meaning=meaning)
+    found = write_summary(tmp_path, tmp_path / "m.jsonl", "test", resamples=10, wheels=taxonomy)
+    assert [each["matching"] for each in (wheels, found)] == ["wheels", "meaning (one direction, floor 0.5)"]
+    assert found["modes"]["slow"]["f1"]["mean"] == wheels["modes"]["slow"]["f1"]["mean"] == 0.5
+    assert found["wheels"] == wheels["wheels"]
+    assert json.loads((tmp_path / "summary.json").read_text())["matching"] == found["matching"]
+    assert "words compared by meaning (one direction, floor 0.5)" in " ".join(table_text(build_table(found)).split())
+    assert "compared by" not in table_text(build_table(wheels))
 
 
 def test_a_folder_without_records_is_an_error(tmp_path):

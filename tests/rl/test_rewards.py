@@ -3,17 +3,21 @@
 import inspect
 import itertools
 import pickle
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_r1.emotions import metrics
 from mer_r1.emotions import wheels as taxonomy
+from mer_r1.emotions.meaning import Meaning
 from mer_r1.emotions.thinking import parse
 from mer_r1.errors import UserError
 from mer_r1.rl import rewards
+from mer_r1.rl.method import Method
 from mer_r1.rl.rewards import FormatReward, SetReward, f1_reward, format_reward, precision_reward, recall_reward
 
 GOLD = ["happy", "afraid"]
@@ -285,3 +289,32 @@ def test_gold_with_repeated_unplaced_or_long_labels_earns_full_reward() -> None:
 @pytest.mark.parametrize("labels", [[], ["no such word"], ["happy, sad"], None])
 def test_gold_that_cannot_be_earned_is_told(labels: object) -> None:
     assert not rewards.gold_earns_full_reward(labels)
+
+
+# --- words compared by meaning
+
+
+def test_rewards_compare_words_as_the_taxonomy_does() -> None:
+    vectors = {"qualm": (1.0, 0.0), "scruple": (0.8, 0.6), "zzqx": (0.0, 1.0)}
+    meaning = Meaning(lambda texts: np.array([vectors[text.split()[-1]] for text in texts]), "", 0.7)
+    by_meaning = replace(taxonomy.builtin(), matching="meaning", meaning=meaning)
+    reward = rewards.reward_function("precision", by_meaning, matching="meaning")
+    completions = [
+        answer("qualm"),
+        answer("scruple"),
+        answer("scruple", "zzqx"),
+        answer("scruple", "scruple"),
+        answer(),
+    ]
+    # No wheel has any of these words. A repeated word is a wrong one, an unknown one is compared like any other.
+    assert reward(completions=completions, labels=[["qualm"]] * 5) == pytest.approx([1.0, 0.8, 0.4, 0.4, 0.0])
+    assert SetReward("f1")(completions=completions[:1], labels=[["qualm"]]) == [None]
+    assert rewards.gold_earns_full_reward(["qualm"], by_meaning)
+    assert not rewards.gold_earns_full_reward(["qualm"])
+
+
+def test_a_method_and_a_taxonomy_that_compare_in_different_ways_are_refused() -> None:
+    with pytest.raises(UserError, match="matching=meaning: words are compared by wheels here"):
+        rewards.reward_function("recall", taxonomy.builtin(), **Method(matching="meaning").reward_options)
+    with pytest.raises(ValueError, match="matching=both has no accuracy"):
+        Method(method="r1-omni", matching="both")

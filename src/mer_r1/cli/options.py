@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from mer_r1.emotions.meaning import matched
 from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.wheels import Taxonomy, load
 from mer_r1.errors import UserError
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import REFERENCE_SAMPLING, Decoding, Prices, TextModel
@@ -62,6 +64,27 @@ ExtraBody = Annotated[
 Think = Literal["slow", "fast", "both"]
 ThinkOption = Annotated[Think, typer.Option(help="Mode of thinking.")]
 SentimentBy = Literal["llm", "rules"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Options of how words are compared in precision, recall and F1."""
+
+    matching: Annotated[
+        Literal["wheels", "meaning", "both"],
+        typer.Option(help="Compare words by wheels, by meaning (an embedding model), or by both."),
+    ] = "wheels"
+    meaning_model: Annotated[
+        Path | None, typer.Option(help="Folder of the embedding model; the packaged one by default.")
+    ] = None
+    meaning_floor: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Similarity below which two words have nothing in common; 0.5 by default."),
+    ] = None
+
+    def taxonomy(self, wheels: Path | None) -> Taxonomy:
+        """The wheels of a folder, or the built-in ones, with words compared in this way."""
+        return matched(load(wheels), self.matching, self.meaning_model, self.meaning_floor)
 
 
 @dataclass(frozen=True)

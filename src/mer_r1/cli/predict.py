@@ -25,6 +25,7 @@ from mer_r1.cli.benchmarks.engines import Engine, Patient
 from mer_r1.cli.options import (
     OPENAI_KEY,
     BatchSize,
+    Compared,
     Device,
     FeaturesDir,
     KeyVariable,
@@ -283,6 +284,7 @@ def evaluate(
     thinking: Thinking,
     engine: Engine,
     requests: Patient,
+    compared: Compared,
     model: Annotated[
         str | None,
         typer.Option(help="Model folder or hub name, or its name at --model-url; without it, only score."),
@@ -302,7 +304,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    gate = thinking.gate(model, wheels=load_wheels(wheels).title, temperature=temperature)
+    taxonomy = compared.taxonomy(wheels)
+    gate = thinking.gate(model, wheels=taxonomy.title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
     if model is None and (given := [name for name, value in needing.items() if value]):
         raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
@@ -331,14 +334,14 @@ def evaluate(
             else:
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking.modes, sampling, progress=advance, **how)
-    _show_summary((out, manifest, split), gate, seed, wheels, model, as_json)
+    _show_summary((out, manifest, split), gate, seed, taxonomy, model, as_json)
 
 
 def _show_summary(
     of: tuple[Path, Path, str],
     gate: "Gate | None",
     seed: int,
-    wheels: Path | None,
+    wheels: Taxonomy,
     model: str | None,
     as_json: bool,
 ) -> None:

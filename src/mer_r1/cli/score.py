@@ -14,6 +14,7 @@ from rich.text import Text
 from mer_r1.cli.app import AsJson, Wheels, app, console, leave, print_json, progress, say, say_notes, score_app
 from mer_r1.cli.options import AllowPickle, PricesOption, Reader, Requests, SentimentBy, parse_prices
 from mer_r1.data.jsonl import read_json, read_object
+from mer_r1.emotions.meaning import matched
 from mer_r1.emotions.metrics import hit_rate_report, openset_report, sentiment_report
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
@@ -114,6 +115,61 @@ def hit_rate(gold: Gold, predictions: Predictions, wheels: Wheels = None, as_jso
 def sentiment(gold: Gold, predictions: Predictions, as_json: AsJson = False) -> None:
     """Weighted F1 and accuracy of positive or negative: gold holds numbers, predictions hold replies."""
     _score(gold, predictions, sentiment_report, as_json, "no wheels")
+
+
+@score_app.command("matching")
+def matching_table(
+    systems: Annotated[
+        Path | None, typer.Option(help="JSON: labels -> system -> label strings of the same clips, to rank systems.")
+    ] = None,
+    wheels: Wheels = None,
+    meaning_model: Annotated[Path | None, typer.Option(help="Embedding model; the packaged one by default.")] = None,
+    meaning_floor: Annotated[float | None, typer.Option(min=0, max=1, help="Similarity floor; 0.5 by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a comparison of words by meaning against synonyms, wheels, valence, opposites, and rankings of systems."""
+    from mer_r1.benchmarks.mer_unibench.scores.agreement import system_agreement, word_agreement
+
+    by_wheels = load(wheels)
+    by_meaning = matched(by_wheels, "meaning", meaning_model, meaning_floor)
+    report = word_agreement(by_meaning.meaning, by_wheels)
+    if systems is not None:
+        labels = read_object(systems).get("labels")
+        if not isinstance(labels, dict) or not all(isinstance(rows, list) for rows in labels.values()):
+            raise UserError(f"{systems}: expected an object with labels: system -> a list of label strings")
+        report["systems"] = system_agreement(labels, by_wheels, by_meaning)
+    if as_json:
+        print_json(report)
+    else:
+        _show_matching(report)
+
+
+def _show_matching(report: dict[str, Any]) -> None:
+    table = Table("pairs", title=f"{report['meaning']} against {report['wheels']}")
+    for name in ("n", "AUC, bare", "AUC", "above the floor, bare", "above the floor"):
+        table.add_column(name, justify="right")
+    for name, rest in (("synonyms", "other words"), ("sectors", "other sectors"), ("valence", "opposite valence")):
+        row = report[name]
+        bare, mended = (row[kind] for kind in ("cosine", "similarity"))
+        cells = [" / ".join(f"{share:.3f}" for share in kind["above"]) for kind in (bare, mended)]
+        table.add_row(
+            f"{name} / {rest}", " / ".join(map(str, row["n"])), _number(bare["auc"]), _number(mended["auc"]), *cells
+        )
+    row = report["antonyms"]
+    table.add_row(
+        "opposites", str(row["n"]), "", "", *(f"{row[kind]['above']:.3f}" for kind in ("cosine", "similarity"))
+    )
+    console.print(table)
+    say(f"opposites above the floor: {', '.join(report['not apart']) or 'none'}")
+    for word, near in report["neighbours"].items():
+        say(f"{word}: " + (", ".join(f"{other} {value:.2f}" for other, value in near.items() if value) or "no word"))
+    if "systems" in report:
+        row = report["systems"]
+        say(
+            f"{row['n_systems']} systems on {row['n_clips']} clips: rank correlation of systems "
+            f"{row['systems']['mean']:.3f} (lowest {row['systems']['lowest']:.3f}), of answers {row['clips']:.3f}; "
+            f"mean F1 {row['f1']['wheels']:.3f} by wheels, {row['f1']['meaning']:.3f} by meaning"
+        )
 
 
 @score_app.command("list-parse", hidden=True)

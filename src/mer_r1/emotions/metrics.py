@@ -101,6 +101,69 @@ def wheel_scores(
     return SetScores(*(_mean(values) for values in zip(*per_wheel, strict=True)))
 
 
+def soft_scores(
+    gold: Iterable[str], predicted: Iterable[str], similarity: Callable[[str, str], float], junk: int = 0
+) -> SetScores:
+    """Precision s/|P|, recall s/|G| and F1 = 2s/(|G|+|P|) of two sets whose members may be alike without being equal.
+
+    s is the largest sum of similarities over all one-to-one matchings of gold and predicted members. Equal sets score
+    1; where no two different members are alike, the scores are those of `set_scores`. The empty cases are the same.
+
+    Args:
+        gold: duplicates count once.
+        predicted: likewise.
+        similarity: symmetric, in [0, 1], and 1 for equal members.
+        junk: number of further predicted members that are wrong.
+    """
+    gold, predicted = sorted(set(gold)), sorted(set(predicted))
+    if not gold:
+        return UNDEFINED
+    if not predicted:
+        return NOTHING_PREDICTED
+    from scipy.optimize import linear_sum_assignment  # only these scores need it
+
+    table = [[similarity(right, left) for left in predicted] for right in gold]
+    shared = math.fsum(table[row][column] for row, column in zip(*linear_sum_assignment(table, True), strict=True))
+    count = len(predicted) + junk
+    return SetScores(shared / count, shared / len(gold), 2 * shared / (len(gold) + count))
+
+
+def label_scores(
+    gold_labels: Iterable[str],
+    predicted_labels: Iterable[str],
+    taxonomy: Taxonomy,
+    level: int = 1,
+    junk: int = 0,
+    repeated: int = 0,
+) -> SetScores | None:
+    """The scores of one answer as the taxonomy compares words: by its wheels, by meaning, or the mean of both.
+
+    By meaning, every gold word counts, and a word that no wheel places is compared like any other. Of "both", one that
+    has no gold word is left out of the mean, as a wheel is.
+
+    Args:
+        gold_labels: the annotated words.
+        predicted_labels: the answered words.
+        taxonomy: wheels, words, and how they are compared.
+        level: ring of the wheels.
+        junk: number of further answered words that count as wrong on each wheel.
+        repeated: how many of these are repetitions; only they count as wrong by meaning.
+
+    Returns:
+        Scores in [0, 1]; None where nothing can be scored.
+    """
+    gold_labels, predicted_labels = list(gold_labels), list(predicted_labels)
+    by_wheels = None
+    if taxonomy.matching != "meaning":
+        by_wheels = wheel_scores(gold_labels, predicted_labels, taxonomy, level, junk)
+    if taxonomy.matching == "wheels":
+        return by_wheels
+    keys = [list(map(taxonomy.meaning.key, words)) for words in (gold_labels, predicted_labels)]
+    taxonomy.meaning.read(keys[0] + keys[1])
+    scores = mean_scores([by_wheels, soft_scores(*keys, taxonomy.meaning.similarity, repeated)])
+    return SetScores(scores.precision, scores.recall, scores.f1) if scores.n_scored else None
+
+
 def mean_scores(items: Iterable[SetScores | None]) -> MeanScores:
     """Means over items, as the paper's unified scores; None and `UNDEFINED` items are skipped and counted.
 

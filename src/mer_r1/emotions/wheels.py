@@ -26,6 +26,7 @@ from mer_r1.emotions.official_wheels import normalise
 from mer_r1.errors import UserError
 
 LEVELS = (1, 2)
+MATCHINGS = ("wheels", "meaning", "both")
 _QUOTES_TO_COMMAS = str.maketrans("'\"", ",,")
 
 
@@ -68,12 +69,16 @@ class Taxonomy:
         synonyms: base word -> its wheel labels, best first.
         alphabetical: whether the alphabetically first of several candidate labels counts (the MER-UniBench rule)
             instead of the first that the tables list.
+        matching: how `metrics.label_scores` compares words: one of `MATCHINGS`; "both" is the mean of the two.
+        meaning: the `meaning.Meaning` that compares them, unless the wheels do alone.
     """
 
     wheels: tuple[EmotionWheel, ...]
     forms: Mapping[str, tuple[str, ...]]
     synonyms: Mapping[str, tuple[str, ...]]
     alphabetical: bool = False
+    matching: str = field(default="wheels", repr=False)
+    meaning: Any = field(default=None, repr=False)
     _placed: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     def base(self, word: str) -> str | None:
@@ -162,6 +167,11 @@ class Taxonomy:
         digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
         return f"{'official' if self.alphabetical else 'built-in'} ({digest})"
 
+    @property
+    def compared_by(self) -> str:
+        """The matching, and the embedding model and its floor where it has them."""
+        return self.matching if self.meaning is None else f"{self.matching} ({self.meaning!r})"
+
     @cached_property
     def _candidates(self) -> dict[str, list[str]]:
         """Surface form -> candidate labels over all its base words, in the order of preference."""
@@ -172,8 +182,10 @@ class Taxonomy:
         return {form: sorted(set(labels)) for form, labels in found.items()} if self.alphabetical else found
 
 
-def load(folder: str | Path | None = None) -> Taxonomy:
-    """Load the official tables from `folder`, or the built-in wheels if it is None."""
+def load(folder: "str | Path | Taxonomy | None" = None) -> Taxonomy:
+    """Load the official tables from `folder`, or the built-in wheels if it is None; a taxonomy is returned as it is."""
+    if isinstance(folder, Taxonomy):
+        return folder
     return builtin() if folder is None else official(folder)
 
 

@@ -24,7 +24,7 @@ from mer_r1.data.claim import check_items, claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import append_line, object_of, read_lines, repair_end
 from mer_r1.emotions.answers import answer_words, rule_doubt
-from mer_r1.emotions.metrics import wheel_scores
+from mer_r1.emotions.metrics import label_scores
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
 from mer_r1.emotions.wheels import Taxonomy
@@ -269,7 +269,7 @@ def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> li
 
     Args:
         records: saved records; those with an error stay as they are.
-        taxonomy: wheels and words.
+        taxonomy: wheels and words, and how words are compared.
         level: ring of the wheels, 1 or 2.
     """
     return [record if record.error is not None else _rescored(record, taxonomy, level) for record in records]
@@ -280,7 +280,7 @@ def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     read = answer_words(parsed.answer)
     labels = read or ()
     unread = read is None or not (labels or "answer>" in record.completion.lower())
-    scores = None if record.gold is None else wheel_scores(record.gold, labels, taxonomy, level)
+    scores = None if record.gold is None else label_scores(record.gold, labels, taxonomy, level)
     return replace(
         record,
         reasoning=parsed.reasoning,

@@ -86,8 +86,9 @@ class Summary(TypedDict):
     """Results of one set of records, ready for JSON.
 
     `condition` names a change made to the clips, if any; `notes` counts the clips that were not read whole, or look odd
-    (`media.notes`). Of a folder it also names the digest of the model's weights, the manifest, its split, the number of
-    its clips and of those without a record, and the wheels.
+    (`media.notes`); `matching` says how words were compared (`wheels.Taxonomy.compared_by`). Of a folder it also names
+    the digest of the model's weights, the manifest, its split, the number of its clips and of those without a record,
+    and the wheels.
     """
 
     model: str
@@ -97,6 +98,7 @@ class Summary(TypedDict):
     modes: dict[str, ModeSummary]
     differences: dict[str, Difference]
     notes: dict[str, int]
+    matching: str
     weights: NotRequired[str | None]
     manifest: NotRequired[str]
     split: NotRequired[str]
@@ -137,6 +139,7 @@ def summarise(
         "modes": modes,
         "differences": differences,
         "notes": count_notes((record.id, record.notes) for record in records),
+        "matching": wheels.compared_by,
     }
 
 
@@ -227,13 +230,13 @@ def write_summary(
     *,
     seed: int = 0,
     resamples: int = 2000,
-    wheels: Path | str | None = None,
+    wheels: Path | str | Taxonomy | None = None,
     condition: str | None = None,
 ) -> Summary:
     """Score the saved records of a folder again and write `summary.json` beside them; no model is needed.
 
-    `wheels` is the folder of the official wheels, None takes the built-in ones; `condition` is by default the exchange
-    that the records were made with. The others are those of `saved_records` and `summarise`.
+    `wheels` is a taxonomy, or the folder of the official wheels; None takes the built-in ones. `condition` is by
+    default the exchange that the records were made with. The others are those of `saved_records` and `summarise`.
     """
     taxonomy = wheel_words.load(wheels)
     records, told = saved_records(out_dir, manifest, split, taxonomy)
@@ -255,6 +258,7 @@ def score_card(model: str | Path, summary: Summary) -> bool:
     if summary["condition"] or not card.is_file() or summary["weights"] != weights_digest(model):
         return False
     where = f"{Path(summary['manifest']).name}, split {summary['split']}, {summary['clips']} clips, {summary['wheels']}"
+    where += "" if summary["matching"] == "wheels" else f", words compared by {summary['matching']}"
     modes: Mapping[str, Mapping[str, Any]] = summary["modes"]  # type: ignore[assignment]
     rows = [(mode, *(interval_text(row[name]) for name in SCORE_NAMES)) for mode, row in modes.items()]
     text = with_scores(card.read_text(encoding="utf-8", errors="replace"), where, rows)
@@ -310,7 +314,8 @@ def source_text(summary: Mapping[str, Any]) -> str:
     lost = f", {summary['missing']} of them without a record" if summary["missing"] else ""
     clips = f"{summary['clips']} clips{lost}" + (f", {summary['condition']}" if summary["condition"] else "")
     where = f"{summary['manifest']}, split {summary['split']}"
-    return f"{summary['model']}{weights} on {where}: {clips}; wheels: {summary['wheels']}"
+    by = "" if summary.get("matching", "wheels") == "wheels" else f"; words compared by {summary['matching']}"
+    return f"{summary['model']}{weights} on {where}: {clips}; wheels: {summary['wheels']}{by}"
 
 
 def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, resamples: int) -> ModeSummary:

@@ -18,7 +18,7 @@ whether it is stated, taken from the authors' fork, or our reading. Shapes: R ro
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:  # the choices are read without torch
     from torch import Tensor
@@ -56,6 +56,8 @@ class Method:
         strict_answers: whether an answer without its closing tag earns no recall, precision and F1 (our option).
         strict_labels: whether words that no wheel places and repeated words count as wrong labels in the rewards, and
             a sentence in the answer as malformed (our option; reported scores stay the official ones).
+        matching: how words are compared in the rewards, and what the categories of the calibration are: "wheels" and
+            their sectors, "meaning" (an embedding model) and clusters of the training vocabulary, or "both".
         calibration: formulation of the calibration terms: "answer" (expected recall and precision of the answer),
             "reasoning" (gain in the gold categories' log-probability, for the tokens before the answer), "hinge"
             (shortfall against the starting policy's fast thinking), "difference" (mean log differences of slow and
@@ -87,6 +89,7 @@ class Method:
     absent_channels: bool = False
     strict_answers: bool = True
     strict_labels: bool = True
+    matching: str = "wheels"
     calibration: str = "answer"
     conditional: bool = True
     anchors: str = "mentions"
@@ -101,6 +104,7 @@ class Method:
 
     ALLOWED: ClassVar[dict[str, tuple[str, ...]]] = {
         "method": tuple(OBJECTIVES),
+        "matching": ("wheels", "meaning", "both"),
         "calibration": ("answer", "reasoning", "hinge", "difference", "noise"),
         "anchors": ("mentions", "all", "first"),
         "space": ("advantage", "reward", "mixed"),
@@ -122,6 +126,9 @@ class Method:
         if not 0 <= (self.calibration_share or 0.0) < 1:
             raise ValueError(f"calibration_share must be at least 0 and below 1; got {self.calibration_share}")
         self._check_weight()
+
+        if self.matching != "wheels" and "accuracy" in self.objectives:
+            raise ValueError(f"matching={self.matching} has no accuracy, which method={self.method} rewards")
 
     def _check_weight(self) -> None:
         if self.alpha is not None and self.calibration_share is not None:
@@ -150,9 +157,9 @@ class Method:
         return tuple(self.format_weight if weight is None else weight for weight in OBJECTIVES[self.method].values())
 
     @property
-    def reward_options(self) -> dict[str, bool]:
-        """What the rewards refuse, as arguments of `rewards.reward_function`."""
-        names = ("distinct_words", "known_words", "absent_channels", "strict_answers", "strict_labels")
+    def reward_options(self) -> dict[str, Any]:
+        """What the rewards refuse and how they compare words, as arguments of `rewards.reward_function`."""
+        names = ("distinct_words", "known_words", "absent_channels", "strict_answers", "strict_labels", "matching")
         return {name: getattr(self, name) for name in names}
 
     @property

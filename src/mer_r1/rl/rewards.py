@@ -15,7 +15,9 @@ Sampled answers exploit what the metrics forgive, so the rewards are stricter by
 - `absent_channels` (off by default): a reasoning that speaks of a channel that its clip lacks earns 0, format included.
   It needs the column `absent`, the channels (`emotions.channels.CHANNELS`) that each clip lacks.
 
-Without junk the rewards equal `emotions.metrics.wheel_scores`, which evaluation reports and which stays as it is.
+Without junk the rewards equal `emotions.metrics.label_scores`, which evaluation reports. They compare words as the
+taxonomy does (`wheels.Taxonomy.matching`); by meaning, a word that no wheel places is compared like any other, and junk
+are repeated words only.
 
 Baselines of other papers are trained by the same trainer on the same clips:
 
@@ -34,7 +36,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from mer_r1.emotions.channels import channels_of
-from mer_r1.emotions.metrics import SetScores, wheel_scores
+from mer_r1.emotions.metrics import SetScores, label_scores
 from mer_r1.emotions.thinking import answer_word_spans, format_completion, parse
 from mer_r1.emotions.two_answers import answers_in, parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
@@ -131,7 +133,7 @@ class AnswerReward(SetReward):
         which = {"accuracy": "last", "first_f1": "first", "final_f1": "second"}[self.objective]
         answer = _answer(completion, which, self.strict["strict_answers"])
         if self.objective == "accuracy":
-            junk = _junk(answer, gold, self.taxonomy) if self.strict["strict_labels"] else 0
+            junk = _junk(answer, gold, self.taxonomy)[0] if self.strict["strict_labels"] else 0
             return set_accuracy(gold, parse(answer).labels, self.taxonomy, junk)
         scores = _scores(answer, gold, self.taxonomy, self.level, False, self.strict["strict_labels"])
         return None if scores is None else scores.f1
@@ -219,14 +221,19 @@ def reward_function(
     strict_answers: bool = True,
     strict_labels: bool = True,
     absent_channels: bool = False,
+    matching: str = "wheels",
 ) -> Reward:
     """The reward function of an objective of `method.OBJECTIVES`.
 
-    The other arguments are those of `SetReward` and `FormatReward`.
+    The other arguments are those of `SetReward` and `FormatReward`; `matching` is the method's.
 
     Raises:
-        UserError: another objective.
+        UserError: another objective, or a taxonomy that compares words in another way than the method.
     """
+    if matching != taxonomy.matching:
+        raise UserError(
+            f"matching={matching}: words are compared by {taxonomy.matching} here; use mer-r1 rl for others"
+        )
     if objective in ("format", "twice_format"):
         form = FormatReward if objective == "format" else TwiceFormatReward
         return form(distinct_words, strict_labels, taxonomy if known_words else None, absent_channels)
@@ -297,8 +304,8 @@ def _scores(
 ) -> SetScores | None:
     # Shared by the objectives: one completion is parsed and mapped once, not once per reward function.
     answer = _answer(completion, "last", strict_answers)
-    junk = _junk(answer, gold, taxonomy) if strict_labels else 0
-    return wheel_scores(gold, parse(answer).labels, taxonomy, level, junk)
+    junk = _junk(answer, gold, taxonomy) if strict_labels else (0, 0)
+    return label_scores(gold, parse(answer).labels, taxonomy, level, *junk)
 
 
 def _answer(completion: str, which: str, closed: bool) -> str:
@@ -311,10 +318,12 @@ def _answer(completion: str, which: str, closed: bool) -> str:
     return "".join(answer for answer, is_closed in chosen if is_closed or not closed)
 
 
-def _junk(answer: str, gold: Sequence[str], taxonomy: Taxonomy) -> int:
-    # Wrong labels that the metrics forgive: repeated words, and words that no wheel places and the gold does not hold.
+def _junk(answer: str, gold: Sequence[str], taxonomy: Taxonomy) -> tuple[int, int]:
+    # Number of wrong labels that the metrics forgive (repeated words, and words that no wheel places and the gold does
+    # not hold), and how many of them are repeated.
     spans, labels, known = answer_word_spans(answer), parse(answer).labels, set(map(_lowered, gold))
-    return len(spans) - len(labels) + sum(word not in known and not taxonomy.knows(word) for word in labels)
+    repeated = len(spans) - len(labels)
+    return repeated + sum(word not in known and not taxonomy.knows(word) for word in labels), repeated
 
 
 def _speaks_of(completion: str, channels: Sequence[str]) -> bool:

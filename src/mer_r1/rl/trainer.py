@@ -35,6 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler, split_tensor_dict, use_adapter
 
+from mer_r1.emotions.meaning import clustered
 from mer_r1.emotions.thinking import FAST_PREFILL
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -128,7 +129,7 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
             row that answers fast (`fast_share`), whose clip index is ~i, -1 - i, instead of i.
         prompt_of: maps a clip index to its `prompts.Prompt`; called often, so it should cache.
         method: choice of the advantages.
-        taxonomy: wheels of the rewards and of the confidences.
+        taxonomy: wheels of the rewards, and of the confidences unless `meaning.clustered` makes others.
         args: TRL's configuration.
         kwargs: passed to GRPOTrainer (callbacks, peft_config).
 
@@ -151,14 +152,15 @@ class MERR1Trainer(WholeCheckpoints, GRPOTrainer):
         args: GRPOConfig,
         **kwargs: Any,
     ) -> None:
-        self.omni, self.method, self.taxonomy = omni, method, taxonomy
+        self.omni, self.method = omni, method
+        self.taxonomy = clustered(taxonomy, (word for row in rows for word in row["labels"]))
         self.prompt_of = lru_cache(maxsize=4096)(
             lambda index: fast_prompt(omni, prompt_of(~index)) if index < 0 else prompt_of(index)
         )
         self._fast_share: float = getattr(args, "fast_share", 0.0)
         if self._fast_share:
             rows = rows + [row | {"clip_index": ~row["clip_index"]} for row in rows]
-        self.categories = category_tokens(taxonomy, omni.tokenizer, method.confidence_level)
+        self.categories = category_tokens(self.taxonomy, omni.tokenizer, method.confidence_level)
         self.step = Step([], [], 0)
         self.sampler: Any = None
         self._reference: dict[int, Tensor] = {}

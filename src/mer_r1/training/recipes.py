@@ -215,6 +215,9 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
 
     Attributes:
         wheels: folder of the official emotion wheels; the built-in wheels if not given.
+        meaning_model: folder of the embedding model of `matching`; the packaged one if not given.
+        meaning_floor: similarity, from 0 to 1, below which two words have nothing in common for `matching`; 0.5 if not
+            given.
         shared_prefixes: compute a prompt once for its rollouts in a batch: the same gradients, faster.
         learning_rate: peak learning rate.
         num_train_epochs: passes over the clips.
@@ -228,6 +231,8 @@ class RLRecipe(HostFields, DataFields, Method, SamplingFields, GRPOConfig):
     """
 
     wheels: str | None = None
+    meaning_model: str | None = None
+    meaning_floor: float | None = None
     shared_prefixes: bool = True
     learning_rate: float = 2e-6
     num_train_epochs: float = 1

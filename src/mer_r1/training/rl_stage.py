@@ -6,6 +6,7 @@ import torch
 
 from mer_r1.data.clip import Clip
 from mer_r1.emotions import wheels
+from mer_r1.emotions.meaning import matched
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.two_answers import ONCE, TWICE
 from mer_r1.errors import UserError
@@ -39,7 +40,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
             do not go together.
     """
     clips = select_clips(recipe)
-    taxonomy = wheels.load(recipe.wheels)
+    taxonomy = matched(wheels.load(recipe.wheels), recipe.matching, recipe.meaning_model, recipe.meaning_floor)
     check_gold(clips, taxonomy)
     _check_launch(recipe)
     omni = load_policy(recipe)

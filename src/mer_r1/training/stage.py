@@ -52,7 +52,7 @@ ANY_VALUE = re.compile(
     r"(activation_|dataloader_(?!drop_last)|ddp_|do_|eval_|gradient_checkpointing|hub_|log_|logging_|save_|trackio_"
     r"|vllm_(enable|gpu|group|server|tensor)).*|.*(_eval|eval_batch_size)"
     r"|output_dir|model|manifest|split|clips|features_dir|wheels|workers|resume_from_checkpoint|report_to|disable_tqdm"
-    r"|run_name|project|push_to_hub|local_rank|debug|use_cpu|deepspeed|fsdp|fsdp_config|parallelism_config"
+    r"|meaning_model|run_name|project|push_to_hub|local_rank|debug|use_cpu|deepspeed|fsdp|fsdp_config|parallelism_config"
     r"|num_completions_to_print|torch_empty_cache_steps|skip_memory_metrics|enable_jit_checkpoint"
 )
 """Fields of a recipe that may differ when a run resumes: they do not decide its content, or `identity` reads it."""
@@ -258,7 +258,7 @@ def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -
         "stage": stage_of(type(recipe)),
         "starting model": weights_digest(recipe.model) if recipe.model else None,
         "clips": digest(json.dumps(rows)),
-        "wheels": taxonomy and digest(repr(taxonomy)),
+        "wheels": taxonomy and digest(f"{taxonomy!r}{taxonomy.meaning or ''}"),
         "processes": recipe.world_size,
         **{name: getattr(recipe, name) for name in names},
     }

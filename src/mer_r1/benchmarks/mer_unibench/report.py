@@ -71,6 +71,7 @@ def score_benchmark(golds: Mapping[str, Gold], predictions: Mapping[str, Checkpo
         "benchmark": "MER-UniBench",
         "wheels": "official" if how.taxonomy.alphabetical else "built-in",
         "tables": how.taxonomy.title,
+        "matching": how.taxonomy.compared_by,
         "sets": sets,
         "missing": [name for name in NINE if name not in chosen],
         "mean": _means(sets, samples, how),

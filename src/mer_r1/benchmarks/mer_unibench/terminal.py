@@ -70,6 +70,8 @@ def remarks(report: Mapping[str, Any]) -> Iterator[str]:
     sets = report["sets"]
     if report["wheels"] != "official":
         yield "scored on the built-in wheels: not comparable with published numbers (--wheels names the official ones)"
+    if report["matching"] != "wheels":
+        yield f"audited precision, recall and F1 compare words by {report['matching']}; all other scores by the wheels"
     if report["missing"]:
         yield f"no mean of nine; not scored: {', '.join(SETS[name].title for name in report['missing'])}"
     for name, entry in sets.items():

@@ -7,7 +7,7 @@ import typer
 
 from mer_r1.cli.app import AsJson, Wheels, print_json, say, score_app
 from mer_r1.cli.benchmarks.mer_unibench_view import BY_WHEELS, show_scores
-from mer_r1.cli.options import AllowPickle, Resamples
+from mer_r1.cli.options import AllowPickle, Compared, Resamples
 from mer_r1.data.jsonl import read_object
 from mer_r1.emotions.wheels import load
 from mer_r1.errors import UserError
@@ -23,6 +23,7 @@ TableForm = Literal["latex", "markdown", "csv"]
 def mer_unibench(
     predictions: Annotated[Path, typer.Option(help="Folder: NAME.jsonl, NAME/records.jsonl or results-NAME/ per set.")],
     data: Annotated[list[Path], typer.Option(help="Folder with manifests (mer-r1 prepare), or files; repeatable.")],
+    compared: Compared,
     more: Annotated[list[Path] | None, typer.Argument(help="Further manifests.")] = None,
     wheels: Wheels = None,
     sets: Annotated[str | None, typer.Option(help="Only these sets, comma-separated.")] = None,
@@ -48,7 +49,9 @@ def mer_unibench(
 
     if published and table is None:
         raise UserError("--published goes with --table latex, markdown or csv")
-    taxonomy = load(wheels)
+    if compared.matching != "wheels" and mode == "official":
+        raise UserError("--matching is of the audited scores: official ones compare words by the wheels")
+    taxonomy = compared.taxonomy(wheels)
     reading = Reading(sentiment, taxonomy, allow_pickle, system)
     golds, found = _read(predictions, [*data, *(more or [])], sets, reading)
     how = Scoring(taxonomy, mode != "audited", mode != "official", seed, resamples)

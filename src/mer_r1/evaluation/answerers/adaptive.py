@@ -43,7 +43,12 @@ def choose_by_gate(records: Sequence[Record], gate: Gate) -> list[Record]:
 
 
 def write_auto_summary(
-    out_dir: Path | str, manifest: Path, split: str, gate: Gate, seed: int = 0, wheels: Path | str | None = None
+    out_dir: Path | str,
+    manifest: Path,
+    split: str,
+    gate: Gate,
+    seed: int = 0,
+    wheels: Path | str | Taxonomy | None = None,
 ) -> Summary:
     """As `summary.write_summary`, for adaptive thinking."""
     records, told = saved_records(out_dir, manifest, split, taxonomy := load_wheels(wheels))

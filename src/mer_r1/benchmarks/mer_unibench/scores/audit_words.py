@@ -13,7 +13,7 @@ from typing import Any
 
 from mer_r1.benchmarks.mer_unibench.scores.tally import Tally, not_nan, word_tally
 from mer_r1.benchmarks.mer_unibench.sets import Kind
-from mer_r1.emotions.metrics import UNDEFINED, SetScores, mean_scores, set_scores
+from mer_r1.emotions.metrics import UNDEFINED, SetScores, label_scores, mean_scores
 from mer_r1.emotions.official_wheels import normalise
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.evaluation.intervals import bootstraps, known_mean
@@ -53,22 +53,16 @@ class PlacedClips:
         return word_tally(self.kind, self.gold_sets, self.predicted_sets)
 
     def unified(self) -> list[SetScores | None]:
-        """The paper's scores of each clip: precision, recall and F1, averaged over the wheels that place its gold."""
-        found: list[SetScores | None] = []
-        for gold, predicted in zip(
-            zip(*self.gold_sets, strict=True), zip(*self.predicted_sets, strict=True), strict=True
-        ):
-            scores = [set_scores(g, p) for g, p in zip(gold, predicted, strict=True) if g]
-            count = len(scores)
-            found.append(SetScores(*(sum(column) / count for column in zip(*scores, strict=True))) if scores else None)
-        return found
+        """Precision, recall and F1 of each clip, as the taxonomy compares words; by its wheels they are the paper's."""
+        pairs = zip(self.gold, self.predicted, strict=True)
+        return [label_scores(gold, predicted, self.taxonomy) for gold, predicted in pairs]
 
 
 def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]:
     """What the headline number of a discrete or open-set data set hides, from its clips with a prediction.
 
     Returns:
-        `guards` (replaced NaN), `n_without_labels`, `unified` (precision, recall, F1), `labels` and
+        `guards` (replaced NaN), `n_without_labels`, `unified` (precision, recall, F1 and `matching`), `labels` and
         `categories` (their mean numbers), `skipped`, `coverage`, `everything` (the baseline that names every gold word
         of the set at once) and `strays`.
     """
@@ -80,7 +74,12 @@ def audit_words(clips: PlacedClips, seed: int, resamples: int) -> dict[str, Any]
     return {
         "guards": _guards(clips),
         "n_without_labels": sum(not words for words in clips.predicted),
-        "unified": {**intervals, "n_scored": counts.n_scored, "n_skipped": counts.n_skipped},
+        "unified": {
+            **intervals,
+            "n_scored": counts.n_scored,
+            "n_skipped": counts.n_skipped,
+            "matching": clips.taxonomy.compared_by,
+        },
         "labels": {"predicted": known_mean(map(len, clips.predicted)), "gold": known_mean(map(len, clips.gold))},
         "categories": _categories(clips),
         "skipped": _skipped(clips),
