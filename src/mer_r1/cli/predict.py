@@ -39,6 +39,7 @@ from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.data.inputs import find_clips, unreadable
 from mer_r1.data.media.container import ClipLimits
+from mer_r1.emotions.set_task import SetTask
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.emotions.wheels import load as load_wheels
@@ -322,6 +323,7 @@ def evaluate(
         from mer_r1.evaluation.answerers.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
         from mer_r1.model.generation import Sampling
+        from mer_r1.model.omni import task_of
 
         sampling = Sampling(max_new_tokens, temperature, seed=seed)
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
@@ -337,7 +339,8 @@ def evaluate(
                     raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
-                how["asked"] = engine.other_model(model, load_wheels(wheels), *asking)
+                how["task"] = SetTask() if engine.model_url else task_of(model)  # a server is asked about emotions
+                how["asked"] = engine.other_model(model, how["task"].taxonomy(wheels), *asking)
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:

@@ -68,12 +68,14 @@ class Taxonomy:
         synonyms: base word -> its wheel labels, best first.
         alphabetical: whether the alphabetically first of several candidate labels counts (the MER-UniBench rule)
             instead of the first that the tables list.
+        task: name of another task's categories (`set_task.SetTask`); "" for emotions.
     """
 
     wheels: tuple[EmotionWheel, ...]
     forms: Mapping[str, tuple[str, ...]]
     synonyms: Mapping[str, tuple[str, ...]]
     alphabetical: bool = False
+    task: str = field(default="", repr=False)
     _placed: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     def base(self, word: str) -> str | None:
@@ -156,11 +158,11 @@ class Taxonomy:
 
     @cached_property
     def title(self) -> str:
-        """Official or built-in, and a digest of all its tables."""
+        """Official, built-in or of another task, and a digest of all its tables."""
         tables = [[wheel.name, dict(wheel.level1), dict(wheel.level2)] for wheel in self.wheels]
         content = json.dumps([tables, dict(self.forms), dict(self.synonyms), self.alphabetical], sort_keys=True)
         digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
-        return f"{'official' if self.alphabetical else 'built-in'} ({digest})"
+        return f"{self.task or ('official' if self.alphabetical else 'built-in')} ({digest})"
 
     @cached_property
     def _candidates(self) -> dict[str, list[str]]:

@@ -22,10 +22,9 @@ from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import TWICE
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError, brief
 from mer_r1.evaluation.predict import evaluate_model, predict
-from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.records import Record, read_records, taxonomy_in
 from mer_r1.evaluation.summary import Summary, save_summary, saved_records, summarise
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def write_auto_summary(
     out_dir: Path | str, manifest: Path, split: str, threshold: float, seed: int = 0, wheels: Path | str | None = None
 ) -> Summary:
     """As `summary.write_summary`, for adaptive thinking."""
-    records, told = saved_records(out_dir, manifest, split, taxonomy := load_wheels(wheels))
+    records, told = saved_records(out_dir, manifest, split, taxonomy := taxonomy_in(out_dir, wheels))
     return save_summary(out_dir, summarise_auto(records, threshold, seed, taxonomy=taxonomy), told)
 
 
