@@ -42,7 +42,6 @@ from mer_r1.data.media.container import ClipLimits
 from mer_r1.emotions.set_task import SetTask
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
@@ -133,6 +132,14 @@ class Answering:
             typer.echo(NOTICE, err=True)
         return Checkpoint(self.model, taxonomy, decoding, batch_size, None, self.device, limits, self.four_bit)
 
+    def taxonomy(self, wheels: Path | None) -> Taxonomy:
+        """The categories of the model's task; a server is asked about emotions."""
+        if self.model_url is not None:
+            return SetTask().taxonomy(wheels)
+        from mer_r1.model.omni import task_of
+
+        return task_of(self.model).taxonomy(wheels)
+
     def heard_seconds(self, limits: dict[str, Any]) -> float:
         """Seconds of a clip that the model takes.
 
@@ -181,7 +188,7 @@ def predict(
     """Recognise emotions in clips and recordings: labels, how sure the model is, what was missing, reasoning."""
     from mer_r1.evaluation.clips import ask, tables
 
-    taxonomy = load_wheels(wheels)
+    taxonomy = answering.taxonomy(wheels)
     found = find_clips(clips, subtitle, audio)
     _check_outputs(shown, words, found)
     problems = unreadable(found)
@@ -404,7 +411,7 @@ def serve_page(
     from mer_r1.evaluation.clips.ask import seconds_of
 
     require("app")
-    taxonomy, model = load_wheels(wheels), answering.model
+    taxonomy, model = answering.taxonomy(wheels), answering.model
     able: dict[str, Any] = {"most_seconds": 60 * max_minutes, "keep": keep, "segment": words.segment}
     if words.segment not in (None, "vad"):
         seconds_of(words.segment, "vad")  # an upload has no subtitle file beside it
