@@ -401,7 +401,7 @@ def test_the_stages_of_the_shipped_recipes():
     found = {name: recipe_stages(file) for name, file in shipped_recipes().items()}
     every = ["build", "sft", "rl"]
     full = {"qwen2.5-omni-rl": ["rl"], "qwen2.5-omni-rl-authors": ["rl"], "qwen2.5-omni-sft": ["sft"]}
-    assert found == full | {"smollm2": every, "tiny": every}
+    assert found == full | {"smollm2": every, "texts": ["sft", "rl"], "tiny": every}
     assert list(found) == sorted(found)
 
 

@@ -8,7 +8,7 @@ import typer
 
 from mer_r1.cli.app import AsJson, Wheels, app, console, print_json, progress, say
 from mer_r1.cli.options import AllowPickle, Limits, Workers
-from mer_r1.emotions.wheels import load
+from mer_r1.emotions.set_task import SetTask, read_task
 from mer_r1.errors import UserError
 from mer_r1.training.recipe_files import select_clips
 
@@ -36,10 +36,25 @@ def scenes(
 
 
 @app.command()
+def texts(
+    name: Annotated[Literal["allergens", "scenes"], typer.Argument(help="Described dishes, or scenes told in words.")],
+    out: Annotated[Path, typer.Option(help="Output folder: manifest.jsonl and task.json.")],
+    num_rows: Annotated[int, typer.Option(min=10, help="Number of rows over all splits.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the same seed gives the same rows.")] = 0,
+) -> None:
+    """Write a made data set of texts whose answers are sets of words, with its task: question and categories."""
+    from mer_r1.lab.texts import WRITERS
+
+    WRITERS[name](out, num_rows, seed)
+    say(f"{num_rows} rows and task.json in {out}")
+
+
+@app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest of the clips (JSONL).")],
     limits: Limits,
     wheels: Wheels = None,
+    task: Annotated[Path | None, typer.Option(help="JSON file of the task; emotions by default.")] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,9 +62,10 @@ def check(
     from mer_r1.data.check import check_manifest
     from mer_r1.data.media.container import ClipLimits
 
+    chosen = read_task(task) if task else SetTask()
     how: dict[str, Any] = {"workers": workers, "limits": ClipLimits(**limits.given).limits()}
     with progress("check", None, quiet=as_json) as advance:
-        report = check_manifest(manifest, is_known=load(wheels).knows, progress=advance, **how)
+        report = check_manifest(manifest, is_known=chosen.taxonomy(wheels).knows, progress=advance, **how)
     if not report.n_rows:
         raise UserError(f"{manifest}: no rows, expected one JSON object per line")
     if as_json:

@@ -23,11 +23,10 @@ from mer_r1.cli.options import (
 )
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.emotions.thinking import ThinkingMode
-from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis.gate import Diagnosis
 from mer_r1.evaluation.intervals import interval_text, number_text
-from mer_r1.evaluation.records import without_nan
+from mer_r1.evaluation.records import taxonomy_in, without_nan
 from mer_r1.training.recipe_files import read_recipe, select_clips
 
 if TYPE_CHECKING:
@@ -76,11 +75,11 @@ def diagnose(
     from mer_r1.evaluation.diagnosis.measure import diagnose as run
     from mer_r1.model.features import FeatureCache
     from mer_r1.model.generation import Sampling
-    from mer_r1.model.omni import choose_device, load
+    from mer_r1.model.omni import choose_device, load, task_of
     from mer_r1.training.recipes import DataFields
     from mer_r1.training.stage import features_folder
 
-    method, taxonomy = _method(config, settings or []), load_wheels(wheels)
+    method, taxonomy = _method(config, settings or []), task_of(model).taxonomy(wheels)
     sampling = Sampling(max_new_tokens, temperature, seed=seed)
     check_settings(method, num_generations, num_answers, sampling)
     data = DataFields(
@@ -215,7 +214,7 @@ def threshold(
     how |= {"limits": limits.given, "overwrite": overwrite}
     with progress("answer", None, quiet=as_json) as advance:
         evaluate_model(str(model), manifest, out, list(ThinkingMode), sampling, split, wheels, progress=advance, **how)
-    records, told = saved_records(out, manifest, split, load_wheels(wheels))
+    records, told = saved_records(out, manifest, split, taxonomy_in(out, wheels))
     told = {"model": str(model), **told}
     chosen_on = {"manifest": manifest.name, "split": split, "wheels": told["wheels"], "temperature": temperature}
     found = candidates(records, chosen_on, token_price)

@@ -40,11 +40,12 @@ from mer_r1.data.claim import clear
 from mer_r1.data.clip import Clip
 from mer_r1.data.inputs import find_clips, unreadable
 from mer_r1.data.media.container import ClipLimits
+from mer_r1.emotions.set_task import SetTask
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError, printable
 from mer_r1.evaluation.llm.cache import ReplyCache
 from mer_r1.evaluation.llm.chat import Decoding
+from mer_r1.evaluation.records import taxonomy_in
 from mer_r1.weights import NOTICE, POLICY, model_path
 
 if TYPE_CHECKING:
@@ -124,6 +125,14 @@ class Answering:
             typer.echo(NOTICE, err=True)
         return Checkpoint(self.model, taxonomy, decoding, batch_size, None, self.device, limits, self.four_bit)
 
+    def taxonomy(self, wheels: Path | None) -> Taxonomy:
+        """The categories of the model's task; a server is asked about emotions."""
+        if self.model_url is not None:
+            return SetTask().taxonomy(wheels)
+        from mer_r1.model.omni import task_of
+
+        return task_of(self.model).taxonomy(wheels)
+
     def heard_seconds(self, limits: dict[str, Any]) -> float:
         """Seconds of a clip that the model takes.
 
@@ -171,7 +180,7 @@ def predict(
     """Recognise emotions in clips and recordings: labels, how sure the model is, what was missing, reasoning."""
     from mer_r1.evaluation.clips import ask, tables
 
-    taxonomy = load_wheels(wheels)
+    taxonomy = answering.taxonomy(wheels)
     found = find_clips(clips, subtitle, audio)
     _check_outputs(shown, words, found)
     problems = unreadable(found)
@@ -304,7 +313,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    taxonomy = compared.taxonomy(wheels)
+    task = SetTask()  # a server is asked about emotions
+    if model is not None and not engine.model_url:
+        from mer_r1.model.omni import task_of
+
+        task = task_of(model)
+    taxonomy = compared.taxonomy(taxonomy_in(out, wheels) if model is None else task.taxonomy(wheels))
     gate = thinking.gate(model, wheels=taxonomy.title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
     if model is None and (given := [name for name, value in needing.items() if value]):
@@ -328,7 +342,7 @@ def evaluate(
                     raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
-                how["asked"] = engine.other_model(model, load_wheels(wheels), *asking)
+                how |= {"task": task, "asked": engine.other_model(model, taxonomy, *asking)}
             if gate:
                 evaluate_auto(model, manifest, out, sampling, gate, progress=advance, **how)
             else:
@@ -391,7 +405,7 @@ def serve_page(
     from mer_r1.evaluation.clips.ask import seconds_of
 
     require("app")
-    taxonomy, model = load_wheels(wheels), answering.model
+    taxonomy, model = answering.taxonomy(wheels), answering.model
     able: dict[str, Any] = {"most_seconds": 60 * max_minutes, "keep": keep, "segment": words.segment}
     if words.segment not in (None, "vad"):
         seconds_of(words.segment, "vad")  # an upload has no subtitle file beside it

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 from mer_r1.errors import UserError
 
@@ -30,6 +29,10 @@ FULL_QUESTION = (
     "is evident, as English words separated by commas, inside <answer> </answer>."
 )
 SHORT_QUESTION = "{subtitle} Weigh face, voice and words."
+WORDINGS = {"full": FULL_QUESTION, "short": SHORT_QUESTION}
+"""Wordings of the question about emotions, by name."""
+TEXT = "{text}"
+"""Where a question of one's own holds the text of its row."""
 DESCRIBE_QUESTION = "{subtitle} Describe what you see and hear."
 REMARK_QUESTION = "{subtitle} What would people say?"
 
@@ -64,21 +67,23 @@ class Parsed:
     well_formed: bool
 
 
-def question(subtitle: str | None, style: Literal["full", "short"] = "full", told: str = "") -> str:
+def question(subtitle: str | None, style: str = "full", told: str = "") -> str:
     """The user's question about one clip, the same for slow and fast thinking.
 
     Args:
-        subtitle: spoken words; None or blank becomes "No subtitle.".
-        style: "full" for large models; "short" for the tiny model, whose prompts have some 70 tokens.
+        subtitle: spoken words; None or blank becomes "No subtitle.". In a question of one's own the text as it is.
+        style: "full" for large models; "short" for the tiny model, whose prompts have some 70 tokens; or a question of
+            one's own with `TEXT` in it (`set_task.SetTask`).
         told: text that describes video and audio, for prompts without them.
 
     Raises:
         UserError: unknown style.
     """
-    if style not in ("full", "short"):
-        raise UserError(f"style: expected 'full' or 'short', got {style!r}")
-    known = f"{subtitle_sentence(subtitle)} {told}".strip()
-    return (FULL_QUESTION if style == "full" else SHORT_QUESTION).format(subtitle=known)
+    if TEXT in style:
+        return style.replace(TEXT, f"{_one_line(subtitle)} {told}".strip())
+    if style not in WORDINGS:
+        raise UserError(f"style: expected {' or '.join(WORDINGS)}, or a question with {TEXT} in it, got {style!r:.80}")
+    return WORDINGS[style].format(subtitle=f"{subtitle_sentence(subtitle)} {told}".strip())
 
 
 def describe_question(subtitle: str | None) -> str:
@@ -116,11 +121,11 @@ def format_completion(reasoning: str, labels: Sequence[str]) -> str:
     if TAG.search(reasoning):
         raise UserError(f"reasoning: must not contain think or answer tags, got {reasoning!r:.80}")
     if not labels:
-        raise UserError("labels: expected at least one emotion word for the answer, got none")
+        raise UserError("labels: expected at least one word for the answer, got none")
     for label in labels:
         spans = [] if TAG.search(label) else list(_label_spans(label, 0, len(label)))
         if [label[start:end] for start, end in spans] != [label.strip()]:
-            raise UserError(f"labels: {label!r:.80} would not be read back as one emotion word")
+            raise UserError(f"labels: {label!r:.80} would not be read back as one label")
     think = f"<think> {reasoning} </think>" if reasoning else "<think></think>"
     return f"{think}<answer> {', '.join(label.strip() for label in labels)} </answer>"
 
@@ -153,13 +158,18 @@ def answer_word_spans(completion: str) -> list[tuple[int, int]]:
 
 def subtitle_sentence(subtitle: str | None) -> str:
     """The subtitle in quotes, as one line without tags or a chat template's special tokens."""
-    text = " ".join((subtitle or "").split())
+    text = _one_line(subtitle)
     if not text:
         return "No subtitle."
     if len(text) > MAX_SUBTITLE_CHARACTERS:
         logger.warning("subtitle of %d characters cut to %d", len(text), MAX_SUBTITLE_CHARACTERS)
         text = text[:MAX_SUBTITLE_CHARACTERS] + "…"
-    return 'Subtitle: "' + text.replace("<", "‹").replace(">", "›").replace('"', "'") + '"'
+    return 'Subtitle: "' + text.replace('"', "'") + '"'
+
+
+def _one_line(text: str | None) -> str:
+    """A text as one line without tags or a chat template's special tokens."""
+    return " ".join((text or "").split()).replace("<", "‹").replace(">", "›")
 
 
 def consists_of(form: Sequence[str], completion: str, tags: Sequence[re.Match[str]]) -> bool:

@@ -71,6 +71,7 @@ class Taxonomy:
             instead of the first that the tables list.
         matching: how `metrics.label_scores` compares words: one of `MATCHINGS`; "both" is the mean of the two.
         meaning: the `meaning.Meaning` that compares them, unless the wheels do alone.
+        task: name of another task's categories (`set_task.SetTask`); "" for emotions.
     """
 
     wheels: tuple[EmotionWheel, ...]
@@ -79,6 +80,7 @@ class Taxonomy:
     alphabetical: bool = False
     matching: str = field(default="wheels", repr=False)
     meaning: Any = field(default=None, repr=False)
+    task: str = field(default="", repr=False)
     _placed: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     def base(self, word: str) -> str | None:
@@ -161,11 +163,11 @@ class Taxonomy:
 
     @cached_property
     def title(self) -> str:
-        """Official or built-in, and a digest of all its tables."""
+        """Official, built-in or of another task, and a digest of all its tables."""
         tables = [[wheel.name, dict(wheel.level1), dict(wheel.level2)] for wheel in self.wheels]
         content = json.dumps([tables, dict(self.forms), dict(self.synonyms), self.alphabetical], sort_keys=True)
         digest = hashlib.blake2b(content.encode(), digest_size=4).hexdigest()
-        return f"{'official' if self.alphabetical else 'built-in'} ({digest})"
+        return f"{self.task or ('official' if self.alphabetical else 'built-in')} ({digest})"
 
     @property
     def compared_by(self) -> str:

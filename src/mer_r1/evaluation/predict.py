@@ -20,9 +20,9 @@ from mer_r1.data.check import Progress
 from mer_r1.data.claim import clear, item_keys, weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_clip
+from mer_r1.emotions.set_task import SetTask
 from mer_r1.emotions.thinking import ThinkingMode, question
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.answer import answer_in_modes, trimmed
 from mer_r1.evaluation.answerers.base import ask_groups
@@ -96,19 +96,19 @@ def predict(
         omni: the model.
         clips: clips to ask about.
         modes: slow, fast, or both.
-        taxonomy: wheels for categories, confidences and scores; None takes the built-in ones.
+        taxonomy: categories, for confidences and scores; None takes those of the model's task.
         sampling: length, temperature (0: greedy), seed; None decodes greedily.
         batch_size: clips sampled together.
         tensors: source of the tower outputs; None computes them, while threads decode the next batch.
         name: the model's name in the records.
-        ask: the question about each clip; None takes the model's own emotion question.
+        ask: the question about each clip; None takes the question of the model's task.
         categories: result of `anchors.category_tokens`, for repeated calls; None computes it here.
         prepare: called with the clips of each batch before `tensors` is; for example fills the feature cache.
     """
     from mer_r1.model.generation import Sampling
     from mer_r1.rl.anchors import category_tokens
 
-    taxonomy, sampling = taxonomy or load_wheels(), sampling or Sampling(max_new_tokens=512, temperature=0)
+    taxonomy, sampling = taxonomy or omni.settings.taxonomy(), sampling or Sampling(max_new_tokens=512, temperature=0)
     categories = categories or category_tokens(taxonomy, omni.tokenizer)
     source = provenance(name, sampling.seed, versions())
     batches = [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
@@ -262,6 +262,7 @@ def evaluate_model(
     limits: Mapping[str, Any] | None = None,
     processes: int = 1,
     asked: "ClipModel | None" = None,
+    task: SetTask | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -278,19 +279,24 @@ def evaluate_model(
         features_dir: feature cache; None puts it beside the manifest.
         device: torch device; None takes a GPU if there is one.
         progress: callback called with (newly finished predictions, all of them).
-        ask: the question about each clip; None takes the model's own emotion question.
+        ask: the question about each clip; None takes the question of the model's task.
         only: ids of the clips to ask about; None asks about all.
         num_answers: sampled answers per clip and mode; scores are then means over a clip's answers.
         overwrite: delete the folder's records first.
         limits: as `omni.load`.
         processes: as `spread.spread`.
         asked: a model of another engine in place of `model`, with its own decoding, limits and `ask`.
+        task: what is asked; None takes the model's task, or emotions where `ask` asks.
 
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
-    clips, taxonomy = clips_of(manifest, split), load_wheels(wheels)
+    from mer_r1.model.omni import task_of
+
+    task = task or (SetTask() if ask else task_of(model))
+    clips, taxonomy = clips_of(manifest, split), task.taxonomy(wheels)
     facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked)
+    facts |= {} if task.is_emotions else {"task": {"question": task.question, "categories": task.categories}}
     file, donors = out / RECORDS_FILE, donors_of(clips, exchange, sampling.seed)
     items, groups = item_keys(clips, ask, donors), _groups(clips, batch_size, only)
     kept = _kept(file, items, taxonomy, facts, overwrite)

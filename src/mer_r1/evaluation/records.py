@@ -20,11 +20,12 @@ from pathlib import Path
 from subprocess import DEVNULL, CalledProcessError, check_output
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from mer_r1.data.claim import check_items, claim
+from mer_r1.data.claim import check_items, claim, read_claim
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import append_line, object_of, read_lines, repair_end
 from mer_r1.emotions.answers import answer_words, rule_doubt
 from mer_r1.emotions.metrics import label_scores
+from mer_r1.emotions.set_task import SetTask
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.two_answers import FORMS, ONCE, read_completion
 from mer_r1.emotions.wheels import Taxonomy
@@ -264,6 +265,16 @@ def claim_records(folder: Path, taxonomy: Taxonomy, settings: Mapping[str, Any],
     claim(folder, {"format": FORMAT, "wheels": taxonomy.title, **settings}, results)
 
 
+def taxonomy_in(folder: Path | str, wheels: Path | str | Taxonomy | None = None) -> Taxonomy:
+    """The categories of a folder's records: of the task that the folder is claimed for, of emotions without one.
+
+    A taxonomy in place of the wheels is returned as it is.
+    """
+    if isinstance(wheels, Taxonomy):
+        return wheels
+    return SetTask(**(read_claim(Path(folder)).get("task") or {})).taxonomy(wheels)
+
+
 def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> list[Record]:
     """Score saved completions again: parse, map to the wheels and compare with the gold words. No model is needed.
 
@@ -277,7 +288,7 @@ def rescore(records: Iterable[Record], taxonomy: Taxonomy, level: int = 1) -> li
 
 def _rescored(record: Record, taxonomy: Taxonomy, level: int) -> Record:
     parsed = read_completion(record.completion, record.mode, record.form)
-    read = answer_words(parsed.answer)
+    read = parsed.labels if taxonomy.task else answer_words(parsed.answer)
     labels = read or ()
     unread = read is None or not (labels or "answer>" in record.completion.lower())
     scores = None if record.gold is None else label_scores(record.gold, labels, taxonomy, level)

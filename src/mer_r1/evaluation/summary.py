@@ -31,7 +31,7 @@ from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.intervals import Interval, bootstraps, interval_text, number_text
-from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, check_clips, read_records, rescore
+from mer_r1.evaluation.records import RECORDS_FILE, SCORE_NAMES, Record, check_clips, read_records, rescore, taxonomy_in
 from mer_r1.weights.card import with_scores
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def write_summary(
     `wheels` is a taxonomy, or the folder of the official wheels; None takes the built-in ones. `condition` is by
     default the exchange that the records were made with. The others are those of `saved_records` and `summarise`.
     """
-    taxonomy = wheel_words.load(wheels)
+    taxonomy = taxonomy_in(out_dir, wheels)
     records, told = saved_records(out_dir, manifest, split, taxonomy)
     told["condition"] = condition or told["condition"]
     summary = summarise(records, seed=seed, resamples=resamples, taxonomy=taxonomy)

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoProcessor, BitsAndBytesConfig
 
 from mer_r1.data.jsonl import read_object, write_atomically
 from mer_r1.data.media.container import ClipLimits
+from mer_r1.emotions.set_task import SetTask
 from mer_r1.emotions.thinking import TAGS
 from mer_r1.errors import UserError, brief, printable
 from mer_r1.model.absent_towers import TowerWeights, bind, whole_state, without_towers
@@ -31,29 +32,26 @@ SETTINGS_FILE = "mer_r1.json"
 
 
 @dataclass(frozen=True)
-class Settings(ClipLimits):
-    """Preprocessing settings that the checkpoint's own files lack; kept beside them in mer_r1.json.
+class Settings(SetTask, ClipLimits):
+    """What the checkpoint's own files lack, the task and preprocessing; kept beside them in mer_r1.json.
 
     Attributes:
-        question: wording of the question, "full" or "short" (`thinking.question`).
         form: form of the completions (`two_answers`): "once" (think, answer) or "twice" (answer, think, answer).
         must_reason: whether sampling keeps slow thinking from leaving its think block empty (`generation.Openings`);
             for the form "once". Fast thinking, whose empty think block is prefilled, is not concerned.
     """
 
-    question: Literal["full", "short"] = "full"
     form: Literal["once", "twice"] = "once"
     must_reason: bool = False
 
     def __post_init__(self) -> None:
         """Refuse invalid values."""
-        if self.question not in ("full", "short"):
-            raise ValueError(f"question: got {self.question!r}, expected full or short")
         if self.form not in ("once", "twice"):
             raise ValueError(f"form: got {self.form!r}, expected once or twice")
         if self.must_reason and self.form == "twice":
             raise ValueError("must_reason is for the form once, whose completions begin with the think block")
-        super().__post_init__()
+        SetTask.__post_init__(self)
+        ClipLimits.__post_init__(self)
 
 
 @dataclass
@@ -290,6 +288,11 @@ def read_settings(folder: Path) -> Settings:
         raise UserError(
             f"{file}: {error}; expected the settings of a model folder, as `mer-r1 build` writes them"
         ) from error
+
+
+def task_of(model: str | Path | None) -> SetTask:
+    """The task that a model answers, from the settings in its folder; emotions for a model that is elsewhere."""
+    return read_settings(Path(model_path(model))) if model is not None else SetTask()
 
 
 def set_frame_size(processor: Any) -> None:

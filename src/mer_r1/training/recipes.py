@@ -98,6 +98,8 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
     """`mer-r1 sft`: cold start on slow-format reasoning (docs/paper_map.md, training: 2 epochs, 2e-5).
 
     Attributes:
+        task: JSON file of another task than the model's: its question and categories (`SetTask`); later stages and
+            commands find it in the model.
         targets: what is learned: "slow" (reasoning, then the careful answer), "twice" (answer, reasoning, answer) or
             "base" (the tiny model's base stage: a description, a remark and a broad direct answer).
         labels: answer that slow and twice targets hold: "careful" (`meta.careful_labels` where the clip has them, its
@@ -119,6 +121,7 @@ class SFTRecipe(HostFields, DataFields, SFTConfig):
         num_train_epochs: passes over the clips.
     """
 
+    task: str | None = None
     targets: str = "slow"
     labels: str = "careful"
     counterfactual_rows: int = 0

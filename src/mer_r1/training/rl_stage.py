@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 
 from mer_r1.data.clip import Clip
-from mer_r1.emotions import wheels
 from mer_r1.emotions.meaning import matched
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.two_answers import ONCE, TWICE
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.model.absent_towers import same_towers_as
 from mer_r1.model.families import family_of
 from mer_r1.model.features import Progress
-from mer_r1.model.omni import Omni
+from mer_r1.model.omni import Omni, task_of
 from mer_r1.rl.rewards import gold_earns_full_reward
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.rl.vllm.engine import required
@@ -40,7 +40,8 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
             do not go together.
     """
     clips = select_clips(recipe)
-    taxonomy = matched(wheels.load(recipe.wheels), recipe.matching, recipe.meaning_model, recipe.meaning_floor)
+    categories = task_of(recipe.model).taxonomy(recipe.wheels)
+    taxonomy = matched(categories, recipe.matching, recipe.meaning_model, recipe.meaning_floor)
     check_gold(clips, taxonomy)
     _check_launch(recipe)
     omni = load_policy(recipe)
@@ -75,7 +76,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
     return train_and_save(trainer, recipe, omni)
 
 
-def check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
+def check_gold(clips: list[Clip], taxonomy: Taxonomy) -> None:
     """Refuse clips whose gold answer would not earn full reward.
 
     Raises:
@@ -85,7 +86,7 @@ def check_gold(clips: list[Clip], taxonomy: wheels.Taxonomy) -> None:
     if wrong:
         raise UserError(
             f"{len(wrong)} of {len(clips)} rows have gold labels that earn no full reward (first: {wrong[0]}): "
-            "expected at least one label that a wheel can place"
+            "expected at least one label that is in a category of the task"
         )
 
 

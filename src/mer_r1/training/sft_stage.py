@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from mer_r1.data.clip import Clip
+from mer_r1.emotions.set_task import read_task
 from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
 from mer_r1.emotions.two_answers import format_twice
 from mer_r1.errors import UserError
@@ -44,8 +45,11 @@ NO_CLIP = -1
 def run_sft(recipe: SFTRecipe, progress: Progress | None = None, callbacks: Callbacks = ()) -> Path:
     """Cold start: train the slow format on reasoning texts; returns the folder of the model."""
     clips = select_clips(recipe)
+    task = read_task(recipe.task) if recipe.task else None
     omni = load_policy(recipe)
     claim_run(recipe, clips)
+    if task is not None:
+        omni.settings = replace(omni.settings, question=task.question, categories=task.categories)
     must_reason = bool(recipe.replay) if recipe.must_reason is None else recipe.must_reason
     form: Any = "twice" if recipe.targets == "twice" else "once"
     omni.settings = replace(omni.settings, form=form, must_reason=must_reason)

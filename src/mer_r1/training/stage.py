@@ -51,8 +51,9 @@ LANGUAGE_MODEL_LAYERS = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gat
 ANY_VALUE = re.compile(
     r"(activation_|dataloader_(?!drop_last)|ddp_|do_|eval_|gradient_checkpointing|hub_|log_|logging_|save_|trackio_"
     r"|vllm_(enable|gpu|group|server|tensor)).*|.*(_eval|eval_batch_size)"
-    r"|output_dir|model|manifest|split|clips|features_dir|wheels|workers|resume_from_checkpoint|report_to|disable_tqdm"
-    r"|meaning_model|run_name|project|push_to_hub|local_rank|debug|use_cpu|deepspeed|fsdp|fsdp_config|parallelism_config"
+    r"|output_dir|model|manifest|split|clips|features_dir|wheels|task|workers|resume_from_checkpoint|report_to"
+    r"|disable_tqdm|meaning_model|run_name|project|push_to_hub|local_rank|debug|use_cpu|deepspeed|fsdp|fsdp_config"
+    r"|parallelism_config"
     r"|num_completions_to_print|torch_empty_cache_steps|skip_memory_metrics|enable_jit_checkpoint"
 )
 """Fields of a recipe that may differ when a run resumes: they do not decide its content, or `identity` reads it."""
@@ -61,6 +62,7 @@ CARD_FIELDS |= {"gradient_accumulation_steps", "temperature", "beta", "num_gener
 """TRL's fields that a model's card names, beside those of this project."""
 NOT_IN_CARD = {"model", "manifest", "features_dir", "wheels", "workers", "split", "clips", "report_to", "output_dir"}
 NOT_IN_CARD |= {"logging_steps", "remove_unused_columns", "disable_tqdm", "resume_from_checkpoint", "save_strategy"}
+NOT_IN_CARD |= {"task"}
 SAMPLE = 16
 """Clips whose tokens are counted when a stage starts."""
 RESUMED = ("checkpoint-*", "towers*", "untrained", "visual.*", "audio_tower.*", "language_model.*")
@@ -259,6 +261,7 @@ def identity(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) -
         "starting model": weights_digest(recipe.model) if recipe.model else None,
         "clips": digest(json.dumps(rows)),
         "wheels": taxonomy and digest(f"{taxonomy!r}{taxonomy.meaning or ''}"),
+        "task": digest(Path(recipe.task).read_bytes()) if getattr(recipe, "task", None) else None,
         "processes": recipe.world_size,
         **{name: getattr(recipe, name) for name in names},
     }

@@ -13,11 +13,10 @@ from mer_r1.data.check import Progress
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.thinking import ThinkingMode
 from mer_r1.emotions.wheels import Taxonomy
-from mer_r1.emotions.wheels import load as load_wheels
 from mer_r1.errors import UserError
 from mer_r1.evaluation.answerers.thinking_gate import Gate, both_tokens
 from mer_r1.evaluation.predict import evaluate_model, predict
-from mer_r1.evaluation.records import Record, read_records
+from mer_r1.evaluation.records import Record, read_records, taxonomy_in
 from mer_r1.evaluation.summary import Summary, save_summary, saved_records, summarise
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def write_auto_summary(
     wheels: Path | str | Taxonomy | None = None,
 ) -> Summary:
     """As `summary.write_summary`, for adaptive thinking."""
-    records, told = saved_records(out_dir, manifest, split, taxonomy := load_wheels(wheels))
+    records, told = saved_records(out_dir, manifest, split, taxonomy := taxonomy_in(out_dir, wheels))
     return save_summary(out_dir, summarise_auto(records, gate, seed, taxonomy=taxonomy), told)
 
 

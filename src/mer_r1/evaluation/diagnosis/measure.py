@@ -13,7 +13,7 @@ from mer_r1.data.clip import Clip
 from mer_r1.emotions.metrics import wheel_scores
 from mer_r1.emotions.thinking import question
 from mer_r1.emotions.two_answers import ONCE
-from mer_r1.emotions.wheels import Taxonomy, builtin
+from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
 from mer_r1.evaluation.diagnosis import statistics
 from mer_r1.evaluation.diagnosis.gate import Diagnosis, judge, verdict
@@ -50,7 +50,7 @@ def diagnose(
         clips: clips with gold labels, best about a hundred that the policy was not trained on; those without a label
             that a wheel can place are left out.
         method: the calibration to judge; None takes MER-R1's defaults.
-        taxonomy: wheels and words; None takes the built-in ones.
+        taxonomy: categories of words; None takes those of the model's task.
         num_generations: G, slow rollouts and fast answers per prompt, at least 2.
         num_answers: M, answers behind each reasoning, at least 2.
         sampling: length, temperature (positive), seed; None samples 512 tokens at temperature 1 with seed 0.
@@ -65,7 +65,7 @@ def diagnose(
     began = time.perf_counter()
     # A recipe is a method too; copies of it would be checked as a whole.
     method = Method(**{item.name: getattr(method or Method(), item.name) for item in fields(Method)})
-    taxonomy, sampling = taxonomy or builtin(), sampling or Sampling(512, seed=0)
+    taxonomy, sampling = taxonomy or omni.settings.taxonomy(), sampling or Sampling(512, seed=0)
     check_settings(method, num_generations, num_answers, sampling)
     if omni.settings.form != ONCE:
         raise UserError(
