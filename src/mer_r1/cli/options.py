@@ -82,8 +82,8 @@ class Compared:
         typer.Option(min=0, max=1, help="Similarity below which two words have nothing in common; 0.5 by default."),
     ] = None
 
-    def taxonomy(self, wheels: Path | None) -> Taxonomy:
-        """The wheels of a folder, or the built-in ones, with words compared in this way."""
+    def taxonomy(self, wheels: Path | Taxonomy | None) -> Taxonomy:
+        """A taxonomy, the wheels of a folder, or the built-in ones, with words compared in this way."""
         return matched(load(wheels), self.matching, self.meaning_model, self.meaning_floor)
 
 
