@@ -105,9 +105,9 @@ class Gate:
             UserError: the validation curve does not reach that number.
         """
         if not self.curve[0].tokens <= tokens <= self.curve[-1].tokens:
-            least, most = (math.ceil(10 * self.curve[0].tokens), math.floor(10 * self.curve[-1].tokens))
+            least, most = math.ceil(10 * self.curve[0].tokens) / 10, math.floor(10 * self.curve[-1].tokens) / 10
             raise UserError(
-                f"--budget: got {tokens:g} tokens per clip, expected {least / 10} to {most / 10}, which it takes "
+                f"--budget: got {tokens:g} tokens per clip, expected {least} to {most}, which this model takes "
                 "from never to always reasoning on its validation clips"
             )
         return replace(self, threshold=[p for p in self.curve if p.tokens <= tokens][-1].threshold)
