@@ -361,7 +361,7 @@ def test_an_interrupted_evaluation_goes_on_and_repeats_nothing(taught_folder, wo
 def test_a_finished_evaluation_asks_nothing(taught_folder, work, monkeypatch):
     content = evaluate(taught_folder, work, modes=FAST).read_bytes()
     assert content
-    monkeypatch.setattr(module, "answer", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(module, "answer_in_modes", lambda *_, **__: pytest.fail("asked again"))
     assert evaluate(taught_folder, work, modes=FAST).read_bytes() == content
 
 
