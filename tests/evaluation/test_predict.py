@@ -17,6 +17,7 @@ from mer_r1.emotions.thinking import FAST_PREFILL, ThinkingMode, parse
 from mer_r1.emotions.wheels import builtin
 from mer_r1.errors import UserError
 from mer_r1.evaluation import predict as module
+from mer_r1.evaluation.answerers.base import ask_groups
 from mer_r1.evaluation.predict import encode_clip, evaluate_model, exchanged, predict
 from mer_r1.evaluation.records import RECORDS_FILE, Record, commit, read_records
 from mer_r1.evaluation.summary import derange, summarise, write_summary
@@ -146,6 +147,39 @@ def test_sampled_answers_repeat_with_their_seed(taught, clips):
 
     assert answers(1) == answers(1)
     assert answers(1) != answers(2)
+
+
+def test_sampled_answers_of_one_mode_are_those_of_both(taught, clips):
+    sampling = Sampling(16, 1.5, seed=3)
+    alone = [record for mode in BOTH for record in ask(taught, clips[:3], [mode], sampling)]
+    both = ask(taught, clips[:3], BOTH, sampling)
+    assert [(one.id, one.mode, one.completion) for one in both] == [(r.id, r.mode, r.completion) for r in alone]
+    for record in both:  # a share of the batch's time by tokens
+        assert record.seconds / record.tokens == pytest.approx(both[0].seconds / both[0].tokens, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ({}, [("ab", BOTH)]),
+        ({"a slow": None}, [("ab", BOTH)]),  # interrupted: the same rows again
+        ({"a slow": None, "b slow": None, "a fast": None}, [("ab", BOTH)]),
+        ({"a slow": None, "b slow": None}, [("ab", FAST)]),  # the other mode, later
+        ({"a slow": "unreadable", "b slow": None}, [("ab", FAST), ("a", SLOW)]),
+        ({"a slow": "unreadable", "b slow": None, "a fast": None, "b fast": None}, [("a", SLOW)]),
+        ({"a slow": None, "b slow": None, "a fast": None, "b fast": None}, []),
+    ],
+)
+def test_what_is_asked_again_by_hand(known, asked):
+    found = []
+
+    def answers(turns):
+        found.extend(("".join(clip.id for clip in clips), list(modes)) for clips, modes in turns)
+        return []
+
+    states = {tuple(key.split()): error for key, error in known.items()}
+    assert list(ask_groups([[Clip("a"), Clip("b")]], BOTH, states, answers, {})) == []
+    assert found == asked
 
 
 # --- what was left out ------------------------------------------------------------------------------------------------
@@ -327,7 +361,7 @@ def test_an_interrupted_evaluation_goes_on_and_repeats_nothing(taught_folder, wo
 def test_a_finished_evaluation_asks_nothing(taught_folder, work, monkeypatch):
     content = evaluate(taught_folder, work, modes=FAST).read_bytes()
     assert content
-    monkeypatch.setattr(module, "answer", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(module, "answer_in_modes", lambda *_, **__: pytest.fail("asked again"))
     assert evaluate(taught_folder, work, modes=FAST).read_bytes() == content
 
 

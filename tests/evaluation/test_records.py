@@ -15,6 +15,7 @@ from mer_r1.evaluation.records import (
     append_record,
     is_news,
     kept_records,
+    kept_states,
     read_records,
     rescore,
     states_of,
@@ -110,6 +111,7 @@ def test_clips_that_ended_in_an_error_are_tried_again(tmp_path):
         True,
     ]
     assert states_of(kept_records(path, {}), draw=1) == {}
+    assert states_of(kept_states(path, {})) == known, "and with little memory"
     assert states_of(kept_records(tmp_path / "none.jsonl", {})) == {}
 
 

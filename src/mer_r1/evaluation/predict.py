@@ -135,7 +135,7 @@ def _decoded_ahead(omni: "Omni", batches: Sequence[Sequence[Clip]]) -> "Iterator
             if len(waiting) > 1:
                 decoded = waiting.popleft()
                 whole = [one for one in decoded if one.exception() is None]
-                encoded = iter(encode_media(omni.model, [one.result() for one in whole])) if whole else iter(())
+                encoded = iter(encode_media(omni.model, [one.result() for one in whole]) if whole else [])
                 yield [one.result if one.exception() else partial(dict, next(encoded)) for one in decoded]
     finally:
         pool.shutdown(cancel_futures=True)

@@ -96,7 +96,7 @@ def decode(
     total, pad = len(hidden), omni.tokenizer.pad_token_id
     rows = torch.arange(total, device=model.device)
     done = torch.zeros(total, dtype=torch.bool, device=model.device)
-    states, drawn, scored = [], [], []
+    states, drawn, scored = list[Tensor](), list[Tensor](), list[Tensor]()
     tell = _FOLLOWER.get()
     for step in range(sampling.max_new_tokens):
         logits = lm_head(model, hidden)

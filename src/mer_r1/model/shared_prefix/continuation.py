@@ -55,6 +55,7 @@ class Branches:
         if copies > 1:
             cache.batch_repeat_interleave(copies)
         self._cache = with_room(cache, self.side_by_side * room)
+        self._layers = [layer for layer in self._cache.layers if isinstance(layer, RoomyLayer)]
         self._prompt = mask.bool().repeat_interleave(copies, dim=0)
         self._next = next_positions.repeat_interleave(copies)
         self._order = torch.arange(len(self._prompt), device=mask.device)
@@ -72,13 +73,12 @@ class Branches:
         """Drop all continuations and keep the prompts, those that have left too."""
         if (new := self._cache.get_seq_length() - self._prompt.shape[1]) > 0:
             self._cache.crop(-new)
-        for layer in self._cache.layers:
-            if isinstance(layer, RoomyLayer):
-                layer.move(self._order.argsort(), len(self._order))
+        for layer in self._layers:
+            layer.move(self._order.argsort(), len(self._order))
         self._start_again()
 
     def leave(self, done: Tensor) -> Tensor | None:
-        """Let finished continuations leave, if that spares at least a quarter of all.
+        """Let finished continuations leave, if that spares at least an eighth of all.
 
         Args:
             done: (R,) booleans on the CPU: the finished ones.
@@ -90,8 +90,7 @@ class Branches:
         unfinished = ~done.view(self._places.shape)
         counts = unfinished.sum(dim=1)
         rows, width = int(counts.count_nonzero()), int(counts.max())
-        roomy = all(isinstance(layer, RoomyLayer) for layer in self._cache.layers)
-        if not roomy or not rows or 4 * rows * width > 3 * done.numel():
+        if not rows or 8 * rows * width > 7 * done.numel() or len(self._layers) < len(self._cache.layers):
             return None
         # Prompts that stay beyond the new last row take the places of those that leave before it.
         order = torch.arange(len(counts))
@@ -112,7 +111,7 @@ class Branches:
             kept = seen.gather(2, columns.unsqueeze(1).expand(-1, width, -1))
             seen = torch.cat([seen[..., :prompt], kept], dim=2)
             self._columns = torch.arange(columns.shape[1], device=stay.device).view(-1, width).T
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.move(order, rows, prompt, columns)
         self._seen, self._places = seen, self._places.flatten()[stay].view(rows, width)
         self._order[: len(order)] = self._order[order]
