@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mer_r1.errors import UserError
 from mer_r1.model.prompts import IGNORE, Prompt, collate, encode_prompt, media_tensors
+from mer_r1.model.shared_prefix import attention
 from mer_r1.model.shared_prefix.attention import attend_to_segments, packed_inputs, segments, visible
 from mer_r1.model.shared_prefix.packing import PADDING, PREFIX, group_rows, pack, pack_rollouts, shared_length
 from mer_r1.model.tower_outputs import embed, media_embedded, placeholder_ids
@@ -131,6 +132,15 @@ def test_texts_are_read_in_the_branch_that_they_begin_or_in_one_of_their_own() -
     assert alone.places == [[[2, 3], [11, 12]], [[16], []]]  # rows of 5, 3, 5 and 4 real tokens
 
 
+def test_long_rows_get_no_mask() -> None:
+    text_config = SimpleNamespace(_attn_implementation="sdpa")
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text_config), dtype=torch.float32)
+    for length, masked in ((attention.DIVIDED_FROM - 1, True), (attention.DIVIDED_FROM, False)):
+        batch = dict.fromkeys(("input_ids", "labels", "position_ids")) | {"branches": torch.ones(1, length)}
+        inputs = packed_inputs(model, batch)
+        assert (inputs["attention_mask"] is not None) == masked == ("segments" not in inputs)
+
+
 def test_an_attention_that_takes_no_mask_is_refused() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(_attn_implementation="paged"))
     with pytest.raises(UserError, match="paged"):
@@ -188,9 +198,12 @@ def assert_same(ours, theirs):
         assert difference < 1e-5, f"{name}: {difference:.1e}"
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("implementation", "divided_from"), [("sdpa", 0), ("sdpa", 10**6), ("eager", 0)])
 @pytest.mark.parametrize("targets", [2, 3])
-def test_loss_and_gradients_equal_those_of_the_plain_batch(omni, implementation, targets) -> None:
+def test_loss_and_gradients_equal_those_of_the_plain_batch(
+    omni, monkeypatch, implementation, divided_from, targets
+) -> None:
+    monkeypatch.setattr(attention, "DIVIDED_FROM", divided_from)
     groups = groups_of(omni, targets)
     plain = loss_and_gradients(omni.model, lambda: plain_loss(omni, groups))
     omni.model.set_attn_implementation(implementation)

@@ -16,6 +16,7 @@ from mer_r1.emotions.thinking import format_completion, question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import encode_prompt
+from mer_r1.model.shared_prefix import attention
 from mer_r1.model.shared_prefix.attention import flash_sequences
 from mer_r1.model.shared_prefix.packing import PADDING, shuffle_groups
 from mer_r1.model.shared_prefix.readings import logits_after, score_rollouts
@@ -97,9 +98,15 @@ def assert_same(found, expected):
         assert difference < 1e-5, f"{name}: {difference:.1e}"
 
 
+@pytest.fixture(params=["mask", "segments"])
+def divided(request, monkeypatch):
+    """Both ways of sdpa, for rows of any length."""
+    monkeypatch.setattr(attention, "DIVIDED_FROM", 0 if request.param == "segments" else 10**6)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_log_probabilities_entropies_and_gradients_are_those_of_the_plain_pass(
-    checkpoint, tmp_path, implementation
+    checkpoint, tmp_path, divided, implementation
 ) -> None:
     trainer = make_trainer(checkpoint, tmp_path)
     rows = scored_rows(trainer)
@@ -108,7 +115,7 @@ def test_log_probabilities_entropies_and_gradients_are_those_of_the_plain_pass(
     assert_same(scores(trainer, True, rows), plain)
 
 
-def test_rollouts_that_lie_apart_or_in_parts_or_are_empty_come_back_in_place(checkpoint, tmp_path) -> None:
+def test_rollouts_that_lie_apart_or_in_parts_or_are_empty_come_back_in_place(checkpoint, tmp_path, divided) -> None:
     trainer = make_trainer(checkpoint, tmp_path)
     rows = scored_rows(trainer, clips=(2, 0, 1, 0, 2, 1, 0), empty=3)
     plain = scores(trainer, False, rows)
@@ -118,7 +125,7 @@ def test_rollouts_that_lie_apart_or_in_parts_or_are_empty_come_back_in_place(che
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_with_gradient_checkpointing(checkpoint, tmp_path, reentrant) -> None:
+def test_with_gradient_checkpointing(checkpoint, tmp_path, divided, reentrant) -> None:
     trainer = make_trainer(checkpoint, tmp_path)
     rows = scored_rows(trainer)
     plain = scores(trainer, False, rows)
@@ -266,7 +273,7 @@ def read_beside(trainer, clips, ids, mask, length):
     return torch.cat([each for row in logits for each in row])
 
 
-def test_what_is_read_beside_the_rollouts_is_what_a_pass_of_its_own_gives(checkpoint, tmp_path) -> None:
+def test_what_is_read_beside_the_rollouts_is_what_a_pass_of_its_own_gives(checkpoint, tmp_path, divided) -> None:
     trainer = make_trainer(checkpoint, tmp_path)
     clips, *rows = scored_rows(trainer, clips=(2, 0, 1, 0, 2, 1, 0), empty=3)
     own = [row[-rows[2] :].tolist() for row in rows[0]]
@@ -281,7 +288,7 @@ def test_what_is_read_beside_the_rollouts_is_what_a_pass_of_its_own_gives(checkp
     assert (expected[::2] - expected[1::2]).abs().max() > 1e-3
 
 
-def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path) -> None:
+def test_only_the_models_own_forward_touches_a_weight(checkpoint, tmp_path, divided) -> None:
     """Under FSDP2 weights are whole only while the forward of the module that holds them runs."""
     trainer = make_trainer(checkpoint, tmp_path)
     clips, *rows = scored_rows(trainer)

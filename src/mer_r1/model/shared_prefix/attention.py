@@ -1,8 +1,9 @@
 """Attention over packed rows: what each attention implementation needs so that a branch sees its prefix and itself.
 
-A mask over all pairs of tokens costs L x L scores, most of which no token sees. So sdpa gets no mask: a row is split
-into its prefix, which attends to itself, and its branches, which become a batch whose keys are the prefix's followed by
-their own. Causal attention of a short query over longer keys, aligned to their ends, is exactly what a branch sees.
+A mask over all pairs of tokens costs L x L scores, most of which no token sees. So long rows get no mask with sdpa: a
+row is split into its prefix, which attends to itself, and its branches, which become a batch whose keys are the
+prefix's followed by their own. Causal attention of a short query over longer keys, aligned to their ends, is exactly
+what a branch sees. For short rows the copies cost more than the scores, and sdpa gets the mask.
 
 Flash attention does the same in one call: the rows are concatenated without padding, and every prefix and every branch
 is a sequence of its own. Eager attention gets an additive mask. Autograd sums the branches' gradients on their prefix.
@@ -29,6 +30,10 @@ from transformers.modeling_flash_attention_utils import flash_attn_supports_top_
 from mer_r1.errors import UserError
 from mer_r1.model.shared_prefix.packing import PADDING, PREFIX
 
+DIVIDED_FROM = 1024
+"""Tokens of a row from which sdpa works on its segments. On a CPU the mask is faster by 1.3 at 454 tokens, and slower
+by 1.2 at 1,372 (`perf/rl_step.py --ways masks`)."""
+
 
 def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """A packed batch as arguments of the model's forward.
@@ -46,7 +51,7 @@ def packed_inputs(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """
     implementation = str(model.config.get_text_config()._attn_implementation)
     names = ("input_ids", "labels", "position_ids")
-    if implementation == "sdpa":
+    if implementation == "sdpa" and batch["branches"].shape[1] >= DIVIDED_FROM:
         _let_rows_be_divided(implementation)
         return {name: batch[name] for name in names} | {"attention_mask": None, "segments": segments(batch["branches"])}
     if takes_masks(implementation):
