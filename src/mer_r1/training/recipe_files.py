@@ -182,7 +182,8 @@ def check_choices(recipe: Any) -> None:
     """
     for name, allowed in CHOICES.items():
         if (given := getattr(recipe, name, allowed[0])) not in allowed:
-            raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")
+            told = (" or " if len(allowed) == 2 else ", ").join(allowed)
+            raise UserError(f"{name} must be {told}, got {given!r}")
     if not isinstance(recipe.model_init_kwargs, dict | None):
         raise UserError(f"model_init_kwargs must be a mapping, got {brief(recipe.model_init_kwargs)}")
     if ClipLimits.given(recipe) and hasattr(recipe, "tiny"):
