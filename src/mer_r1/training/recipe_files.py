@@ -206,7 +206,7 @@ def _read_values(stage: str, hints: Mapping[str, Any], file: Path | str | None, 
     return values
 
 
-def _check(recipe: "SFTRecipe | RLRecipe") -> None:
+def _check(recipe: Any) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
     from mer_r1.model.tiny import TinyConfig
