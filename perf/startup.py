@@ -18,6 +18,7 @@ OMNI = "from transformers import AutoProcessor, Qwen2_5OmniProcessor, Qwen2_5Omn
 PREDICT = (
     "import mer_r1.evaluation.predict, mer_r1.model.features, mer_r1.model.omni, mer_r1.rl.anchors, mer_r1.rl.rollout"
 )
+TRAIN = "import mer_r1.training.recipe_files, mer_r1.training.rl_stage, mer_r1.training.sft_stage"
 PLAN = ["plan", "--config", "qwen2.5-omni-rl", "--shape", "Qwen/Qwen2.5-Omni-7B", "--num-clips", "26000"]
 STARTS = {
     "python": ["-c", ""],
@@ -28,7 +29,7 @@ STARTS = {
     "torch": ["-c", "import torch"],
     "floor": ["-c", OMNI],
     "predict": ["-c", PREDICT],
-    "train": ["-c", "import mer_r1.training.recipe_files, mer_r1.training.rl_stage, mer_r1.training.sft_stage"],
+    "train": ["-c", f"from mer_r1.data.workers import uncollected\nwith uncollected():\n    {TRAIN}"],
 }
 
 

@@ -1,5 +1,6 @@
 """Worker processes: a dead one ends the run with a message, and none outlives the process that started it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from mer_r1.data.workers import WorkerDiedError, in_workers, sigterm_exits
+from mer_r1.data.workers import WorkerDiedError, in_workers, sigterm_exits, uncollected
 
 PROGRAM = """
 import sys, time
@@ -109,3 +110,16 @@ def test_no_worker_outlives_its_parent(tmp_path, number, status):
     assert parent.wait() == status
     pids = [int((tmp_path / name).read_text(encoding="utf-8")) for name in ("1", "2")]
     wait_until(lambda: not any(map(lives, pids)))
+
+
+def test_garbage_is_collected_again_after_imports():
+    """Also after an import that fails, and not where it was not before."""
+    assert gc.isenabled()
+    with uncollected():
+        assert not gc.isenabled()
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    with pytest.raises(ImportError), uncollected():
+        raise ImportError
+    assert gc.isenabled()

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from mer_r1.cli.app import AsJson, app, console, print_json, progress, say
 from mer_r1.cli.options import PASS_ON, RECIPE, Limits
 from mer_r1.data.manifest import read_manifest
+from mer_r1.data.workers import uncollected
 from mer_r1.errors import UserError
 from mer_r1.training.recipe_files import read_recipe, recipe_class, select_clips
 from mer_r1.training.recipe_info import host_fields, recipe_fields, recipe_stages, shipped_recipes
@@ -142,12 +143,13 @@ def rl(context: typer.Context, config: Config = None, help_all: HelpAll = False)
 
 def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
     run: Any
-    if stage == "build":
-        from mer_r1.lab.tiny.build import run_build as run
-    elif stage == "sft":
-        from mer_r1.training.sft_stage import run_sft as run
-    else:
-        from mer_r1.training.rl_stage import run_rl as run
+    with uncollected():
+        if stage == "build":
+            from mer_r1.lab.tiny.build import run_build as run
+        elif stage == "sft":
+            from mer_r1.training.sft_stage import run_sft as run
+        else:
+            from mer_r1.training.rl_stage import run_rl as run
     recipe = read_recipe(recipe_class(stage), config, settings)
     with progress("clips decoded and encoded", None) as advance:
         folder = run(recipe, advance)

@@ -1,5 +1,6 @@
 """Processes that work for this one: none is waited for after it died, and none outlives its parent."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,18 @@ Result = TypeVar("Result")
 
 class WorkerDiedError(UserError):
     """A worker process ended in the middle of a job, for example for lack of memory."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import libraries inside this: no garbage is looked for among their objects, which stay (perf/startup.py)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

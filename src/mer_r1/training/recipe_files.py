@@ -182,7 +182,8 @@ def check_choices(recipe: Any) -> None:
     """
     for name, allowed in CHOICES.items():
         if (given := getattr(recipe, name, allowed[0])) not in allowed:
-            raise UserError(f"{name} must be {' or '.join(allowed)}, got {given!r}")
+            told = (" or " if len(allowed) == 2 else ", ").join(allowed)
+            raise UserError(f"{name} must be {told}, got {given!r}")
     if not isinstance(recipe.model_init_kwargs, dict | None):
         raise UserError(f"model_init_kwargs must be a mapping, got {brief(recipe.model_init_kwargs)}")
     if ClipLimits.given(recipe) and hasattr(recipe, "tiny"):
@@ -205,7 +206,7 @@ def _read_values(stage: str, hints: Mapping[str, Any], file: Path | str | None, 
     return values
 
 
-def _check(recipe: "SFTRecipe | RLRecipe") -> None:
+def _check(recipe: Any) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
     from mer_r1.model.tiny import TinyConfig

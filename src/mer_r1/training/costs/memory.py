@@ -49,7 +49,8 @@ def memory(shape: Shape, job: Job, gpu: Gpu) -> dict[str, float]:
         sampling |= share
     else:
         parts |= share
-    parts |= max(training_memory(shape, job), sampling, key=lambda phase: sum(phase.values()))
+    training = training_memory(shape, job)
+    parts |= training if sum(training.values()) >= sum(sampling.values()) else sampling
     parts["CUDA"] = CUDA_BYTES
     return {**parts, "total": sum(parts.values())}
 
