@@ -39,14 +39,19 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest of the clips (JSONL).")],
     limits: Limits,
     wheels: Wheels = None,
-    workers: Workers = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default as many as pay, at most one per core.")
+    ] = None,
+    content: Annotated[
+        bool, typer.Option("--content", help="Read all files whole, and compare them with their kept digests.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Report every invalid row and every broken file of a manifest."""
     from mer_r1.data.check import check_manifest
     from mer_r1.data.media.container import ClipLimits
 
-    how: dict[str, Any] = {"workers": workers, "limits": ClipLimits(**limits.given).limits()}
+    how: dict[str, Any] = {"workers": workers, "limits": ClipLimits(**limits.given).limits(), "content": content}
     with progress("check", None, quiet=as_json) as advance:
         report = check_manifest(manifest, is_known=load(wheels).knows, progress=advance, **how)
     if not report.n_rows:
