@@ -76,10 +76,10 @@ def probe_clips(
     Returns:
         One probe per clip, in order.
     """
-    alone = len(clips) <= 1 or (workers is not None and workers <= 1)
+    here = len(clips) <= 1 or (workers is not None and workers <= 1)
     workers = _workers_that_pay(clips) if workers is None else workers
     advance = (lambda: progress(1, len(clips))) if progress else (lambda: None)
-    if alone:
+    if here:
         probes = []
         for clip in clips:
             probes.append(probe_clip(clip, limits))
