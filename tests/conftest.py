@@ -63,6 +63,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """Let the interpreter's end find them again."""
+    gc.unfreeze()
+
+
 def made_once(tmp_path_factory, name, make):
     """A copy of a folder that the first of the run's processes made; the others wait for it. Each has its own copy."""
     base = tmp_path_factory.getbasetemp()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from crashing import crash_on_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import tone, write_media
@@ -450,13 +451,6 @@ def test_many_rows_resolve_their_folder_once(tmp_path: Path, monkeypatch: pytest
 )
 def test_mistakes_inside_a_field(tmp_path: Path, meta: str, message: str) -> None:
     assert message in problem_of(tmp_path, f'{{"id": "1", "subtitle": "a", "meta": {meta}}}')
-
-
-def crash_on_bad(clip: Clip, limits: object) -> checks.Probe:
-    """Stands for a decoder that takes its process down."""
-    if clip.id == "bad":
-        os._exit(1)
-    return checks.Probe(seconds=1.0)
 
 
 def test_a_crashing_decoder_is_one_clips_problem(monkeypatch: pytest.MonkeyPatch) -> None:
