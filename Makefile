@@ -37,7 +37,7 @@ demo: $(STAMP) ## scenes, tiny model, SFT, RL, evaluation, report; QUICK=1 for t
 
 # One thread per process: the tests' tensors are small, and two processes share two cores well.
 test: $(STAMP) ## run every test; arguments for pytest in ARGS="..."
-	@$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP) ## what a change must pass: style, types, tests
 	@$(BIN)/ruff check

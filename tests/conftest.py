@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
+import fcntl
+import gc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +23,68 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("mer-r1")
+
+
+# Files that take the longest, in this order: two processes then end at about the same time (Makefile, test).
+LONGEST = (
+    "training/test_stages.py",
+    "lab/test_smollm2.py",
+    "training/test_processes.py",
+    "lab/test_faces.py",
+    "cli/test_cli.py",
+    "benchmarks/test_mer_unibench_run.py",
+    "rl/test_vllm_rollouts.py",
+    "integrations/test_lmms_tasks.py",
+    "lab/test_demo.py",
+    "benchmarks/test_mme_pipeline.py",
+    "model/test_absent_towers.py",
+    "model/test_families.py",
+    "evaluation/test_predict.py",
+    "test_docs_run.py",
+    "test_docs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take the longest."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    root = Path(__file__).parent
+
+    def place(item):
+        inside = item.path.relative_to(root).as_posix() if item.path.is_relative_to(root) else ""
+        return places.get(inside, len(places))
+
+    items.sort(key=place)
+
+
+def pytest_collection_finish():
+    """Leave what all tests share (modules, mostly) out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let the interpreter's end find them again."""
+    gc.unfreeze()
+
+
+def made_once(tmp_path_factory, name, make):
+    """A copy of a folder that the first of the run's processes made; the others wait for it. Each has its own copy."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made = base / f"once-{name}"
+    with (base / f"once-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make(made.with_suffix(".partial"))
+            made.with_suffix(".partial").rename(made)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp(name) / name))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory) -> None:
+    """What is kept from run to run is kept for this run of the tests only."""
+    os.environ["MER_R1_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +119,13 @@ def taught_folder(tmp_path_factory) -> Path:
     """A checkpoint of the tiny policy that has learned to answer in form, mostly."""
     from tiny_world import some_prompts, teach, tiny_omni
 
-    policy = tiny_omni()
-    policy.freeze_towers()
-    teach(policy, some_prompts(policy))
-    folder = tmp_path_factory.mktemp("taught")
-    policy.save(folder)
-    return folder
+    def make(folder):
+        policy = tiny_omni()
+        policy.freeze_towers()
+        teach(policy, some_prompts(policy))
+        policy.save(folder)
+
+    return made_once(tmp_path_factory, "taught", make)
 
 
 @pytest.fixture(scope="session")

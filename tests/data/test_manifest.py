@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from crashing import crash_on_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media_samples import tone, write_media
@@ -420,11 +421,36 @@ def test_notes_are_counted_by_kind() -> None:
     assert next(iter(count_notes(noted))) == cut, "the most frequent first"
 
 
-def crash_on_bad(clip: Clip, limits: object) -> checks.Probe:
-    """Stands for a decoder that takes its process down."""
-    if clip.id == "bad":
-        os._exit(1)
-    return checks.Probe(seconds=1.0)
+def test_processes_start_only_where_they_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "available_cores", lambda: 4)
+    with (tmp_path / "big.mp4").open("wb") as file:
+        file.truncate(8_000_000)  # 2 s of reading, at 0.25 us per byte
+    small, big = Clip("1", subtitle="a"), Clip("1", tmp_path / "big.mp4")
+    numbers = [
+        checks._workers_that_pay([clip] * count) for clip, count in ((small, 8), (small, 500), (big, 1), (big, 9))
+    ]
+    assert numbers == [1, 2, 2, 4]  # 0.04, 2.5, 2.005 and 18 s
+    assert checks._workers_that_pay([Clip("1", tmp_path / "none.mp4")]) == 1
+
+
+def test_many_rows_resolve_their_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = []
+    realpath = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: resolved.append(str(path)) or realpath(path))
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "0.mp4")
+    rows = [{"id": str(n), "video": f"clips/{n}.mp4"} for n in range(50)] + [{"id": "l", "video": "link.mp4"}]
+    clips = read_manifest(manifest(tmp_path, *rows))
+    assert clips[7].video == tmp_path / "clips" / "7.mp4"
+    # clips/ and the folder itself, each with what it must stay in; and the link, which is looked at itself
+    assert len(resolved) == 6
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [('{"a": {"x": 1, "x": 2}}', "meta: the key 'x' is there twice"), ("[" * 600 + "]" * 600, "meta: ")],
+)
+def test_mistakes_inside_a_field(tmp_path: Path, meta: str, message: str) -> None:
+    assert message in problem_of(tmp_path, f'{{"id": "1", "subtitle": "a", "meta": {meta}}}')
 
 
 def test_a_crashing_decoder_is_one_clips_problem(monkeypatch: pytest.MonkeyPatch) -> None:

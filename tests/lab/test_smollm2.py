@@ -57,6 +57,12 @@ def built(original, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def thinker(built):
+    """Loaded once: no test that takes it changes a weight."""
+    return load(built)
+
+
 def moved(before, after):
     """Parts of the model whose weights differ."""
     ours, theirs = before.model.state_dict(), after.model.state_dict()
@@ -64,24 +70,22 @@ def moved(before, after):
 
 
 @needs_weights
-def test_text_alone_has_the_originals_logits(original, built):
+def test_text_alone_has_the_originals_logits(original, thinker):
     language, tokenizer = original
-    omni = load(built)
     for text in TEXTS:
         ids = torch.tensor([tokenizer(text)["input_ids"]])
-        assert omni.tokenizer(text)["input_ids"] == ids[0].tolist(), "the words are those it knows"
+        assert thinker.tokenizer(text)["input_ids"] == ids[0].tolist(), "the words are those it knows"
         with torch.no_grad():
-            expected, found = language(ids).logits, omni.model(ids).logits
+            expected, found = language(ids).logits, thinker.model(ids).logits
         torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=1e-5, rtol=1e-5)
 
 
 @needs_weights
-def test_left_padding_and_the_cache_keep_them(original, built):
+def test_left_padding_and_the_cache_keep_them(original, thinker):
     language, tokenizer = original
-    omni = load(built)
-    prompt = encode_prompt(omni, "Say hello.", {})
-    other = encode_prompt(omni, "Name three emotions that a person in a quarrel may feel.", {})
-    drawn = rollout(omni, [prompt, other], 1, Sampling(8, temperature=0))
+    prompt = encode_prompt(thinker, "Say hello.", {})
+    other = encode_prompt(thinker, "Name three emotions that a person in a quarrel may feel.", {})
+    drawn = rollout(thinker, [prompt, other], 1, Sampling(8, temperature=0))
     plain = [language.generate(one.input_ids[None], max_new_tokens=8, do_sample=False) for one in (prompt, other)]
     for one, ids, theirs in zip((prompt, other), drawn.completion_ids, plain, strict=True):
         assert ids == theirs[0, len(one.input_ids) :].tolist()
@@ -89,31 +93,29 @@ def test_left_padding_and_the_cache_keep_them(original, built):
 
 
 @needs_weights
-def test_what_is_new_is_made_with_care(original, built):
+def test_what_is_new_is_made_with_care(original, thinker):
     language, tokenizer = original
-    omni = load(built)
-    assert len(omni.tokenizer) == len(tokenizer) + len(QWEN25.tokens)
-    assert set(omni.tokenizer.convert_tokens_to_ids(list(QWEN25.tokens.values()))) <= set(omni.forbidden_ids)
-    assert omni.tokenizer.convert_tokens_to_ids("<|im_start|>") in omni.forbidden_ids
-    assert omni.eos_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    rows = omni.model.get_input_embeddings().weight
+    assert len(thinker.tokenizer) == len(tokenizer) + len(QWEN25.tokens)
+    assert set(thinker.tokenizer.convert_tokens_to_ids(list(QWEN25.tokens.values()))) <= set(thinker.forbidden_ids)
+    assert thinker.tokenizer.convert_tokens_to_ids("<|im_start|>") in thinker.forbidden_ids
+    assert thinker.eos_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    rows = thinker.model.get_input_embeddings().weight
     torch.testing.assert_close(rows[len(tokenizer) :], rows[: len(tokenizer)].mean(0).expand(7, -1))
-    assert omni.model.get_output_embeddings().weight is rows
-    state = omni.model.model.language_model.state_dict()
+    assert thinker.model.get_output_embeddings().weight is rows
+    state = thinker.model.model.language_model.state_dict()
     assert all(not state[name].any() for name in state if name.endswith(module.NEW_BIASES))
     assert sum(weight.numel() for weight in language.parameters()) == 134_515_008
 
 
 @needs_weights
-def test_a_clip_is_seen_and_heard_from_the_start(built, corpus, tmp_path):
-    omni = load(built)
-    cache = FeatureCache(omni, tmp_path)
+def test_a_clip_is_seen_and_heard_from_the_start(thinker, corpus, tmp_path):
+    cache = FeatureCache(thinker, tmp_path)
     prompts = [
-        encode_prompt(omni, question(clip.subtitle, "short"), cache.get(clip)) for clip in read_manifest(corpus)[:2]
+        encode_prompt(thinker, question(clip.subtitle, "short"), cache.get(clip)) for clip in read_manifest(corpus)[:2]
     ]
-    first = rollout(omni, prompts, 1, Sampling(4, temperature=0)).logps
+    first = rollout(thinker, prompts, 1, Sampling(4, temperature=0)).logps
     swapped = replace(prompts[0], media={**prompts[0].media, "video": prompts[1].media["video"]})
-    assert rollout(omni, [swapped, prompts[1]], 1, Sampling(4, temperature=0)).logps[0] != first[0]
+    assert rollout(thinker, [swapped, prompts[1]], 1, Sampling(4, temperature=0)).logps[0] != first[0]
 
 
 @needs_weights

@@ -55,7 +55,12 @@ def check(
     limits: Limits,
     wheels: Wheels = None,
     task: Annotated[Path | None, typer.Option(help="JSON file of the task; emotions by default.")] = None,
-    workers: Workers = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default as many as pay, at most one per core.")
+    ] = None,
+    content: Annotated[
+        bool, typer.Option("--content", help="Read all files whole, and compare them with their kept digests.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Report every invalid row and every broken file of a manifest."""
@@ -63,7 +68,7 @@ def check(
     from mer_r1.data.media.container import ClipLimits
 
     chosen = read_task(task) if task else SetTask()
-    how: dict[str, Any] = {"workers": workers, "limits": ClipLimits(**limits.given).limits()}
+    how: dict[str, Any] = {"workers": workers, "limits": ClipLimits(**limits.given).limits(), "content": content}
     with progress("check", None, quiet=as_json) as advance:
         report = check_manifest(manifest, is_known=chosen.taxonomy(wheels).knows, progress=advance, **how)
     if not report.n_rows:

@@ -1,6 +1,5 @@
 """Commands of the lab: the demo, and the study (one command per question, `all`, `mechanism`, `report`)."""
 
-import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ import typer
 
 from mer_r1.cli.app import HELP, app, console, progress, require, say
 from mer_r1.cli.options import App
+from mer_r1.data.workers import available_cores
 from mer_r1.lab.study.runs.variants import STUDIES
 from mer_r1.weights import BASE
 
@@ -135,10 +135,6 @@ def _run(name: str, plan: Plan) -> None:
         for job in left:
             say(f"{job.name}: python -m {job.module} {shlex.join(job.arguments)}")
         return
-    run_jobs(jobs, out, plan.workers or _cores(), report=say)
+    run_jobs(jobs, out, plan.workers or available_cores(), report=say)
     studies, jobs = read_session(out)
     say(f"report: {write_report(studies, jobs, out)}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

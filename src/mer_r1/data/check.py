@@ -4,10 +4,9 @@
 foreign bytes: if it crashes a worker process, the clip that caused it is named and the check continues.
 """
 
-import os
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,10 +15,16 @@ from typing import Any
 
 from mer_r1.data.clip import Clip, manifest_rows
 from mer_r1.data.media.container import MediaLimits
+from mer_r1.data.media.digests import reread
 from mer_r1.data.media.notes import count_notes
 from mer_r1.data.media.read import read_media
-from mer_r1.data.workers import WorkerDiedError, in_workers
-from mer_r1.errors import UserError
+from mer_r1.data.workers import WorkerDiedError, available_cores, in_workers
+from mer_r1.errors import UserError, printable
+
+SECONDS_PER_CLIP, SECONDS_PER_BYTE = 0.005, 0.25e-6
+"""What reading a clip takes: a small one, and each byte of it (30 s of 1080p in 5.7 MB take 1.4 s)."""
+WORTH_A_WORKER = 1.0
+"""Seconds of reading that are worth another process, which takes 0.3 s to start."""
 
 Progress = Callable[[int, int], Any]
 """Called with the number of clips done since the last call, and the number of all clips."""
@@ -64,15 +69,17 @@ def probe_clips(
     Args:
         clips: the clips.
         limits: see `read_media`.
-        workers: number of processes; None uses all available cores, up to 1 reads in this process.
+        workers: number of processes; up to 1 reads in this process. None starts one per `WORTH_A_WORKER` seconds that
+            the files are likely to take, at least one and at most one per core: a crash ends it, not this process.
         progress: callback, called with (1, number of clips) for each clip done.
 
     Returns:
         One probe per clip, in order.
     """
-    workers = len(os.sched_getaffinity(0)) if workers is None and hasattr(os, "sched_getaffinity") else workers or 1
+    here = len(clips) <= 1 or (workers is not None and workers <= 1)
+    workers = _workers_that_pay(clips) if workers is None else workers
     advance = (lambda: progress(1, len(clips))) if progress else (lambda: None)
-    if min(workers, len(clips)) <= 1:
+    if here:
         probes = []
         for clip in clips:
             probes.append(probe_clip(clip, limits))
@@ -87,6 +94,19 @@ def probe_clips(
                 advance()
             found[index] = alone.get(index, Probe(problem="reading it crashes the decoder"))
     return [found[index] for index in range(len(clips))]
+
+
+def _workers_that_pay(clips: Sequence[Clip]) -> int:
+    size = sum(_size(path) for clip in clips for path in (clip.video, clip.audio) if path is not None)
+    seconds = SECONDS_PER_CLIP * len(clips) + SECONDS_PER_BYTE * size
+    return max(1, min(available_cores(), int(seconds / WORTH_A_WORKER)))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def _in_processes(
@@ -142,6 +162,7 @@ def check_manifest(
     limits: MediaLimits | None = None,
     progress: Progress | None = None,
     allow_absolute: bool = False,
+    content: bool = False,
 ) -> CheckReport:
     """Check every row and every file of a manifest, in parallel.
 
@@ -152,6 +173,7 @@ def check_manifest(
         limits: how much of each file is read.
         progress: callback, called for each clip whose files have been read.
         allow_absolute: see `read_manifest`.
+        content: whether to read all files whole and compare them with their kept digests (`media.digests`).
 
     Raises:
         UserError: only if the manifest itself cannot be read.
@@ -168,6 +190,7 @@ def check_manifest(
     for (number, clip), probe in zip(valid_rows, probes, strict=True):
         unplaced = _unplaced(clip, is_known)
         problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
+        problems += [("file", text) for text in (_rewritten(clip) if content else ())]
         if unplaced and len(unplaced) == len(clip.labels or ()):
             problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
         elif unplaced:
@@ -201,6 +224,13 @@ def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe
             "median": statistics.median(lengths),
             "longest": max(lengths),
         }
+
+
+def _rewritten(clip: Clip) -> Iterator[str]:
+    for path in (clip.video, clip.audio):
+        with suppress(OSError, ValueError):  # reported by its probe
+            if path is not None and reread(path):
+                yield f"{printable(path)}: another content than before, under the same size and time"
 
 
 def _unplaced(clip: Clip, is_known: Callable[[str], bool] | None) -> list[str]:

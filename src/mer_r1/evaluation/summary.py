@@ -333,8 +333,8 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
         "confidence_incorrect": lambda record: confidences[id(record)][1],
     }
     columns = {name: _by_clip(answered, measure).values() for name, measure in measures.items()}
-    intervals: Any = bootstraps(columns, seed=seed, resamples=resamples)
-    return {
+    intervals = bootstraps(columns, seed=seed, resamples=resamples)
+    summary: Any = {
         "n_records": len(records),
         "n": intervals["f1"]["n"],
         "n_skipped": sum(record.scores is None for record in answered),
@@ -344,6 +344,7 @@ def _summarise_mode(records: Sequence[Record], taxonomy: Taxonomy, seed: int, re
         "n_cut": sum(record.finish_reason != "stop" for record in answered),
         **intervals,
     }
+    return summary
 
 
 def _score(name: str) -> Callable[[Record], float | None]:
@@ -378,8 +379,14 @@ def _difference(side_a: Iterable[Record], side_b: Iterable[Record], seed: int, r
     a, b = scores["f1"]
     both = [clip_id for clip_id in a if clip_id in b]
     columns = {name: [scores[name][0][c] - scores[name][1][c] for c in both] for name in SCORE_NAMES}
-    intervals: Any = bootstraps(columns, seed=seed, resamples=resamples)
-    return {"n": len(both), "n_unmatched": len(a) + len(b) - 2 * len(both), **intervals}
+    intervals = bootstraps(columns, seed=seed, resamples=resamples)
+    return {
+        "n": len(both),
+        "n_unmatched": len(a) + len(b) - 2 * len(both),
+        "precision": intervals["precision"],
+        "recall": intervals["recall"],
+        "f1": intervals["f1"],
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

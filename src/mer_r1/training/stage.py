@@ -240,7 +240,8 @@ def claim_run(recipe: Any, clips: list[Clip], taxonomy: Taxonomy | None = None) 
         UserError: the folder holds checkpoints, or other parts to resume from, of another run.
     """
     out = Path(recipe.output_dir)
-    run = identity(recipe, clips, taxonomy)
+    with recipe.main_process_first():  # the other processes then find the digests of all files
+        run = identity(recipe, clips, taxonomy)
     before = read_record(out).get("run")
     if before is None or (differing := differences(before, run)):
         for part in (path for pattern in RESUMED for path in out.glob(pattern)):

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from mer_r1.data.media.container import (
     open_container,
     riff_note,
 )
+from mer_r1.data.media.digests import file_digest
 from mer_r1.data.media.picture import PictureTrack
 from mer_r1.data.media.sound import SoundTrack
 from mer_r1.errors import UserError, printable
@@ -107,6 +107,8 @@ def read_media(
 def content_key(video: Path | str | None, audio: Path | str | None = None) -> str:
     """Cache key of a clip: a hash of the content of its files (not of their names), 32 hexadecimal digits.
 
+    A file is read once, until its size or time changes (`digests`).
+
     Raises:
         UserError: if a file cannot be read.
     """
@@ -115,18 +117,10 @@ def content_key(video: Path | str | None, audio: Path | str | None = None) -> st
         if path is not None:
             digest.update(role.encode())
             try:
-                file = local_file(path)
-                digest.update(_file_digest(file, file.stat().st_mtime_ns, file.stat().st_size))
+                digest.update(file_digest(local_file(path)))
             except OSError as error:
                 raise UserError(f"{printable(path)}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
-
-
-@lru_cache(maxsize=1 << 17)
-def _file_digest(path: Path, modified: int, size: int) -> bytes:
-    # Within a run, a file of the same time and size is read once.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).digest()
 
 
 def media_seconds(path: Path | str) -> float:

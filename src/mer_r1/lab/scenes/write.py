@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mer_r1.data.claim import claim
 from mer_r1.data.jsonl import write_atomically
-from mer_r1.data.workers import in_workers
+from mer_r1.data.workers import available_cores, in_workers
 from mer_r1.errors import UserError
 from mer_r1.lab.scenes.story.sentences import PERSONS, SPLITS, Split
 
@@ -105,7 +105,7 @@ def write_scenes(
     if kept:
         logger.info("scenes: %d of %d clips exist already", kept, len(jobs))
         progress(kept)
-    for job, row in _make(unmade, workers or _usable_cores()):
+    for job, row in _make(unmade, workers or available_cores()):
         rows[job] = row
         progress(1)
     write_atomically(out / MANIFEST, "".join(json.dumps(rows[job], ensure_ascii=False) + "\n" for job in jobs))
@@ -174,7 +174,3 @@ def _make_one(job: ClipJob) -> dict[str, Any]:
 def _one_thread() -> None:
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
