@@ -156,9 +156,9 @@ def test_one_completion_is_scored_once_for_all_objectives(monkeypatch: pytest.Mo
 
     def counted(*arguments: Any) -> metrics.SetScores | None:
         calls.append(arguments)
-        return metrics.wheel_scores(*arguments)
+        return metrics.label_scores(*arguments)
 
-    monkeypatch.setattr(rewards, "wheel_scores", counted)
+    monkeypatch.setattr(rewards, "label_scores", counted)
     rewards._scores.cache_clear()
     for reward in (precision_reward, recall_reward, f1_reward):
         reward(completions=[SLOW, WIDE], labels=[GOLD, GOLD])

@@ -146,19 +146,17 @@ def matching_table(
 
 def _show_matching(report: dict[str, Any]) -> None:
     table = Table("pairs", title=f"{report['meaning']} against {report['wheels']}")
-    for name in ("n", "AUC, bare", "AUC", "above the floor, bare", "above the floor"):
+    for name in ("n", "AUC, bare", "AUC, mended", "above the floor, bare", "mended"):
         table.add_column(name, justify="right")
     for name, rest in (("synonyms", "other words"), ("sectors", "other sectors"), ("valence", "opposite valence")):
         row = report[name]
-        bare, mended = (row[kind] for kind in ("cosine", "similarity"))
+        bare, mended = (row[kind] for kind in ("cosine", "mended"))
         cells = [" / ".join(f"{share:.3f}" for share in kind["above"]) for kind in (bare, mended)]
         table.add_row(
             f"{name} / {rest}", " / ".join(map(str, row["n"])), _number(bare["auc"]), _number(mended["auc"]), *cells
         )
     row = report["antonyms"]
-    table.add_row(
-        "opposites", str(row["n"]), "", "", *(f"{row[kind]['above']:.3f}" for kind in ("cosine", "similarity"))
-    )
+    table.add_row("opposites", str(row["n"]), "", "", *(f"{row[kind]['above']:.3f}" for kind in ("cosine", "mended")))
     console.print(table)
     say(f"opposites above the floor: {', '.join(report['not apart']) or 'none'}")
     for word, near in report["neighbours"].items():

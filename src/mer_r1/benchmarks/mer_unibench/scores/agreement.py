@@ -47,8 +47,8 @@ def word_agreement(meaning: Meaning, taxonomy: Taxonomy, seed: int = 0) -> dict[
     Returns:
         `synonyms`, `sectors` and `valence`: two kinds of pairs each, with their numbers `n`, the probability `auc` that
         of two pairs the one of the first kind is more alike (0.5 for chance), and the shares `above` the floor;
-        `antonyms`; all by `cosine`, the bare model, and by `similarity`. `not apart`: opposites above the floor.
-        `neighbours`: word -> its nearest base words, with similarities.
+        `antonyms`; all by `cosine`, the bare model, and `mended`, with opposites at 0. `not apart`: opposites above the
+        floor. `neighbours`: word -> its nearest base words, with similarities.
     """
     words = sorted(set(filter(None, map(taxonomy.base, taxonomy.forms))))
     meaning.read(map(meaning.key, (*words, *SHOWN)))
@@ -126,7 +126,7 @@ def _contrast(meaning: Meaning, alike: Pairs, different: Pairs) -> dict[str, Any
 
     sides = [_both(meaning, pairs[:PAIRS]) for pairs in (alike, different)]
     found: dict[str, Any] = {"n": [len(pairs[:PAIRS]) for pairs in (alike, different)]}
-    for name in ("cosine", "similarity"):
+    for name in ("cosine", "mended"):
         first, second = (side[name] for side in sides)
         auc = float(mannwhitneyu(first, second).statistic) / (len(first) * len(second)) if first and second else None
         found[name] = {"auc": auc, "above": [_above(values, meaning.floor)["above"] for values in (first, second)]}
@@ -134,12 +134,12 @@ def _contrast(meaning: Meaning, alike: Pairs, different: Pairs) -> dict[str, Any
 
 
 def _both(meaning: Meaning, pairs: Pairs) -> dict[str, list[float]]:
-    """The cosine of each pair of words as the bare model has it, and the similarity."""
+    """The cosine of each pair of words as the bare model has it, and with opposites at 0."""
     keys = [tuple(map(meaning.key, pair)) for pair in pairs]
     meaning.read(word for pair in keys for word in pair)
     return {
         "cosine": [meaning.cosine(*pair) for pair in keys],
-        "similarity": [meaning.similarity(*pair) for pair in keys],
+        "mended": [0.0 if meaning.opposed(*pair) else meaning.cosine(*pair) for pair in keys],
     }
 
 
