@@ -56,7 +56,7 @@ def run(name: str, out: Path, seeds: Sequence[int], rows: int, settings: Sequenc
                 own = [f"task={out / 'task.json'}"] if stage == "sft" else [f"method={stage}"]
                 command = "sft" if stage == "sft" else "rl"
                 mer(command, *how, *own, f"model={start}", f"output_dir={folder / stage}", f"seed={seed}")
-            model = ["--model", folder / stage / "model", "--manifest", manifest, "--max-new-tokens", 60]
+            model = ["--model", folder / stage / "model", "--manifest", manifest, "--max-new-tokens", 64]
             mer("evaluate", *model, "--out", folder / stage / "eval", "--json")
             report = folder / stage / "diagnosis.json"
             if diagnosed and stage in ("sft", "mer-r1") and not report.exists():

@@ -174,12 +174,12 @@ def test_an_answer_without_labels_is_refused() -> None:
 
 @pytest.mark.parametrize("style", ["full", "short"])
 def test_the_question_holds_the_subtitle_and_the_form(style: str) -> None:
-    text = thinking.question("I am {so} happy", style)  # type: ignore[arg-type]
+    text = thinking.question("I am {so} happy", style)
     assert '"I am {so} happy"' in text
     tags = ("<think>", "</think>", "<answer>", "</answer>")  # the tiny model learns the form in its cold start
     assert all(tag in text for tag in tags) == (style == "full")
-    assert "No subtitle." in thinking.question("  ", style)  # type: ignore[arg-type]
-    assert thinking.question(None, style) == thinking.question("", style)  # type: ignore[arg-type]
+    assert "No subtitle." in thinking.question("  ", style)
+    assert thinking.question(None, style) == thinking.question("", style)
 
 
 def test_the_short_question_is_short() -> None:
@@ -219,6 +219,6 @@ def test_a_long_subtitle_is_cut_and_marked() -> None:
 
 def test_unknown_styles_and_modes_are_refused() -> None:
     with pytest.raises(UserError, match="style"):
-        thinking.question("", "tiny")  # type: ignore[arg-type]
+        thinking.question("", "tiny")
     with pytest.raises(ValueError, match="medium"):
         thinking.prefill("medium")  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ def _told_scene(rng: np.random.Generator, split: Split) -> tuple[str, tuple[str,
 
 def _dish(rng: np.random.Generator, _: Split) -> tuple[str, tuple[str, ...], str, dict[str, Any]]:
     world = _dishes()
-    drawn = [str(thing) for thing in rng.choice(list(world["holds"]), size=int(rng.integers(3, 5)), replace=False)]
+    drawn = [str(thing) for thing in rng.choice(list(world["holds"]), size=int(rng.integers(2, 5)), replace=False)]
     base, harmless = (str(thing) for thing in rng.choice(world["harmless"], size=2, replace=False))
     named, fate = drawn[:-1], "kept"
     if rng.random() < CHANGED:
