@@ -2,7 +2,7 @@
 
 import pytest
 
-from mer_r1.emotions.channels import CHANNELS, channels_of
+from mer_r1.emotions.thinking import CHANNELS, channels_of
 from mer_r1.lab.scenes.clip import script
 
 

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from mer_r1.emotions.channels import channels_of
+from mer_r1.emotions.thinking import channels_of
 from mer_r1.errors import UserError
 
 if find_spec("anny") is None or find_spec("espeakng_loader") is None:

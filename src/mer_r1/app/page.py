@@ -93,9 +93,7 @@ def build(settings: Settings) -> Any:
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=3, min_width=300):
                 answers = gr.HTML(EMPTY, elem_id="answers", padding=False)
-                over_time = gr.Button(
-                    "Timeline of the whole recording", visible=settings.segment is not None, elem_id="time"
-                )
+                over_time = gr.Button("Timeline of the whole recording", visible=bool(settings.segment), elem_id="time")
                 timeline = gr.HTML("", elem_id="timeline", padding=False)
                 files = gr.Files(visible=False, interactive=False, label="The timeline to download", elem_id="files")
                 record = gr.DownloadButton("Download the record (JSON)", visible=False, elem_id="record")

@@ -1,7 +1,7 @@
 """Commands that ask a model and show its answers: predict, evaluate, report, app."""
 
 import glob
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,16 +313,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    task = SetTask()  # a server is asked about emotions
-    if model is not None and not engine.model_url:
-        from mer_r1.model.omni import task_of
-
-        task = task_of(model)
+    task = _task(model, engine)
     taxonomy = compared.taxonomy(taxonomy_in(out, wheels) if model is None else task.taxonomy(wheels))
     gate = thinking.gate(model, wheels=taxonomy.title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
-    if model is None and (given := [name for name, value in needing.items() if value]):
-        raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
+    own = {"--exchange": exchange, "--features-dir": features_dir, "--device": device}
+    _refuse(model, engine, gate, num_answers, needing, own)
     if model is not None:
         from mer_r1.evaluation.answerers.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -332,14 +328,9 @@ def evaluate(
         how: dict[str, Any] = {"split": split, "wheels": wheels, "exchange": exchange, "batch_size": batch_size}
         how |= {"features_dir": features_dir, "device": device, "limits": limits.given, "overwrite": overwrite}
         how["processes"] = engine.processes
-        if gate and num_answers > 1:
-            raise UserError("--num-answers: --think auto asks for one answer per clip")
         with ExitStack() as stack:
             advance = stack.enter_context(progress("evaluate", None, quiet=as_json))
             if not engine.is_torch:
-                if any((gate, exchange, num_answers > 1, features_dir, device)):
-                    own = "--think auto, --exchange, --num-answers, --features-dir and --device"
-                    raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
                 how |= {"task": task, "asked": engine.other_model(model, taxonomy, *asking)}
@@ -349,6 +340,33 @@ def evaluate(
                 how |= {"num_answers": num_answers}
                 evaluate_model(model, manifest, out, thinking.modes, sampling, progress=advance, **how)
     _show_summary((out, manifest, split), gate, seed, taxonomy, model, as_json)
+
+
+def _task(model: str | None, engine: Engine) -> SetTask:
+    """What a checkpoint is asked; a server is asked about emotions."""
+    if model is None or engine.model_url:
+        return SetTask()
+    from mer_r1.model.omni import task_of
+
+    return task_of(model)
+
+
+def _refuse(
+    model: str | None,
+    engine: Engine,
+    gate: "Gate | None",
+    num_answers: int,
+    needing: Mapping[str, object],
+    own: Mapping[str, object],
+) -> None:
+    """Refuse options that would do nothing; `needing` a model, and a checkpoint's `own`."""
+    if model is None and (given := [name for name, value in needing.items() if value]):
+        raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
+    if gate and model is not None and num_answers > 1:
+        raise UserError("--num-answers: --think auto asks for one answer per clip")
+    if not engine.is_torch and any((gate, num_answers > 1, *own.values())):
+        names = ", ".join(["--think auto", "--num-answers", *own])
+        raise UserError(f"{names} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
 
 
 def _show_summary(

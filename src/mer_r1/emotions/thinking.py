@@ -22,6 +22,16 @@ logger = logging.getLogger(__name__)
 FAST_PREFILL = "<think></think><answer>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 """The form of a completion, in this order."""
+_TALK = {
+    "video": r"face|smil\w+|smirk|grin|sneer|frown|brows?|eyes?|eyelids|lips?|mouth|nose|jaw|teeth|cheeks?|head|nod"
+    r"|gaze|look|tears|see|seen|picture",
+    "audio": r"voice|tone|toneless|hear|heard|sound|speech|pitch|volume|breath|sighs|pauses|hushed",
+    "subtitle": r"words|subtitle|sentence|speaker says|joke|story|talk|insult|complaint|threat|warning|apology|thanks"
+    r"|plan|memory|question|phrase|failure|news",
+}
+_MENTIONS = {channel: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for channel, words in _TALK.items()}
+CHANNELS = tuple(_TALK)
+"""What a clip may lack: picture, sound, words (the manifest's video, audio, subtitle)."""
 MAX_SUBTITLE_CHARACTERS = 1000
 FULL_QUESTION = (
     "{subtitle} Which emotions does the person in this clip feel? Study the face, listen to the voice and weigh the "
@@ -154,6 +164,18 @@ def answer_word_spans(completion: str) -> list[tuple[int, int]]:
     [(24, 27), (29, 40)]
     """
     return list(_label_spans(completion, *_answer_range(completion, list(TAG.finditer(completion)))))
+
+
+def channels_of(reasoning: str) -> set[str]:
+    """Channels of a clip that a reasoning speaks of, of `CHANNELS`.
+
+    The English words looked for are those of short reasonings such as the built-in scenes': a sign, not a proof. The
+    option `absent_channels` of the rewards and `lab.tiny.absence` use it.
+
+    >>> sorted(channels_of("I see a wide smile. The words do not fit the face. So sad."))
+    ['subtitle', 'video']
+    """
+    return {channel for channel, found in _MENTIONS.items() if found.search(reasoning)}
 
 
 def subtitle_sentence(subtitle: str | None) -> str:

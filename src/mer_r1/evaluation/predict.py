@@ -111,10 +111,7 @@ def predict(
     taxonomy, sampling = taxonomy or omni.settings.taxonomy(), sampling or Sampling(max_new_tokens=512, temperature=0)
     categories = categories or category_tokens(taxonomy, omni.tokenizer)
     source = provenance(name, sampling.seed, versions())
-    batches = [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
-    given = ([partial(tensors, clip) for clip in batch] for batch in batches) if tensors else None
-    read = given or _decoded_ahead(omni, batches)
-    for batch, media in zip(batches, read, strict=True):
+    for batch, media in _with_media(omni, clips, batch_size, tensors):
         if prepare:
             prepare(batch)
         found = [(clip, _prompt_or_error(omni, clip, get, ask)) for clip, get in zip(batch, media, strict=True)]
@@ -122,6 +119,15 @@ def predict(
         answered = _predict_batch(omni, readable, modes, taxonomy, sampling, categories, source)
         for mode, (clip, prompt) in product(modes, found):
             yield record_of_error(clip, mode, prompt, source) if isinstance(prompt, str) else next(answered)
+
+
+def _with_media(
+    omni: "Omni", clips: Sequence[Clip], batch_size: int, tensors: Tensors | None
+) -> "Iterator[tuple[Sequence[Clip], list[Found]]]":
+    batches = [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+    if tensors:
+        return ((batch, [partial(tensors, clip) for clip in batch]) for batch in batches)
+    return zip(batches, _decoded_ahead(omni, batches), strict=True)
 
 
 def _decoded_ahead(omni: "Omni", batches: Sequence[Sequence[Clip]]) -> "Iterator[list[Found]]":
@@ -291,23 +297,28 @@ def evaluate_model(
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
-    from mer_r1.model.omni import task_of
-
-    task = task or (SetTask() if ask else task_of(model))
-    clips, taxonomy = clips_of(manifest, split), task.taxonomy(wheels)
-    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked)
-    facts |= {} if task.is_emotions else {"task": {"question": task.question, "categories": task.categories}}
+    clips, taxonomy = clips_of(manifest, split), (task := task or _task_of(model, ask)).taxonomy(wheels)
+    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked, task)
     file, donors = out / RECORDS_FILE, donors_of(clips, exchange, sampling.seed)
     items, groups = item_keys(clips, ask, donors), _groups(clips, batch_size, only)
     kept = _kept(file, items, taxonomy, facts, overwrite)
     here = (model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
-    make: Any = partial(answering, *here, exchange=(clips, donors or {}, exchange) if exchange else None)
     tell = partial(_tell, progress, sum(map(len, groups)) * len(modes) * num_answers)
-    with spread(partial(getattr, asked, "answer") if asked else make, processes) as answers:
+    with spread(_source(asked, here, (clips, donors or {}, exchange) if exchange else None), processes) as answers:
         for draw in range(num_answers):
             how = answers if asked else partial(answers, ask=ask, sampling=_drawn(sampling, draw))
             _answer_all(file, groups, modes, draw, states_of(kept, draw), items, how, tell)
     return file
+
+
+def _task_of(model: str, ask: Ask | None) -> SetTask:
+    from mer_r1.model.omni import task_of
+
+    return SetTask() if ask else task_of(model)
+
+
+def _source(asked: "ClipModel | None", here: tuple[Any, ...], exchange: Any) -> Callable[[], Any]:
+    return partial(getattr, asked, "answer") if asked else partial(answering, *here, exchange=exchange)
 
 
 def _kept(
@@ -393,12 +404,16 @@ def _settings(
     ask: Ask | None,
     limits: Mapping[str, Any] | None,
     asked: "ClipModel | None",
+    task: SetTask,
 ) -> dict[str, Any]:
     """What the folder is claimed for, checked."""
+    what: dict[str, Any] = {"split": split, "question": None if ask else _QUESTIONS}
+    if not task.is_emotions:
+        what["task"] = {"question": task.question, "categories": task.categories}
     if asked is not None:
         if exchange is not None or num_answers > 1:
             raise UserError("exchange and several answers are for a checkpoint in PyTorch: leave the other engine out")
-        return asked.settings | {"exchange": None, "split": split, "question": None if ask else _QUESTIONS}
+        return asked.settings | {"exchange": None} | what
     if exchange is not None and exchange not in CHANNELS:
         raise UserError(f"exchange must be audio or video, got {exchange!r}")
     if num_answers > 1 and sampling.temperature == 0:
@@ -408,7 +423,6 @@ def _settings(
     return {"model": model, "weights": weights_digest(model), "sampling": asdict(sampling), "batch_size": together} | {
         "answers": num_answers,
         "exchange": exchange,
-        "split": split,
-        "question": None if ask else _QUESTIONS,
         "limits": dict(limits or {}),
+        **what,
     }

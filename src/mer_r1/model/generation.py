@@ -4,7 +4,7 @@ Shapes: R rows, T sampled tokens, V vocabulary, D hidden size.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -120,12 +120,16 @@ def decode(
                 openings.keep(stay.tolist())
         hidden = branches.run(token.unsqueeze(1), ~done.unsqueeze(1))[:, 0]
     ids, logps = torch.stack(drawn, dim=1).tolist(), torch.stack(scored, dim=1).tolist()
-    ends = set(omni.eos_ids)
+    return *_up_to(set(omni.eos_ids), ids, logps), torch.stack(states, dim=1)
+
+
+def _up_to(
+    ends: Collection[int], ids: list[list[int]], logps: list[list[float]]
+) -> tuple[list[list[int]], list[list[float]]]:
     lengths = [next((i + 1 for i, token in enumerate(row) if token in ends), len(row)) for row in ids]
     return (
         [row[:length] for row, length in zip(ids, lengths, strict=True)],
         [row[:length] for row, length in zip(logps, lengths, strict=True)],
-        torch.stack(states, dim=1),
     )
 
 

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import Media
-from mer_r1.emotions.channels import CHANNELS
-from mer_r1.emotions.thinking import question
+from mer_r1.emotions.thinking import CHANNELS, question
 from mer_r1.errors import UserError
 from mer_r1.model.families import QWEN3, QWEN25, audio_tokens
 from mer_r1.model.omni import Omni
@@ -86,7 +85,7 @@ class Prompt:
 
 
 def absent_channels(media: Mapping[str, Tensor], subtitle: str | None) -> list[str]:
-    """The channels (`emotions.channels.CHANNELS`) that a clip lacks, from its tensors and its subtitle.
+    """The channels (`emotions.thinking.CHANNELS`) that a clip lacks, from its tensors and its subtitle.
 
     >>> absent_channels({"audio": torch.zeros(3, 8)}, " ")
     ['video', 'subtitle']

@@ -52,7 +52,7 @@ class Method:
         distinct_words: whether an answer that names a word twice loses the format reward (our option).
         known_words: whether an answer with a phrase that no wheel places loses the format reward (our option).
         absent_channels: whether a reasoning that speaks of a channel that its clip lacks, of words without a subtitle
-            for instance, earns nothing (our option; `emotions.channels` has the English words that it looks for).
+            for instance, earns nothing (our option; `emotions.thinking` has the English words that it looks for).
         strict_answers: whether an answer without its closing tag earns no recall, precision and F1 (our option).
         strict_labels: whether words that no wheel places and repeated words count as wrong labels in the rewards, and
             a sentence in the answer as malformed (our option; reported scores stay the official ones).

@@ -13,7 +13,7 @@ Sampled answers exploit what the metrics forgive, so the rewards are stricter by
   on every wheel: precision = hits / (predicted categories + junk), F1 = 2 hits / (gold + predicted categories + junk).
   A phrase of more than `MOST_LABEL_WORDS` words is a sentence and makes the completion malformed;
 - `absent_channels` (off by default): a reasoning that speaks of a channel that its clip lacks earns 0, format included.
-  It needs the column `absent`, the channels (`emotions.channels.CHANNELS`) that each clip lacks.
+  It needs the column `absent`, the channels (`emotions.thinking.CHANNELS`) that each clip lacks.
 
 Without junk the rewards equal `emotions.metrics.label_scores`, which evaluation reports. They compare words as the
 taxonomy does (`wheels.Taxonomy.matching`); by meaning, a word that no wheel places is compared like any other, and junk
@@ -35,9 +35,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from mer_r1.emotions.channels import channels_of
 from mer_r1.emotions.metrics import SetScores, label_scores
-from mer_r1.emotions.thinking import answer_word_spans, format_completion, parse
+from mer_r1.emotions.thinking import answer_word_spans, channels_of, format_completion, parse
 from mer_r1.emotions.two_answers import answers_in, parse_twice
 from mer_r1.emotions.wheels import Taxonomy, builtin, parse_labels
 from mer_r1.errors import UserError

@@ -23,8 +23,7 @@ import av
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.manifest import read_manifest
-from mer_r1.emotions.channels import channels_of
-from mer_r1.emotions.thinking import ThinkingMode
+from mer_r1.emotions.thinking import ThinkingMode, channels_of
 from mer_r1.emotions.wheels import builtin
 from mer_r1.evaluation.answerers.checkpoint import Checkpoint
 from mer_r1.evaluation.clips.ask import NO_WORDS, ask_clips, with_words
