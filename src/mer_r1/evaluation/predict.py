@@ -299,9 +299,8 @@ def evaluate_model(
     """
     clips, taxonomy = clips_of(manifest, split), (task := task or _task_of(model, ask)).taxonomy(wheels)
     facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked, task)
-    file, donors = out / RECORDS_FILE, donors_of(clips, exchange, sampling.seed)
-    items, groups = item_keys(clips, ask, donors), _groups(clips, batch_size, only)
-    kept = _kept(file, items, taxonomy, facts, overwrite)
+    groups, donors = _groups(clips, batch_size, only), donors_of(clips, exchange, sampling.seed)
+    kept = _kept(file := out / RECORDS_FILE, items := item_keys(clips, ask, donors), taxonomy, facts, overwrite)
     here = (model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
     tell = partial(_tell, progress, sum(map(len, groups)) * len(modes) * num_answers)
     with spread(_source(asked, here, (clips, donors or {}, exchange) if exchange else None), processes) as answers:
