@@ -546,6 +546,7 @@ def test_the_defaults_are_the_method_as_it_is_read() -> None:
         "absent_channels": False,
         "strict_answers": True,
         "strict_labels": True,
+        "matching": "wheels",
         "calibration": "answer",
         "conditional": True,
         "anchors": "mentions",

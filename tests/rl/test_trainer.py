@@ -19,6 +19,7 @@ from mer_r1.errors import UserError
 from mer_r1.model import generation
 from mer_r1.model.omni import load
 from mer_r1.model.prompts import collate, encode_prompt, media_tensors
+from mer_r1.model.shared_prefix.continuation import Branches
 from mer_r1.model.tower_outputs import media_embedded
 from mer_r1.rl import trainer as rl_trainer
 from mer_r1.rl.advantages import group_normalise
@@ -175,6 +176,7 @@ def test_only_the_tokens_before_the_answer_get_the_reasonings_term(checkpoint, t
     method = Method(calibration="reasoning", calibration_share=0.3)
     trainer, rows, _ = make_trainer(checkpoint, tmp_path, method)
     monkeypatch.setattr(generation, "draw", Scripted(trainer.omni, generation.draw))
+    monkeypatch.setattr(Branches, "leave", lambda self, done: None)  # the script is for all rows
     rewards = torch.rand(2 * GROUP, 3, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args, **kwargs: rewards)
     output = scored_batch(trainer, rows)
@@ -593,6 +595,7 @@ def test_the_trajectory_is_the_pinned_one(checkpoint, tmp_path, request, monkeyp
     method = Method(calibration="difference", conditional=False, anchors="all", alpha=0.1, spread_floor=0.0)
     trainer, _, _ = make_trainer(checkpoint, tmp_path, method, max_steps=10)
     monkeypatch.setattr(generation, "draw", Scripted(trainer.omni, generation.draw))
+    monkeypatch.setattr(Branches, "leave", lambda self, done: None)  # the script is for all rows
     trainer.train()
     keys = ("loss", "grad_norm", "reward", "kl")
     found = [{key: round(line[key], 6) for key in keys} for line in trainer.state.log_history if "loss" in line]

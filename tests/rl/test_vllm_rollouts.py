@@ -551,7 +551,7 @@ def test_importance_ratios_by_hand(mode, expected):
     [
         (["rollouts=sglang"], "rollouts must be hf or vllm, got 'sglang'"),
         (["vllm_mode=remote"], "vllm_mode must be colocate or server"),
-        (["vllm_confidences=none"], "vllm_confidences must be auto or engine or policy"),
+        (["vllm_confidences=none"], "vllm_confidences must be auto, engine, policy, got 'none'"),
         (["use_vllm=true"], "takes images only: use rollouts=vllm"),
     ],
 )
