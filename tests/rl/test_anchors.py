@@ -6,12 +6,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_world import SMALL
 
+from mer_r1.emotions.meaning import Meaning, clustered
 from mer_r1.emotions.thinking import FAST_PREFILL, answer_word_spans, format_completion
 from mer_r1.emotions.wheels import builtin, from_tables
 from mer_r1.lab.scenes.story.world import world
@@ -427,3 +429,19 @@ def test_missing_confidences_are_told() -> None:
     ):
         with pytest.raises(ValueError, match=rf"calibration={calibration}.*{lacking}"):
             terms_of(Method(calibration=calibration), from_tables(TABLES), JOY_FEAR, [["glad"]], rollouts)
+
+
+# --- clusters of meaning in place of sectors
+
+
+def test_clusters_of_the_vocabulary_are_the_categories(tokenizer: Any) -> None:
+    # "happy" and "glad" have one direction, "anger" another: two clusters, named by their most central words.
+    directions = {"happy": [1.0, 0.0], "glad": [1.0, 0.0], "anger": [0.0, 1.0]}
+    meaning = Meaning(lambda texts: np.array([directions[text.split()[-1]] for text in texts]), "two", 0.5)
+    taxonomy = clustered(replace(builtin(), matching="meaning", meaning=meaning), ["happiness", "glad", "angry"])
+    tokens, names = category_tokens(taxonomy, tokenizer)
+    assert names == [("meaning", "anger"), ("meaning", "glad")]
+    assert tokens.partition.tolist() == [0, 0]
+    first = tokenizer(" glad", add_special_tokens=False)["input_ids"][0]
+    assert first in tokens.token_ids[tokens.category == 1]
+    assert category_mask(["Happily", "sad"], taxonomy, names) == [False, True]
