@@ -189,8 +189,7 @@ def check_manifest(
     probes = probe_clips(clips, limits, workers, progress)
     for (number, clip), probe in zip(valid_rows, probes, strict=True):
         unplaced = _unplaced(clip, is_known)
-        problems: list[tuple[str, str]] = [("file", probe.problem)] if probe.problem else []
-        problems += [("file", text) for text in (_rewritten(clip) if content else ())]
+        problems = [("file", text) for text in _of_files(clip, probe, content)]
         if unplaced and len(unplaced) == len(clip.labels or ()):
             problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
         elif unplaced:
@@ -224,6 +223,13 @@ def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe
             "median": statistics.median(lengths),
             "longest": max(lengths),
         }
+
+
+def _of_files(clip: Clip, probe: Probe, content: bool) -> Iterator[str]:
+    if probe.problem:
+        yield probe.problem
+    if content:
+        yield from _rewritten(clip)
 
 
 def _rewritten(clip: Clip) -> Iterator[str]:

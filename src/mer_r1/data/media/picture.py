@@ -123,13 +123,16 @@ class PictureTrack(Track):
             self.stream.codec_context.skip_frame = "NONREF" if skip and unwanted else "DEFAULT"
             position += 1
             for frame in self._decode(packet):
-                shown_at = self.seconds(frame.pts if frame.pts is not None else frame.dts)
-                time = before_time + self._frame_seconds if shown_at is None else shown_at
+                time = self._shown_at(frame, before_time)
                 self._show(before, time - 1e-6, moments, images)
                 before, before_time = frame, time
         end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
         self._show(before, end, moments, images)
         return images
+
+    def _shown_at(self, frame: Any, before_time: float) -> float:
+        time = self.seconds(frame.pts if frame.pts is not None else frame.dts)
+        return before_time + self._frame_seconds if time is None else time
 
     def _on_display(self, moments: list[float]) -> set[float]:
         """Times of the packets on display at the moments, as far as rounding lets one tell."""

@@ -189,14 +189,19 @@ def attend_to_segments(
         for number in prefix:
             query, key, value = (part.unsqueeze(0) for part in parts[number])
             found[number] = causal(query, key, value)[0]
-        if own := [number for number, (branch, _) in enumerate(runs) if branch > PREFIX]:
-            query, *keys = (_stacked([parts[number][kind] for number in own]) for kind in range(3))
-            for number in prefix:
-                before = (part.expand(len(own), *part.shape) for part in parts[number][1:])
-                keys = [torch.cat(pair, dim=2) for pair in zip(before, keys, strict=True)]
-            for number, padded in zip(own, causal(query, *keys).unbind(), strict=True):
-                found[number] = padded[:, : runs[number][1]]
+        own = [number for number, (branch, _) in enumerate(runs) if branch > PREFIX]
+        for number, padded in zip(own, of_branches(parts, prefix, own), strict=True):
+            found[number] = padded[:, : runs[number][1]]
         return torch.cat(found, dim=1)
+
+    def of_branches(parts: Sequence[Sequence[Tensor]], prefix: list[int], own: list[int]) -> Sequence[Tensor]:
+        if not own:
+            return ()
+        query, *keys = (_stacked([parts[number][kind] for number in own]) for kind in range(3))
+        for number in prefix:
+            before = (part.expand(len(own), *part.shape) for part in parts[number][1:])
+            keys = [torch.cat(pair, dim=2) for pair in zip(before, keys, strict=True)]
+        return causal(query, *keys).unbind()
 
     return torch.stack([of_row(*each) for each in zip(rows, query, key, value, strict=True)])
 
