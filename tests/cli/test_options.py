@@ -178,7 +178,7 @@ ALL = [module for modules in EXTRAS.values() for module in modules]
     ("modules", "words", "module", "extra"),
     [
         (ALL, ["predict", "HERE/t.csv", "--model", "m"], "torch", "predict"),
-        (ALL, ["rl", "output_dir=o"], "torch", "train"),
+        (ALL, ["rl", "output_dir=o"], "trl", "train"),
         (["trl"], ["plan", "--config", "tiny"], "trl", "train"),
         (["trl"], ["rl", "output_dir=o", "use_cpu=true", "bf16=false"], "trl", "train"),
         (ALL, ["scenes", "--out", "HERE/s", "--num-clips", "2"], "numba", "scenes"),

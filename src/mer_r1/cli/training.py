@@ -144,13 +144,13 @@ def rl(context: typer.Context, config: Config = None, help_all: HelpAll = False)
 def _run_stage(stage: str, config: str | None, settings: list[str]) -> None:
     run: Any
     with uncollected():
+        recipe = read_recipe(recipe_class(stage), config, settings)
         if stage == "build":
             from mer_r1.lab.tiny.build import run_build as run
         elif stage == "sft":
             from mer_r1.training.sft_stage import run_sft as run
         else:
             from mer_r1.training.rl_stage import run_rl as run
-    recipe = read_recipe(recipe_class(stage), config, settings)
     with progress("clips decoded and encoded", None) as advance:
         folder = run(recipe, advance)
     if os.environ.get("RANK", "0") == "0":  # one of several processes prints
