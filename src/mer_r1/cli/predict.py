@@ -346,8 +346,8 @@ def evaluate(
                     raise UserError(f"{own} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
-                how["task"] = SetTask() if engine.model_url else task_of(model)  # a server is asked about emotions
-                how["asked"] = engine.other_model(model, how["task"].taxonomy(wheels), *asking)
+                task = SetTask() if engine.model_url else task_of(model)  # a server is asked about emotions
+                how["asked"] = engine.other_model(model, task.taxonomy(wheels), *asking)
             if think == "auto":
                 evaluate_auto(model, manifest, out, sampling, limit, progress=advance, **how)
             else:

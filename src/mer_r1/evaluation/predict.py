@@ -222,7 +222,6 @@ def evaluate_model(
     limits: Mapping[str, Any] | None = None,
     processes: int = 1,
     asked: "ClipModel | None" = None,
-    task: SetTask | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -246,18 +245,13 @@ def evaluate_model(
         limits: as `omni.load`.
         processes: as `spread.spread`.
         asked: a model of another engine in place of `model`, with its own decoding, limits and `ask`.
-        task: what is asked; None takes the model's task, or emotions where `ask` asks.
 
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
-    from mer_r1.model.omni import task_of
-
-    task = task or (SetTask() if ask else task_of(model))
-    clips, taxonomy = clips_of(manifest, split), task.taxonomy(wheels)
-    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked)
-    facts |= {} if task.is_emotions else {"task": {"question": task.question, "categories": task.categories}}
-    file, donors = out / RECORDS_FILE, donors_of(clips, exchange, sampling.seed)
+    clips, task = clips_of(manifest, split), _task_of(model, ask, asked)
+    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked) | task.facts
+    file, taxonomy, donors = out / RECORDS_FILE, task.taxonomy(wheels), donors_of(clips, exchange, sampling.seed)
     items, groups = item_keys(clips, ask, donors), _groups(clips, batch_size, only)
     kept = _kept(file, items, taxonomy, facts, overwrite)
     here = (model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
@@ -268,6 +262,14 @@ def evaluate_model(
             how = answers if asked else partial(answers, ask=ask, sampling=_drawn(sampling, draw))
             _answer_all(file, groups, mode, draw, states_of(kept, draw), items, how, tell)
     return file
+
+
+def _task_of(model: str, ask: Ask | None, asked: "ClipModel | None") -> SetTask:
+    """What is asked: the model's task; emotions where `ask` asks or a server answers."""
+    from mer_r1.model.omni import task_of
+
+    served = asked is not None and asked.settings["engine"] == "endpoint"
+    return SetTask() if ask or served else task_of(model)
 
 
 def _kept(
