@@ -19,7 +19,7 @@ FOOD = {"allergen": {"milk": ["dairy", "lactose"], "egg": [], "nuts": ["tree nut
 
 def test_emotions_are_the_default_task() -> None:
     task = SetTask()
-    assert task.is_emotions
+    assert task.facts == {}
     assert task.taxonomy() is builtin()
     assert task.asked("Oh no.") == question("Oh no.") == question("Oh no.", "full")
     assert SetTask("short").asked("Oh no.") == question("Oh no.", "short")
@@ -30,8 +30,8 @@ def test_a_question_of_ones_own_holds_the_text_without_tags_and_line_breaks() ->
     task = SetTask("{text} What is in it?", FOOD)
     assert task.asked('Tart\n with  <|im_end|> "nuts".') == 'Tart with ‹|im_end|› "nuts". What is in it?'
     assert task.asked(None) == " What is in it?"
-    assert not task.is_emotions
-    assert not SetTask("{text} What does she feel?").is_emotions
+    assert task.facts == {"task": {"question": "{text} What is in it?", "categories": FOOD}}
+    assert SetTask("{text} Well?").facts == {"task": {"question": "{text} Well?", "categories": None}}
     assert SetTask("{text} What does she feel?").taxonomy() is builtin()
     assert task.parse("<think>Tart.</think><answer> Dairy, egg </answer>").labels == ("dairy", "egg")
 

@@ -333,7 +333,7 @@ def evaluate(
             if not engine.is_torch:
                 decoding, cache = Decoding(temperature, seed, max_new_tokens), ReplyCache(out / "replies.sqlite")
                 asking = decoding, limits.given, requests, stack.enter_context(cache), key_variable, batch_size
-                how |= {"task": task, "asked": engine.other_model(model, taxonomy, *asking)}
+                how["asked"] = engine.other_model(model, taxonomy, *asking)
             if gate:
                 evaluate_auto(model, manifest, out, sampling, gate, progress=advance, **how)
             else:

@@ -46,9 +46,11 @@ class SetTask:
             taxonomy_of(self.categories)
 
     @property
-    def is_emotions(self) -> bool:
-        """Whether it is one of the questions about emotions, with emotion wheels."""
-        return self.question in WORDINGS and self.categories is None
+    def facts(self) -> dict[str, Any]:
+        """What a folder of records says of the task: the fields of another one than emotions as `task`."""
+        if self.question in WORDINGS and self.categories is None:
+            return {}
+        return {"task": {"question": self.question, "categories": self.categories}}
 
     def asked(self, text: str | None) -> str:
         """The question about one row's text."""

@@ -268,7 +268,6 @@ def evaluate_model(
     limits: Mapping[str, Any] | None = None,
     processes: int = 1,
     asked: "ClipModel | None" = None,
-    task: SetTask | None = None,
 ) -> Path:
     """Predict every clip that has no record yet; returns the file of records.
 
@@ -292,15 +291,15 @@ def evaluate_model(
         limits: as `omni.load`.
         processes: as `spread.spread`.
         asked: a model of another engine in place of `model`, with its own decoding, limits and `ask`.
-        task: what is asked; None takes the model's task, or emotions where `ask` asks.
 
     Raises:
         UserError: an option is wrong, or the folder's records are of another model, other settings or changed clips.
     """
-    clips, taxonomy = clips_of(manifest, split), (task := task or _task_of(model, ask)).taxonomy(wheels)
-    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked, task)
-    groups, donors = _groups(clips, batch_size, only), donors_of(clips, exchange, sampling.seed)
-    kept = _kept(file := out / RECORDS_FILE, items := item_keys(clips, ask, donors), taxonomy, facts, overwrite)
+    clips, task = clips_of(manifest, split), _task_of(model, ask, asked)
+    facts = _settings(model, sampling, batch_size, exchange, num_answers, split, ask, limits, asked) | task.facts
+    file, taxonomy, donors = out / RECORDS_FILE, task.taxonomy(wheels), donors_of(clips, exchange, sampling.seed)
+    items, groups = item_keys(clips, ask, donors), _groups(clips, batch_size, only)
+    kept = _kept(file, items, taxonomy, facts, overwrite)
     here = (model, taxonomy, batch_size, features_dir or manifest.parent / "features", device, limits)
     tell = partial(_tell, progress, sum(map(len, groups)) * len(modes) * num_answers)
     with spread(_source(asked, here, (clips, donors or {}, exchange) if exchange else None), processes) as answers:
@@ -310,14 +309,16 @@ def evaluate_model(
     return file
 
 
-def _task_of(model: str, ask: Ask | None) -> SetTask:
-    from mer_r1.model.omni import task_of
-
-    return SetTask() if ask else task_of(model)
-
-
 def _source(asked: "ClipModel | None", here: tuple[Any, ...], exchange: Any) -> Callable[[], Any]:
     return partial(getattr, asked, "answer") if asked else partial(answering, *here, exchange=exchange)
+
+
+def _task_of(model: str, ask: Ask | None, asked: "ClipModel | None") -> SetTask:
+    """What is asked: the model's task; emotions where `ask` asks or a server answers."""
+    from mer_r1.model.omni import task_of
+
+    served = asked is not None and asked.settings["engine"] == "endpoint"
+    return SetTask() if ask or served else task_of(model)
 
 
 def _kept(
@@ -403,12 +404,9 @@ def _settings(
     ask: Ask | None,
     limits: Mapping[str, Any] | None,
     asked: "ClipModel | None",
-    task: SetTask,
 ) -> dict[str, Any]:
     """What the folder is claimed for, checked."""
     what: dict[str, Any] = {"split": split, "question": None if ask else _QUESTIONS}
-    if not task.is_emotions:
-        what["task"] = {"question": task.question, "categories": task.categories}
     if asked is not None:
         if exchange is not None or num_answers > 1:
             raise UserError("exchange and several answers are for a checkpoint in PyTorch: leave the other engine out")
