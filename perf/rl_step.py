@@ -9,6 +9,7 @@ One trainer on one model runs the same step (sampling, scoring, reference, train
   no packing      the training and reference passes compute every rollout's prompt
   no features     the towers run in every pass
   masks           packed rows attend under a mask over all pairs of tokens, in the training and reference passes
+                  (as ours does where they are short)
   no calibration  without confidences (their cost is ours / no calibration)
   straightforward no sharing and no caching: towers and prompt for every rollout in every pass, and the fast confidence
                   as one more forward pass per rollout over prompt and answer
