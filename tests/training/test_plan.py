@@ -151,19 +151,22 @@ def test_the_known_cost_of_the_fast_confidences():
 
 
 def test_passes_are_those_of_the_engine_that_samples():
-    """PyTorch: reference and training. vLLM: the rollouts are read again, and old log-probabilities are computed."""
+    """Reference and training; vLLM also reads all batches of a generation but the first for their confidences."""
     vllm = replace(LORA, engine="vllm")
-    assert work.scoring_passes(LORA) == ["reference"]
-    assert work.scoring_passes(vllm) == ["slow confidences", "old log-probabilities", "reference"]
-    assert work.scoring_passes(replace(vllm, calibration=False, corrected=False, reference=False)) == []
-    assert work.scoring_passes(replace(LORA, steps_per_generation=32)) == ["old log-probabilities", "reference"]
-    assert work.scoring_passes(replace(LORA, iterations=2)) == ["old log-probabilities", "reference"]
-    assert work.scoring_passes(replace(vllm, stage="sft")) == []
+    assert work.scoring_passes(LORA) == {"reference": 1}
+    assert work.scoring_passes(vllm) == {"slow confidences": 15 / 16, "reference": 1}
+    assert work.scoring_passes(replace(vllm, accumulation=1)) == {"reference": 1}
+    assert work.scoring_passes(replace(vllm, steps_per_generation=1)) == {"reference": 1}
+    assert work.scoring_passes(replace(vllm, calibration=False, reference=False)) == {}
+    for job in (LORA, vllm):
+        for off_policy in ({"steps_per_generation": 32}, {"iterations": 2}):
+            assert work.scoring_passes(replace(job, **off_policy)) == {"old log-probabilities": 1, "reference": 1}
+    assert work.scoring_passes(replace(vllm, stage="sft")) == {}
     ours, theirs = (work.step_flops(SEVEN, job) for job in (LORA, vllm))
     once = work.scored_once(SEVEN, LORA)
     assert once == pytest.approx(37.8e12, rel=0.002)
     towers = 16 * work.clip_flops(SEVEN, LORA)
-    assert theirs["total"] - ours["total"] == pytest.approx(2 * 16 * once + towers), "vLLM runs its own towers"
+    assert theirs["total"] - ours["total"] == pytest.approx(15 * once + towers), "vLLM runs its own towers"
 
 
 def test_rollouts_that_serve_two_steps_are_sampled_and_scored_half_as_often():
@@ -423,12 +426,11 @@ def test_the_command_says_how_long_prompts_are(recipe_file):
 
 def test_the_command_says_that_vllm_cannot_start(recipe_file):
     done = ask("--config", recipe_file, "--shape", "Qwen/Qwen2.5-Omni-7B", "--gpu", "l40s", "lora_rank=64",
-               "rollouts=vllm", "gradient_checkpointing=true", "per_device_train_batch_size=4")  # fmt: skip
+               "rollouts=vllm", "gradient_checkpointing=true", "per_device_train_batch_size=4", "gradient_accumulation_steps=2")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "vLLM cannot start: its share is 14.4 GB" in done.stdout
     assert "vllm_gpu_memory_utilization=0.45" in done.stdout
     assert "slow confidences" in done.stdout
-    assert "old log-probabilities" in done.stdout
 
 
 def test_the_command_needs_neither_torch_nor_trl(recipe_file):

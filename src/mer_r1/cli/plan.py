@@ -227,7 +227,6 @@ def _rl_job(job: Job, recipe: Any) -> Job:
         engine=recipe.rollouts,
         engine_share=recipe.vllm_gpu_memory_utilization if recipe.vllm_mode == "colocate" else 0.0,
         engine_sleeps=recipe.vllm_enable_sleep_mode,
-        corrected=recipe.vllm_importance_sampling_correction,
     )
     if (rollouts := job.rollouts_per_gpu * job.gpus) % job.group:
         raise UserError(f"{rollouts} rollouts are sampled at once, expected a multiple of num_generations={job.group}")

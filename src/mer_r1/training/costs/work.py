@@ -71,7 +71,6 @@ class Job:
         engine: engine that samples, "hf" or "vllm".
         engine_share: share of the GPU's memory that a colocated vLLM takes; 0 for a server.
         engine_sleeps: whether it gives the memory back while the policy trains.
-        corrected: whether TRL weighs vLLM's tokens by old log-probabilities.
         utilisation: share of the GPU's FLOP/s that training reaches (assumption).
         layer_seconds: least seconds per layer of a decoding step in plain PyTorch (assumption).
     """
@@ -107,7 +106,6 @@ class Job:
     engine: str = "hf"
     engine_share: float = 0.3
     engine_sleeps: bool = False
-    corrected: bool = True
     utilisation: float = 0.4
     layer_seconds: float = 1e-3
 
@@ -138,22 +136,25 @@ class Job:
         return self.stage == "rl" and self.engine == "vllm" and self.engine_share > 0
 
 
-def scoring_passes(job: Job) -> list[str]:
+def scoring_passes(job: Job) -> dict[str, float]:
     """Forward passes over prompts and completions that rollouts take beside training's own, by what they are for.
 
-    With PyTorch the slow confidences are read where the policy samples. With vLLM the policy reads its rollouts once
-    more (`rl.rollout.rescore`), and TRL computes the old log-probabilities for its correction, as it does wherever
-    rollouts serve more than one optimizer step.
+    With PyTorch the slow confidences are read where the policy samples. With vLLM they, and the old log-probabilities
+    of its correction, come from training's own pass, but for the confidences of all batches of a generation except the
+    first, which are read ahead. Where rollouts serve more than one optimizer step, a pass of the old log-probabilities
+    gives them (docs/vllm.md, "Passes of a step").
     """
     if job.stage != "rl":
-        return []
-    vllm, reused = job.engine == "vllm", job.accumulation % (job.passes_per_generation * job.iterations) != 0
+        return {}
+    batches = job.passes_per_generation
+    reused = job.accumulation % (batches * job.iterations) != 0
+    ahead = job.engine == "vllm" and job.calibration and not reused
     made = {
-        "slow confidences": vllm and job.calibration,
-        "old log-probabilities": reused or (vllm and job.corrected),
-        "reference": job.reference,
+        "slow confidences": (batches - 1) / batches * ahead,
+        "old log-probabilities": float(reused),
+        "reference": float(job.reference),
     }
-    return [name for name, is_made in made.items() if is_made]
+    return {name: passes for name, passes in made.items() if passes}
 
 
 def step_flops(shape: Shape, job: Job) -> dict[str, float]:
@@ -167,7 +168,7 @@ def step_flops(shape: Shape, job: Job) -> dict[str, float]:
     times = (2 if job.lora_rank else 3) + job.checkpointing
     parts = {"towers": 0.0, "prefill": 0.0, "sampling": 0.0, "fast confidences": 0.0}
     clips = (1.0 if job.shared else float(job.group)) * (0 if job.features else 1)
-    encoded = clips * (1 + len(scoring_passes(job)) / job.iterations)
+    encoded = clips * (1 + sum(scoring_passes(job).values()) / job.iterations)
     if rl:
         sampled = prompts / job.iterations
         parts["prefill"] = sampled * text.forward(job.prompt)
@@ -175,7 +176,7 @@ def step_flops(shape: Shape, job: Job) -> dict[str, float]:
         parts["fast confidences"] = sampled * job.group * text.forward(job.answer, job.prompt) * job.fast
         encoded += (job.engine == "vllm" or not job.features) / job.iterations
     parts["towers"] = clip_flops(shape, job) * prompts * encoded
-    parts |= {name: scored / job.iterations for name in scoring_passes(job)}
+    parts |= {name: passes * scored / job.iterations for name, passes in scoring_passes(job).items()}
     parts["training"] = times * scored
     return {**parts, "total": sum(parts.values())}
 
