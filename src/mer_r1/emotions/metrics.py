@@ -158,9 +158,10 @@ def label_scores(
         by_wheels = wheel_scores(gold_labels, predicted_labels, taxonomy, level, junk)
     if taxonomy.matching == "wheels":
         return by_wheels
-    keys = [list(map(taxonomy.meaning.key, words)) for words in (gold_labels, predicted_labels)]
-    taxonomy.meaning.read(keys[0] + keys[1])
-    scores = mean_scores([by_wheels, soft_scores(*keys, taxonomy.meaning.similarity, repeated)])
+    meaning = taxonomy.meaning
+    gold, predicted = (list(map(meaning.key, words)) for words in (gold_labels, predicted_labels))
+    meaning.read(gold + predicted)
+    scores = mean_scores([by_wheels, soft_scores(gold, predicted, meaning.similarity, repeated)])
     return SetScores(scores.precision, scores.recall, scores.f1) if scores.n_scored else None
 
 
