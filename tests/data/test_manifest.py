@@ -445,6 +445,17 @@ def test_many_rows_resolve_their_folder_once(tmp_path: Path, monkeypatch: pytest
     assert len(resolved) == 6
 
 
+def test_a_link_is_found_among_many_files(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "out.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    files = [{"id": str(n), "video": f"{n}.mp4"} for n in range(300)]
+    for place in (0, 50, 98, 99, 100, 299):
+        rows = [*files[:place], {"id": "link", "video": "out.mp4"}, *files[place:]]
+        with pytest.raises(UserError, match=rf"m\.jsonl:{place + 1}: video: got .out\.mp4., a link that leads out"):
+            read_manifest(manifest(tmp_path / "set", *rows))
+    assert len(read_manifest(manifest(tmp_path / "set", *files))) == 300
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
     [('{"a": {"x": 1, "x": 2}}', "meta: the key 'x' is there twice"), ("[" * 600 + "]" * 600, "meta: ")],

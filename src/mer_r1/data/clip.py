@@ -8,9 +8,9 @@ found at once, so that `mer-r1 check` can list them.
 import difflib
 import json
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,11 @@ def _parse(line: bytes, paths: "_Paths") -> tuple[Clip | None, str | None, list[
     if isinstance(row, str):
         return None, None, [row]
     values: dict[str, Any] = {}
-    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in row if key not in _PARSERS]
+    unknown = row.keys() - _PARSERS.keys() and [key for key in row if key not in _PARSERS]
+    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in unknown]
     for name, parse in _PARSERS.items():
         if (value := row.get(name)) is not None:
             try:
-                value = _with_objects(value) if type(value) in _NESTED else value
                 values[name] = parse(value) if parse else paths.of(value)
             except UserError as error:
                 problems.append(f"{name}: {error}")
@@ -129,7 +129,7 @@ def manifest_rows(path: Path, allow_absolute: bool = False) -> Iterator[tuple[in
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not line.strip():
+                if line.isspace():
                     continue
                 clip, clip_id, problems = _parse(line, paths)
                 if clip_id is not None and lines_of.setdefault(clip_id, number) != number:
@@ -157,7 +157,7 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
         row = _DECODER.decode(line.decode("utf-8"))
         if isinstance(row, tuple):
             return _object(row)
-        return f'got {_quoted(_with_objects(row))}, expected an object like {{"id": ...}}'
+        return f'got {_quoted(row)}, expected an object like {{"id": ...}}'
     except UnicodeDecodeError as error:
         return f"not UTF-8 (byte {error.start + 1} of the line)"
     except json.JSONDecodeError as error:
@@ -179,7 +179,8 @@ def _object(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
 def _with_objects(value: Any) -> Any:
     """A value whose objects are still tuples of (key, value), as the decoder makes them fast, with dicts instead."""
     if isinstance(value, tuple):
-        return {key: _with_objects(inner) for key, inner in _object(value).items()}
+        row = _object(value)
+        return {key: _with_objects(inner) for key, inner in row.items()} if row else row
     if isinstance(value, list):
         return [_with_objects(inner) if type(inner) in _NESTED else inner for inner in value]
     return value
@@ -213,7 +214,8 @@ def _labels(value: Any) -> tuple[str, ...]:
     for label in value:
         if not isinstance(label, str) or not label.strip():
             raise UserError(f"got {_quoted(label)} in the list, expected an emotion word")
-        _unicode(label)
+        if not label.isascii():
+            _unicode(label)
     return tuple(map(sys.intern, value))  # few words, in many rows
 
 
@@ -224,17 +226,17 @@ def _split(value: Any) -> str:
 
 
 def _meta(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not isinstance(value, tuple):
         raise UserError(f"got {_quoted(value)}, expected an object")
-    return value
+    return dict(_with_objects(value))
 
 
 class _Paths:
-    """The paths in a manifest. Each folder is resolved once; every file is looked at, since it may be a link."""
+    """The paths in a manifest: each folder is resolved once, and listed once for the links in it."""
 
     def __init__(self, folder: Path, allow_absolute: bool) -> None:
         self.folder, self.allow_absolute = folder, allow_absolute
-        self._places: dict[str, tuple[Path, str] | None] = {}
+        self._places: dict[str, _Place | None] = {}
 
     def of(self, value: Any) -> Path:
         """The path that a row names; raises UserError if it is refused."""
@@ -243,27 +245,37 @@ class _Paths:
         begin = value.rfind("/") + 1
         head, name = value[:begin], value[begin:]
         if head not in self._places:
-            self._places[head] = self._place(head)
-        if (place := self._places[head]) and name.strip().strip(".") and not _may_be_link(place[1] + name):
-            return place[0] / name
+            allowed = not (os.altsep or path_problem(head or ".", self.folder, self.allow_absolute))
+            self._places[head] = _Place(self.folder / head) if allowed else None
+        if (place := self._places[head]) and place.has_plainly(name):
+            return place.folder / name
         if problem := path_problem(value, self.folder, self.allow_absolute):
             raise UserError(f"got {_quoted(value)}, {problem}")
         return self.folder / value
 
-    def _place(self, head: str) -> tuple[Path, str] | None:
-        if os.altsep or path_problem(head or ".", self.folder, self.allow_absolute):
-            return None
-        place = self.folder / head
-        return place, f"{place}/"
+
+class _Place:
+    """A folder, resolved and allowed, and the names in it that are links."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._prefix, self._looked_at = folder, f"{folder}/", 0
+        self._links: frozenset[str] = frozenset()
+
+    def has_plainly(self, name: str) -> bool:
+        """Whether a name is that of a file in this folder, present or not, and not of a link."""
+        if not (name.isascii() and name.isprintable() and name.strip(" .")):
+            return False
+        self._looked_at += 1
+        if self._looked_at < _FEW_FILES:
+            return not os.path.islink(self._prefix + name)
+        if self._looked_at == _FEW_FILES:
+            with suppress(OSError), os.scandir(self.folder) as entries:
+                self._links = frozenset(entry.name.lower() for entry in entries if entry.is_symlink())
+        return name.lower() not in self._links
 
 
-def _may_be_link(path: str) -> bool:
-    try:
-        return stat.S_ISLNK(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError):
-        return True
+_FEW_FILES = 100
+"""Files of a folder that are looked at one by one; for more, the folder is listed, which may be long."""
 
 
 def _unicode(value: str) -> str:
@@ -276,7 +288,7 @@ def _unicode(value: str) -> str:
 
 def _quoted(value: Any) -> str:
     """A value for a message: JSON on one line, cut to 80 characters."""
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
+    text = printable(json.dumps(_with_objects(value), ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
