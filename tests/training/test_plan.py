@@ -426,7 +426,8 @@ def test_the_command_says_how_long_prompts_are(recipe_file):
 
 def test_the_command_says_that_vllm_cannot_start(recipe_file):
     done = ask("--config", recipe_file, "--shape", "Qwen/Qwen2.5-Omni-7B", "--gpu", "l40s", "lora_rank=64",
-               "rollouts=vllm", "gradient_checkpointing=true", "per_device_train_batch_size=4", "gradient_accumulation_steps=2")  # fmt: skip
+               "rollouts=vllm", "gradient_checkpointing=true", "per_device_train_batch_size=4",
+               "gradient_accumulation_steps=2")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "vLLM cannot start: its share is 14.4 GB" in done.stdout
     assert "vllm_gpu_memory_utilization=0.45" in done.stdout

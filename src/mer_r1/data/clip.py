@@ -69,8 +69,7 @@ def _parse(line: bytes, paths: "_Paths") -> tuple[Clip | None, str | None, list[
     if isinstance(row, str):
         return None, None, [row]
     values: dict[str, Any] = {}
-    unknown = row.keys() - _PARSERS.keys() and [key for key in row if key not in _PARSERS]
-    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in unknown]
+    problems = _unknown(row)
     for name, parse in _PARSERS.items():
         if (value := row.get(name)) is not None:
             try:
@@ -84,6 +83,12 @@ def _parse(line: bytes, paths: "_Paths") -> tuple[Clip | None, str | None, list[
     if not problems and not ("video" in values or "audio" in values or values.get("subtitle", "").strip()):
         problems.append("video, audio and subtitle are all empty, expected at least one of them")
     return None if problems else Clip(**values), values.get("id"), problems
+
+
+def _unknown(row: Mapping[str, Any]) -> list[str]:
+    if row.keys() <= _PARSERS.keys():
+        return []
+    return [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in row if key not in _PARSERS]
 
 
 def path_problem(text: str, folder: Path, allow_absolute: bool = False) -> str | None:
