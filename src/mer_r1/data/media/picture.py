@@ -119,8 +119,7 @@ class PictureTrack(Track):
                 self.stream.codec_context.flush_buffers()
                 position, before = entry, None
             packet = self._packets[position] if position < len(self._packets) else None
-            unwanted = packet is not None and self._times[position] not in wanted
-            self.stream.codec_context.skip_frame = "NONREF" if skip and unwanted else "DEFAULT"
+            self._skip_unless_wanted(self._times[position] if skip and packet is not None else None, wanted)
             position += 1
             for frame in self._decode(packet):
                 shown_at = self.seconds(frame.pts if frame.pts is not None else frame.dts)
@@ -130,6 +129,10 @@ class PictureTrack(Track):
         end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
         self._show(before, end, moments, images)
         return images
+
+    def _skip_unless_wanted(self, time: float | None, wanted: set[float]) -> None:
+        # None decodes every frame.
+        self.stream.codec_context.skip_frame = "DEFAULT" if time is None or time in wanted else "NONREF"
 
     def _on_display(self, moments: list[float]) -> set[float]:
         """Times of the packets on display at the moments, as far as rounding lets one tell."""
