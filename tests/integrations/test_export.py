@@ -107,7 +107,7 @@ def test_a_model_is_not_written_over(taught_folder, tmp_path):
 def clips(tmp_path_factory):
     """With both channels, without audio, without video, with the audio in a file of its own, a subtitle with a tag."""
     found = read_manifest(write_corpus(tmp_path_factory.mktemp("rows")))[:4]
-    found[0] = found[0].__class__(**{**vars(found[0]), "subtitle": "a <video> of <audio>"})
+    found[0] = replace(found[0], subtitle="a <video> of <audio>")
     return found
 
 

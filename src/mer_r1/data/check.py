@@ -189,7 +189,7 @@ def check_manifest(
     probes = probe_clips(clips, limits, workers, progress)
     for (number, clip), probe in zip(valid_rows, probes, strict=True):
         unplaced = _unplaced(clip, is_known)
-        problems = [("file", text) for text in _of_files(clip, probe, content)]
+        problems = [("file", text) for text in _file_problems(clip, probe, content)]
         if unplaced and len(unplaced) == len(clip.labels or ()):
             problems.append(("labels", f"labels: no wheel has any of {', '.join(unplaced)}"))
         elif unplaced:
@@ -225,15 +225,10 @@ def _describe(report: CheckReport, clips: Sequence[Clip], probes: Sequence[Probe
         }
 
 
-def _of_files(clip: Clip, probe: Probe, content: bool) -> Iterator[str]:
+def _file_problems(clip: Clip, probe: Probe, content: bool) -> Iterator[str]:
     if probe.problem:
         yield probe.problem
-    if content:
-        yield from _rewritten(clip)
-
-
-def _rewritten(clip: Clip) -> Iterator[str]:
-    for path in (clip.video, clip.audio):
+    for path in (clip.video, clip.audio) if content else ():
         with suppress(OSError, ValueError):  # reported by its probe
             if path is not None and reread(path):
                 yield f"{printable(path)}: another content than before, under the same size and time"

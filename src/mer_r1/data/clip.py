@@ -68,8 +68,18 @@ def _parse(line: bytes, paths: "_Paths") -> tuple[Clip | None, str | None, list[
     row = _json_object(line)
     if isinstance(row, str):
         return None, None, [row]
+    values, wrong = _fields(row, paths)
+    unknown = row.keys() - _PARSERS.keys() and [key for key in row if key not in _PARSERS]
+    problems = [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in unknown]
+    problems += wrong
+    if not problems and not ("video" in values or "audio" in values or values.get("subtitle", "").strip()):
+        problems.append("video, audio and subtitle are all empty, expected at least one of them")
+    return None if problems else Clip(**values), values.get("id"), problems
+
+
+def _fields(row: Mapping[str, Any], paths: "_Paths") -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
-    problems = _unknown(row)
+    problems = []
     for name, parse in _PARSERS.items():
         if (value := row.get(name)) is not None:
             try:
@@ -80,15 +90,7 @@ def _parse(line: bytes, paths: "_Paths") -> tuple[Clip | None, str | None, list[
                 problems.append(f"{name}: nested too deeply")
         elif name == "id":
             problems.append(f"id: got {'null' if 'id' in row else 'nothing'}, expected a unique text")
-    if not problems and not ("video" in values or "audio" in values or values.get("subtitle", "").strip()):
-        problems.append("video, audio and subtitle are all empty, expected at least one of them")
-    return None if problems else Clip(**values), values.get("id"), problems
-
-
-def _unknown(row: Mapping[str, Any]) -> list[str]:
-    if row.keys() <= _PARSERS.keys():
-        return []
-    return [f"unknown key {_quoted(key)}{printable(nearest(key, KEYS))}" for key in row if key not in _PARSERS]
+    return values, problems
 
 
 def path_problem(text: str, folder: Path, allow_absolute: bool = False) -> str | None:

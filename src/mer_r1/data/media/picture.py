@@ -119,20 +119,20 @@ class PictureTrack(Track):
                 self.stream.codec_context.flush_buffers()
                 position, before = entry, None
             packet = self._packets[position] if position < len(self._packets) else None
-            unwanted = packet is not None and self._times[position] not in wanted
-            self.stream.codec_context.skip_frame = "NONREF" if skip and unwanted else "DEFAULT"
+            self._skip_unless_wanted(self._times[position] if skip and packet is not None else None, wanted)
             position += 1
             for frame in self._decode(packet):
-                time = self._shown_at(frame, before_time)
+                shown_at = self.seconds(frame.pts if frame.pts is not None else frame.dts)
+                time = before_time + self._frame_seconds if shown_at is None else shown_at
                 self._show(before, time - 1e-6, moments, images)
                 before, before_time = frame, time
         end = before_time + 2 * self._frame_seconds if self.damaged else math.inf
         self._show(before, end, moments, images)
         return images
 
-    def _shown_at(self, frame: Any, before_time: float) -> float:
-        time = self.seconds(frame.pts if frame.pts is not None else frame.dts)
-        return before_time + self._frame_seconds if time is None else time
+    def _skip_unless_wanted(self, time: float | None, wanted: set[float]) -> None:
+        # None decodes every frame.
+        self.stream.codec_context.skip_frame = "DEFAULT" if time is None or time in wanted else "NONREF"
 
     def _on_display(self, moments: list[float]) -> set[float]:
         """Times of the packets on display at the moments, as far as rounding lets one tell."""
@@ -168,7 +168,11 @@ class PictureTrack(Track):
         width = max(1, round(frame.width * aspect)) if 0.25 <= aspect <= 4 else frame.width
         size = (width, frame.height) if swap else (frame.height, width)
         self.source_size = size
-        self._size = self.limits.frame_size(*size)
+        scale = min(1.0, self.limits.max_side / max(size))
+        scaled = [max(1, round(side * scale)) for side in size]
+        if (bound := self.limits.frame_pixels) and math.prod(scaled) > bound:
+            scaled = [max(1, int(side * math.sqrt(bound / math.prod(scaled)))) for side in scaled]
+        self._size = self.limits.size or (scaled[0], scaled[1])
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
