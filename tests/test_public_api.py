@@ -86,7 +86,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     ("name", "absent", "extra"),
-    [("load_model", "torch", "predict"), ("method_advantages", "torch", "predict"), ("RLRecipe", "trl", "train")],
+    [("load_model", "torch", "predict"), ("calibration_terms", "torch", "predict"), ("RLRecipe", "trl", "train")],
 )
 def test_a_missing_package_is_one_line_that_names_the_extra(name: str, absent: str, extra: str) -> None:
     program = f"""

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from mer_r1.model import generation
+from mer_r1.model.shared_prefix.continuation import Branches
 from mer_r1.rl.trainer import MERR1Trainer
 from mer_r1.training import rl_stage
 from mer_r1.training.recipe_files import read_recipe
@@ -50,10 +51,11 @@ class Recording(MERR1Trainer):
             return torch.searchsorted(probabilities.double().cumsum(1), heights[:, None]).squeeze(1)
 
         drawn, generation.pick = generation.pick, pick
+        left, Branches.leave = Branches.leave, lambda *_: None  # the heights are for all rows
         try:
             return super()._sample(prompts, other)
         finally:
-            generation.pick = drawn
+            generation.pick, Branches.leave = drawn, left
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)

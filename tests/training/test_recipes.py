@@ -35,7 +35,7 @@ def launch_lines(file):
 
 
 def test_every_recipe_here_is_tested():  # smollm2.yaml in test_smollm2.py
-    ours = {"tiny.yaml", "smollm2.yaml", SFT.name, RL.name, AUTHORS.name}
+    ours = {"tiny.yaml", "smollm2.yaml", "texts.yaml", SFT.name, RL.name, AUTHORS.name}
     assert {path.name for path in RECIPES.glob("*.yaml")} == ours
     assert {path.name for path in LAUNCHES} == {"one.yaml", "zero3.yaml", "fsdp2.yaml"}
 
@@ -43,6 +43,7 @@ def test_every_recipe_here_is_tested():  # smollm2.yaml in test_smollm2.py
 @pytest.mark.parametrize(("kind", "file"), [
     (SFTRecipe, SFT), (RLRecipe, RL), (RLRecipe, AUTHORS),
     *((kind, RECIPES / "tiny.yaml") for kind in (BuildRecipe, SFTRecipe, RLRecipe)),
+    *((kind, RECIPES / "texts.yaml") for kind in (SFTRecipe, RLRecipe)),
 ])  # fmt: skip
 def test_recipes_are_read(kind, file):
     recipe = read_recipe(kind, file, [*HERE, "output_dir=out", "manifest=m.jsonl"])
@@ -69,7 +70,8 @@ def test_the_values_of_the_authors_earlier_code():
     recipe = read_recipe(RLRecipe, AUTHORS, [*HERE, "output_dir=o"])
     assert (recipe.scale_rewards, recipe.space, recipe.alpha, recipe.confidence_clip) == ("none", "reward", 0.08, 5.0)
     assert (recipe.temperature, recipe.top_k, recipe.beta, recipe.beta_final) == (0.9, 50, 0.04, 0.04 / 4)
-    assert not any(recipe.reward_options.values())
+    assert not any(value for name, value in recipe.reward_options.items() if name != "matching")
+    assert recipe.matching == "wheels"
     (line,) = launch_lines(AUTHORS)
     words = shlex.split(line)
     assert words[:4] == ["mer-r1", "rl", "--config", f"recipes/{AUTHORS.name}"]

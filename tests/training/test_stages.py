@@ -40,6 +40,8 @@ from mer_r1.training.sft_stage import SFTData, examples, run_sft
 from mer_r1.training.sft_trainer import unlikelihood
 from mer_r1.training.stage import checkpoint_to_resume, claim_run, identity, load_policy
 
+LIMITS = dict.fromkeys(("num_frames", "max_seconds", "max_pixels", "audio_track"))
+
 EVERYWHERE = [
     "use_cpu=true",
     "bf16=false",
@@ -128,7 +130,9 @@ def test_fsdp_wraps_the_layers_of_the_policys_own_family(family, tmp_path, monke
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
     monkeypatch.delenv("FSDP_TRANSFORMER_CLS_TO_WRAP")
-    asked = SimpleNamespace(model=str(tmp_path), model_init_kwargs=None, lora_rank=0, train_towers=True, device="cpu")
+    asked = SimpleNamespace(
+        model=str(tmp_path), model_init_kwargs=None, lora_rank=0, train_towers=True, device="cpu", **LIMITS
+    )
     layers = load_policy(asked).model.model.language_model.layers
     assert {type(layer).__name__ for layer in layers} == {os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"]}
 
@@ -153,7 +157,9 @@ class FreedHead(torch.autograd.Function):
 def test_the_gradient_of_a_head_that_is_freed_before_it_comes(monkeypatch, omni, tmp_path):
     omni.save(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    asked = SimpleNamespace(model=str(tmp_path), model_init_kwargs=None, lora_rank=0, train_towers=True, device="cpu")
+    asked = SimpleNamespace(
+        model=str(tmp_path), model_init_kwargs=None, lora_rank=0, train_towers=True, device="cpu", **LIMITS
+    )
     weight = load_policy(asked).model.get_output_embeddings().weight
     whole, hidden = weight.data, torch.arange(2.0 * weight.shape[1]).view(2, -1)
     FreedHead.apply(hidden, weight, whole).sum().backward()

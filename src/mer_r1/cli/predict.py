@@ -365,7 +365,7 @@ def _refuse(
     if gate and model is not None and num_answers > 1:
         raise UserError("--num-answers: --think auto asks for one answer per clip")
     if not engine.is_torch and any((gate, num_answers > 1, *own.values())):
-        names = ", ".join(["--think auto", "--num-answers", *own])
+        names = "--think auto, --exchange, --num-answers, --features-dir and --device"
         raise UserError(f"{names} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
 
 

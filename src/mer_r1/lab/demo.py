@@ -116,12 +116,11 @@ def _write_scenes(folder: Path, size: DemoSize, seed: int, bar: Bar) -> None:
 
 def _train(command: str, settings: list[str], folder: Path, bar: Bar) -> None:
     # The public command, one process per core: matrices this small gain nothing from a second thread.
-    from mer_r1.training import recipe_files as config
+    from mer_r1.training.recipe_files import read_recipe, recipe_class
     from mer_r1.training.recipe_info import shipped_recipes
 
-    kind = {"sft": config.SFTRecipe, "rl": config.RLRecipe}[command]
     tiny = shipped_recipes()["tiny"]
-    recipe: Any = config.read_recipe(kind, tiny, settings)
+    recipe: Any = read_recipe(recipe_class(command), tiny, settings)
     processes = min(MOST_PROCESSES, os.cpu_count() or 1)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     launch += ["-m", "mer_r1.cli", command, "--config", str(tiny), *settings]

@@ -34,6 +34,7 @@ REWARDS: tuple[str, ...] = (
     "absent_channels",
     "strict_answers",
     "strict_labels",
+    "matching",
     "one_scale",
 )
 """The method's other settings."""
