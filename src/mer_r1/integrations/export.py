@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,7 +33,6 @@ from mer_r1.model.omni import SETTINGS_FILE, loading
 from mer_r1.rl.vllm.engine import weight_name, whole_config
 
 HOSTS = ("swift", "verl")
-Style = Literal["full", "short"]
 PROCESSOR = ("*token*", "vocab*", "merges*", "*template*", "*processor*", "preprocessor_config.json", SETTINGS_FILE)
 """Files of a model folder that say how text and media are read."""
 
@@ -143,7 +142,7 @@ def _without_talker(model: Path, ours: _Weights, out: Path, config: Mapping[str,
     return json.loads(whole.to_json_string(use_diff=False))  # type: ignore[no-any-return]
 
 
-def rows(clips: Sequence[Clip], host: str, out: Path, style: Style = "full", limits: ClipLimits | None = None) -> int:
+def rows(clips: Sequence[Clip], host: str, out: Path, style: str = "full", limits: ClipLimits | None = None) -> int:
     """Write clips as a data set of a host; returns the number of rows.
 
     Args:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -280,7 +280,7 @@ def collate(prompts: Sequence[Prompt], completions: Sequence[Sequence[int]], pad
 
 def conversation(
     clip: Clip,
-    style: Literal["full", "short"] = "full",
+    style: str = "full",
     *,
     has_picture: bool | None = None,
     has_sound: bool | None = None,
