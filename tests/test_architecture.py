@@ -53,7 +53,7 @@ HEAVY += ("openai", "gradio")
 
 FILE_HARD, FILE_SOFT, FUNCTION_HARD, FUNCTION_P90, FUNCTION_MEDIAN = 450, 300, 60, 45, 15
 """Budgets in lines, docstrings included."""
-METHOD_LINES, SOURCE_LINES = 1_700, 39_480
+METHOD_LINES, SOURCE_LINES = 1_700, 39_510
 """Budgets in lines of the method's six files together, and of all sources.
 
 Raised from 1,400 and 28,974 with five formulations of the calibration in place of one, strict rewards, groups that

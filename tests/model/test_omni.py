@@ -319,6 +319,21 @@ def test_a_file_cut_short(copy, name):
     one_line(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "number"), [("video_token_index", 5), ("audio_token_index", False), ("video_token_index", None)]
+)
+def test_a_placeholder_that_is_not_the_tokenizers(copy, name, number):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {name: number}))
+    assert "cannot load" in one_line(copy)
+
+
+def test_special_tokens_that_give_no_positions(omni, monkeypatch):
+    monkeypatch.setattr(omni.model.config, "vision_start_token_id", "none")
+    with pytest.raises(UserError, match="the model's configuration gives no positions"):
+        encode_prompt(omni, question("Hello."), media_tensors(omni, media(1.0, 0)))
+
+
 def test_a_missing_weight_file(copy):
     (copy / "model.safetensors").unlink()
     one_line(copy)

@@ -309,7 +309,7 @@ def evaluate_model(
     return file
 
 
-def _source(asked: "ClipModel | None", here: tuple[Any, ...], exchange: Any) -> Callable[[], Any]:
+def _source(asked: "ClipModel | None", here: Any, exchange: Any) -> Callable[[], Any]:
     return partial(getattr, asked, "answer") if asked else partial(answering, *here, exchange=exchange)
 
 

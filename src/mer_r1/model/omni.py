@@ -193,6 +193,7 @@ def load(
     if not isinstance(processor, FAMILIES[architecture].processor):
         name = FAMILIES[architecture].name
         raise UserError(f"cannot load {path}: its processor is a {type(processor).__name__}, expected {name}'s")
+    _require_placeholders(path, processor, model.config)
     set_frame_size(processor)
     source = None if towers else path
     held = model.to(device) if device and not four_bit else model
@@ -252,6 +253,16 @@ def _require_tokens(file: Path, tokenizer: Any, model: Any) -> None:
     for token in (*(ends if isinstance(ends, list) else [ends]), *tokenizer.get_vocab().values()):
         if token is not None and (type(token) is not int or not 0 <= token < size):
             raise ValueError(f"it names the token {brief(token)}, expected numbers from 0 to {size - 1}")
+
+
+def _require_placeholders(path: str | Path, processor: Any, config: Any) -> None:
+    for channel in ("video", "audio"):
+        named = getattr(config, f"{channel}_token_id")
+        known = processor.tokenizer.convert_tokens_to_ids(getattr(processor, f"{channel}_token"))
+        if type(named) is not int or named != known:
+            raise UserError(
+                f"cannot load {path}: its configuration names token {brief(named)} for {channel}, its tokenizer {known}"
+            )
 
 
 @contextmanager

@@ -186,6 +186,9 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
         omni: the model and its processor.
         question: the user's text.
         tensors: tensors of the clip, from `media_tensors` or the feature cache; a missing channel has no block.
+
+    Raises:
+        UserError: the checkpoint's template or configuration does not fit its tokens.
     """
     counts = num_tokens(omni, tensors)
     parts: list[dict[str, str]] = [{"type": channel} for channel in ("video", "audio") if counts[channel]]
@@ -196,13 +199,16 @@ def encode_prompt(omni: Omni, question: str, tensors: dict[str, Tensor]) -> Prom
             raise UserError(f"the model's chat template cannot be used: {found} places for {channel}")
         text = text.replace(token, token * counts[channel])
     ids = torch.tensor([omni.tokenizer(text)["input_ids"]])
-    positions, _ = omni.model.get_rope_index(
-        ids,
-        video_grid_thw=tensors.get("video_grid_thw"),
-        attention_mask=torch.ones_like(ids),
-        audio_seqlens=_mel_frames(tensors).view(1) if counts["audio"] else None,
-        second_per_grids=tensors.get("video_second_per_grid"),
-    )
+    try:
+        positions, _ = omni.model.get_rope_index(
+            ids,
+            video_grid_thw=tensors.get("video_grid_thw"),
+            attention_mask=torch.ones_like(ids),
+            audio_seqlens=_mel_frames(tensors).view(1) if counts["audio"] else None,
+            second_per_grids=tensors.get("video_second_per_grid"),
+        )
+    except Exception as error:  # its numbers of special tokens may be anything
+        raise UserError(f"the model's configuration gives no positions: {str(error) or error!r:.200}") from error
     return Prompt(ids[0], positions[:, 0], tensors)
 
 
