@@ -320,7 +320,7 @@ def test_a_file_cut_short(copy, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("video_token_index", 5), ("audio_token_index", False), ("video_token_index", None)]
+    ("name", "number"), [("video_token_index", 97), ("audio_token_index", False), ("video_token_index", None)]
 )
 def test_a_placeholder_that_is_not_the_tokenizers(copy, name, number):
     config = json.loads((copy / "config.json").read_text())
