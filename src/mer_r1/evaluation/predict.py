@@ -310,7 +310,7 @@ def evaluate_model(
 
 
 def _source(asked: "ClipModel | None", here: Any, exchange: Any) -> Callable[[], Any]:
-    return partial(getattr, asked, "answer") if asked else partial(answering, *here, exchange=exchange)
+    return partial(getattr, asked, "answer") if asked else partial(partial(answering, *here), exchange=exchange)
 
 
 def _task_of(model: str, ask: Ask | None, asked: "ClipModel | None") -> SetTask:

@@ -178,7 +178,7 @@ def load(
             raise ValueError("its tokenizer has no words")  # for a missing file the library makes an empty one
         kind: Any = FAMILIES[architecture].model
         placed = _four_bit(FAMILIES[architecture].name, device) if four_bit else {}
-        with nullcontext() if towers else without_towers(kind):
+        with _without_report(), nullcontext() if towers else without_towers(kind):
             model, report = kind.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True, **placed
             )
@@ -263,6 +263,21 @@ def _require_placeholders(path: str | Path, processor: Any, config: Any) -> None
             raise UserError(
                 f"cannot load {path}: its configuration names token {brief(named)} for {channel}, its tokenizer {known}"
             )
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    # The library prints a table of all weights that are missing; one line names the first (`load`).
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_other)
 
 
 @contextmanager
