@@ -217,9 +217,8 @@ def test_the_nucleus_by_hand(top_p, allowed):
     logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
     rank = {2: 0, 3: 1, 0: 2, 1: 3}
     sampling = Sampling(1, 1.0, top_p=top_p)
-    token, logp = generation.draw(
-        logits, torch.tensor([], dtype=torch.long), sampling, torch.Generator().manual_seed(0)
-    )
+    height = generation.uniform(len(logits), torch.Generator().manual_seed(0), logits.device)
+    token, logp = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, height)
     assert {rank[index] for index in token.tolist()} == allowed
     # The log-probability stays the whole policy's, as in the loss.
     torch.testing.assert_close(logp, logits[0].log_softmax(-1)[token])
@@ -242,16 +241,18 @@ def test_the_nucleus_by_hand(top_p, allowed):
 )
 def test_truncation_by_hand(options, allowed):
     logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
-    sampling, generator = Sampling(1, 1.0, **options), torch.Generator().manual_seed(0)
-    token, logp = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, generator)
+    sampling = Sampling(1, 1.0, **options)
+    height = generation.uniform(len(logits), torch.Generator().manual_seed(0), logits.device)
+    token, logp = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, height)
     assert set(token.tolist()) == allowed
     torch.testing.assert_close(logp, logits[0].log_softmax(-1)[token])
 
 
 def test_top_k_counts_only_tokens_that_may_be_drawn():
     logits = torch.tensor([0.15, 0.05, 0.5, 0.3]).log().expand(2000, -1)
-    sampling, generator = Sampling(1, 1.0, top_k=2), torch.Generator().manual_seed(0)
-    token, _ = generation.draw(logits, torch.tensor([2]), sampling, generator)
+    sampling = Sampling(1, 1.0, top_k=2)
+    height = generation.uniform(len(logits), torch.Generator().manual_seed(0), logits.device)
+    token, _ = generation.draw(logits, torch.tensor([2]), sampling, height)
     assert set(token.tolist()) == {3, 0}
 
 
@@ -265,8 +266,9 @@ def test_top_k_counts_only_tokens_that_may_be_drawn():
 )
 def test_no_draw_is_outside_of_what_truncation_keeps(rows, top_k, top_p, min_p, temperature, seed):
     logits = torch.tensor(rows)
-    sampling, generator = Sampling(1, temperature, top_p, None, top_k, min_p), torch.Generator().manual_seed(seed)
-    token, _ = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, generator)
+    sampling = Sampling(1, temperature, top_p, None, top_k, min_p)
+    height = generation.uniform(len(logits), torch.Generator().manual_seed(seed), logits.device)
+    token, _ = generation.draw(logits, torch.tensor([], dtype=torch.long), sampling, height)
     probabilities = (logits / temperature).softmax(-1)
     drawn = probabilities.gather(1, token[:, None])[:, 0]
     ordered = probabilities.sort(dim=-1, descending=True).values

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.container import MediaLimits, open_container
-from mer_r1.emotions.thinking import ThinkingMode, prefill, question
+from mer_r1.emotions.thinking import ThinkingMode, prefill
 from mer_r1.emotions.two_answers import ONCE
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -152,7 +152,7 @@ class InProcess:
         from mer_r1.rl.rollout import find_answers, rescore
 
         omni, (tokens, names) = self._omni, self._categories
-        prompt = encode_prompt(omni, question(clip.subtitle, omni.settings.question), media)
+        prompt = encode_prompt(omni, omni.settings.asked(clip.subtitle), media)
         answers = find_answers(omni, [ids], "", 1, fast=True)
         slow, fast = rescore(omni, [prompt], answers, [ids], tokens, fast=True)
         assert fast is not None  # asked for

@@ -178,11 +178,13 @@ def _timeline(settings: Settings, film: str | None, sound: str | None) -> Iterat
     found: list[Entry] = []
     for found in entries(settings, film, sound):
         yield timeline_html(found, settings.taxonomy, note), gr.update(visible=False)
-    folder = Path(tempfile.mkdtemp(dir=settings.temporary))
-    paths = [folder / f"mer-r1-timeline{ending}" for ending in (".csv", ".json", ".vtt")]
-    for path in paths if any(not entry.error for entry in found) else ():
-        write_timeline(path, found, settings.taxonomy)
-    yield gr.skip(), gr.update(value=[str(path) for path in paths if path.is_file()], visible=paths[0].is_file())
+    paths: list[str] = []
+    if not all(entry.error for entry in found):
+        folder = Path(tempfile.mkdtemp(dir=settings.temporary))
+        paths = [str(folder / f"mer-r1-timeline{ending}") for ending in (".csv", ".json", ".vtt")]
+    for path in paths:
+        write_timeline(Path(path), found, settings.taxonomy)
+    yield gr.skip(), gr.update(value=paths, visible=bool(paths))
 
 
 def _clip(film: str | None, sound: str | None, text: str | None) -> tuple[Clip, list[Path]]:

@@ -126,12 +126,8 @@ class Answering:
         return Checkpoint(self.model, taxonomy, decoding, batch_size, None, self.device, limits, self.four_bit)
 
     def taxonomy(self, wheels: Path | None) -> Taxonomy:
-        """The categories of the model's task; a server is asked about emotions."""
-        if self.model_url is not None:
-            return SetTask().taxonomy(wheels)
-        from mer_r1.model.omni import task_of
-
-        return task_of(self.model).taxonomy(wheels)
+        """The categories of the model's task."""
+        return _task(self.model, self.model_url).taxonomy(wheels)
 
     def heard_seconds(self, limits: dict[str, Any]) -> float:
         """Seconds of a clip that the model takes.
@@ -313,12 +309,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on labelled clips: precision, recall and F1 of slow and fast thinking, with 95 % intervals."""
-    task = _task(model, engine)
+    task = _task(model, engine.model_url)
     taxonomy = compared.taxonomy(taxonomy_in(out, wheels) if model is None else task.taxonomy(wheels))
     gate = thinking.gate(model, wheels=taxonomy.title, temperature=temperature)
     needing = {"--overwrite": overwrite, "--exchange": exchange, "an engine": engine != Engine()}
-    own = {"--exchange": exchange, "--features-dir": features_dir, "--device": device}
-    _refuse(model, engine, gate, num_answers, needing, own)
+    _refuse(model, engine, gate, num_answers, needing, (exchange, features_dir, device))
     if model is not None:
         from mer_r1.evaluation.answerers.adaptive import evaluate_auto
         from mer_r1.evaluation.predict import evaluate_model
@@ -342,9 +337,9 @@ def evaluate(
     _show_summary((out, manifest, split), gate, seed, taxonomy, model, as_json)
 
 
-def _task(model: str | None, engine: Engine) -> SetTask:
+def _task(model: str | None, model_url: str | None) -> SetTask:
     """What a checkpoint is asked; a server is asked about emotions."""
-    if model is None or engine.model_url:
+    if model is None or model_url is not None:
         return SetTask()
     from mer_r1.model.omni import task_of
 
@@ -357,14 +352,14 @@ def _refuse(
     gate: "Gate | None",
     num_answers: int,
     needing: Mapping[str, object],
-    own: Mapping[str, object],
+    own: Sequence[object],
 ) -> None:
     """Refuse options that would do nothing; `needing` a model, and a checkpoint's `own`."""
     if model is None and (given := [name for name, value in needing.items() if value]):
         raise UserError(f"{given[0]} needs --model: without it, nothing is asked")
     if gate and model is not None and num_answers > 1:
         raise UserError("--num-answers: --think auto asks for one answer per clip")
-    if not engine.is_torch and any((gate, num_answers > 1, *own.values())):
+    if not engine.is_torch and any((gate, num_answers > 1, *own)):
         names = "--think auto, --exchange, --num-answers, --features-dir and --device"
         raise UserError(f"{names} are for a checkpoint in PyTorch: leave --engine vllm or --model-url out")
 

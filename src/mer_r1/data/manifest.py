@@ -5,15 +5,14 @@ shared as it is. Reading is strict and stops at the first invalid row, with its 
 rows and all files and reports everything that is wrong. docs/data.md describes the format.
 """
 
-import gc
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from mer_r1.data.clip import KEYS, SPLITS, Clip, manifest_rows, parse_row
 from mer_r1.data.jsonl import write_atomically
+from mer_r1.data.workers import uncollected
 from mer_r1.errors import UserError, printable
 
 
@@ -39,7 +38,7 @@ def read_manifest(
             raise UserError(f"splits: got {split!r}, expected some of {', '.join(SPLITS)}")
     path = Path(path)
     clips = []
-    with _no_garbage():
+    with uncollected():  # no clip is part of a cycle
         for number, _, clip, problems in manifest_rows(path, allow_absolute):
             if clip is None:
                 raise UserError(f"{printable(path)}:{number}: {problems[0]}")
@@ -52,18 +51,6 @@ def read_manifest(
     if not chosen:
         raise UserError(f"{printable(path)}: none of its {len(clips)} rows is of the split {' or '.join(splits)}")
     return chosen
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Pause the search for cycles: it would look through all clips again and again, and they have none."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def write_manifest(path: Path | str, clips: Iterable[Clip], *, absolute: bool = False) -> None:

@@ -25,7 +25,7 @@ class WorkerDiedError(UserError):
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import libraries inside this: no garbage is looked for among their objects, which stay (perf/startup.py)."""
+    """Pause the search for cycles while many objects are made that stay: libraries (perf/startup.py), clips."""
     enabled = gc.isenabled()
     gc.disable()
     try:

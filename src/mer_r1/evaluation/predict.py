@@ -151,7 +151,7 @@ def _prompt_or_error(omni: "Omni", clip: Clip, get: Found, ask: Ask | None) -> "
     from mer_r1.model.prompts import encode_prompt
 
     try:
-        text = ask(clip) if ask else question(clip.subtitle, omni.settings.question)
+        text = ask(clip) if ask else omni.settings.asked(clip.subtitle)
         return encode_prompt(omni, text, get())
     except UserError as error:
         return str(error)
@@ -310,7 +310,8 @@ def evaluate_model(
 
 
 def _source(asked: "ClipModel | None", here: Any, exchange: Any) -> Callable[[], Any]:
-    return partial(getattr, asked, "answer") if asked else partial(partial(answering, *here), exchange=exchange)
+    make: Any = answering  # how many arguments `here` holds is not known to the type checker
+    return partial(getattr, asked, "answer") if asked else partial(make, *here, exchange=exchange)
 
 
 def _task_of(model: str, ask: Ask | None, asked: "ClipModel | None") -> SetTask:

@@ -102,7 +102,7 @@ def decode(
         logits = lm_head(model, hidden)
         empty = openings.closing(logits) if openings else None
         height = None if heights is None else next(heights)[rows]
-        token, logp = draw(logits, forbidden, sampling, None, empty, height)
+        token, logp = draw(logits, forbidden, sampling, height, empty)
         token = token.masked_fill(done, pad)
         for kept, part, fill in ((states, hidden, 0), (drawn, token, pad), (scored, logp, 0)):
             kept.append(part.new_full((total, *part.shape[1:]), fill).index_copy(0, rows, part))
@@ -141,10 +141,11 @@ def _heights(rows: int, sampling: Sampling, streams: int, device: torch.device) 
     if sampling.seed is not None:
         generators = [torch.Generator(device).manual_seed(sampling.seed) for _ in range(streams)]
     each = rows // len(generators)
-    return (torch.cat([_uniform(each, one, device) for one in generators], dim=1).view(-1, 1) for _ in count())
+    return (torch.cat([uniform(each, one, device) for one in generators], dim=1).view(-1, 1) for _ in count())
 
 
-def _uniform(rows: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def uniform(rows: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Random numbers (R, 1) within [0, 1), one per row."""
     return torch.rand(rows, 1, generator=generator, device=device, dtype=torch.double)
 
 
@@ -152,13 +153,12 @@ def draw(
     logits: Tensor,
     forbidden: Tensor,
     sampling: Sampling,
-    generator: torch.Generator | None,
+    height: Tensor | None,
     empty: Tensor | None = None,
-    height: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One token per row, (R,), and its log-probability, (R,), from logits (R, V).
 
-    The random numbers are `height`, (R, 1) within [0, 1), or else the generator's.
+    The random numbers are `height`, (R, 1) within [0, 1); None if greedy.
 
     Log-probabilities are the policy's own at this temperature, as in the loss; the forbidden tokens, those that a row
     must not take next (`empty`, (R, V) bool), top_k, top_p and min_p only shape the draw.
@@ -168,12 +168,7 @@ def draw(
     allowed = scaled.index_fill(1, forbidden, -torch.inf)
     if empty is not None:
         allowed = allowed.masked_fill(empty, -torch.inf)
-    if sampling.temperature == 0:
-        token = allowed.argmax(dim=-1)
-    else:
-        if height is None:
-            height = _uniform(len(logits), generator, logits.device)
-        token = pick(truncated(allowed.softmax(dim=-1), sampling), height)
+    token = allowed.argmax(dim=-1) if height is None else pick(truncated(allowed.softmax(dim=-1), sampling), height)
     return token, logps.gather(1, token.unsqueeze(1)).squeeze(1)
 
 

@@ -6,7 +6,6 @@ import torch
 
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.meaning import matched
-from mer_r1.emotions.thinking import question
 from mer_r1.emotions.two_answers import ONCE, TWICE
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -51,7 +50,7 @@ def run_rl(recipe: RLRecipe, progress: Progress | None = None, callbacks: Callba
     cache = build_cache(recipe, omni, clips, progress)
     rows = [
         {
-            "prompt": [{"role": "user", "content": question(clip.subtitle, omni.settings.question)}],
+            "prompt": [{"role": "user", "content": omni.settings.asked(clip.subtitle)}],
             "labels": list(clip.labels or ()),
             "subtitle": clip.subtitle,
             "clip_index": index,

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.set_task import read_task
-from mer_r1.emotions.thinking import describe_question, format_completion, question, remark_question
+from mer_r1.emotions.thinking import describe_question, format_completion, remark_question
 from mer_r1.emotions.two_answers import format_twice
 from mer_r1.errors import UserError
 from mer_r1.model.checkpoints import read_record, write_record
@@ -87,7 +87,7 @@ def examples(
     clips = list(clips)
     rows = []
     for index, clip in enumerate(clips):
-        asked = question(clip.subtitle, omni.settings.question)
+        asked = omni.settings.asked(clip.subtitle)
         said = _base_texts(clip, asked) if targets == "base" else {asked: _reasoned(clip, targets, labels)}
         rows += [_row(index, asked, target) for asked, target in said.items()]
         for other in _others(len(clips), index, counterfactual_rows, seed):

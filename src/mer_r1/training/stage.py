@@ -23,7 +23,6 @@ from mer_r1.data.claim import differences, digest, weights_digest
 from mer_r1.data.clip import Clip
 from mer_r1.data.jsonl import write_atomically
 from mer_r1.data.media.container import ClipLimits
-from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError, printable
 from mer_r1.model.absent_towers import drop_towers
@@ -166,7 +165,7 @@ def prompts(omni: Omni, cache: FeatureCache, clips: list[Clip]) -> Callable[[int
     @lru_cache(maxsize=4096)
     def prompt_of(index: int) -> Prompt:
         clip = clips[index]
-        return encode_prompt(omni, question(clip.subtitle, omni.settings.question), cache.get(clip))
+        return encode_prompt(omni, omni.settings.asked(clip.subtitle), cache.get(clip))
 
     return prompt_of
 

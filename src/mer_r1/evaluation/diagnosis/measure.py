@@ -11,7 +11,6 @@ import numpy as np
 
 from mer_r1.data.clip import Clip
 from mer_r1.emotions.metrics import wheel_scores
-from mer_r1.emotions.thinking import question
 from mer_r1.emotions.two_answers import ONCE
 from mer_r1.emotions.wheels import Taxonomy
 from mer_r1.errors import UserError
@@ -74,7 +73,7 @@ def diagnose(
         )
     kept = labelled(clips, taxonomy)
     get = tensors or (lambda clip: encode_clip(omni, clip))
-    prompts = [encode_prompt(omni, question(clip.subtitle, omni.settings.question), get(clip)) for clip in kept]
+    prompts = [encode_prompt(omni, omni.settings.asked(clip.subtitle), get(clip)) for clip in kept]
     gold = [list(clip.labels or ()) for clip in kept]
     absent = [absent_channels(prompt.media, clip.subtitle) for prompt, clip in zip(prompts, kept, strict=True)]
     settings = num_generations, num_answers, sampling, batch_size, progress

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mer_r1.data.clip import Clip
 from mer_r1.data.media.read import read_media
-from mer_r1.emotions.thinking import question
 from mer_r1.model.omni import Omni, load
 from mer_r1.model.prompts import Prompt, collate, encode_prompt, media_tensors
 from mer_r1.model.tower_outputs import embed, encode_media
@@ -114,7 +113,7 @@ def position_difference(expected: Tensor, found: Tensor) -> str | None:
 @torch.no_grad()
 def _compare_one(omni: Omni, clip: Clip, engine: Any, greedy: Any) -> Parity:
     media = media_tensors(omni, read_media(clip.video, clip.audio, omni.settings.limits()))
-    asked = question(clip.subtitle, omni.settings.question)
+    asked = omni.settings.asked(clip.subtitle)
     prompt = encode_prompt(omni, asked, encode_media(omni.model, [media])[0])
     expected, names = prompt.input_ids.tolist(), placeholders(omni)
     output = engine.generate([request_of(omni, prompt, clip)], greedy, use_tqdm=False)[0]

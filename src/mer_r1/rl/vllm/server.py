@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mer_r1.data.media.encode import as_base64, float_wav, png
-from mer_r1.emotions.thinking import question
 from mer_r1.errors import UserError
 from mer_r1.model.generation import Sampling
 from mer_r1.model.omni import Omni
@@ -104,7 +103,7 @@ def body_of(asked: Asked, omni: Omni) -> dict[str, Any]:
     if "audio" in data:
         sound = as_base64(float_wav(*data["audio"]))
         parts.append({"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}})
-    text = plain_text(omni, question(asked.clip.subtitle, omni.settings.question))
+    text = plain_text(omni, omni.settings.asked(asked.clip.subtitle))
     body: dict[str, Any] = {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]}
     if asked.prefilled:
         body["messages"].append({"role": "assistant", "content": asked.prefilled})

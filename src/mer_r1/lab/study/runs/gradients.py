@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mer_r1.data.clip import Clip
-from mer_r1.emotions.thinking import question
 from mer_r1.emotions.wheels import builtin
 from mer_r1.model.features import FeatureCache
 from mer_r1.model.generation import Sampling
@@ -51,7 +50,7 @@ def measure(
     entries = []
     for batch in range(batches):
         drawn = [chosen[i] for i in torch.randperm(len(chosen), generator=generator)[:PROMPTS].tolist()]
-        prompts = [encode_prompt(omni, question(c.subtitle, omni.settings.question), cache.get(c)) for c in drawn]
+        prompts = [encode_prompt(omni, omni.settings.asked(c.subtitle), cache.get(c)) for c in drawn]
         entries.append(batch_geometry(omni, drawn, prompts, seed * batches + batch))
     known = {key: [e[key] for e in entries if not math.isnan(e.get(key, math.nan))] for key in entries[0]}
     return {key: fmean(values) if values else None for key, values in known.items()}
